@@ -1,0 +1,76 @@
+"""RETRO on Python's own standard library, end to end, on two CPU cores.
+
+    retro run --config=experiments/quickstart.py
+
+Hardware: 2 cores, no accelerator, @MEMORY@ of memory; @MINUTES@ minutes.
+Expected: @EXPECTED@
+
+The model is the paper's, made small: one encoder layer instead of two, chunked cross-attention in
+layer 2 of 4, and one embedding for decoder and encoder, so that a token looks the same on both sides.
+For the first 40 % of the steps some neighbours are the chunk's own continuation, which teaches the
+model to read (see `TrainConfig.own_continuation`); the rest of the run, and all of the evaluation, is
+on real neighbours only.
+"""
+
+from retro_jax.config import (
+    CorpusConfig,
+    EvaluateConfig,
+    Experiment,
+    GenerateConfig,
+    MeshConfig,
+    ModelConfig,
+    RetrievalConfig,
+    TrainConfig,
+    to_config_dict,
+)
+
+PROMPT = '''\
+class Reader:
+    """Read records from a file, one at a time."""
+
+    def __init__(self, filename, mode='r', encoding=None):
+        self.filename = filename
+        self.mode = mode
+        self._file = open(filename, mode, encoding=encoding)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, exc_type, exc_value, traceback):
+'''
+
+
+def get_config():
+    return to_config_dict(
+        Experiment(
+            name="quickstart",
+            corpus=CorpusConfig(source="python:", bad_documents="skip", heldout=0.05, vocab=4096),
+            retrieval=RetrievalConfig(embedder="tfidf", dim=256, neighbours=2),
+            model=ModelConfig(
+                d=128,
+                layers=4,
+                heads=4,
+                head_size=32,
+                cca_layers=(2,),
+                encoder_d=128,
+                encoder_layers=1,
+                encoder_heads=4,
+                encoder_head_size=32,
+                share_embedding=True,
+            ),
+            train=TrainConfig(
+                length=256,
+                batch=4,
+                steps=800,
+                learning_rate=3e-3,
+                warmup=100,
+                b2=0.98,
+                own_continuation=1.0,
+                own_continuation_until=0.4,
+                baseline=True,
+            ),
+            evaluate=EvaluateConfig(stride=128, batch=16),
+            generate=GenerateConfig(prompt=PROMPT, tokens=128),
+            mesh=MeshConfig(cpu_devices=2),
+        )
+    )

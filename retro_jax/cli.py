@@ -1,0 +1,184 @@
+"""The `retro` command: one function a stage, flags, and nothing else.
+
+  retro run      --config=FILE [--workdir=DIR]   every stage in order, then a summary
+  retro prepare  --config=FILE [--workdir=DIR]   text -> tokens, chunks, index, neighbours, shards
+  retro train    --config=FILE [--workdir=DIR]   shards -> checkpoints
+  retro evaluate --config=FILE [--workdir=DIR]   checkpoints -> held-out bits per byte
+  retro generate --config=FILE [--workdir=DIR]   a prompt -> text, with the neighbours it read
+  retro sizes    [--json]                        the paper's four sizes, counted from the model
+
+A stage that is complete is skipped, one that was interrupted continues. Without --workdir the
+artefacts go to runs/NAME, NAME being the config's. Any field of the config can be set:
+
+  retro run --config=experiments/quickstart.py --config.train.steps=100 --workdir=runs/short
+  retro generate --config=experiments/quickstart.py --config.generate.prompt='import os'
+"""
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+
+STAGES = ("run", "prepare", "train", "evaluate", "generate", "sizes")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status. 2: bad input. 130: interrupted, and resumable."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(__doc__)
+        return 0 if argv else 2
+    from retro_jax.errors import UserError
+
+    try:
+        return _dispatch(argv[0], argv[1:])
+    except UserError as error:
+        return _fail(str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        why = error.strerror or error
+        return _fail(f"{where}{why}; make room or mend it, or choose another --workdir")
+    except KeyboardInterrupt:
+        print("retro: interrupted; run the same command to continue", file=sys.stderr)
+        return 130
+
+
+def _dispatch(stage: str, argv: list[str]) -> int:
+    from retro_jax.errors import UserError
+
+    if stage not in STAGES:
+        raise UserError(f"no stage {stage!r}: one of {', '.join(STAGES)} (retro --help)")
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+        return 0
+    if stage == "sizes":
+        if set(argv) - {"--json"}:
+            raise UserError(f"retro sizes takes --json and nothing else, not {' '.join(argv)}")
+        return sizes("--json" in argv)
+    experiment, root = _parse(argv)
+    from retro_jax.train import sharding
+    from retro_jax.train.loop import Interrupted
+
+    sharding.simulate_cpu_devices(experiment.mesh.cpu_devices)
+    try:
+        {
+            "run": run,
+            "prepare": prepare,
+            "train": train,
+            "evaluate": evaluate,
+            "generate": generate,
+        }[stage](experiment, root)
+    except Interrupted as stop:
+        print(f"retro: {stop}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parse(argv: list[str]):
+    """--config and --workdir -> (Experiment, Path)."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    from retro_jax.config import from_config_dict
+    from retro_jax.errors import UserError
+
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "Experiment file.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "Directory of the artefacts.", flag_values=values)
+    for path in (a.removeprefix("--config=") for a in argv if a.startswith("--config=")):
+        if not Path(path.partition(":")[0]).is_file():
+            raise UserError(f"--config={path}: no such file")
+    sys.argv = ["retro", *argv]  # where ml_collections looks for --config.FIELD=VALUE
+    try:
+        left = values(sys.argv)[1:]
+        # A file that cannot be loaded shows only when the config is read.
+        config = values.config and values.config.to_dict()
+    except UserError:
+        raise
+    except Exception as error:  # whatever an experiment file can raise
+        # str() of a KeyError, which an unknown field is, would quote its text.
+        text = str(error.args[0] if len(error.args) == 1 else error)
+        raise UserError(
+            f"config: {' '.join(text.split())} (`retro --help` shows how fields are set)"
+        ) from error
+    if config is None:
+        raise UserError("--config is missing, for example --config=experiments/quickstart.py")
+    if left:
+        raise UserError(f"not understood: {' '.join(left)} (retro --help)")
+    experiment = from_config_dict(config)
+    return experiment, Path(values.workdir or Path("runs") / experiment.name)
+
+
+def prepare(experiment, root: Path):
+    """Text to shards."""
+    from retro_jax import prepare as stage
+
+    stage.prepare(experiment, root)
+
+
+def train(experiment, root: Path):
+    """Shards to checkpoints: RETRO, and its baseline if the config asks for one."""
+    from retro_jax.train import loop
+
+    loop.train(experiment, root, retrieval=True)
+    if experiment.train.baseline:
+        loop.train(experiment, root, retrieval=False)
+
+
+def evaluate(experiment, root: Path):
+    """Checkpoints to held-out bits per byte."""
+    from retro_jax import summary
+    from retro_jax.evaluate import evaluate as stage
+
+    summary.print_evaluation(stage.evaluate(experiment, root)["counts"])
+
+
+def generate(experiment, root: Path):
+    """A prompt to text."""
+    from retro_jax import generate as stage
+    from retro_jax import summary
+
+    summary.print_sample(stage.generate(experiment, root))
+
+
+def run(experiment, root: Path):
+    """Every stage, then the summary."""
+    from retro_jax import summary
+    from retro_jax.evaluate import evaluate as evaluation
+    from retro_jax.generate import generate as generation
+
+    seconds = {}
+    with _timed(seconds, "prepare"):
+        prepare(experiment, root)
+    with _timed(seconds, "train"):
+        train(experiment, root)
+    with _timed(seconds, "evaluate"):
+        evaluation.evaluate(experiment, root)
+    with _timed(seconds, "generate"):
+        sample = generation(experiment, root)
+    summary.summarise(experiment, root, sample, seconds)
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict, name: str):
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+
+
+def sizes(as_json: bool) -> int:
+    """The paper's four sizes."""
+    from retro_jax import summary
+    from retro_jax.model.sizes import table
+
+    summary.print_sizes(table(), as_json)
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"retro: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

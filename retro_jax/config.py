@@ -1,0 +1,254 @@
+"""The fields of an experiment: typed inside, a ConfigDict outside.
+
+An experiment file builds an `Experiment` and returns `to_config_dict(experiment)`, so that every
+field can be overridden on the command line (`--config.train.steps=100`). `from_config_dict` turns
+what comes back into frozen dataclasses again and checks it.
+"""
+
+import dataclasses
+import difflib
+import typing
+from dataclasses import dataclass, field
+
+import ml_collections
+
+from retro_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Where text comes from and how it is split (retro_jax/corpus)."""
+
+    source: str = "python:"  # python: | text:GLOB | jsonl:GLOB#FIELD
+    bad_documents: str = "refuse"  # refuse | skip: empty, binary, not UTF-8, shorter than a chunk
+    heldout: float = 0.05  # share of the documents that is held out, by a hash of their id
+    near_duplicate: float = 0.8  # held-out documents this similar (13-gram Jaccard) are dropped
+    vocab: int = 4096  # SentencePiece pieces, the 256 bytes and 4 special tokens included
+
+
+@dataclass(frozen=True)
+class RetrievalConfig:
+    """Embedder, index and neighbours (retro_jax/retrieval)."""
+
+    embedder: str = "tfidf"  # tfidf | bert:DIRECTORY (config.json, *.safetensors, tokenizer)
+    dim: int = 128  # width of the tfidf embedder; a BERT brings its own
+    index: str = "auto"  # auto | exact | scann; auto: exact below 20,000 chunks
+    min_recall: float = 0.9  # recall@k against exact search on a sample; below it, prepare fails
+    neighbours: int = 2  # k
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network (retro_jax/model). Defaults are the paper's 172M model but for the vocabulary."""
+
+    d: int = 896
+    layers: int = 12
+    heads: int = 16
+    head_size: int = 64
+    cca_layers: tuple[int, ...] = (6, 9, 12)  # counted from 1
+    chunk: int = 64  # m
+    retrieved: int = 128  # r: a neighbour and its continuation, 2 m
+    encoder_d: int = 896
+    encoder_layers: int = 2
+    encoder_heads: int = 16
+    encoder_head_size: int = 64
+    encoder_ca_layers: tuple[int, ...] = (1,)  # counted from 1
+    share_embedding: bool = False  # the encoder reads with the decoder's embedding
+    dtype: str = "float32"  # of the computation; parameters are float32
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation (retro_jax/train)."""
+
+    length: int = 2048  # tokens of a sequence, a multiple of model.chunk
+    batch: int = 256  # sequences of a step
+    steps: int = 1000
+    learning_rate: float = 2e-4
+    warmup: int = 750  # steps, from 1e-7
+    final: float = 0.1  # of the learning rate, at the end of the cosine
+    b1: float = 0.9
+    b2: float = 0.95
+    weight_decay: float = 0.1  # on matrices only
+    clip: float = 1.0  # of the gradient's global norm
+    # Share of the training chunks one of whose neighbours is replaced by the chunk's own
+    # continuation: `own_continuation` at step 0, falling linearly to 0 at the fraction
+    # `own_continuation_until` of the run. An augmentation of this project, not of the paper.
+    own_continuation: float = 0.0
+    own_continuation_until: float = 0.5
+    baseline: bool = False  # also train the same decoder without retrieval, for comparison
+    seed: int = 0
+    checkpoint_every: int = 200  # steps
+    log_every: int = 20  # steps
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Held-out evaluation (retro_jax/evaluate)."""
+
+    stride: int = 1024  # tokens between windows of train.length; a multiple of model.chunk
+    batch: int = 16  # windows of a batch
+    filter_overlap: float = 0.125  # also report the loss on chunks that share less than this
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """A continuation with live retrieval (retro_jax/generate.py)."""
+
+    prompt: str = "def main(argv=None):\n"
+    tokens: int = 128  # how many to add
+    temperature: float = 0.0  # 0: the most probable token
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; -1 is what is left."""
+
+    data: int = -1
+    model: int = 1
+    # Devices that a host without an accelerator pretends to have. XLA runs many operations of a
+    # device on one core, so a device a core is faster, as long as the batch divides by it.
+    cpu_devices: int = 1
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment: one config file, one working directory."""
+
+    name: str = "experiment"
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def __post_init__(self):
+        check(self)
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of a training sequence."""
+        return self.train.length // self.model.chunk
+
+
+def _require(condition: bool, name: str, value, remedy: str):
+    if not condition:
+        raise UserError(f"config field {name} = {value!r}: {remedy}")
+
+
+def check(e: Experiment):
+    """Raise UserError for the first field whose value cannot work."""
+    c, r, m, t, v = e.corpus, e.retrieval, e.model, e.train, e.evaluate
+    for name, value in {
+        "corpus.vocab": c.vocab,
+        "retrieval.dim": r.dim,
+        "retrieval.neighbours": r.neighbours,
+        "model.d": m.d,
+        "model.layers": m.layers,
+        "model.heads": m.heads,
+        "model.head_size": m.head_size,
+        "model.chunk": m.chunk,
+        "model.encoder_d": m.encoder_d,
+        "model.encoder_layers": m.encoder_layers,
+        "model.encoder_heads": m.encoder_heads,
+        "model.encoder_head_size": m.encoder_head_size,
+        "train.batch": t.batch,
+        "train.steps": t.steps,
+        "train.checkpoint_every": t.checkpoint_every,
+        "train.log_every": t.log_every,
+        "evaluate.batch": v.batch,
+        "generate.tokens": e.generate.tokens,
+        "mesh.cpu_devices": e.mesh.cpu_devices,
+    }.items():
+        _require(value >= 1, name, value, "must be at least 1")
+    for name, value, choices in (
+        ("corpus.bad_documents", c.bad_documents, ("refuse", "skip")),
+        ("retrieval.index", r.index, ("auto", "exact", "scann")),
+        ("model.dtype", m.dtype, ("float32", "bfloat16")),
+    ):
+        _require(value in choices, name, value, f"must be one of {', '.join(choices)}")
+    tfidf_or_bert = r.embedder == "tfidf" or r.embedder.startswith("bert:")
+    _require(tfidf_or_bert, "retrieval.embedder", r.embedder, "must be tfidf or bert:DIRECTORY")
+    _require(c.vocab >= 300, "corpus.vocab", c.vocab, "must be at least 300 (256 bytes and more)")
+    _require(0 < c.heldout < 1, "corpus.heldout", c.heldout, "must lie between 0 and 1")
+    _require(m.d % 2 == 0, "model.d", m.d, "must be even (sine and cosine positions)")
+    _require(m.encoder_d % 2 == 0, "model.encoder_d", m.encoder_d, "must be even")
+    _require(
+        m.retrieved == 2 * m.chunk,
+        "model.retrieved",
+        m.retrieved,
+        f"must be 2 x model.chunk = {2 * m.chunk}: a neighbour and its continuation",
+    )
+    for name, layers, count in (
+        ("model.cca_layers", m.cca_layers, m.layers),
+        ("model.encoder_ca_layers", m.encoder_ca_layers, m.encoder_layers),
+    ):
+        ordered = list(layers) == sorted(set(layers))
+        _require(
+            ordered and all(1 <= p <= count for p in layers),
+            name,
+            layers,
+            f"must be increasing numbers of layers from 1 to {count}",
+        )
+    _require(len(m.cca_layers) > 0, "model.cca_layers", m.cca_layers, "must name a layer")
+    _require(
+        not m.share_embedding or m.encoder_d == m.d,
+        "model.share_embedding",
+        m.share_embedding,
+        f"needs model.encoder_d = model.d, but they are {m.encoder_d} and {m.d}",
+    )
+    multiple = f"must be a multiple of model.chunk = {m.chunk}"
+    _require(t.length >= m.chunk and t.length % m.chunk == 0, "train.length", t.length, multiple)
+    _require(
+        0 < v.stride <= t.length and v.stride % m.chunk == 0,
+        "evaluate.stride",
+        v.stride,
+        f"{multiple}, at most train.length = {t.length}",
+    )
+    for name, value in (
+        ("train.own_continuation", t.own_continuation),
+        ("train.own_continuation_until", t.own_continuation_until),
+        ("retrieval.min_recall", r.min_recall),
+        ("evaluate.filter_overlap", v.filter_overlap),
+    ):
+        _require(0 <= value <= 1, name, value, "must lie between 0 and 1")
+    for name, value in (("mesh.data", e.mesh.data), ("mesh.model", e.mesh.model)):
+        _require(value >= 1 or value == -1, name, value, "must be a number of devices, or -1")
+    _require(e.generate.temperature >= 0, "generate.temperature", e.generate.temperature, ">= 0")
+
+
+def to_config_dict(experiment: Experiment) -> ml_collections.ConfigDict:
+    """The experiment with every field, for ml_collections flags."""
+    return ml_collections.ConfigDict(dataclasses.asdict(experiment))
+
+
+def from_config_dict(config: typing.Mapping) -> Experiment:
+    """Frozen dataclasses from a ConfigDict or nested dict.
+
+    Raises:
+      UserError: an unknown field (with the nearest known one) or a value that cannot work.
+    """
+    return _build(Experiment, dict(config), "")
+
+
+def _build(cls, values: dict, prefix: str):
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else "known: " + ", ".join(fields)
+            raise UserError(f"config has no field {prefix}{name}: {hint}")
+    kwargs = {}
+    for name, value in values.items():
+        kind = fields[name].type
+        if dataclasses.is_dataclass(kind):
+            value = _build(kind, dict(value), f"{prefix}{name}.")
+        elif typing.get_origin(kind) is tuple:
+            value = tuple(value)
+        elif kind is float:
+            value = float(value)
+        kwargs[name] = value
+    return cls(**kwargs)

@@ -1,0 +1,114 @@
+"""SentencePiece with byte fallback: decode(encode(text)) == text for every text."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from retro_jax.errors import UserError
+
+PAD, BOS, EOS, UNK = 0, 1, 2, 3
+_SPACE = "▁"  # what SentencePiece writes for a space
+_SAMPLE = 20_000_000  # characters; more teach a small vocabulary nothing new
+_LINE = 2000  # characters; SentencePiece skips what is much longer
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    PAD fills the tail of a document's last chunk and stands for "no token" everywhere; BOS opens
+    and EOS closes a document. None of them is produced by `encode`.
+    """
+
+    def __init__(self, model: bytes):
+        self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.vocab = self._pieces.get_piece_size()
+        self._bytes = [self._piece_bytes(i) for i in range(self.vocab)]
+        # SentencePiece's own mark for a space, found in a text, must not become a space.
+        self._space_mark = [self._pieces.piece_to_id(f"<0x{b:02X}>") for b in _SPACE.encode()]
+
+    def _piece_bytes(self, i: int) -> bytes:
+        if i <= UNK:
+            return b""
+        piece = self._pieces.id_to_piece(i)
+        if self._pieces.is_byte(i):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace(_SPACE, " ").encode()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without BOS and EOS."""
+        first, *others = text.split(_SPACE)
+        ids = self._pieces.encode(first)
+        for part in others:
+            ids += self._space_mark + self._pieces.encode(part)
+        return ids
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of the tokens; special tokens have none."""
+        return b"".join([self._bytes[i] for i in ids])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the tokens. A chunk may cut a character: its bytes show as U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    @property
+    def byte_counts(self) -> np.ndarray:
+        """Bytes of each token, [vocab] int32; 0 for special tokens."""
+        return np.array([len(b) for b in self._bytes], np.int32)
+
+
+def train(texts: Iterable[str], vocab: int) -> bytes:
+    """Trains a BPE vocabulary with byte fallback and returns the model file's bytes.
+
+    Args:
+      texts: the training documents; held-out text never reaches the tokenizer.
+      vocab: number of pieces, the bytes and special tokens included.
+
+    Raises:
+      UserError: the text is too small for `vocab`.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_lines(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            allow_whitespace_only_pieces=True,
+            character_coverage=0.9999,
+            max_sentence_length=4 * _LINE,
+            pad_id=PAD,
+            bos_id=BOS,
+            eos_id=EOS,
+            unk_id=UNK,
+            num_threads=2,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"config field corpus.vocab = {vocab}: the corpus is too small for that many pieces; "
+            f"lower it or give more text ({str(error).splitlines()[0]})"
+        ) from error
+    return model.getvalue()
+
+
+def _lines(texts: Iterable[str]) -> Iterable[str]:
+    seen = 0
+    for text in texts:
+        for line in text.splitlines(keepends=True):
+            for start in range(0, len(line), _LINE):
+                yield line[start : start + _LINE]
+        seen += len(text)
+        if seen > _SAMPLE:
+            return
+
+
+def load(path: Path) -> Tokenizer:
+    """The tokenizer of a model file."""
+    return Tokenizer(Path(path).read_bytes())

@@ -1,0 +1,102 @@
+"""The paper's four sizes (tables 2 and 10), counted from the network itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from retro_jax.config import ModelConfig
+from retro_jax.model import functional
+
+VOCAB = 128_000
+LENGTH = 2048
+NEIGHBOURS = 2
+
+
+def every_third_from_6(layers: int) -> tuple[int, ...]:
+    """The CCA layers P = 6, 9, 12, ...: the only rule that fits the paper's parameter counts."""
+    return tuple(range(6, layers + 1, 3))
+
+
+def _paper(d: int, heads: int, head_size: int, layers: int) -> ModelConfig:
+    return ModelConfig(
+        d=d,
+        heads=heads,
+        head_size=head_size,
+        layers=layers,
+        cca_layers=every_third_from_6(layers),
+    )
+
+
+# name of the baseline, name of the RETRO, and their common configuration
+PAPER = (
+    ("132M", "172M", _paper(896, 16, 64, 12)),
+    ("368M", "425M", _paper(1536, 12, 128, 12)),
+    ("1309M", "1451M", _paper(2048, 16, 128, 24)),
+    ("6982M", "7532M", _paper(4096, 32, 128, 32)),
+)
+
+
+def is_projection(name: str) -> bool:
+    """Whether the paper's counts include a weight: no norms, no biases, no embeddings."""
+    return not name.endswith(("scale", "_bias", "embedding"))
+
+
+def forward_flops(config: ModelConfig, vocab: int, length: int, neighbours: int) -> int:
+    """FLOPs of all matrix products of one sequence's forward pass, readout included.
+
+    Counted in the traced program (a multiplication and an addition are 2), attention in full
+    although half of the decoder's is masked. neighbours = 0 is the model without retrieval.
+    """
+    with jax.set_mesh(jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1])):
+        params = {
+            name: jax.ShapeDtypeStruct(shape, jnp.float32)
+            for name, shape in functional.shapes(config, vocab, neighbours > 0).items()
+        }
+        tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+        retrieved = (1, -(-length // config.chunk), neighbours, config.retrieved)
+        args = [params, tokens]
+        if neighbours:
+            args.append(jax.ShapeDtypeStruct(retrieved, jnp.int32))
+        traced = jax.make_jaxpr(lambda *a: functional.apply(config, *a))(*args)
+    return _dot_flops(traced.jaxpr)
+
+
+def _dot_flops(jaxpr) -> int:
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            shared = np.prod([eqn.invars[0].aval.shape[i] for i in contracted])
+            total += 2 * int(shared) * int(np.prod(eqn.outvars[0].aval.shape))
+        times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
+        total += times * sum(map(_dot_flops, jax.core.jaxprs_in_params(eqn.params)))
+    return total
+
+
+def table() -> list[dict]:
+    """One row for each of the eight models; parameters read off the model's own shapes."""
+    rows = []
+    for baseline, retro, config in PAPER:
+        base_flops = forward_flops(config, VOCAB, LENGTH, 0)
+        for name, retrieval in ((baseline, False), (retro, True)):
+            shapes = functional.shapes(config, VOCAB, retrieval)
+            projections = {n: s for n, s in shapes.items() if is_projection(n)}
+            tables = {n: s for n, s in shapes.items() if n.endswith("embedding")}
+            flops = forward_flops(config, VOCAB, LENGTH, NEIGHBOURS) if retrieval else base_flops
+            rows.append(
+                {
+                    "name": name,
+                    "kind": "RETRO" if retrieval else "baseline",
+                    "d": config.d,
+                    "layers": config.layers,
+                    "heads": config.heads,
+                    "head_size": config.head_size,
+                    "cca_layers": list(config.cca_layers) if retrieval else [],
+                    "parameters_non_embedding": functional.count(projections),
+                    "parameters_embedding": functional.count(tables),
+                    "parameters_total": functional.count(shapes),
+                    "flops_per_token": flops // LENGTH,
+                    "retrieval_overhead": flops / base_flops - 1,
+                }
+            )
+    return rows

@@ -1,0 +1,173 @@
+"""TFRecord shards of fixed-size records: written here, read at random here, readable by TensorFlow.
+
+A record is a tf.train.Example whose features are raw little-endian bytes, one bytes value each. The
+sizes never vary, so record i of a shard starts at i x stride: random access needs no index, and no
+TensorFlow. `layout.json` beside the shards gives dtype and shape of every feature.
+"""
+
+import json
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+from retro_jax.errors import UserError
+
+_SHARD_BYTES = 128 * 2**20
+
+
+def describe(example: dict[str, np.ndarray]) -> dict:
+    """{feature: {dtype, shape}} of an example."""
+    return {
+        name: {"dtype": value.dtype.newbyteorder("<").str, "shape": list(value.shape)}
+        for name, value in sorted(example.items())
+    }
+
+
+def write(directory: Path, examples: Iterable[dict[str, np.ndarray]]) -> int:
+    """Writes examples, all of the same dtypes and shapes, into an existing directory.
+
+    Returns:
+      The number of records. Shards are named 00000.tfrecord and so on.
+    """
+    layout, count, shard, written = None, 0, None, 0
+    try:
+        for example in examples:
+            if layout is None:
+                layout = describe(example)
+            elif describe(example) != layout:
+                raise ValueError(f"record {count} has another layout: {describe(example)}")
+            record = _frame(_example(example))
+            if shard is None or written + len(record) > _SHARD_BYTES:
+                if shard:
+                    shard.close()
+                number = len(list(directory.glob("*.tfrecord")))
+                shard, written = (directory / f"{number:05d}.tfrecord").open("wb"), 0
+            shard.write(record)
+            written += len(record)
+            count += 1
+    finally:
+        if shard:
+            shard.close()
+    text = {"format": "tf.train.Example", "features": layout or {}, "records": count}
+    (directory / "layout.json").write_text(json.dumps(text, indent=2))
+    return count
+
+
+class Records:
+    """Random access to the records of a directory; a source for grain.
+
+    Raises:
+      UserError: on opening, if a shard is missing or of another size than the layout says; on
+        reading, if a record is damaged.
+    """
+
+    def __init__(self, directory: Path):
+        self._directory = Path(directory)
+        layout = json.loads((self._directory / "layout.json").read_text())
+        self._features = {
+            name: (np.dtype(f["dtype"]), tuple(f["shape"]))
+            for name, f in layout["features"].items()
+        }
+        self._count = layout["records"]
+        self._offsets, self._stride = _offsets(self._features)
+        self._shards, self._starts, total = [], [], 0
+        for path in sorted(self._directory.glob("*.tfrecord")):
+            data = np.memmap(path, np.uint8, "r")
+            if len(data) % self._stride:
+                raise UserError(
+                    f"{path}: {len(data)} bytes is no whole number of records; "
+                    "the file is truncated: delete the shards and run prepare again"
+                )
+            self._shards.append(data)
+            self._starts.append(total)
+            total += len(data) // self._stride
+        if total != self._count:
+            raise UserError(
+                f"{directory}: {total} records found, layout.json says {self._count}; "
+                "delete the shards and run prepare again"
+            )
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        if not 0 <= i < self._count:
+            raise IndexError(f"record {i} of {self._count}")
+        shard = int(np.searchsorted(self._starts, i, side="right")) - 1
+        start = (i - self._starts[shard]) * self._stride
+        record = bytes(self._shards[shard][start : start + self._stride])
+        payload = record[12:-4]
+        if struct.unpack("<I", record[-4:])[0] != _masked_crc(payload):
+            raise UserError(
+                f"{self._directory}: record {i} is damaged (checksum); "
+                "delete the shards and run prepare again"
+            )
+        return {
+            name: np.frombuffer(payload, dtype, int(np.prod(shape)), self._offsets[name])
+            .reshape(shape)
+            .copy()
+            for name, (dtype, shape) in self._features.items()
+        }
+
+
+def _offsets(features: dict) -> tuple[dict[str, int], int]:
+    """Where each feature's bytes begin in a payload, and the length of a framed record."""
+    names = sorted(features)
+    sizes = [int(np.prod(features[n][1])) * features[n][0].itemsize for n in names]
+    # A feature of marked bytes shows where the encoding puts it.
+    offsets, payload = {}, _encode([(n, b"\0" * s) for n, s in zip(names, sizes)])
+    for i, name in enumerate(names):
+        marked = _encode(
+            [(n, (b"\1" if j == i else b"\0") * s) for j, (n, s) in enumerate(zip(names, sizes))]
+        )
+        different = np.flatnonzero(
+            np.frombuffer(payload, np.uint8) != np.frombuffer(marked, np.uint8)
+        )
+        offsets[name] = int(different[0]) if len(different) else 0
+    return offsets, len(payload) + 16
+
+
+def _example(example: dict[str, np.ndarray]) -> bytes:
+    return _encode(
+        [
+            (n, np.ascontiguousarray(v, v.dtype.newbyteorder("<")).tobytes())
+            for n, v in sorted(example.items())
+        ]
+    )
+
+
+def _encode(features: list[tuple[str, bytes]]) -> bytes:
+    """tf.train.Example{features: {feature: {key: Feature{bytes_list: {value}}}}} in wire format."""
+    entries = b"".join(
+        _field(1, _field(1, name.encode()) + _field(2, _field(1, _field(1, value))))
+        for name, value in features
+    )
+    return _field(1, entries)
+
+
+def _field(number: int, data: bytes) -> bytes:
+    """A length-delimited protobuf field."""
+    length, varint = len(data), b""
+    while length >= 0x80:
+        varint += bytes([length & 0x7F | 0x80])
+        length >>= 7
+    return bytes([number << 3 | 2]) + varint + bytes([length]) + data
+
+
+def _frame(payload: bytes) -> bytes:
+    """TFRecord framing: length, its checksum, payload, its checksum."""
+    length = struct.pack("<Q", len(payload))
+    return (
+        length
+        + struct.pack("<I", _masked_crc(length))
+        + payload
+        + struct.pack("<I", _masked_crc(payload))
+    )
+
+
+def _masked_crc(data: bytes) -> int:
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -1,0 +1,1 @@
+"""Chunks to neighbours: embedder, index, neighbour search, live retrieval."""

@@ -1,0 +1,191 @@
+"""A frozen BERT in Flax: weights from a safetensors directory, mean of the last layer over time.
+
+The paper's key is "BERT(N) averaged over time" (section 2.3). Every token of the text counts in the
+mean, [CLS] and [SEP] included, as they do in the output of the model; padding does not.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from retro_jax.errors import UserError
+
+# S texts, T tokens, D width, N heads, H head size
+
+
+class _Norm(nnx.Module):
+    def __init__(self, width: int, eps: float):
+        self.weight = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+        self.eps = eps
+
+    def __call__(self, x):
+        x = x - x.mean(-1, keepdims=True)
+        return (
+            x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.eps) * self.weight[...]
+            + (self.bias[...])
+        )
+
+
+class _Linear(nnx.Module):
+    """y = x W' + b, the weight as PyTorch keeps it: [out, in]."""
+
+    def __init__(self, width_in: int, width_out: int):
+        self.weight = nnx.Param(jnp.zeros((width_out, width_in)))
+        self.bias = nnx.Param(jnp.zeros(width_out))
+
+    def __call__(self, x):
+        return x @ self.weight[...].T + self.bias[...]
+
+
+class _Layer(nnx.Module):
+    def __init__(self, width: int, heads: int, ff: int, eps: float):
+        self.query, self.key, self.value, self.output = (_Linear(width, width) for _ in range(4))
+        self.attention_norm, self.output_norm = _Norm(width, eps), _Norm(width, eps)
+        self.up, self.down = _Linear(width, ff), _Linear(ff, width)
+        self.heads = heads
+
+    def __call__(self, x, mask):
+        def split(y):
+            return y.reshape(*y.shape[:2], self.heads, -1)
+
+        q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
+        a = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :])
+        x = self.attention_norm(x + self.output(a.reshape(x.shape)))
+        return self.output_norm(x + self.down(jax.nn.gelu(self.up(x), approximate=False)))
+
+
+class Bert(nnx.Module):
+    """BERT's encoder, post-norm, learned positions."""
+
+    def __init__(self, config: dict):
+        width, eps = config["hidden_size"], config["layer_norm_eps"]
+        self.words = nnx.Param(jnp.zeros((config["vocab_size"], width)))
+        self.positions = nnx.Param(jnp.zeros((config["max_position_embeddings"], width)))
+        self.types = nnx.Param(jnp.zeros((config["type_vocab_size"], width)))
+        self.norm = _Norm(width, eps)
+        self.layers = nnx.List(
+            [
+                _Layer(width, config["num_attention_heads"], config["intermediate_size"], eps)
+                for _ in range(config["num_hidden_layers"])
+            ]
+        )
+
+    def __call__(self, ids, mask):
+        """ids [S, T], mask [S, T] bool -> last hidden state [S, T, D]."""
+        x = self.words[...][ids] + self.positions[...][: ids.shape[1]] + self.types[...][0]
+        x = self.norm(x)
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x
+
+    def mean(self, ids, mask):
+        """The mean of the last hidden state over the tokens of the mask: [S, D]."""
+        weights = mask[..., None].astype(jnp.float32)
+        return (self(ids, mask) * weights).sum(1) / jnp.maximum(weights.sum(1), 1)
+
+
+_LAYER_NAMES = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "output_norm": "output.LayerNorm",
+}
+
+
+def load_bert(directory: Path) -> Bert:
+    """A Bert with the weights of `directory` (config.json, model.safetensors).
+
+    Raises:
+      UserError: a missing file, another architecture, or a missing or misshapen weight.
+    """
+    try:
+        config = json.loads((directory / "config.json").read_text())
+        weights = {}
+        for file in sorted(directory.glob("*.safetensors")):
+            weights |= load_file(file)
+    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        raise UserError(f"{directory}: no BERT can be read from here ({error})") from error
+    if config.get("model_type") != "bert":
+        raise UserError(f"{directory}/config.json: model_type is not bert")
+    if not weights:
+        raise UserError(f"{directory}: no *.safetensors file here")
+    model = Bert(config)
+
+    def put(param: nnx.Param, name: str):
+        # Files of the hub differ: a `bert.` prefix, and gamma/beta for weight/bias.
+        old = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+        old = old.replace("LayerNorm.bias", "LayerNorm.beta")
+        for candidate in (name, f"bert.{name}", old, f"bert.{old}"):
+            if candidate in weights:
+                break
+        else:
+            raise UserError(f"{directory}: the weights hold no {name}")
+        value = weights[candidate].astype(np.float32)
+        if value.shape != param.shape:
+            raise UserError(
+                f"{directory}: {candidate} is {list(value.shape)}, config.json implies "
+                f"{list(param.shape)}"
+            )
+        param[...] = jnp.asarray(value)
+
+    put(model.words, "embeddings.word_embeddings.weight")
+    put(model.positions, "embeddings.position_embeddings.weight")
+    put(model.types, "embeddings.token_type_embeddings.weight")
+    put(model.norm.weight, "embeddings.LayerNorm.weight")
+    put(model.norm.bias, "embeddings.LayerNorm.bias")
+    for i, layer in enumerate(model.layers):
+        for ours, theirs in _LAYER_NAMES.items():
+            for part in ("weight", "bias"):
+                put(getattr(getattr(layer, ours), part), f"encoder.layer.{i}.{theirs}.{part}")
+    return model
+
+
+class BertEmbedder:
+    """Texts to the mean of a frozen BERT's last layer, with the directory's own tokenizer."""
+
+    def __init__(self, directory: Path, batch: int = 64):
+        from tokenizers import Tokenizer  # only who embeds with BERT needs it
+
+        if not (directory / "tokenizer.json").is_file():
+            raise UserError(f"{directory}: no tokenizer.json here (save it with the model)")
+        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        # Embedding is a single-device computation, whatever mesh the caller trains on.
+        self._mesh = jax.make_mesh((1,), ("data",), (AxisType.Auto,), devices=jax.devices()[:1])
+        with jax.set_mesh(self._mesh):
+            graph, self._params = nnx.split(load_bert(directory))
+        self._positions = self._params["positions"].shape[0]
+        self.width = self._params["words"].shape[1]
+        self._batch = batch
+        self._mean = jax.jit(lambda p, ids, mask: nnx.merge(graph, p).mean(ids, mask))
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts -> [n, E] float32. Tokens past the model's last position are cut off."""
+        encoded = [e.ids[: self._positions] for e in self._tokenizer.encode_batch(list(texts))]
+        out = np.empty((len(texts), self.width), np.float32)
+        order = np.argsort([len(ids) for ids in encoded], kind="stable")
+        for start in range(0, len(order), self._batch):
+            rows = order[start : start + self._batch]
+            # Few shapes, so few compilations: lengths in steps of 32, the batch always full.
+            longest = max(1, len(encoded[rows[-1]]))
+            length = min(self._positions, -(-longest // 32) * 32)
+            ids = np.zeros((self._batch, length), np.int32)
+            mask = np.zeros((self._batch, length), bool)
+            for i, row in enumerate(rows):
+                ids[i, : len(encoded[row])] = encoded[row]
+                mask[i, : len(encoded[row])] = True
+            with jax.set_mesh(self._mesh):
+                out[rows] = np.asarray(self._mean(self._params, ids, mask))[: len(rows)]
+        return out

@@ -1,0 +1,113 @@
+"""A chunk's text to a vector. Two embedders, one interface: `embed(texts) -> [n, E] float32`.
+
+The text is what the chunk's tokens decode to, for chunks of the database and for live queries
+alike, so that a chunk is always its own nearest neighbour.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.utils.extmath import safe_sparse_dot
+
+from retro_jax.errors import UserError
+from retro_jax.retrieval import bert
+
+_SAMPLE = 20_000  # chunks that the TF-IDF weights and the SVD are fitted on
+_FEATURES = 2**16
+_BATCH = 4096  # texts embedded at a time
+
+
+class TfidfEmbedder:
+    """TF-IDF over words, symbols and pairs of them, reduced by SVD, on the unit sphere.
+
+    It needs no download and suits two cores: lexical retrieval, in a dense index. It knows nothing
+    of meaning; for that, use a BERT.
+    """
+
+    def __init__(self, vocabulary: dict[str, int], idf: np.ndarray, components: np.ndarray):
+        self._tfidf = TfidfVectorizer(vocabulary=vocabulary, **_ANALYSER)
+        self._tfidf.idf_ = idf.astype(np.float32)
+        self._vocabulary = vocabulary
+        self._components = components.astype(np.float32)  # [features, E]
+
+    @property
+    def width(self) -> int:
+        """E."""
+        return self._components.shape[1]
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts -> [n, E] float32 of length 1 (0 for a text of unknown words only)."""
+        vectors = safe_sparse_dot(self._tfidf.transform(texts), self._components)
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.ascontiguousarray(vectors / np.maximum(norms, 1e-6), np.float32)
+
+    def save(self, directory: Path):
+        """Writes vocabulary and matrices as JSON and safetensors; nothing in it is executed."""
+        words = sorted(self._vocabulary, key=self._vocabulary.get)
+        (directory / "vocabulary.json").write_text(json.dumps(words))
+        save_file(
+            {"idf": self._tfidf.idf_, "components": np.ascontiguousarray(self._components)},
+            directory / "tfidf.safetensors",
+        )
+
+    @classmethod
+    def load(cls, directory: Path) -> "TfidfEmbedder":
+        """The embedder that `save` wrote."""
+        words = json.loads((directory / "vocabulary.json").read_text())
+        arrays = load_file(directory / "tfidf.safetensors")
+        return cls({w: i for i, w in enumerate(words)}, arrays["idf"], arrays["components"])
+
+
+_ANALYSER = {
+    "token_pattern": r"\w+|[^\w\s]",
+    "ngram_range": (1, 2),
+    "lowercase": False,
+    "sublinear_tf": True,
+    "dtype": np.float32,
+}
+
+
+def fit_tfidf(texts: Sequence[str], dim: int, seed: int = 0) -> TfidfEmbedder:
+    """Fits a TfidfEmbedder on (a sample of) the database's chunks.
+
+    Raises:
+      UserError: too few texts for `dim` dimensions.
+    """
+    chosen = np.random.default_rng(seed).permutation(len(texts))[:_SAMPLE]
+    sample = [texts[i] for i in np.sort(chosen)]
+    tfidf = TfidfVectorizer(max_features=_FEATURES, min_df=min(2, len(sample)), **_ANALYSER)
+    try:
+        matrix = tfidf.fit_transform(sample)
+    except ValueError as error:
+        raise UserError(f"the tfidf embedder found no words in the corpus ({error})") from error
+    if min(matrix.shape) <= dim:
+        raise UserError(
+            f"config field retrieval.dim = {dim}: the corpus has only {matrix.shape[0]} chunks and "
+            f"{matrix.shape[1]} repeated words; give more text, or a dim below both"
+        )
+    svd = TruncatedSVD(dim, n_iter=4, random_state=seed).fit(matrix)
+    vocabulary = {word: int(i) for word, i in tfidf.vocabulary_.items()}
+    return TfidfEmbedder(vocabulary, tfidf.idf_, svd.components_.T)
+
+
+def load(embedder: str, directory: Path):
+    """The embedder of a config: `tfidf` from its own directory, `bert:DIRECTORY` from there."""
+    kind, _, path = embedder.partition(":")
+    return bert.BertEmbedder(Path(path)) if kind == "bert" else TfidfEmbedder.load(directory)
+
+
+def embed_all(
+    embedder, texts: Sequence[str], progress: Callable[[int], None] = lambda done: None
+) -> np.ndarray:
+    """Embeds texts in batches; [n, E] float32."""
+    out = np.empty((len(texts), embedder.width), np.float32)
+    for start in range(0, len(texts), _BATCH):
+        batch = texts[start : start + _BATCH]
+        out[start : start + len(batch)] = embedder.embed(batch)
+        progress(len(batch))
+    return out

@@ -1,0 +1,41 @@
+"""Live retrieval: the tokens of a chunk to its neighbours, through the database's own path."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from retro_jax.corpus.chunks import ChunkTable
+from retro_jax.corpus.tokenizer import Tokenizer
+from retro_jax.retrieval import index, neighbours
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """What n chunks retrieved; PAD, -1 and +inf where fewer than K exist."""
+
+    tokens: np.ndarray  # [n, K, R]
+    ids: np.ndarray  # [n, K], rows of the chunk table
+    distances: np.ndarray  # [n, K], squared L2
+
+
+class Retriever:
+    """Embedder, index and chunk table of a working directory, opened together."""
+
+    def __init__(self, prepared: Path, embedder, tokenizer: Tokenizer, k: int):
+        self.table = ChunkTable(prepared / "chunks" / "train")
+        self._index = index.load(prepared / "index")
+        self._embedder, self._tokenizer, self._k = embedder, tokenizer, k
+
+    def retrieve(self, chunks: np.ndarray) -> Neighbours:
+        """The K nearest database chunks of each chunk: tokens [n, M] -> Neighbours."""
+        vectors = self._embedder.embed([self._tokenizer.decode(c) for c in chunks.tolist()])
+        nothing_forbidden = np.full((len(chunks), 1), -1)
+        ids, distances = neighbours.find(
+            self._index.search, vectors, nothing_forbidden, self.table.document, self._k
+        )
+        return Neighbours(self.table.values(ids), ids, distances)
+
+    def document_of(self, id: int) -> dict:
+        """The chunk table's entry of the document that a chunk is from."""
+        return self.table.documents[int(self.table.document[id])]

@@ -1,0 +1,205 @@
+"""What a person reads at the end of a run, and the same as summary.json."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from retro_jax import workdir
+from retro_jax.config import Experiment
+
+out = Console(highlight=False)
+
+_MEANING = {
+    "on": "real neighbours",
+    "random": "random chunks of the database",
+    "off": "no neighbours",
+    "baseline": "language model trained without retrieval",
+}
+
+
+def summarise(experiment: Experiment, root: Path, sample: dict, seconds: dict[str, float]) -> dict:
+    """Writes WORKDIR/summary.json and prints it as tables.
+
+    Args:
+      seconds: of each stage in this command; a stage that was complete before shows what it took
+        when it was made.
+    """
+    root = Path(root)
+    prepared = {
+        p.parent.name: workdir.read_manifest(p.parent)
+        for p in sorted((root / "prepare").glob("*/manifest.json"))
+    }
+    trained = {
+        name: workdir.read_manifest(root / "train" / name)
+        for name in ("retro", "baseline")
+        if (root / "train" / name / "manifest.json").exists()
+    }
+    evaluated = workdir.read_manifest(root / "evaluate")
+    result = evaluated["counts"]
+    manifests = [*prepared.values(), *trained.values(), evaluated]
+    made = {
+        "prepare": sum(m["seconds"] for m in prepared.values()),
+        "train": sum(m["seconds"] for m in trained.values()),
+        "evaluate": evaluated["seconds"],
+    }
+    counts = {k: v for m in prepared.values() for k, v in m["counts"].items()}
+    summary = {
+        "name": experiment.name,
+        "bits_per_byte": result["bits_per_byte"],
+        "bits_per_byte_filtered": result["bits_per_byte_filtered"],
+        "filtered_share_of_bytes": result["filtered_share_of_bytes"],
+        "content_effect": result["content_effect"],
+        "on_against_off": result["on_against_off"],
+        "system_effect": result.get("system_effect"),
+        "violations": sum(result["violations"].values()),
+        "stages": {
+            name: round(max(value, made.get(name, 0)), 1) for name, value in seconds.items()
+        },
+        "tokens_per_second": trained["retro"]["counts"]["tokens_per_second"],
+        "parameters": trained["retro"]["counts"]["parameters"],
+        "baseline": trained["baseline"]["counts"] if "baseline" in trained else None,
+        "peak_memory_bytes": max(
+            workdir.peak_memory(), *(m["peak_memory_bytes"] for m in manifests)
+        ),
+        "database": counts,
+        "heldout": {k: result[k] for k in ("documents", "tokens", "bytes")},
+        "share_with_fewer_than_k": {
+            split: counts[f"{split}_share_with_fewer_than_k"] for split in ("train", "heldout")
+        },
+        "own_continuation": experiment.train.own_continuation,
+        "sample": sample,
+        "versions": workdir.versions(),
+    }
+    workdir.write_json(root / "summary.json", summary)
+    _print_summary(experiment, root, summary)
+    print_evaluation(result)
+    print_sample(sample)
+    return summary
+
+
+def _print_summary(e: Experiment, root: Path, s: dict):
+    c = s["database"]
+    table = Table(title=f"{s['name']}: what was built", show_header=False, title_justify="left")
+    rows = [
+        ("training text", f"{c['train_documents']} documents, {c['train_bytes'] / 1e6:.2f} MB"),
+        (
+            "held-out text",
+            f"{s['heldout']['documents']} documents, {s['heldout']['bytes'] / 1e6:.2f} MB, "
+            f"{s['heldout']['tokens']:,} tokens",
+        ),
+        (
+            "left out",
+            f"{c['near_duplicates_dropped']} held-out near-duplicates, "
+            f"{c['bad_documents_skipped']} unreadable, "
+            f"{c['train_short_documents_skipped'] + c['heldout_short_documents_skipped']} shorter "
+            "than a chunk",
+        ),
+        (
+            "database",
+            f"{c['train_chunks']:,} chunks of {e.model.chunk} tokens, {c['kind']} index, "
+            f"recall@{e.retrieval.neighbours} {c['recall']:.3f}",
+        ),
+        (
+            f"fewer than {e.retrieval.neighbours} neighbours",
+            f"{s['share_with_fewer_than_k']['train']:.2%} of training chunks, "
+            f"{s['share_with_fewer_than_k']['heldout']:.2%} of held-out chunks",
+        ),
+        ("leaks (violations)", str(s["violations"])),
+        (
+            "RETRO",
+            f"{s['parameters']:,} parameters, {s['tokens_per_second']:,.0f} training tokens/s",
+        ),
+    ]
+    if s["baseline"]:
+        rows.append(
+            (
+                "baseline",
+                f"{s['baseline']['parameters']:,} parameters, "
+                f"{s['baseline']['tokens_per_second']:,.0f} training tokens/s",
+            )
+        )
+    rows += [
+        ("seconds", ", ".join(f"{k} {v:.0f}" for k, v in s["stages"].items())),
+        ("peak memory", f"{s['peak_memory_bytes'] / 2**30:.2f} GiB"),
+        ("written to", str(root / "summary.json")),
+    ]
+    for name, value in rows:
+        table.add_row(name, escape(value))
+    out.print(table)
+
+
+def print_evaluation(result: dict):
+    """The held-out table: bits per byte by condition, all bytes and filtered ones."""
+    table = Table(title="held-out bits per byte (lower is better)", title_justify="left")
+    table.add_column("condition")
+    table.add_column("what the model reads")
+    table.add_column("all bytes", justify="right")
+    share = result["filtered_share_of_bytes"]
+    table.add_column(f"little overlap ({share:.0%} of bytes)", justify="right")
+    filtered = result["bits_per_byte_filtered"]
+    for name, value in result["bits_per_byte"].items():
+        few = filtered[name]
+        table.add_row(name, _MEANING[name], f"{value:.4f}", "-" if few is None else f"{few:.4f}")
+    out.print(table)
+    for name, label in (
+        ("content_effect", "random - on"),
+        ("on_against_off", "off - on"),
+        ("system_effect", "baseline - on"),
+    ):
+        if result.get(name):
+            e = result[name]
+            out.print(
+                f"{label:>14} = {e['value']:+.4f} bits per byte, 95 % interval over documents "
+                f"[{e['low']:+.4f}, {e['high']:+.4f}]",
+                markup=False,
+            )
+
+
+def print_sample(sample: dict):
+    """The prompt and its continuation, and what each chunk retrieved."""
+    out.print(
+        Panel(
+            f"[bold]{escape(sample['prompt'])}[/bold]{escape(sample['text'])}",
+            title="prompt (bold) and continuation",
+            title_align="left",
+        )
+    )
+    for number, chunk in enumerate(sample["chunks"]):
+        table = Table(title=f"read after chunk {number}", title_justify="left", show_lines=True)
+        table.add_column("document")
+        table.add_column("distance", justify="right")
+        table.add_column("neighbour and continuation")
+        for n in chunk["neighbours"]:
+            name = f"{n['document']} chunk {n['chunk']}"
+            table.add_row(escape(name), f"{n['distance']:.3f}", escape(n["text"][:300]))
+        out.print(table)
+
+
+def print_sizes(rows: list[dict], as_json: bool):
+    """The paper's sizes, as a table or as JSON."""
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table(title="the paper's sizes (k = 2, 2048 tokens, vocabulary 128,000)")
+    for name in ("model", "d", "layers", "heads", "CCA layers"):
+        table.add_column(name)
+    for name in ("parameters (M)", "with embeddings (M)", "GFLOP/token", "retrieval costs"):
+        table.add_column(name, justify="right")
+    for r in rows:
+        cca = r["cca_layers"]
+        table.add_row(
+            f"{r['kind']} {r['name']}",
+            str(r["d"]),
+            str(r["layers"]),
+            f"{r['heads']} x {r['head_size']}",
+            f"{cca[0]}, {cca[1]}, ... {cca[-1]}" if cca else "-",
+            f"{r['parameters_non_embedding'] / 1e6:,.2f}",
+            f"{r['parameters_total'] / 1e6:,.2f}",
+            f"{r['flops_per_token'] / 1e9:.2f}",
+            f"+{r['retrieval_overhead']:.0%}" if cca else "-",
+        )
+    out.print(table)

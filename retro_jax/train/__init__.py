@@ -1,0 +1,1 @@
+"""Shards to a checkpoint: mesh, batches, train step, loop."""

@@ -1,0 +1,73 @@
+"""Training batches: the order is a function of seed and step alone, so a resumed run continues it."""
+
+import functools
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from retro_jax.config import TrainConfig
+from retro_jax.model.retro import PAD
+from retro_jax.records import Records
+
+
+def batches(records: Records, config: TrainConfig, start: int, retrieval: bool) -> Iterator[dict]:
+    """Batches of the steps from `start` on.
+
+    Yields:
+      tokens [B, L] int32 and, with retrieval, neighbours [B, C, K, R] int32.
+    """
+    dataset = (
+        grain.MapDataset.source(records)
+        .seed(config.seed)
+        .shuffle()
+        .repeat()
+        .map_with_index(functools.partial(_example, config=config, retrieval=retrieval))
+        .batch(config.batch)
+    )
+    stream = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+    stream.set_state({"next_index": start})
+    return stream
+
+
+def _example(index: int, record: dict, config: TrainConfig, retrieval: bool) -> dict:
+    example = {"tokens": record["tokens"].astype(np.int32)}
+    if retrieval:
+        neighbours = record["neighbours"].astype(np.int32)
+        share = own_continuation_share(index // config.batch, config)
+        if share > 0:
+            rng = np.random.default_rng((config.seed, index))
+            add_own_continuations(neighbours, example["tokens"], record["documents"], share, rng)
+        example["neighbours"] = neighbours
+    return example
+
+
+def own_continuation_share(step: int, config: TrainConfig) -> float:
+    """Share of the chunks that get their own continuation: falls linearly to 0."""
+    end = config.own_continuation_until * config.steps
+    return config.own_continuation * max(0.0, 1 - step / end) if end else 0.0
+
+
+def add_own_continuations(neighbours, tokens, documents, share: float, rng):
+    """Replaces, for a share of the chunks, one neighbour by the chunk's own continuation.
+
+    What it stands for is a neighbour that continues as the chunk does, which natural text gives too
+    seldom for a small model to learn reading from. The copy is shifted by up to half a chunk and a
+    twentieth of its tokens are replaced, so that only matching by content, and not position, finds the
+    next token. This is made here, in training, and never in a shard.
+
+    Args:
+      neighbours: [C, K, R], changed in place.
+      tokens: [L], the sequence.
+      documents: [C], the document of each chunk; a continuation stays in its chunk's document.
+    """
+    chunks, k, width = neighbours.shape
+    m = len(tokens) // chunks
+    for c in np.flatnonzero(rng.random(chunks) < share):
+        at = c * m + rng.integers(-m // 2, m // 2 + 1) + np.arange(width)
+        inside = (at >= 0) & (at < len(tokens))
+        at = np.where(inside, at, 0)
+        inside &= documents[at // m] == documents[c]
+        noise = rng.random(width) < 0.05
+        at = np.where(noise, rng.integers(0, len(tokens), width), at)
+        neighbours[c, rng.integers(k)] = np.where(inside, tokens[at], PAD)

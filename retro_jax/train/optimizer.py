@@ -1,0 +1,36 @@
+"""AdamW with the paper's schedule: linear warm-up from 1e-7, cosine to a tenth (appendix C.1)."""
+
+import optax
+
+from retro_jax.config import TrainConfig
+
+
+def schedule(config: TrainConfig) -> optax.Schedule:
+    """Learning rate of a step."""
+    warmup = min(config.warmup, config.steps)
+    return optax.warmup_cosine_decay_schedule(
+        init_value=1e-7,
+        peak_value=config.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=max(config.steps, warmup + 1),
+        end_value=config.final * config.learning_rate,
+    )
+
+
+def decayed(params: dict) -> dict:
+    """Name -> whether weight decay applies: matrices yes; norm scales and attention biases no."""
+    return {name: not name.endswith(("scale", "_bias")) for name in params}
+
+
+def adamw(config: TrainConfig) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        optax.adamw(
+            schedule(config),
+            b1=config.b1,
+            b2=config.b2,
+            weight_decay=config.weight_decay,
+            mask=decayed,
+        ),
+    )

@@ -1,0 +1,63 @@
+"""The mesh, and how arrays lie on it.
+
+Axes: `data` splits the batch and, at rest, every matrix; `model` splits attention heads, feed-forward
+width and the vocabulary. A weight is gathered over `data` where it is used (model/attention.py).
+"""
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from retro_jax.config import MeshConfig, ModelConfig
+from retro_jax.errors import UserError
+
+
+def simulate_cpu_devices(count: int):
+    """Splits the host's CPU into `count` devices, unless JAX_NUM_CPU_DEVICES or a test did."""
+    if jax.config.jax_num_cpu_devices < 0:
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+def make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
+    """A mesh of all devices; -1 in the config is what is left.
+
+    Raises:
+      UserError: the axes do not multiply to the number of devices.
+    """
+    shape, devices = [config.data, config.model], jax.device_count()
+    if shape.count(-1) == 1:
+        shape[shape.index(-1)] = max(1, devices // max(1, -shape[0] * shape[1]))
+    if -1 in shape or shape[0] * shape[1] != devices:
+        raise UserError(
+            f"config field mesh = (data {config.data}, model {config.model}): does not multiply to "
+            f"the {devices} device(s) of this machine; set one axis to -1"
+        )
+    return jax.make_mesh(tuple(shape), ("data", "model"))
+
+
+def check_divides(mesh: jax.sharding.Mesh, model: ModelConfig, vocab: int, **batches: int):
+    """Raises UserError if a sharded dimension is not a multiple of its mesh axis."""
+    data, axis = mesh.shape["data"], mesh.shape["model"]
+    for name, size, parts in (
+        *((name.replace("_batch", ".batch"), size, data) for name, size in batches.items()),
+        ("model.d", model.d, data),
+        ("model.encoder_d", model.encoder_d, data),
+        ("model.heads", model.heads, axis),
+        ("model.encoder_heads", model.encoder_heads, axis),
+        ("corpus.vocab", vocab, axis),
+    ):
+        if size % parts:
+            raise UserError(
+                f"config field {name} = {size}: must be a multiple of {parts}, the size of its "
+                f"mesh axis (mesh: data {data}, model {axis})"
+            )
+
+
+def shard_batch(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Host arrays [B / processes, ...] to global arrays [B, ...] split over `data`."""
+    sharding = NamedSharding(mesh, P("data"))
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value)
+        for name, value in batch.items()
+    }

@@ -1,0 +1,147 @@
+"""Artefacts of a working directory: whole or absent, and made with the settings that are asked for.
+
+An artefact is a directory with a `manifest.json`: its settings, what it was made from, counts,
+seconds and versions. It is built aside and renamed when it is complete, so that no later stage can
+read a half of it.
+"""
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from retro_jax.errors import UserError
+
+_PACKAGES = ("retro_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "scann", "numpy")
+
+
+def build(path: Path, settings: dict, inputs: Iterable[Path], make: Callable[[Path], dict]) -> dict:
+    """The manifest of the artefact at `path`, which is built if it is not there.
+
+    Args:
+      path: the artefact's directory.
+      settings: every config field that it depends on, {"corpus.vocab": 4096}.
+      inputs: the artefacts that it is made from.
+      make: writes the artefact into the empty directory that it is given; returns its counts.
+
+    Raises:
+      UserError: what is there was made with other settings or from other inputs.
+    """
+    done = check(path, settings, inputs)
+    if done:
+        return done
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        start = time.perf_counter()
+        counts = make(partial)
+        write_manifest(partial, settings, inputs, time.perf_counter() - start, counts)
+        os.rename(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return read_manifest(path)
+
+
+def write_manifest(
+    path: Path, settings: dict, inputs: Iterable[Path], seconds: float | None, counts: dict
+):
+    """Writes (aside, then renames) the manifest of the artefact at `path`."""
+    manifest = {
+        "settings": settings,
+        "inputs": {_name(i, path): _fingerprint(i) for i in inputs},
+        "seconds": seconds,
+        "counts": counts,
+        "peak_memory_bytes": peak_memory(),
+        "versions": versions(),
+        "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
+    }
+    write_json(path / "manifest.json", manifest)
+
+
+def check(path: Path, settings: dict, inputs: Iterable[Path]) -> dict | None:
+    """The manifest of a finished artefact, or None if there is none.
+
+    Raises:
+      UserError: it was made with other settings or from other inputs.
+    """
+    manifest = read_manifest(path)
+    if manifest is None:
+        return None
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
+    old = manifest["settings"]
+    differing = [
+        f"{name} was {old.get(name)!r}, is now {settings.get(name)!r}"
+        for name in sorted(old.keys() | settings.keys())
+        if old.get(name) != settings.get(name)
+    ]
+    differing += [
+        f"{name} was made anew"
+        for name, fingerprint in ((_name(i, path), _fingerprint(i)) for i in inputs)
+        if manifest["inputs"].get(name) != fingerprint
+    ]
+    if differing:
+        raise UserError(
+            f"{path} was made with another config ({'; '.join(differing)}): use another --workdir, "
+            "or delete this directory to have it made again"
+        )
+    return manifest
+
+
+def read_manifest(path: Path) -> dict | None:
+    """The manifest of the artefact at `path`, or None if there is none."""
+    try:
+        return json.loads((path / "manifest.json").read_text())
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}/manifest.json is damaged ({error}); delete {path}") from error
+
+
+def require(path: Path, stage: str) -> dict:
+    """The manifest of an artefact that an earlier stage must have made."""
+    manifest = read_manifest(path)
+    if manifest is None:
+        raise UserError(f"{path} is missing or incomplete: run `retro {stage}` with this --workdir")
+    return manifest
+
+
+def write_json(path: Path, value):
+    """Writes JSON aside, then renames."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process so far, bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def versions() -> dict:
+    """Versions of Python and of the packages that shape a result."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _name(artefact: Path, beside: Path) -> str:
+    return os.path.relpath(artefact, beside.parent)
+
+
+def _fingerprint(artefact: Path) -> str:
+    return hashlib.sha256((artefact / "manifest.json").read_bytes()).hexdigest()[:16]

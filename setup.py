@@ -1,0 +1,35 @@
+"""Packaging of retro_jax: ranges here, tested versions in requirements.txt."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="retro_jax",
+    version="0.1.0",
+    description="RETRO, the Retrieval-Enhanced Transformer, in JAX and Flax",
+    license="Apache-2.0",
+    packages=find_packages(include=["retro_jax", "retro_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "grain>=0.2.18",
+        "numpy>=2.0",
+        "ml-collections>=1.1",
+        "absl-py>=2.0",
+        "sentencepiece>=0.2.1",
+        "tokenizers>=0.22",
+        "safetensors>=0.6",
+        "scikit-learn>=1.6",
+        "datasketch>=1.6",
+        "google-crc32c>=1.6",
+        "tensorflow-datasets>=4.9.9",
+        "rich>=13",
+        # ScaNN ships for Linux and Python up to 3.13; elsewhere the index is exact.
+        "scann>=1.4; platform_system == 'Linux' and platform_machine == 'x86_64' "
+        "and python_version < '3.14'",
+    ],
+    extras_require={"test": ["pytest>=8", "hypothesis>=6", "ruff>=0.9"]},
+    entry_points={"console_scripts": ["retro=retro_jax.cli:main"]},
+)

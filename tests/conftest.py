@@ -1,0 +1,103 @@
+"""Eight simulated devices, a compilation cache, and the mesh that a test runs on."""
+
+import random
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+from retro_jax import cli  # noqa: E402
+from retro_jax.config import (  # noqa: E402
+    CorpusConfig,
+    EvaluateConfig,
+    Experiment,
+    GenerateConfig,
+    MeshConfig,
+    ModelConfig,
+    RetrievalConfig,
+    TrainConfig,
+)
+
+MESHES = ((1, 1), (8, 1), (4, 2), (2, 4))
+
+
+def make_mesh(data: int, model: int) -> jax.sharding.Mesh:
+    return jax.make_mesh((data, model), ("data", "model"), devices=jax.devices()[: data * model])
+
+
+@pytest.fixture
+def mesh():
+    """A mesh of one device, in context."""
+    mesh = make_mesh(1, 1)
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModelConfig:
+    """A RETRO small enough to be run at every length, with every part of a large one."""
+    return ModelConfig(
+        d=16,
+        layers=3,
+        heads=4,
+        head_size=8,
+        cca_layers=(2, 3),
+        chunk=4,
+        retrieved=8,
+        encoder_d=24,
+        encoder_layers=2,
+        encoder_heads=4,
+        encoder_head_size=8,
+    )
+
+
+def write_corpus(directory: Path, documents: int = 60, seed: int = 0):
+    """Small files of made-up prose; each repeats passages of others, so that retrieval finds some."""
+    rng = random.Random(seed)
+    words = [f"{a}{b}" for a in ("ka", "lo", "mi", "ten", "sur") for b in ("ra", "po", "nel", "is")]
+    passages = [" ".join(rng.choices(words, k=60)) + ".\n" for _ in range(40)]
+    directory.mkdir(parents=True, exist_ok=True)
+    for i in range(documents):
+        own = [" ".join(rng.choices(words, k=50)) + ".\n" for _ in range(4)]
+        text = "".join(rng.sample(own + rng.sample(passages, 3), 7))
+        (directory / f"{i:03d}.txt").write_text(text)
+
+
+def small_experiment(corpus: Path, **train) -> Experiment:
+    """An experiment on `write_corpus` that trains in seconds."""
+    return Experiment(
+        name="small",
+        corpus=CorpusConfig(source=f"text:{corpus}/*.txt", heldout=0.2, vocab=320),
+        retrieval=RetrievalConfig(dim=16),
+        model=ModelConfig(
+            d=16, layers=2, heads=2, head_size=8, cca_layers=(2,), chunk=16, retrieved=32,
+            encoder_d=16, encoder_layers=1, encoder_heads=2, encoder_head_size=8,
+        ),
+        train=TrainConfig(
+            **{"length": 64, "batch": 8, "steps": 6, "warmup": 2, "learning_rate": 1e-2,
+               "own_continuation": 0.5, "baseline": True, "log_every": 1} | train
+        ),
+        evaluate=EvaluateConfig(stride=32, batch=8),
+        generate=GenerateConfig(prompt="kara lopo minel ", tokens=40),
+        mesh=MeshConfig(data=4, model=2),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory) -> Experiment:
+    """The experiment that `finished` ran."""
+    corpus = tmp_path_factory.mktemp("corpus")
+    write_corpus(corpus)
+    return small_experiment(corpus)
+
+
+@pytest.fixture(scope="session")
+def finished(small, tmp_path_factory) -> Path:
+    """A working directory in which every stage of `small` has run. Read it; do not change it."""
+    root = tmp_path_factory.mktemp("finished")
+    cli.run(small, root)
+    return root

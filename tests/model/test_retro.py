@@ -1,0 +1,245 @@
+"""What the network promises: causality, the chunk grid, neighbours as a set, OFF."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from retro_jax.model import functional
+from retro_jax.model.retro import PAD, Encoder, Retro
+
+VOCAB = 40
+M, K, R = 4, 2, 8
+
+
+@pytest.fixture
+def f(mesh, tiny):
+    """tokens [B, L], neighbours [B, C, K, R] | None -> logits, of one fixed random model."""
+    params = functional.init(tiny, VOCAB, seed=0)
+    # u and v start at 0; a model whose biases are 0 would hide mistakes in them.
+    params = {
+        n: p + 0.3 * jax.random.normal(jax.random.key(i), p.shape) if n.endswith("_bias") else p
+        for i, (n, p) in enumerate(params.items())
+    }
+    run = jax.jit(lambda x, n: functional.apply(tiny, params, x, n))
+    return lambda x, n: np.asarray(run(x, n))
+
+
+def example(length, seed=0, k=K, batch=2):
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(4, VOCAB, (batch, length)).astype(np.int32)
+    neighbours = rng.integers(4, VOCAB, (batch, -(-length // M), k, R)).astype(np.int32)
+    return tokens, neighbours
+
+
+def first_difference(a, b):
+    """First position at which two logits [B, L, V] differ at all, or None."""
+    different = np.flatnonzero((a != b).any(axis=(0, 2)))
+    return different[0] if len(different) else None
+
+
+def test_changing_a_token_changes_no_earlier_logit(f):
+    tokens, neighbours = example(14)
+    before = f(tokens, neighbours)
+    for t in range(14):
+        changed = tokens.copy()
+        changed[:, t] = (changed[:, t] + 1 - 4) % (VOCAB - 4) + 4
+        assert first_difference(before, f(changed, neighbours)) == t
+
+
+def test_neighbours_of_a_chunk_act_from_its_last_token_on(f):
+    tokens, neighbours = example(16)
+    before = f(tokens, neighbours)
+    for u in range(4):
+        changed = neighbours.copy()
+        changed[:, u] = example(16, seed=9)[1][:, u]
+        assert first_difference(before, f(tokens, changed)) == u * M + M - 1
+
+
+def test_neighbours_are_a_set(f):
+    tokens, neighbours = example(12, k=3)
+    permuted = neighbours[:, :, [2, 0, 1]]
+    np.testing.assert_allclose(f(tokens, neighbours), f(tokens, permuted), atol=1e-5)
+    one = neighbours[:, :, :1]
+    np.testing.assert_allclose(f(tokens, one), f(tokens, np.repeat(one, 5, axis=2)), atol=1e-5)
+
+
+def test_no_neighbours_is_off(f):
+    tokens, neighbours = example(12)
+    off = f(tokens, None)
+    np.testing.assert_array_equal(off, f(tokens, neighbours[:, :, :0]))
+    np.testing.assert_allclose(off, f(tokens, np.full_like(neighbours, PAD)), atol=1e-6)
+    # one chunk without any: as if every position that reads it were off
+    without = neighbours.copy()
+    without[:, 0] = PAD
+    got = f(tokens, without)
+    np.testing.assert_allclose(got[:, : 2 * M - 1], off[:, : 2 * M - 1], atol=1e-6)
+    assert first_difference(got, off) is not None
+
+
+def test_a_missing_neighbour_is_as_if_fewer_were_asked_for(f):
+    tokens, neighbours = example(12)
+    missing = neighbours.copy()
+    missing[:, :, 1] = PAD
+    np.testing.assert_allclose(f(tokens, missing), f(tokens, neighbours[:, :, :1]), atol=1e-5)
+
+
+def test_gradients_are_finite_where_nothing_was_retrieved(mesh, tiny):
+    tokens, neighbours = example(12)
+    neighbours[:, 1] = PAD
+    for dtype in ("float32", "bfloat16"):
+        config = dataclasses.replace(tiny, dtype=dtype)
+        params = functional.init(config, VOCAB, 0)
+        grads = jax.grad(
+            lambda p: functional.token_logprobs(config, p, tokens, neighbours).sum()  # noqa: B023
+        )(params)
+        assert all(np.isfinite(g).all() for g in grads.values())
+
+
+def test_every_prefix_is_predicted_as_in_the_full_sequence(f):
+    """Any length, also one that is no multiple of the chunk (traps 19, 20)."""
+    tokens, neighbours = example(2 * M + 3)
+    full = f(tokens, neighbours)
+    for length in range(1, 2 * M + 4):
+        chunks = -(-length // M)
+        got = f(tokens[:, :length], neighbours[:, :chunks])
+        np.testing.assert_allclose(got, full[:, :length], atol=2e-5)
+
+
+def test_what_an_incomplete_chunk_retrieves_is_not_read(f):
+    tokens, neighbours = example(M + 2)
+    changed = neighbours.copy()
+    changed[:, 1] = example(8, seed=5)[1][:, 1]
+    np.testing.assert_array_equal(f(tokens, neighbours), f(tokens, changed))
+
+
+def test_padding_is_attended_nowhere(mesh, tiny):
+    """The padding id's embedding reaches no position that holds a token."""
+    params = functional.init(tiny, VOCAB, 0)
+    tokens, neighbours = example(12)
+    tokens[:, 6:8] = PAD  # the tail of a document's last chunk; another document follows
+    neighbours[:, 0, 0, 5:] = PAD
+    neighbours[:, 1, 1] = PAD
+    other = dict(params)
+    for name in ("embedding", "encoder.embedding"):
+        is_pad = jnp.arange(VOCAB)[:, None] == PAD
+        other[name] = jnp.where(is_pad, 3.0, params[name])
+    before, after = (
+        np.array(functional.apply(tiny, p, tokens, neighbours)) for p in (params, other)
+    )
+    real = np.delete(np.arange(12), [6, 7])
+    # the readout is tied: the logit of PAD itself may change
+    np.testing.assert_array_equal(before[:, real, 1:], after[:, real, 1:])
+    assert np.isfinite(after).all()
+
+
+def test_rows_of_a_batch_are_independent(f):
+    tokens, neighbours = example(13, batch=3)
+    together = f(tokens, neighbours)
+    for b in range(3):
+        alone = f(tokens[b : b + 1], neighbours[b : b + 1])
+        np.testing.assert_allclose(alone[0], together[b], atol=2e-5)
+
+
+def test_encoder_reads_the_chunk_that_retrieved_and_no_other(mesh, tiny):
+    encoder = Encoder(tiny, VOCAB, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    batch = jax.NamedSharding(mesh, jax.P("data"))
+    e = jax.device_put(rng.normal(size=(1, 3, K, R, 24)).astype(np.float32), batch)
+    h = jax.device_put(rng.normal(size=(1, 3, M, 16)).astype(np.float32), batch)
+    ok = jnp.ones((1, 3, K, R), bool), jnp.ones((1, 3, M), bool)
+    for u in range(3):
+        # Squares: the encoder ends in a norm, but weighted sums still depend on every row.
+        weights = jnp.asarray(rng.normal(size=(K, R, 24)), jnp.float32)
+        grad = jax.grad(lambda h: (encoder(e, ok[0], h, ok[1])[0, u] * weights).sum())(h)  # noqa: B023
+        touched = np.abs(np.asarray(grad)[0]).max(axis=-1) > 0
+        assert touched[u].all()
+        assert not np.delete(touched, u, axis=0).any()
+
+
+def test_encoder_is_conditioned_after_self_attention_of_the_first_cca_layer(mesh, tiny):
+    """Replace a part of the network: E follows the attention of layer min(P), not its FFW."""
+    seen = []
+
+    def encoded(change):
+        model = Retro(tiny, VOCAB, jax.random.key(0))
+        change(model)
+        encode = model._encode
+
+        def spy(*args):
+            memory = encode(*args)
+            seen.append(np.asarray(memory[0]))
+            return memory
+
+        model._encode = spy
+        model(*example(12))
+        return seen.pop()
+
+    first = tiny.cca_layers[0] - 1
+    plain = encoded(lambda model: None)
+
+    def change_attention(model):
+        out = model.layers[first].attention.attention.out
+        out[...] = out[...] * 2
+
+    def change_feed_forward(model):
+        down = model.layers[first].feed_forward.down
+        down[...] = down[...] * 2
+
+    assert np.abs(encoded(change_attention) - plain).max() > 1e-3
+    np.testing.assert_array_equal(encoded(change_feed_forward), plain)
+    assert not seen  # the encoder ran once for both CCA layers
+
+
+def test_cca_layers_are_counted_from_one(tiny):
+    names = functional.shapes(tiny, VOCAB)
+    with_cca = {n.split(".")[1] for n in names if ".cca." in n}
+    assert with_cca == {"1", "2"}  # layers 2 and 3 of 3
+    cross = {n.split(".")[2] for n in names if n.startswith("encoder.") and ".cross." in n}
+    assert cross == {"0"}
+
+
+def test_what_retrieval_adds_is_marked_and_the_rest_is_the_language_model(tiny):
+    added = functional.added_by_retrieval(tiny, VOCAB)
+    everything = functional.shapes(tiny, VOCAB)
+    assert everything.keys() - added == functional.shapes(tiny, VOCAB, retrieval=False).keys()
+    assert all(n.startswith("encoder.") or ".cca." in n for n in added)
+
+
+def test_off_equals_the_language_model_with_the_same_weights(mesh, tiny):
+    params = functional.init(tiny, VOCAB, 0)
+    added = functional.added_by_retrieval(tiny, VOCAB)
+    base = {n: p for n, p in params.items() if n not in added}
+    tokens, _ = example(11)
+    np.testing.assert_array_equal(
+        functional.apply(tiny, params, tokens), functional.apply(tiny, base, tokens)
+    )
+
+
+def test_neighbours_for_another_number_of_chunks_are_refused(f):
+    tokens, neighbours = example(12)
+    with pytest.raises(ValueError, match="3 are needed"):
+        f(tokens, neighbours[:, :2])
+
+
+def test_token_logprobs_are_those_of_the_softmax(mesh, tiny):
+    params = functional.init(tiny, VOCAB, 0)
+    tokens, neighbours = example(9)
+    logits = functional.apply(tiny, params, tokens, neighbours)
+    expected = np.asarray(jax.nn.log_softmax(logits))
+    got = np.asarray(functional.token_logprobs(tiny, params, tokens, neighbours))
+    assert not got[:, 0].any()
+    for b, t in np.ndindex(2, 8):
+        np.testing.assert_allclose(got[b, t + 1], expected[b, t, tokens[b, t + 1]], atol=1e-5)
+
+
+def test_bfloat16_stays_near_float32(mesh, tiny):
+    tokens, neighbours = example(12)
+    params = functional.init(tiny, VOCAB, 0)
+    low = dataclasses.replace(tiny, dtype="bfloat16")
+    difference = functional.apply(tiny, params, tokens, neighbours) - functional.apply(
+        low, params, tokens, neighbours
+    )
+    assert np.abs(difference).max() < 0.15

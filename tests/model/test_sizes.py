@@ -1,0 +1,68 @@
+"""The eight parameter counts of the paper's table 2, and the cost of retrieval."""
+
+import numpy as np
+import pytest
+
+from retro_jax.config import ModelConfig
+from retro_jax.model import sizes
+
+# Millions, projections only. The paper prints 132 172 368 425 1309 1451 6982 7532; 6979 is the
+# nearest that any layout reaches together with the other seven.
+COUNTS = {
+    "132M": 132.12,
+    "368M": 368.05,
+    "1309M": 1308.62,
+    "6982M": 6979.32,
+    "172M": 172.49,
+    "425M": 425.46,
+    "1451M": 1451.36,
+    "7532M": 7531.53,
+}
+
+
+@pytest.fixture(scope="module")
+def table():
+    return {row["name"]: row for row in sizes.table()}
+
+
+def test_parameters_are_the_papers(table):
+    got = {name: round(row["parameters_non_embedding"] / 1e6, 2) for name, row in table.items()}
+    assert got == COUNTS
+
+
+def test_retrieval_costs_what_the_layout_implies(table):
+    # TFLOP a sequence of 2048 tokens at k = 2, worked out by hand from the layout: the encoder on
+    # 4 retrieved tokens a token, plus CCA in 3, 3, 7 and 9 layers.
+    added = []
+    for baseline, retro in (
+        ("132M", "172M"),
+        ("368M", "425M"),
+        ("1309M", "1451M"),
+        ("6982M", "7532M"),
+    ):
+        flops = table[retro]["flops_per_token"] - table[baseline]["flops_per_token"]
+        added.append(flops * sizes.LENGTH / 1e12)
+        overhead = table[retro]["flops_per_token"] / table[baseline]["flops_per_token"] - 1
+        np.testing.assert_allclose(table[retro]["retrieval_overhead"], overhead, rtol=1e-3)
+    np.testing.assert_allclose(
+        added, [0.38 + 0.12, 0.39 + 0.21, 0.39 + 0.71, 0.41 + 2.44], rtol=0.06
+    )
+
+
+def test_flops_of_a_model_counted_by_hand():
+    config = ModelConfig(
+        d=8, layers=1, heads=2, head_size=4, cca_layers=(1,), chunk=4, retrieved=8,
+        encoder_d=8, encoder_layers=1, encoder_heads=2, encoder_head_size=4,
+    )  # fmt: skip
+    length, vocab, d, a = 8, 16, 8, 8
+    projections = 2 * length * (4 * d * a + 2 * d * 4 * d)  # q, k, v, o; feed-forward
+    positions = 2 * length * d * a  # the table of `length` distances through W_r
+    attention = 2 * 3 * length * length * a  # content, position, values
+    readout = 2 * length * d * vocab
+    expected = projections + positions + attention + readout
+    assert sizes.forward_flops(config, vocab, length, 0) == expected
+
+
+def test_cca_layers_are_every_third_from_6():
+    assert sizes.every_third_from_6(12) == (6, 9, 12)
+    assert sizes.every_third_from_6(32) == (6, 9, 12, 15, 18, 21, 24, 27, 30)

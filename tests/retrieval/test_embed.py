@@ -1,0 +1,117 @@
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from retro_jax.errors import UserError
+from retro_jax.retrieval import bert, embed
+from retro_jax.retrieval.index import ExactIndex
+
+FIXTURE = Path(__file__).parent.parent / "fixtures" / "bert"
+TEXTS = [f"def name_{i % 37}(a, b{i}): return {i * 7 % 101} + value_{i % 11}\n" for i in range(300)]
+
+
+def test_a_chunk_is_its_own_nearest_neighbour_through_the_query_path(tmp_path):
+    """Database and live queries are embedded alike (trap 29), also by a saved embedder."""
+    embedder = embed.fit_tfidf(TEXTS, 32)
+    vectors = embed.embed_all(embedder, TEXTS)
+    embedder.save(tmp_path)
+    reloaded = embed.load("tfidf", tmp_path)
+    index = ExactIndex(vectors)
+    for i in (0, 150, 299):
+        ids, distances = index.search(reloaded.embed([TEXTS[i]]), 1)
+        assert TEXTS[ids[0, 0]] == TEXTS[i]
+        np.testing.assert_allclose(distances, 0, atol=1e-5)
+
+
+def test_vectors_are_of_length_1_and_unknown_words_give_0():
+    embedder = embed.fit_tfidf(TEXTS, 32)
+    lengths = np.linalg.norm(embedder.embed([*TEXTS[:5], "ⵣ ⵣ", ""]), axis=1)
+    np.testing.assert_allclose(lengths, [1, 1, 1, 1, 1, 0, 0], atol=1e-5)
+
+
+def test_similar_texts_are_nearer_than_others():
+    embedder = embed.fit_tfidf(TEXTS, 32)
+    a, b, c = embedder.embed(["def name_3(a): value_5", "def name_3(b): value_5", "return 99 +"])
+    assert ((a - b) ** 2).sum() < ((a - c) ** 2).sum()
+
+
+def test_too_many_dimensions_are_refused_by_field():
+    with pytest.raises(UserError, match=r"retrieval\.dim = 500"):
+        embed.fit_tfidf(TEXTS, 500)
+
+
+def test_bert_equals_the_reference():
+    io = np.load(FIXTURE / "io.npz")
+    model = bert.load_bert(FIXTURE)
+    mask = io["attention_mask"].astype(bool)
+    got = np.asarray(model(io["ids_padded"], mask))
+    np.testing.assert_allclose(got[mask], io["last_hidden_state"][mask], atol=1e-5)
+    np.testing.assert_allclose(
+        model.mean(io["ids_padded"], mask), io["mean_pooled_masked"], atol=1e-5
+    )
+
+
+@pytest.fixture
+def bert_directory(tmp_path):
+    """The fixture's weights with a WordPiece tokenizer of its vocabulary's size."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] + [f"w{i}" for i in range(93)]
+    tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((FIXTURE / name).read_bytes())
+    return tmp_path
+
+
+def test_bert_embeds_texts_alike_alone_and_in_a_batch_of_many_lengths(bert_directory):
+    embedder = embed.load(f"bert:{bert_directory}", None)
+    texts = ["w1", "w2 w3 w4", " ".join(f"w{i % 90}" for i in range(100)), "", "w5 unknown"]
+    together = embedder.embed(texts)
+    assert together.shape == (5, 32)
+    for i, text in enumerate(texts):
+        np.testing.assert_allclose(embedder.embed([text])[0], together[i], atol=1e-5)
+    ids = np.array([[2, 5, 3]])  # [CLS] w1 [SEP]
+    graph, params = nnx.split(bert.load_bert(bert_directory))
+    expected = nnx.merge(graph, params).mean(ids, np.ones((1, 3), bool))
+    np.testing.assert_allclose(together[0], expected[0], atol=1e-5)
+    assert jax.device_count() == 8  # embedding leaves the mesh of the caller alone
+
+
+def test_older_names_and_prefixes_are_read(bert_directory):
+    weights = load_file(bert_directory / "model.safetensors")
+    renamed = {
+        "bert."
+        + n.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): w
+        for n, w in weights.items()
+    }
+    save_file(renamed, bert_directory / "model.safetensors")
+    bert.load_bert(bert_directory)
+
+
+def test_directories_that_are_no_bert_are_refused(bert_directory, tmp_path):
+    with pytest.raises(UserError, match="no BERT can be read"):
+        bert.load_bert(tmp_path / "nowhere")
+    weights = bert_directory / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    with pytest.raises(UserError, match="no BERT can be read"):
+        bert.load_bert(bert_directory)
+    weights.write_bytes(whole)
+    config = json.loads((bert_directory / "config.json").read_text())
+    (bert_directory / "config.json").write_text(json.dumps(config | {"hidden_size": 48}))
+    with pytest.raises(UserError, match=r"config\.json implies"):
+        bert.load_bert(bert_directory)
+    (bert_directory / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    with pytest.raises(UserError, match="model_type"):
+        bert.load_bert(bert_directory)

@@ -1,0 +1,123 @@
+"""Every backend keeps the same promises; ScaNN's own edges do not reach the caller."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from retro_jax.errors import UserError
+from retro_jax.retrieval import index
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(40, 16))
+    return (centres[rng.integers(0, 40, 3000)] + 0.3 * rng.normal(size=(3000, 16))).astype("f4")
+
+
+@pytest.fixture(params=["exact", "scann"])
+def kind(request):
+    return request.param
+
+
+def brute_force(vectors, queries, k):
+    d = ((queries[:, None].astype("f8") - vectors[None]) ** 2).sum(-1)
+    ids = np.argsort(d, axis=1, kind="stable")[:, :k]
+    return ids, np.take_along_axis(d, ids, 1)
+
+
+def test_neighbours_are_the_nearest_with_their_squared_distance(vectors, kind, tmp_path):
+    built, report = index.build(vectors, tmp_path, kind, 0.9, 5)
+    assert report["kind"] == kind
+    queries = vectors[:200] + 0.01
+    ids, distances = built.search(queries, 5)
+    truth, exact = brute_force(vectors, queries, 5)
+    recall = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(ids, truth)])
+    assert recall >= (1.0 if kind == "exact" else 0.9)
+    assert (np.diff(distances, axis=1) >= -1e-5).all()
+    np.testing.assert_allclose(distances[:, 0], exact[:, 0], atol=1e-3)
+
+
+def test_a_saved_index_opens_after_a_move_and_finds_the_same(vectors, kind, tmp_path):
+    (tmp_path / "a").mkdir()
+    built, _ = index.build(vectors, tmp_path / "a", kind, 0.9, 5)
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    opened = index.load(tmp_path / "b")
+    for before, after in zip(built.search(vectors[:50], 5), opened.search(vectors[:50], 5)):
+        np.testing.assert_array_equal(before, after)
+    assert len(opened) == len(vectors)
+
+
+def test_more_neighbours_than_vectors_leaves_places_empty(kind, tmp_path):
+    few = np.eye(4, dtype=np.float32)
+    built, report = index.build(few, tmp_path, kind, 0.5, 2)
+    assert report["kind"] == "exact"  # whatever was asked for: ScaNN cannot be trained on 4
+    ids, distances = built.search(few, 6)
+    assert ids.shape == distances.shape == (4, 6)
+    assert (ids[:, 0] == np.arange(4)).all()
+    assert (ids[:, 4:] == -1).all()
+    assert np.isposinf(distances[:, 4:]).all()
+    assert np.isfinite(distances[ids >= 0]).all()
+
+
+def test_leaves_that_hold_fewer_than_k_give_missing_and_not_row_0(vectors, tmp_path):
+    built, _ = index.build(vectors, tmp_path, "scann", 0.0, 5)
+    built.leaves_to_search = 1
+    ids, distances = built.search(vectors[:100], 500)
+    assert (ids == -1).any()
+    assert (np.isposinf(distances) == (ids == -1)).all()
+    assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in ids)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_vectors_that_are_not_finite_are_refused_before_the_library_sees_them(bad, kind, tmp_path):
+    vectors = np.ones((10, 4), np.float32)
+    vectors[3, 1] = bad
+    with pytest.raises(UserError, match="chunk 3 holds NaN or Inf"):
+        index.build(vectors, tmp_path, kind, 0.9, 2)
+
+
+def test_queries_of_another_width_or_with_nan_are_refused(vectors, kind, tmp_path):
+    built, _ = index.build(vectors, tmp_path, kind, 0.9, 5)
+    with pytest.raises(ValueError, match=r"\[Q, 16\]"):
+        built.search(np.zeros((2, 5), np.float32), 3)
+    with pytest.raises(ValueError, match="NaN"):
+        built.search(np.full((2, 16), np.nan, np.float32), 3)
+
+
+def test_an_empty_query_batch_finds_nothing(vectors, kind, tmp_path):
+    built, _ = index.build(vectors, tmp_path, kind, 0.9, 5)
+    assert built.search(np.zeros((0, 16), np.float32), 3)[0].shape == (0, 3)
+
+
+def test_an_empty_database_is_refused(kind, tmp_path):
+    with pytest.raises(UserError, match="empty"):
+        index.build(np.zeros((0, 8), np.float32), tmp_path, kind, 0.9, 2)
+
+
+def test_duplicates_and_zero_vectors_are_found(kind, tmp_path):
+    vectors = np.zeros((500, 8), np.float32)
+    vectors[250:, 0] = 1
+    built, report = index.build(vectors, tmp_path, kind, 0.9, 2)
+    ids, distances = built.search(vectors, 2)
+    assert (vectors[ids[:, 0], 0] == vectors[:, 0]).all()
+    np.testing.assert_allclose(distances, 0, atol=1e-5)
+    assert report["recall"] == 1.0
+
+
+def test_auto_is_exact_for_a_small_database(vectors, tmp_path):
+    assert index.build(vectors, tmp_path, "auto", 0.9, 2)[1]["kind"] == "exact"
+
+
+def test_scann_opens_beside_a_tensorflow_that_it_was_not_built_for(tmp_path):
+    """scann imports TensorFlow ops of one version; a foreign TensorFlow must not break the index."""
+    fake = tmp_path / "tensorflow"
+    fake.mkdir()
+    (fake / "__init__.py").write_text("raise RuntimeError('undefined symbol')")
+    code = "from retro_jax.retrieval import index; assert index._scann() is not None"
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(tmp_path), "PATH": ""}
+    )

@@ -1,0 +1,61 @@
+import numpy as np
+
+from retro_jax.retrieval.index import ExactIndex
+from retro_jax.retrieval.neighbours import find
+
+
+def database(documents, chunks_each, width=8, seed=0):
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(documents * chunks_each, width)).astype(np.float32)
+    return vectors, np.repeat(np.arange(documents), chunks_each)
+
+
+def test_no_neighbour_is_from_any_document_of_the_sequence():
+    """A sequence packed of two documents: neither may be retrieved for any of its chunks."""
+    vectors, document = database(6, 10)
+    forbidden = np.full((60, 2), -1)
+    forbidden[:, 0] = document
+    forbidden[10:20] = forbidden[0:10] = [0, 1]
+    ids, _ = find(ExactIndex(vectors).search, vectors, forbidden, document, 3)
+    assert (ids >= 0).all()
+    for query in range(60):
+        assert not set(document[ids[query]]) & set(forbidden[query])
+
+
+def test_what_remains_is_the_nearest_first():
+    vectors, document = database(5, 4)
+    forbidden = document[:, None]
+    ids, distances = find(ExactIndex(vectors).search, vectors, forbidden, document, 2)
+    for query in range(20):
+        d = ((vectors - vectors[query]) ** 2).sum(1)
+        d[document == document[query]] = np.inf
+        np.testing.assert_array_equal(ids[query], np.argsort(d)[:2])
+        np.testing.assert_allclose(distances[query], np.sort(d)[:2], rtol=1e-3, atol=1e-4)
+
+
+def test_a_document_that_fills_the_candidates_does_not_leave_a_query_without():
+    """The nearest 500 chunks are all the query's own document's; the search must go on (trap 16)."""
+    own = np.zeros((500, 8), np.float32) + 0.001 * np.arange(500)[:, None]
+    other = np.full((3, 8), 9.0, np.float32)
+    vectors = np.concatenate([own, other])
+    document = np.array([0] * 500 + [1, 1, 2])
+    ids, _ = find(ExactIndex(vectors).search, vectors[:2], np.zeros((2, 1), int), document, 2)
+    assert (ids >= 500).all()
+
+
+def test_too_few_are_missing_and_never_the_own_document():
+    vectors, document = database(2, 3)
+    only = np.array([0, 0, 0, 1, 1, 1])
+    ids, distances = find(ExactIndex(vectors).search, vectors[:3], only[:3, None], document, 5)
+    assert (np.sort(ids[:, :3], axis=1) == [3, 4, 5]).all()
+    assert (ids[:, 3:] == -1).all()
+    assert np.isposinf(distances[:, 3:]).all()
+    nothing = find(ExactIndex(vectors).search, vectors[:1], np.array([[0, 1]]), document, 2)
+    assert (nothing[0] == -1).all()
+
+
+def test_a_database_smaller_than_k():
+    vectors, document = database(1, 2)
+    ids, _ = find(ExactIndex(vectors).search, vectors, np.full((2, 1), -1), document, 4)
+    assert (ids[:, :2] >= 0).all()
+    assert (ids[:, 2:] == -1).all()

@@ -1,0 +1,165 @@
+"""Bad input: one line that names the field or file and the remedy, exit status 2, nothing left."""
+
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+from conftest import write_corpus
+
+from retro_jax import cli
+
+CONFIG = "experiments/quickstart.py"
+
+
+def retro(capfd, *arguments):
+    """(exit status, the lines on stderr)."""
+    status = cli.main([*map(str, arguments)])
+    return status, capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fly"], "no stage 'fly'"),
+        (["run"], "--config is missing"),
+        (["run", "--config=nowhere.py"], "nowhere.py"),
+        (["run", f"--config={CONFIG}", "--config.train.stepz=3"], "Did you mean \"steps\""),
+        (["run", f"--config={CONFIG}", "--config.train.steps=many"], "steps"),
+        (["run", f"--config={CONFIG}", "--config.train.steps=0"], "train.steps = 0: must be at least 1"),
+        (["run", f"--config={CONFIG}", "--config.train.length=100"], "train.length = 100: must be a"),
+        (["run", f"--config={CONFIG}", "--config.model.encoder_d=64"], "model.share_embedding"),
+        (["run", f"--config={CONFIG}", "--config.retrieval.embedder=glove"], "tfidf or bert:DIRECTORY"),
+        (["run", f"--config={CONFIG}", "extra"], "not understood: extra"),
+        (["run", f"--config={CONFIG}", "--workdri=x"], "workdri"),
+        (["sizes", "--config=x"], "retro sizes takes --json"),
+    ],
+)  # fmt: skip
+def test_bad_arguments(capfd, tmp_path, monkeypatch, arguments, message):
+    if "run" in arguments and "--workdri=x" not in arguments:
+        arguments = [*arguments[:1], f"--workdir={tmp_path}/w", *arguments[1:]]
+    status, error = retro(capfd, *arguments)
+    assert status == 2
+    assert message in error
+    assert error.count("\n") == 1, error
+    assert not (tmp_path / "w").exists()
+
+
+def test_an_unknown_field_in_the_file_is_named_with_the_nearest(capfd, tmp_path):
+    file = tmp_path / "c.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n    return ConfigDict({'train': {'learning_rat': 1.0}})\n"
+    )
+    status, error = retro(capfd, "prepare", f"--config={file}", f"--workdir={tmp_path}/w")
+    assert (status, error.count("\n")) == (2, 1)
+    assert "no field train.learning_rat: did you mean train.learning_rate?" in error
+
+
+def bad_corpus(tmp_path, name, data):
+    write_corpus(tmp_path / "corpus")
+    if name:
+        (tmp_path / "corpus" / name).write_bytes(data)
+    return [
+        "prepare", f"--config={CONFIG}", f"--workdir={tmp_path}/w", "--config.corpus.vocab=320",
+        f"--config.corpus.source=text:{tmp_path}/corpus/*.txt", "--config.retrieval.dim=8",
+        "--config.corpus.heldout=0.2", "--config.corpus.bad_documents=refuse",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("empty.txt", b"", "empty"),
+        ("binary.txt", b"\x7fELF\0\0", "binary"),
+        ("latin.txt", b"caf\xe9 au lait", "not UTF-8"),
+        ("short.txt", b"kara lopo", "fewer than a chunk of 64"),
+    ],
+)
+def test_documents_that_cannot_be_used(capfd, tmp_path, name, data, reason):
+    arguments = bad_corpus(tmp_path, name, data)
+    status, error = retro(capfd, *arguments)
+    message = error.splitlines()[-1]
+    assert status == 2
+    assert message.startswith(f"retro: {name}: the document")
+    assert reason in message
+    assert "bad_documents=skip" in message
+    assert not list((tmp_path / "w").rglob("*.partial"))
+    # the remedy that the message names works, and counts what it left out
+    status, error = retro(
+        capfd, *arguments, "--config.corpus.bad_documents=skip", f"--workdir={tmp_path}/w2"
+    )
+    assert status == 0, error
+    counts = {}
+    for step in ("corpus", "chunks"):
+        counts |= json.loads((tmp_path / "w2/prepare" / step / "manifest.json").read_text())[
+            "counts"
+        ]
+    assert (
+        counts["bad_documents_skipped"]
+        + counts["train_short_documents_skipped"]
+        + (counts["heldout_short_documents_skipped"])
+        == 1
+    )
+
+
+def test_a_pattern_that_matches_nothing(capfd, tmp_path):
+    status, error = retro(
+        capfd, "run", f"--config={CONFIG}", f"--workdir={tmp_path}/w",
+        f"--config.corpus.source=text:{tmp_path}/*.nothing",
+    )  # fmt: skip
+    assert status == 2
+    assert "corpus.source" in error
+    assert "no file matches" in error
+    assert not list((tmp_path / "w").rglob("manifest.json"))
+
+
+def test_a_stage_before_its_time_names_the_stage_to_run(capfd, tmp_path):
+    for stage, first in (("train", "prepare"), ("evaluate", "prepare"), ("generate", "prepare")):
+        status, error = retro(capfd, stage, f"--config={CONFIG}", f"--workdir={tmp_path}/w")
+        assert status == 2
+        assert f"`retro {first}`" in error
+
+
+def test_a_directory_that_cannot_be_written(capfd, tmp_path):
+    (tmp_path / "file").write_text("")
+    arguments = bad_corpus(tmp_path, None, None)
+    arguments[2] = f"--workdir={tmp_path}/file/w"
+    status, error = retro(capfd, *arguments)
+    assert status == 2
+    assert "another --workdir" in error.splitlines()[-1]
+
+
+def test_a_full_disk_stops_with_one_line_and_no_half_artefact(tmp_path):
+    """A limit on the size of a file fails the write just as a full disk does."""
+    arguments = bad_corpus(tmp_path, None, None)
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "retro_jax.cli", *arguments],
+        preexec_fn=limit, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "File too large" in done.stderr.splitlines()[-1]
+    assert "another --workdir" in done.stderr.splitlines()[-1]
+    assert not list((tmp_path / "w").rglob("*.partial"))
+    for directory in (tmp_path / "w" / "prepare").iterdir():
+        assert (directory / "manifest.json").exists()
+
+
+def test_sizes_as_json_is_a_list_of_objects(capfd):
+    assert cli.main(["sizes", "--json"]) == 0
+    rows = json.loads(capfd.readouterr().out)
+    assert len(rows) == 8
+    assert rows[0]["parameters_non_embedding"] == 132_120_576
+
+
+def test_help_shows_every_stage_with_an_example(capfd):
+    assert cli.main(["--help"]) == 0
+    text = capfd.readouterr().out
+    for stage in cli.STAGES:
+        assert f"retro {stage}" in text

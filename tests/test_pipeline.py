@@ -1,0 +1,310 @@
+"""From text to a generated continuation, on a small corpus: what the shards, runs and results hold."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import make_mesh, small_experiment, write_corpus
+
+from retro_jax import generate, prepare, records, workdir
+from retro_jax.config import to_config_dict
+from retro_jax.corpus.chunks import ChunkTable
+from retro_jax.corpus.tokenizer import BOS
+from retro_jax.errors import UserError
+from retro_jax.evaluate import evaluate, signals
+from retro_jax.model import functional
+from retro_jax.retrieval.retriever import Retriever
+from retro_jax.train import loop
+from retro_jax.train.checkpoint import Checkpoints
+
+M = 16
+
+
+def tables(root):
+    return {s: ChunkTable(root / "prepare" / "chunks" / s) for s in prepare.SPLITS}
+
+
+def shards(root, split):
+    opened = records.Records(root / "prepare" / "shards" / split)
+    return [opened[i] for i in range(len(opened))]
+
+
+def test_held_out_documents_are_never_in_the_database(finished, small):
+    split = {s: {d["id"] for d in t.documents} for s, t in tables(finished).items()}
+    assert all(split.values())
+    assert not split["train"] & split["heldout"]
+    for name, ids in split.items():
+        for id in ids:
+            assert prepare.is_heldout(id, small.corpus.heldout) == (name == "heldout")
+    database = tables(finished)["train"]
+    for record in shards(finished, "heldout"):
+        ids = record["neighbour_ids"]
+        np.testing.assert_array_equal(record["neighbours"], database.values(ids))
+
+
+def test_no_neighbour_or_continuation_is_of_a_document_of_the_sequence(finished):
+    """Recomputed from the rows themselves, for N and for F, in sequences packed of documents."""
+    database = tables(finished)["train"]
+    packed = 0
+    for record in shards(finished, "train"):
+        own = set(record["documents"]) - {-1}
+        packed += len(own) > 1
+        for id in record["neighbour_ids"][record["neighbour_ids"] >= 0]:
+            assert database.document[id] not in own
+            following = database.continuation[id]
+            assert following < 0 or database.document[following] not in own
+    assert packed  # otherwise this test proves little
+
+
+def test_training_sequences_hold_every_chunk_once(finished):
+    table = tables(finished)["train"]
+    rows = np.concatenate([r["tokens"].reshape(-1, M) for r in shards(finished, "train")])
+    np.testing.assert_array_equal(rows[: len(table)], table.tokens)
+    assert not rows[len(table) :].any()
+
+
+def test_windows_score_every_chunk_of_a_document_once():
+    for count in range(1, 14):
+        scored = []
+        for rows, first in prepare.windows(100, count, 4, 2):
+            assert len(rows) == 4
+            scored += [row - 100 for row in rows[first:] if row >= 0]
+        assert scored == list(range(count))
+
+
+def test_a_second_run_does_nothing_and_says_so(finished, small, capfd):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+    prepare.prepare(small, finished)
+    loop.train(small, finished, retrieval=True)
+    evaluate.evaluate(small, finished)
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()} == before
+    assert "train/retro: complete" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("corpus", "vocab", 330),
+        ("model", "d", 32),
+        ("train", "steps", 7),
+        ("evaluate", "stride", 64),
+    ],
+)
+def test_a_directory_of_another_config_is_refused_by_field(finished, small, section, field, value):
+    part = dataclasses.replace(getattr(small, section), **{field: value})
+    other = dataclasses.replace(small, **{section: part})
+
+    def run():
+        prepare.prepare(other, finished)
+        loop.train(other, finished, retrieval=True)
+
+    with pytest.raises(UserError, match=rf"{section}\.{field} was .*another --workdir"):
+        run()
+
+
+def test_an_interrupted_step_leaves_nothing_that_reads_as_whole(tmp_path):
+    def fails(out):
+        (out / "half.npy").write_bytes(b"x")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        workdir.build(tmp_path / "step", {}, [], fails)
+    assert not list(tmp_path.iterdir())
+    # killed outright: what lies aside is no artefact, and the next run replaces it
+    aside = tmp_path / ".step.partial"
+    aside.mkdir()
+    (aside / "half.npy").write_bytes(b"x")
+    assert workdir.check(tmp_path / "step", {}, []) is None
+    workdir.build(tmp_path / "step", {}, [], lambda out: {"files": len(list(out.iterdir()))})
+    assert workdir.read_manifest(tmp_path / "step")["counts"] == {"files": 0}
+    assert not aside.exists()
+
+
+def test_the_summary_holds_what_was_measured(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert set(summary["bits_per_byte"]) == {"on", "off", "random", "baseline"}
+    assert summary["violations"] == 0
+    assert set(summary["stages"]) == {"prepare", "train", "evaluate", "generate"}
+    assert summary["tokens_per_second"] > 0
+    assert summary["peak_memory_bytes"] > 100e6
+    rows = np.load(finished / "evaluate" / "tokens.npz")
+    for name, value in summary["bits_per_byte"].items():
+        np.testing.assert_allclose(
+            rows[name].sum() / np.log(2) / rows["bytes"].sum(), value, rtol=1e-5
+        )
+    texts = [d.text for d in prepare.read_corpus(finished / "prepare", "heldout")]
+    assert rows["bytes"].sum() == sum(len(t.encode()) for t in texts)
+    state = Checkpoints(finished / "train" / "retro" / "checkpoints")
+    assert state.latest() == 6
+    assert summary["parameters"] == functional.count(
+        functional.shapes(small_experiment(Path()).model, 320)
+    )
+
+
+def test_planted_leaks_are_counted_and_stop_the_evaluation(finished, small, tmp_path):
+    root = tmp_path / "leaky"
+    shutil.copytree(finished, root)
+    shutil.rmtree(root / "evaluate")
+    database = tables(root)["train"]
+    directory = root / "prepare" / "shards" / "train"
+    leaky = shards(root, "train")
+    leaky[0]["neighbour_ids"][1, 0] = database.documents[leaky[0]["documents"][0]]["first"]
+    leaky[0]["neighbours"][1] = database.values(leaky[0]["neighbour_ids"][1])
+    leaky[2]["neighbours"][0, 0, 3] += 1
+    shutil.rmtree(directory)
+    directory.mkdir()
+    records.write(directory, leaky)
+    found = signals.violations(
+        *(records.Records(root / "prepare" / "shards" / s) for s in prepare.SPLITS),
+        *tables(root).values(),
+    )
+    assert found == {"same_document": 1, "wrong_text": 1, "heldout_in_database": 0}
+    with pytest.raises(UserError, match="leak"):
+        evaluate.evaluate(small, root)
+    assert not (root / "evaluate").exists()
+
+
+def test_an_interrupted_training_continues_to_the_same_weights(finished, tmp_path):
+    """SIGTERM in the middle, the same command again: bit for bit the uninterrupted run."""
+    corpus = tmp_path / "corpus"
+    write_corpus(corpus)
+    experiment = small_experiment(corpus, steps=40, checkpoint_every=100, baseline=False)
+    config = tmp_path / "config.py"
+    config.write_text(
+        "import json, ml_collections\n"
+        f"fields = json.loads({to_config_dict(experiment).to_json()!r})\n"
+        "def get_config():\n    return ml_collections.ConfigDict(fields)\n"
+    )
+    prepare.prepare(experiment, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    loop.train(experiment, tmp_path / "whole", retrieval=True)
+    command = [sys.executable, "-m", "retro_jax.cli", "train", f"--config={config}",
+               f"--workdir={tmp_path}/resumed"]  # fmt: skip
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
+    log = tmp_path / "resumed" / "train" / "retro" / "metrics.jsonl"
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.time() + 200
+        while time.time() < deadline and not (log.exists() and log.read_text().count("\n") >= 3):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        error = process.communicate(timeout=200)[1]
+    assert process.returncode == 130, error
+    assert "run the same command to continue" in error
+    stopped = Checkpoints(tmp_path / "resumed" / "train" / "retro" / "checkpoints").latest()
+    assert 0 < stopped < 40
+    loop.train(experiment, tmp_path / "resumed", retrieval=True)
+    mesh = make_mesh(4, 2)
+    with jax.set_mesh(mesh):
+        whole, resumed = (
+            loop.restore_trained(experiment, tmp_path / name, True, mesh)
+            for name in ("whole", "resumed")
+        )
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], resumed[name])
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == list(range(1, 41))
+
+
+def test_a_checkpoint_restores_on_another_mesh(finished, small):
+    restored = []
+    for shape in ((1, 1), (2, 4)):
+        mesh = make_mesh(*shape)
+        with jax.set_mesh(mesh):
+            params = loop.restore_trained(small, finished, True, mesh)
+        assert params["layers.0.feed_forward.up"].sharding.mesh.shape == mesh.shape
+        restored.append({n: np.asarray(p) for n, p in params.items()})
+    for name in restored[0]:
+        np.testing.assert_array_equal(restored[0][name], restored[1][name])
+
+
+def test_a_missing_or_unfinished_checkpoint_is_named_with_the_remedy(finished, small, tmp_path):
+    root = tmp_path / "w"
+    shutil.copytree(finished, root)
+    shutil.rmtree(root / "train" / "retro" / "checkpoints")
+    with pytest.raises(
+        UserError, match=r"checkpoints holds no checkpoint: delete .* `retro train`"
+    ):
+        generate.generate(small, root)
+    shutil.rmtree(root / "train" / "retro")
+    with pytest.raises(UserError, match=r"train/retro is missing.*`retro train`"):
+        generate.generate(small, root)
+
+
+@pytest.fixture
+def live(finished, small, mesh):
+    """(pipe, retriever, params): tokens [L] -> log-probabilities, with retrieval in the loop."""
+    base = finished / "prepare"
+    retriever = Retriever(base, prepare.load_embedder(small, base), prepare.load_tokenizer(base), 2)
+    params = loop.restore_trained(small, finished, True, mesh)
+
+    def pipe(tokens):
+        tokens = np.asarray(tokens, np.int32)
+        chunks = -(-len(tokens) // M)
+        whole = len(tokens) // M
+        neighbours = np.zeros((1, chunks, 2, 2 * M), np.int32)
+        neighbours[0, :whole] = retriever.retrieve(tokens[: whole * M].reshape(whole, M)).tokens
+        return np.asarray(functional.token_logprobs(small.model, params, tokens[None], neighbours))[
+            0
+        ]
+
+    return pipe, retriever, params
+
+
+def test_replacing_later_text_changes_no_earlier_log_probability(live, finished):
+    """With retrieval in the loop: what is retrieved for the changed text must not leak back."""
+    pipe, _, _ = live
+    tokens = tables(finished)["heldout"].tokens[:4].reshape(-1)
+    other = tables(finished)["train"].tokens[40:44].reshape(-1)
+    before = pipe(tokens)
+    for t in (1, M - 1, M, M + 1, 2 * M, 3 * M - 1, 3 * M):
+        changed = np.concatenate([tokens[:t], other[t:]])
+        np.testing.assert_array_equal(pipe(changed)[:t], before[:t])
+    assert (pipe(np.concatenate([tokens[:5], other[5:]])) != before)[6:].any()
+
+
+def test_generation_takes_the_most_probable_token_given_what_it_retrieved(live, small, finished):
+    pipe, retriever, params = live
+    tokenizer = prepare.load_tokenizer(finished / "prepare")
+    prompt = [BOS, *tokenizer.encode("kara lopo minel tenis surra")]
+    tokens, found = generate.continue_tokens(small.model, params, prompt, 40, retriever)
+    assert len(tokens) == len(prompt) + 40
+    assert len(found) == (len(tokens) - 1) // M  # one retrieval a complete chunk, none left out
+    for u, neighbours in enumerate(found):
+        again = retriever.retrieve(np.array([tokens[u * M : (u + 1) * M]]))
+        np.testing.assert_array_equal(neighbours.ids, again.ids)
+    for t in (len(prompt), len(prompt) + 20, len(tokens) - 1):
+        best = max((pipe([*tokens[:t], v])[-1], v) for v in range(2, 320))
+        np.testing.assert_allclose(pipe(tokens[: t + 1])[-1], best[0], atol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_sample_and_another_another(live, small):
+    _, retriever, params = live
+    runs = [
+        generate.continue_tokens(small.model, params, [BOS, 50, 60], 20, retriever, 1.0, seed)[0]
+        for seed in (0, 0, 1)
+    ]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_neighbours_that_were_read_are_reported_with_their_source(finished):
+    result = json.loads((finished / "generate.json").read_text())
+    assert result["prompt"] == "kara lopo minel "
+    table = tables(finished)["train"]
+    tokenizer = prepare.load_tokenizer(finished / "prepare")
+    documents = {d["id"]: d for d in table.documents}
+    assert result["chunks"]
+    for chunk in result["chunks"]:
+        distances = [n["distance"] for n in chunk["neighbours"]]
+        assert distances == sorted(distances)
+        for n in chunk["neighbours"]:
+            row = documents[n["document"]]["first"] + n["chunk"]
+            assert tokenizer.decode(table.values(np.array(row)).tolist()) == n["text"]

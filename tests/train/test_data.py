@@ -1,0 +1,89 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from retro_jax import records
+from retro_jax.config import TrainConfig
+from retro_jax.train import data
+
+C, M, K = 4, 8, 2
+CONFIG = TrainConfig(length=C * M, batch=3, steps=40, seed=1)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    records.write(
+        directory,
+        (
+            {
+                "tokens": rng.integers(4, 500, C * M).astype(np.uint16),
+                "documents": np.array([i, i, i, i + 100], np.int32),
+                "neighbours": rng.integers(4, 500, (C, K, 2 * M)).astype(np.uint16),
+            }
+            for i in range(20)
+        ),
+    )
+    return records.Records(directory)
+
+
+def take(shards, config, start, count, retrieval=True):
+    stream = data.batches(shards, config, start, retrieval)
+    return [next(stream) for _ in range(count)]
+
+
+def test_the_order_is_a_function_of_seed_and_step(shards):
+    whole = take(shards, dataclasses.replace(CONFIG, own_continuation=0.5), 0, 20)
+    resumed = take(shards, dataclasses.replace(CONFIG, own_continuation=0.5), 13, 7)
+    for a, b in zip(whole[13:], resumed):
+        for name in ("tokens", "neighbours"):
+            np.testing.assert_array_equal(a[name], b[name])
+    other = take(shards, dataclasses.replace(CONFIG, seed=2), 0, 1)[0]
+    assert (other["tokens"] != whole[0]["tokens"]).any()
+
+
+def test_an_epoch_shows_every_sequence_once_and_the_next_in_another_order(shards):
+    seen = np.concatenate([b["tokens"][:, :2] for b in take(shards, CONFIG, 0, 14)])
+    first, second = seen[:20], seen[20:40]
+    assert len({tuple(x) for x in first}) == 20
+    assert {tuple(x) for x in first} == {tuple(x) for x in second[:20]}
+    assert (first != second).any()
+
+
+def test_baseline_and_retro_see_the_same_text(shards):
+    for a, b in zip(take(shards, CONFIG, 0, 5), take(shards, CONFIG, 0, 5, retrieval=False)):
+        np.testing.assert_array_equal(a["tokens"], b["tokens"])
+        assert "neighbours" not in b
+
+
+def test_without_the_setting_neighbours_are_those_of_the_shard(shards):
+    stored = {tuple(r["tokens"]): r["neighbours"] for r in map(shards.__getitem__, range(20))}
+    for batch in take(shards, CONFIG, 0, 7):
+        for tokens, neighbours in zip(batch["tokens"], batch["neighbours"]):
+            np.testing.assert_array_equal(neighbours, stored[tuple(tokens)])
+
+
+def test_own_continuations_stay_in_the_document_and_fall_to_none(shards):
+    config = dataclasses.replace(CONFIG, own_continuation=1.0, own_continuation_until=0.5)
+    tokens = np.arange(4, 4 + C * M)
+    documents = np.array([0, 0, 0, 1])
+    neighbours = np.full((C, K, 2 * M), 999)
+    data.add_own_continuations(neighbours, tokens, documents, 1.0, np.random.default_rng(0))
+    replaced = (neighbours != 999).all(-1)
+    assert (replaced.sum(1) == 1).all()
+    for c in range(C):
+        (value,) = neighbours[c][replaced[c]]
+        kept = value[value > 0]
+        own = (kept - 4) // M  # the chunk that each token is from
+        # all but the noise, which is from anywhere in the sequence, is of the chunk's document
+        assert (documents[own] == documents[c]).mean() > 0.6
+    assert data.own_continuation_share(0, config) == 1.0
+    assert 0 < data.own_continuation_share(10, config) < 1
+    assert data.own_continuation_share(20, config) == 0
+    late = take(shards, config, 20, 3)
+    stored = {tuple(r["tokens"]): r["neighbours"] for r in map(shards.__getitem__, range(20))}
+    for batch in late:
+        for tokens, neighbours in zip(batch["tokens"], batch["neighbours"]):
+            np.testing.assert_array_equal(neighbours, stored[tuple(tokens)])

@@ -1,0 +1,142 @@
+"""The sharded step: the same mathematics on every mesh, and a model that learns to read."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from conftest import MESHES, make_mesh
+
+from retro_jax.config import MeshConfig, TrainConfig
+from retro_jax.errors import UserError
+from retro_jax.model import functional
+from retro_jax.train import optimizer, sharding
+from retro_jax.train.step import init_state, make_train_step
+
+VOCAB = 64
+TRAIN = TrainConfig(
+    length=16, batch=8, steps=10, learning_rate=1e-2, warmup=2, weight_decay=0.1, clip=1.0
+)
+
+
+def batch(seed, size=8, length=16, m=4, k=2):
+    rng = np.random.default_rng(seed)
+    return {
+        "tokens": rng.integers(1, VOCAB, (size, length)).astype(np.int32),
+        # every neighbour of every chunk of every row differs, and some are missing
+        "neighbours": rng.integers(0, VOCAB, (size, length // m, k, 2 * m)).astype(np.int32)
+        * (rng.random((size, length // m, k, 1)) < 0.8),
+    }
+
+
+def run(model, shape, steps=3):
+    mesh = make_mesh(*shape)
+    with jax.set_mesh(mesh):
+        state = init_state(model, TRAIN, VOCAB, True)
+        step = make_train_step(model, TRAIN)
+        losses = []
+        for i in range(steps):
+            arrays = sharding.shard_batch(mesh, batch(i))
+            state, metrics = step(state, arrays["tokens"], arrays["neighbours"])
+            losses.append(float(metrics["loss"]))
+    return losses, {n: np.asarray(p) for n, p in state.params.items()}
+
+
+def test_every_mesh_gives_the_same_losses_and_parameters(tiny):
+    losses, params = run(tiny, MESHES[0])
+    for shape in MESHES[1:]:
+        if tiny.encoder_d % shape[0]:
+            continue
+        other_losses, other = run(tiny, shape)
+        np.testing.assert_allclose(other_losses, losses, rtol=1e-5, err_msg=str(shape))
+        for name in params:
+            np.testing.assert_allclose(
+                other[name], params[name], atol=2e-4, err_msg=f"{name} {shape}"
+            )
+
+
+def test_parameters_and_moments_are_spread_over_the_whole_mesh(tiny):
+    with jax.set_mesh(make_mesh(4, 2)):
+        state = init_state(tiny, TRAIN, VOCAB, True)
+        for tree in (state.params, optimizer_moments(state)):
+            for name, value in tree.items():
+                if value.ndim > 1 and not name.endswith("_bias"):
+                    share = value.addressable_shards[0].data.size / value.size
+                    assert share == 1 / 8, name
+
+
+def optimizer_moments(state):
+    return next(
+        s.mu
+        for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu"))
+        if hasattr(s, "mu")
+    )
+
+
+def test_weight_decay_is_for_matrices_only(tiny):
+    decayed = optimizer.decayed(functional.shapes(tiny, VOCAB))
+    assert decayed["layers.1.cca.attention.query"]
+    assert decayed["embedding"]
+    assert not decayed["layers.0.norm.scale"]
+    assert not decayed["layers.0.attention.attention.content_bias"]
+
+
+def test_the_schedule_is_the_papers():
+    config = TrainConfig(steps=1000, warmup=750, learning_rate=2e-4, final=0.1)
+    rate = optimizer.schedule(config)
+    np.testing.assert_allclose([rate(0), rate(750), rate(1000)], [1e-7, 2e-4, 2e-5], rtol=1e-4)
+    np.testing.assert_allclose(rate(375), 1e-4, rtol=1e-2)
+    np.testing.assert_allclose(rate(875), 1.1e-4, rtol=1e-2)  # half way down the cosine
+
+
+def test_a_model_whose_neighbours_hold_the_answer_learns_to_read_them(tiny):
+    """Random text cannot be predicted but by copying; the neighbours hold it (trap 28)."""
+    model = dataclasses.replace(
+        tiny, d=64, encoder_d=64, heads=2, head_size=32, encoder_heads=2,
+        encoder_head_size=32, share_embedding=True, layers=2, cca_layers=(2,),
+        encoder_layers=1, chunk=8, retrieved=16,
+    )  # fmt: skip
+    train = dataclasses.replace(
+        TRAIN, steps=300, learning_rate=5e-3, warmup=20, weight_decay=0.0, length=32, batch=16
+    )
+    with jax.set_mesh(make_mesh(1, 1)) as _:
+        state = init_state(model, train, VOCAB, True)
+        step = make_train_step(model, train)
+        for i in range(train.steps):
+            x, n = copies(i)
+            state, _ = step(state, x, n)
+        x, true = copies(10**6)
+        nats = {
+            name: -np.asarray(functional.token_logprobs(model, state.params, x, n))[:, 8:].mean()
+            for name, n in (
+                ("true", true),
+                ("shuffled", np.roll(true, 1, axis=0)),
+                ("off", None),
+            )
+        }
+    assert nats["true"] < 0.3
+    assert nats["shuffled"] > 3.5
+    assert nats["off"] > 3.5
+
+
+def copies(seed):
+    """Random tokens [16, 32] whose chunks' first neighbour is the chunk and what follows it."""
+    rng = np.random.default_rng(seed)
+    x = rng.integers(1, VOCAB, (16, 40)).astype(np.int32)
+    own = np.stack([x[:, u * 8 : u * 8 + 16] for u in range(4)], axis=1)
+    other = rng.integers(1, VOCAB, own.shape).astype(np.int32)
+    return x[:, :32], np.stack([own, other], axis=2)
+
+
+def test_a_mesh_that_does_not_fit_is_refused_by_field():
+    with pytest.raises(UserError, match=r"mesh = \(data 3, model 1\).*8 device"):
+        sharding.make_mesh(MeshConfig(3, 1))
+    assert sharding.make_mesh(MeshConfig(-1, 2)).shape == {"data": 4, "model": 2}
+
+
+def test_sizes_that_do_not_divide_are_refused_by_field(tiny):
+    mesh = make_mesh(4, 2)
+    with pytest.raises(UserError, match=r"train\.batch = 6: must be a multiple of 4"):
+        sharding.check_divides(mesh, tiny, VOCAB, train_batch=6)
+    with pytest.raises(UserError, match=r"corpus\.vocab = 63"):
+        sharding.check_divides(mesh, tiny, 63, train_batch=8)
