@@ -72,8 +72,8 @@ class TrainConfig:
     weight_decay: float = 0.1  # on matrices only
     clip: float = 1.0  # of the gradient's global norm
     # Share of the training chunks one of whose neighbours is replaced by the chunk's own
-    # continuation: `own_continuation` at step 0, falling linearly to 0 at the fraction
-    # `own_continuation_until` of the run. An augmentation of this project, not of the paper.
+    # continuation: `own_continuation` at first; from half of `own_continuation_until`, a fraction of
+    # the run, it falls linearly, to be 0 there. An augmentation of this project, not of the paper.
     own_continuation: float = 0.0
     own_continuation_until: float = 0.5
     baseline: bool = False  # also train the same decoder without retrieval, for comparison
@@ -203,21 +203,32 @@ def check(e: Experiment):
     multiple = f"must be a multiple of model.chunk = {m.chunk}"
     _require(t.length >= m.chunk and t.length % m.chunk == 0, "train.length", t.length, multiple)
     _require(
-        0 < v.stride <= t.length and v.stride % m.chunk == 0,
+        0 < v.stride < t.length and v.stride % m.chunk == 0,
         "evaluate.stride",
         v.stride,
-        f"{multiple}, at most train.length = {t.length}",
+        f"{multiple}, below train.length = {t.length} (a window's first token needs one before it)",
     )
     for name, value in (
         ("train.own_continuation", t.own_continuation),
         ("train.own_continuation_until", t.own_continuation_until),
         ("retrieval.min_recall", r.min_recall),
         ("evaluate.filter_overlap", v.filter_overlap),
+        ("corpus.near_duplicate", c.near_duplicate),
+        ("train.final", t.final),
     ):
         _require(0 <= value <= 1, name, value, "must lie between 0 and 1")
     for name, value in (("mesh.data", e.mesh.data), ("mesh.model", e.mesh.model)):
         _require(value >= 1 or value == -1, name, value, "must be a number of devices, or -1")
-    _require(e.generate.temperature >= 0, "generate.temperature", e.generate.temperature, ">= 0")
+    for name, value in (
+        ("train.learning_rate", t.learning_rate),
+        ("train.warmup", t.warmup),
+        ("train.weight_decay", t.weight_decay),
+        ("generate.temperature", e.generate.temperature),
+    ):
+        _require(value >= 0, name, value, "must not be negative")
+    for name, value in (("train.b1", t.b1), ("train.b2", t.b2)):
+        _require(0 <= value < 1, name, value, "must be at least 0 and below 1")
+    _require(t.clip > 0, "train.clip", t.clip, "must be positive")
 
 
 def to_config_dict(experiment: Experiment) -> ml_collections.ConfigDict:
@@ -243,12 +254,17 @@ def _build(cls, values: dict, prefix: str):
             raise UserError(f"config has no field {prefix}{name}: {hint}")
     kwargs = {}
     for name, value in values.items():
-        kind = fields[name].type
-        if dataclasses.is_dataclass(kind):
-            value = _build(kind, dict(value), f"{prefix}{name}.")
-        elif typing.get_origin(kind) is tuple:
-            value = tuple(value)
-        elif kind is float:
-            value = float(value)
-        kwargs[name] = value
+        kwargs[name] = _typed(fields[name].type, value, prefix + name)
     return cls(**kwargs)
+
+
+def _typed(kind, value, name: str):
+    """The value as the field's type: an int for a float and a list for a tuple will do."""
+    if dataclasses.is_dataclass(kind) and isinstance(value, typing.Mapping):
+        return _build(kind, dict(value), f"{name}.")
+    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(typing.get_args(kind)[0], v, name) for v in value)
+    if kind is float and type(value) is int:
+        return float(value)
+    _require(type(value) is kind, name, value, f"must be of type {getattr(kind, '__name__', kind)}")
+    return value

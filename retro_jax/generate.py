@@ -7,9 +7,9 @@ import numpy as np
 
 from retro_jax import progress, workdir
 from retro_jax.config import Experiment, ModelConfig
-from retro_jax.corpus.tokenizer import BOS, EOS, PAD
+from retro_jax.corpus.tokenizer import BOS, EOS, PAD, UNK
 from retro_jax.model import functional
-from retro_jax.prepare import load_embedder, load_tokenizer
+from retro_jax.prepare import check_prepared, load_embedder, load_tokenizer
 from retro_jax.retrieval.retriever import Retriever
 from retro_jax.train.loop import restore_trained
 
@@ -22,7 +22,7 @@ def generate(experiment: Experiment, root: Path) -> dict:
       neighbours with document, chunk of that document, squared distance and text.
     """
     e, base, g = experiment, Path(root) / "prepare", experiment.generate
-    workdir.require(base / "shards", "prepare")
+    check_prepared(e, root)
     tokenizer = load_tokenizer(base)
     retriever = Retriever(base, load_embedder(e, base), tokenizer, e.retrieval.neighbours)
     mesh = jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1])  # a batch of one
@@ -105,7 +105,7 @@ def continue_tokens(
 
 
 def _sample(logits: np.ndarray, temperature: float, rng: np.random.Generator) -> int:
-    logits[[PAD, BOS]] = -np.inf  # they are never text
+    logits[[PAD, BOS, UNK]] = -np.inf  # they are never text
     if temperature == 0:
         return int(logits.argmax())
     scaled = (logits - logits.max()) / temperature

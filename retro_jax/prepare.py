@@ -22,54 +22,71 @@ from retro_jax.retrieval import embed, index, neighbours
 SPLITS = ("train", "heldout")
 
 
-def prepare(experiment: Experiment, root: Path) -> dict:
-    """Runs every step that is not done; returns each step's manifest by name."""
-    e, base = experiment, Path(root) / "prepare"
-    corpus = {f"corpus.{k}": v for k, v in dataclasses.asdict(e.corpus).items() if k != "vocab"}
-    recipe = {
-        # step: (config fields it depends on, steps it reads, function)
+def _recipe(e: Experiment) -> dict:
+    """step -> (the config fields it depends on, the steps it reads, what makes it)."""
+    c, r = e.corpus, e.retrieval
+    corpus = {f"corpus.{k}": v for k, v in dataclasses.asdict(c).items() if k != "vocab"}
+    length = {"train.length": e.train.length}
+    return {
         "corpus": (corpus, (), _corpus),
-        "tokenizer": ({"corpus.vocab": e.corpus.vocab}, ("corpus",), _tokenizer),
+        "tokenizer": ({"corpus.vocab": c.vocab}, ("corpus",), _tokenizer),
         "chunks": (
-            {"model.chunk": e.model.chunk, "corpus.bad_documents": e.corpus.bad_documents},
+            {"model.chunk": e.model.chunk, "corpus.bad_documents": c.bad_documents},
             ("corpus", "tokenizer"),
             _chunks,
         ),
         "embeddings": (
-            {"retrieval.embedder": e.retrieval.embedder, "retrieval.dim": e.retrieval.dim},
+            {"retrieval.embedder": r.embedder, "retrieval.dim": r.dim},
             ("chunks", "tokenizer"),
             _embeddings,
         ),
         "index": (
             {
-                "retrieval.index": e.retrieval.index,
-                "retrieval.min_recall": e.retrieval.min_recall,
-                "retrieval.neighbours": e.retrieval.neighbours,
+                "retrieval.index": r.index,
+                "retrieval.min_recall": r.min_recall,
+                "retrieval.neighbours": r.neighbours,
             },
             ("embeddings",),
             _index,
         ),
         "neighbours": (
-            {"retrieval.neighbours": e.retrieval.neighbours, "train.length": e.train.length},
+            {"retrieval.neighbours": r.neighbours} | length,
             ("chunks", "embeddings", "index"),
             _neighbours,
         ),
         "shards": (
-            {"train.length": e.train.length, "evaluate.stride": e.evaluate.stride},
+            {"evaluate.stride": e.evaluate.stride} | length,
             ("chunks", "neighbours"),
             _shards,
         ),
     }
-    manifests = {}
-    for name, (settings, inputs, make) in recipe.items():
+
+
+def prepare(experiment: Experiment, root: Path) -> dict:
+    """Runs every step that is not done; returns each step's manifest by name."""
+    base, manifests = Path(root) / "prepare", {}
+    for name, (settings, inputs, make) in _recipe(experiment).items():
         done = workdir.check(base / name, settings, [base / i for i in inputs])
         progress.say(f"prepare/{name}" + (": complete" if done else ""))
         manifests[name] = done or workdir.build(
             base / name,
             settings,
             [base / i for i in inputs],
-            lambda out, make=make: make(e, base, out),
+            lambda out, make=make: make(experiment, base, out),
         )
+    return manifests
+
+
+def check_prepared(experiment: Experiment, root: Path) -> dict:
+    """The manifests of a finished `prepare`, by step.
+
+    Raises:
+      UserError: a step is missing, or was made with another config.
+    """
+    base, manifests = Path(root) / "prepare", {}
+    for name, (settings, inputs, _) in _recipe(experiment).items():
+        workdir.require(base / name, "prepare")
+        manifests[name] = workdir.check(base / name, settings, [base / i for i in inputs])
     return manifests
 
 
@@ -80,7 +97,7 @@ def _corpus(e: Experiment, base: Path, out: Path) -> dict:
         for document in sources.documents(e.corpus.source):
             advance(1)
             if isinstance(document, BadDocument):
-                _refuse(e, document)
+                _refuse_or_skip(e, document)
                 skipped += 1
                 continue
             if document.id in seen:
@@ -129,7 +146,7 @@ def is_heldout(id: str, share: float) -> bool:
     return int.from_bytes(digest, "big") < share * 2**64
 
 
-def _refuse(e: Experiment, document: BadDocument):
+def _refuse_or_skip(e: Experiment, document: BadDocument):
     if e.corpus.bad_documents == "refuse":
         raise UserError(
             f"{document.id}: {document.reason}; mend or remove it, or leave such documents out "
@@ -164,7 +181,7 @@ def _chunks(e: Experiment, base: Path, out: Path) -> dict:
             documents = ((advance(1), d)[1] for d in read_corpus(base, split))
             short = chunks.build(documents, pieces, e.model.chunk, out / split)
         for document in short:
-            _refuse(e, document)
+            _refuse_or_skip(e, document)
         table = chunks.ChunkTable(out / split)
         if not len(table):
             raise UserError(
@@ -205,6 +222,7 @@ def load_embedder(experiment: Experiment, base: Path):
 
 def _index(e: Experiment, base: Path, out: Path) -> dict:
     r, vectors = e.retrieval, np.load(base / "embeddings" / "train.npy")
+    progress.say(f"building an index of {len(vectors):,} vectors")
     _, report = index.build(vectors, out, r.index, r.min_recall, r.neighbours)
     return report
 

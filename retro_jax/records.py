@@ -75,7 +75,7 @@ class Records:
         self._offsets, self._stride = _offsets(self._features)
         self._shards, self._starts, total = [], [], 0
         for path in sorted(self._directory.glob("*.tfrecord")):
-            data = np.memmap(path, np.uint8, "r")
+            data = np.memmap(path, np.uint8, "r") if path.stat().st_size else b"\0"
             if len(data) % self._stride:
                 raise UserError(
                     f"{path}: {len(data)} bytes is no whole number of records; "

@@ -35,8 +35,7 @@ def summarise(experiment: Experiment, root: Path, sample: dict, seconds: dict[st
     }
     trained = {
         name: workdir.read_manifest(root / "train" / name)
-        for name in ("retro", "baseline")
-        if (root / "train" / name / "manifest.json").exists()
+        for name in (("retro", "baseline") if experiment.train.baseline else ("retro",))
     }
     evaluated = workdir.read_manifest(root / "evaluate")
     result = evaluated["counts"]
@@ -67,9 +66,7 @@ def summarise(experiment: Experiment, root: Path, sample: dict, seconds: dict[st
         ),
         "database": counts,
         "heldout": {k: result[k] for k in ("documents", "tokens", "bytes")},
-        "share_with_fewer_than_k": {
-            split: counts[f"{split}_share_with_fewer_than_k"] for split in ("train", "heldout")
-        },
+        "share_with_fewer_than_k": result["share_with_fewer_than_k"],
         "own_continuation": experiment.train.own_continuation,
         "sample": sample,
         "versions": workdir.versions(),
@@ -103,12 +100,6 @@ def _print_summary(e: Experiment, root: Path, s: dict):
             f"{c['train_chunks']:,} chunks of {e.model.chunk} tokens, {c['kind']} index, "
             f"recall@{e.retrieval.neighbours} {c['recall']:.3f}",
         ),
-        (
-            f"fewer than {e.retrieval.neighbours} neighbours",
-            f"{s['share_with_fewer_than_k']['train']:.2%} of training chunks, "
-            f"{s['share_with_fewer_than_k']['heldout']:.2%} of held-out chunks",
-        ),
-        ("leaks (violations)", str(s["violations"])),
         (
             "RETRO",
             f"{s['parameters']:,} parameters, {s['tokens_per_second']:,.0f} training tokens/s",
@@ -145,6 +136,14 @@ def print_evaluation(result: dict):
         few = filtered[name]
         table.add_row(name, _MEANING[name], f"{value:.4f}", "-" if few is None else f"{few:.4f}")
     out.print(table)
+    fewer = result["share_with_fewer_than_k"]
+    for line in (
+        f"{result['documents']} documents, {result['tokens']:,} tokens, {result['bytes']:,} bytes",
+        f"chunks with fewer than k neighbours: {fewer['train']:.2%} of training, "
+        f"{fewer['heldout']:.2%} of held-out",
+        f"leaks (violations): {sum(result['violations'].values())}",
+    ):
+        out.print(line, markup=False, soft_wrap=True)
     for name, label in (
         ("content_effect", "random - on"),
         ("on_against_off", "off - on"),
@@ -156,6 +155,7 @@ def print_evaluation(result: dict):
                 f"{label:>14} = {e['value']:+.4f} bits per byte, 95 % interval over documents "
                 f"[{e['low']:+.4f}, {e['high']:+.4f}]",
                 markup=False,
+                soft_wrap=True,
             )
 
 
@@ -196,7 +196,7 @@ def print_sizes(rows: list[dict], as_json: bool):
             str(r["d"]),
             str(r["layers"]),
             f"{r['heads']} x {r['head_size']}",
-            f"{cca[0]}, {cca[1]}, ... {cca[-1]}" if cca else "-",
+            ", ".join(map(str, cca)) if len(cca) <= 3 else f"{cca[0]}, {cca[1]}, ... {cca[-1]}",
             f"{r['parameters_non_embedding'] / 1e6:,.2f}",
             f"{r['parameters_total'] / 1e6:,.2f}",
             f"{r['flops_per_token'] / 1e9:.2f}",

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from retro_jax.errors import UserError
 
 _PACKAGES = ("retro_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "scann", "numpy")
@@ -33,22 +35,26 @@ def build(path: Path, settings: dict, inputs: Iterable[Path], make: Callable[[Pa
       make: writes the artefact into the empty directory that it is given; returns its counts.
 
     Raises:
-      UserError: what is there was made with other settings or from other inputs.
+      UserError: what is there was made with other settings or from other inputs, or it cannot be
+        written.
     """
     done = check(path, settings, inputs)
     if done:
         return done
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         start = time.perf_counter()
         counts = make(partial)
         write_manifest(partial, settings, inputs, time.perf_counter() - start, counts)
         os.rename(partial, path)
-    except BaseException:
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: cannot be written ({error}); make room, or choose another --workdir"
+        ) from error
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
     return read_manifest(path)
 
 

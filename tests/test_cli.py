@@ -29,6 +29,7 @@ def retro(capfd, *arguments):
         (["run", f"--config={CONFIG}", "--config.train.steps=many"], "steps"),
         (["run", f"--config={CONFIG}", "--config.train.steps=0"], "train.steps = 0: must be at least 1"),
         (["run", f"--config={CONFIG}", "--config.train.length=100"], "train.length = 100: must be a"),
+        (["run", f"--config={CONFIG}", "--config.evaluate.stride=256"], "below train.length = 256"),
         (["run", f"--config={CONFIG}", "--config.model.encoder_d=64"], "model.share_embedding"),
         (["run", f"--config={CONFIG}", "--config.retrieval.embedder=glove"], "tfidf or bert:DIRECTORY"),
         (["run", f"--config={CONFIG}", "extra"], "not understood: extra"),
@@ -55,6 +56,26 @@ def test_an_unknown_field_in_the_file_is_named_with_the_nearest(capfd, tmp_path)
     status, error = retro(capfd, "prepare", f"--config={file}", f"--workdir={tmp_path}/w")
     assert (status, error.count("\n")) == (2, 1)
     assert "no field train.learning_rat: did you mean train.learning_rate?" in error
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("{'train': {'steps': '100'}}", "train.steps = '100': must be of type int"),
+        ("{'train': {'steps': 10.0}}", "train.steps = 10.0: must be of type int"),
+        ("{'train': 3}", "train = 3: must be of type TrainConfig"),
+        ("{'model': {'cca_layers': 2}}", "model.cca_layers = 2: must be of type"),
+        ("{'train': {'learning_rate': -1.0}}", "train.learning_rate = -1.0: must not be negative"),
+    ],
+)
+def test_a_value_of_the_wrong_type_or_range_is_named(capfd, tmp_path, fields, message):
+    file = tmp_path / "c.py"
+    file.write_text(
+        f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({fields})\n"
+    )
+    status, error = retro(capfd, "prepare", f"--config={file}", f"--workdir={tmp_path}/w")
+    assert (status, error.count("\n")) == (2, 1)
+    assert message in error
 
 
 def bad_corpus(tmp_path, name, data):
@@ -131,12 +152,16 @@ def test_a_directory_that_cannot_be_written(capfd, tmp_path):
     assert "another --workdir" in error.splitlines()[-1]
 
 
-def test_a_full_disk_stops_with_one_line_and_no_half_artefact(tmp_path):
+@pytest.mark.parametrize(
+    ("bytes_a_file", "step"),
+    [(40_000, "corpus"), (100_000, "embeddings"), (400_000, "shards")],
+)
+def test_a_full_disk_stops_with_one_line_and_no_half_artefact(tmp_path, bytes_a_file, step):
     """A limit on the size of a file fails the write just as a full disk does."""
     arguments = bad_corpus(tmp_path, None, None)
 
     def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_a_file, bytes_a_file))
 
     done = subprocess.run(
         [sys.executable, "-m", "retro_jax.cli", *arguments],
@@ -144,11 +169,13 @@ def test_a_full_disk_stops_with_one_line_and_no_half_artefact(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    assert "File too large" in done.stderr.splitlines()[-1]
-    assert "another --workdir" in done.stderr.splitlines()[-1]
+    message = done.stderr.splitlines()[-1]
+    assert f"prepare/{step}: cannot be written" in message
+    assert "another --workdir" in message
     assert not list((tmp_path / "w").rglob("*.partial"))
-    for directory in (tmp_path / "w" / "prepare").iterdir():
-        assert (directory / "manifest.json").exists()
+    assert not (tmp_path / "w" / "prepare" / step).exists()
+    # with room again, the same command goes on from what is whole
+    assert cli.main(arguments) == 0
 
 
 def test_sizes_as_json_is_a_list_of_objects(capfd):

@@ -117,9 +117,10 @@ def test_truncated_and_missing_shards_are_reported_on_opening(directory):
     path.write_bytes(data[:-5])
     with pytest.raises(UserError, match="truncated"):
         records.Records(directory)
-    path.unlink()
-    with pytest.raises(UserError, match=r"layout\.json says 20"):
-        records.Records(directory)
+    for missing in (lambda: path.write_bytes(b""), path.unlink):
+        missing()
+        with pytest.raises(UserError, match=r"layout\.json says 20|truncated"):
+            records.Records(directory)
 
 
 def test_records_of_different_shapes_are_refused(tmp_path):

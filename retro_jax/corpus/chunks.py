@@ -24,9 +24,8 @@ class ChunkTable:
 
     def __init__(self, directory: Path):
         directory = Path(directory)
-        self.documents = [
-            json.loads(line) for line in (directory / "documents.jsonl").open(encoding="utf-8")
-        ]
+        with (directory / "documents.jsonl").open(encoding="utf-8") as lines:
+            self.documents = [json.loads(line) for line in lines]
         self.tokens = np.load(directory / "tokens.npy", mmap_mode="r")
         self.document = np.load(directory / "document.npy", mmap_mode="r")
         self.continuation = np.load(directory / "continuation.npy", mmap_mode="r")

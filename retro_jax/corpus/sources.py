@@ -2,9 +2,11 @@
 
 import glob
 import gzip
+import io
 import json
 import os
 import sysconfig
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +53,7 @@ def documents(source: str) -> Iterator[Document | BadDocument]:
         yield from _python_library()
     elif kind == "text" and rest:
         for path, id in _files(rest, source):
-            yield decode(id, Path(path).read_bytes())
+            yield decode(id, _read(path))
     elif kind == "jsonl" and rest:
         pattern, _, name = rest.partition("#")
         for path, id in _files(pattern, source):
@@ -74,7 +76,18 @@ def _files(pattern: str, source: str) -> list[tuple[str, str]]:
     root = Path(pattern)
     while glob.has_magic(str(root)) or not root.is_dir():
         root = root.parent
-    return [(p, Path(p).relative_to(root).as_posix()) for p in found]
+    names = (Path(p).relative_to(root).as_posix() for p in found)
+    # A name that is not UTF-8 would not go into a JSON file.
+    return [(p, os.fsencode(n).decode("utf-8", "backslashreplace")) for p, n in zip(found, names)]
+
+
+def _read(path: str) -> bytes:
+    """The file's bytes; .gz is decompressed."""
+    try:
+        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
+            return file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); mend or remove it") from error
 
 
 def decode(id: str, data: bytes) -> Document | BadDocument:
@@ -95,12 +108,11 @@ def _python_library() -> Iterator[Document | BadDocument]:
         parts = set(path.relative_to(root).parts)
         if parts & (_NOT_LIBRARY | _TESTS) or path.name.startswith("_sysconfigdata"):
             continue
-        yield decode(path.relative_to(root).as_posix(), path.read_bytes())
+        yield decode(path.relative_to(root).as_posix(), _read(str(path)))
 
 
 def _read_jsonl(path: str, file: str, name: str) -> Iterator[Document | BadDocument]:
-    opener = gzip.open if path.endswith(".gz") else open
-    with opener(path, "rb") as lines:
+    with io.BytesIO(_read(path)) as lines:
         for number, line in enumerate(lines, 1):
             where = f"{path}:{number}"
             if not line.strip():
@@ -118,7 +130,7 @@ def _read_jsonl(path: str, file: str, name: str) -> Iterator[Document | BadDocum
                     "name the field in corpus.source as jsonl:GLOB#FIELD"
                 )
             text = row[name]
-            id = str(row.get("id", f"{file}:{number}"))
+            id = f"{file}:{number}" if row.get("id") is None else str(row["id"])
             if not text.strip():
                 yield BadDocument(id, "the document is empty")
                 continue

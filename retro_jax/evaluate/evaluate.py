@@ -10,7 +10,9 @@ from retro_jax.config import Experiment
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.errors import UserError
 from retro_jax.evaluate import likelihood, signals
+from retro_jax.prepare import check_prepared
 from retro_jax.records import Records
+from retro_jax.train.loop import check_trained
 
 
 def evaluate(experiment: Experiment, root: Path) -> dict:
@@ -20,25 +22,27 @@ def evaluate(experiment: Experiment, root: Path) -> dict:
       UserError: an earlier stage is missing, or the shards hold a leak.
     """
     e, root = experiment, Path(root)
-    workdir.require(root / "prepare" / "shards", "prepare")
+    prepared = check_prepared(e, root)
     models = ["retro", "baseline"] if e.train.baseline else ["retro"]
     for name in models:
-        workdir.require(root / "train" / name, "train")
+        check_trained(e, root, retrieval=name == "retro")
     settings = {f"evaluate.{k}": v for k, v in dataclasses.asdict(e.evaluate).items()}
     settings["train.baseline"] = e.train.baseline
     inputs = [root / "prepare" / "shards", *(root / "train" / name for name in models)]
     if done := workdir.check(root / "evaluate", settings, inputs):
         progress.say("evaluate: complete")
         return done
-    return workdir.build(root / "evaluate", settings, inputs, lambda out: _evaluate(e, root, out))
+    return workdir.build(
+        root / "evaluate", settings, inputs, lambda out: _evaluate(e, root, prepared, out)
+    )
 
 
-def _evaluate(e: Experiment, root: Path, out: Path) -> dict:
+def _evaluate(e: Experiment, root: Path, prepared: dict, out: Path) -> dict:
     base = root / "prepare"
     tables = [ChunkTable(base / "chunks" / split) for split in ("train", "heldout")]
-    leaks = signals.violations(
-        *(Records(base / "shards" / split) for split in ("train", "heldout")), *tables
-    )
+    shards = [Records(base / "shards" / split) for split in ("train", "heldout")]
+    with progress.bar("looking for leaks", sum(map(len, shards))) as advance:
+        leaks = signals.violations(*shards, *tables, advance)
     if any(leaks.values()):
         raise UserError(f"the shards of {base} leak, so no result would mean anything: {leaks}")
     rows = likelihood.score(e, root)
@@ -61,6 +65,10 @@ def _evaluate(e: Experiment, root: Path, out: Path) -> dict:
         "presence_effect": signals.effect(rows, "off", "random"),
         "on_against_off": signals.effect(rows, "off", "on"),
         "violations": leaks,
+        "share_with_fewer_than_k": {
+            split: prepared["neighbours"]["counts"][f"{split}_share_with_fewer_than_k"]
+            for split in ("train", "heldout")
+        },
     }
     if e.train.baseline:
         result["system_effect"] = signals.effect(rows, "baseline", "on")

@@ -26,8 +26,8 @@ def score(experiment: Experiment, root: Path) -> dict[str, np.ndarray]:
     """Scores every token of every held-out document exactly once.
 
     Returns:
-      Arrays of one row a token: document, chunk (of the document's sequence windows), bytes,
-      overlap (of its chunk), and nats[condition] under the names on, off, random, baseline.
+      Arrays of one row a token: document, bytes, overlap (of its chunk), and nats under each
+      condition: on, off, random and, if there is one, baseline.
     """
     e, base = experiment, Path(root) / "prepare"
     mesh = sharding.make_mesh(e.mesh)

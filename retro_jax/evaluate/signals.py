@@ -1,5 +1,7 @@
 """What the per-token log-probabilities say: bits per byte, effects of retrieval, violations."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from retro_jax.corpus.chunks import ChunkTable
@@ -36,7 +38,11 @@ def effect(rows: dict[str, np.ndarray], worse: str, better: str, seed: int = 0) 
 
 
 def violations(
-    train: Records, heldout: Records, database: ChunkTable, heldout_table: ChunkTable
+    train: Records,
+    heldout: Records,
+    database: ChunkTable,
+    heldout_table: ChunkTable,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, int]:
     """Leaks, counted in the shards themselves; each must be 0.
 
@@ -51,6 +57,7 @@ def violations(
             record = records[i]
             ids = record["neighbour_ids"]
             wrong += int((database.values(ids) != record["neighbours"]).any(-1).sum())
+            progress(1)
             if own:
                 from_own = np.isin(documents[np.maximum(ids, 0)], record["documents"])
                 same += int((from_own & (ids >= 0)).sum())

@@ -5,7 +5,7 @@ encoder's cross-attention and chunked cross-attention: they differ in what is a 
 memory, and in the distance between query 0 and key 0.
 
     B batch, G groups that attend each to its own memories, K memories of a group, I queries,
-    J keys of a memory, S = I + J - 1 distances, D width, N heads, H head size
+    J keys of a memory, S distances (I + J of them, or 1 + J), D width, N heads, H head size
 
 Positions follow Dai et al. 2019 (arXiv 1901.02860, section 3.3) as the paper's appendix B.1.2 says:
 
@@ -52,23 +52,23 @@ def sinusoid(distances: np.ndarray, width: int) -> jax.Array:
 def distances(queries: int, keys: int, offset: int, causal: bool) -> np.ndarray:
     """The distances that `shift` expects, in its order: from farthest past to farthest future.
 
-    Entry s is the distance of query i and key j = s - (queries - 1 - i). A causal attention needs
+    Entry 1 + s is the distance of query i and key j = s - (queries - 1 - i); entry 0 is of no pair,
+    and gives `shift` the column that it needs to turn rows into diagonals. A causal attention needs
     no negative distance, so its table ends at the query's own position.
     """
     count = keys if causal else queries + keys - 1
-    return offset + queries - 1 - np.arange(count)
+    return offset + queries - np.arange(count + 1)
 
 
 def shift(x: jax.Array, keys: int) -> jax.Array:
-    """Logits by distance to logits by key: [..., I, S] -> [..., I, J], out[i, j] = x[i, j + I-1-i].
+    """Logits by distance to logits by key: [..., I, S] -> [..., I, J], out[i, j] = x[i, j + I - i].
 
-    A pad, two reshapes and a slice instead of a gather (Dai et al. 2019, appendix B). Where
-    j + I-1-i >= S (the future, in a causal attention) the result means nothing; mask it.
+    Two reshapes and a slice instead of a gather (Dai et al. 2019, appendix B). Where j + I - i >= S
+    (the future, in a causal attention) the result means nothing; mask it.
     """
     *batch, queries, count = x.shape
-    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(1, 0)])
-    x = x.reshape(*batch, queries * (count + 1))[..., queries:]
-    return x.reshape(*batch, queries, count)[..., :keys]
+    x = x.reshape(*batch, queries * count)[..., queries:]
+    return x.reshape(*batch, queries, count - 1)[..., :keys]
 
 
 def attend(q, k, v, table, u, w, mask) -> jax.Array:
@@ -90,9 +90,9 @@ def attend(q, k, v, table, u, w, mask) -> jax.Array:
     position = shift(jnp.einsum("bginh,snh->bgnis", q + w, table, **f32), k.shape[3])
     mask = mask[:, :, None]  # [B, G, 1, I, K, J]
     logits = jnp.where(mask, (content + position[:, :, :, :, None]) * scale, -1e30)
-    weights = jax.nn.softmax(logits, axis=(-2, -1))
-    weights = jnp.where(mask.any((-2, -1), keepdims=True), weights, 0.0)
-    return jnp.einsum("bgnikj,bgkjnh->bginh", weights.astype(v.dtype), v)
+    weights = jax.nn.softmax(logits, axis=(-2, -1)).astype(v.dtype)
+    y = jnp.einsum("bgnikj,bgkjnh->bginh", weights, v)
+    return jnp.where(mask.any((-2, -1))[:, :, 0, :, None, None], y, 0)
 
 
 class RmsNorm(nnx.Module):

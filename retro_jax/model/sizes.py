@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxprs_in_params
 
 from retro_jax.config import ModelConfig
 from retro_jax.model import functional
@@ -69,7 +70,7 @@ def _dot_flops(jaxpr) -> int:
             shared = np.prod([eqn.invars[0].aval.shape[i] for i in contracted])
             total += 2 * int(shared) * int(np.prod(eqn.outvars[0].aval.shape))
         times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-        total += times * sum(map(_dot_flops, jax.core.jaxprs_in_params(eqn.params)))
+        total += times * sum(map(_dot_flops, jaxprs_in_params(eqn.params)))
     return total
 
 

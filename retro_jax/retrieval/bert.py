@@ -162,6 +162,9 @@ class BertEmbedder:
         if not (directory / "tokenizer.json").is_file():
             raise UserError(f"{directory}: no tokenizer.json here (save it with the model)")
         self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        # The file may ask for padding to a fixed length, which would count as text below.
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
         # Embedding is a single-device computation, whatever mesh the caller trains on.
         self._mesh = jax.make_mesh((1,), ("data",), (AxisType.Auto,), devices=jax.devices()[:1])
         with jax.set_mesh(self._mesh):

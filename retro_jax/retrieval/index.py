@@ -69,11 +69,14 @@ class ScannIndex:
         found = min(k, len(self))
         if not found or not len(queries):
             return ids, distances
+        # Who asks for many neighbours is about to discard most: search leaves in proportion, all of
+        # them long before k = N, so that a larger k can reach every vector.
+        share = min(1.0, 10 * found / len(self))
         near, d = self._searcher.search_batched(
             queries,
             final_num_neighbors=found,
-            pre_reorder_num_neighbors=max(100, 4 * found),
-            leaves_to_search=self.leaves_to_search,
+            pre_reorder_num_neighbors=min(len(self), max(100, 4 * found)),
+            leaves_to_search=max(self.leaves_to_search, int(np.ceil(share * self.leaves))),
         )
         # Where the searched leaves held fewer than k, ScaNN writes id 0 with a NaN distance.
         missing = ~np.isfinite(d)
@@ -124,7 +127,8 @@ def build(
     Args:
       kind: auto | exact | scann; auto is exact below SCANN_FROM vectors or without ScaNN, and so
         is scann for less than a hundred vectors.
-      min_recall: recall@k against exact search on 1,000 of the vectors that must be reached.
+      min_recall: recall@k that must be reached, against exact search on 1,000 of the vectors; that
+        a vector finds itself does not count.
       k: neighbours to measure the recall at.
 
     Returns:
@@ -146,8 +150,8 @@ def build(
             "config field retrieval.index = 'scann': the scann package has no build for this "
             "Python or system; use auto or exact"
         )
-    np.save(directory / "vectors.npy", vectors)
     if scann is None:
+        np.save(directory / "vectors.npy", vectors)
         index = ExactIndex(vectors)
         report = {"kind": "exact", "size": len(index), "recall": 1.0}
     else:
@@ -172,14 +176,16 @@ def _build_scann(scann, vectors, directory, min_recall, k) -> tuple[ScannIndex, 
     searcher = builder.score_ah(2).reorder(100).build()
     exact = ExactIndex(vectors)
     sample = np.random.default_rng(0).choice(size, min(size, 1000), replace=False)
-    _, truth = exact.search(vectors[sample], k)
+    _, truth = exact.search(vectors[sample], k + 1)
+    # Rounding of |x|^2 - 2 q x + |q|^2, by which exact search computes distances.
+    slack = 1e-5 * (1 + np.square(vectors[sample]).sum(axis=1, keepdims=True))
     # The share of leaves to search depends on the data; double it until the recall is reached.
     searched = max(1, leaves // 10)
     while True:
         index = ScannIndex(searcher, size, width, leaves, searched)
-        _, distances = index.search(vectors[sample], k)
+        _, distances = index.search(vectors[sample], k + 1)
         # By distance, not by id: duplicate chunks are equally near, and either is right.
-        recall = float((distances <= truth[:, -1:] + 1e-5).mean())
+        recall = float((distances[:, 1:] <= truth[:, -1:] + slack).mean())
         if recall >= min_recall or searched >= leaves:
             break
         searched = min(leaves, 2 * searched)
@@ -189,7 +195,10 @@ def _build_scann(scann, vectors, directory, min_recall, k) -> tuple[ScannIndex, 
             f"{recall:.3f} with every leaf searched; lower it or use retrieval.index = 'exact'"
         )
     (directory / "scann").mkdir()
-    searcher.serialize(str(directory / "scann"), relative_path=True)
+    try:
+        searcher.serialize(str(directory / "scann"), relative_path=True)
+    except RuntimeError as error:
+        raise OSError(f"ScaNN cannot write its index: {error}") from error
     return index, recall
 
 

@@ -38,8 +38,9 @@ def find(
         pending, fetch = block, 4 * k + 8
         while len(pending):
             found, d = search(queries[pending], min(fetch, len(document)))
-            own = document[np.maximum(found, 0)][:, :, None] == forbidden[pending][:, None, :]
-            valid = (found >= 0) & ~own.any(-1)
+            of, valid = document[np.maximum(found, 0)], found >= 0
+            for column in forbidden[pending].T:  # not all at once: [Q, candidates, S] is large
+                valid &= of != column[:, None]
             # A stable sort moves the valid candidates to the front and keeps their order.
             first = np.argsort(~valid, axis=1, kind="stable")[:, :k]
             taken = np.take_along_axis(valid, first, 1)

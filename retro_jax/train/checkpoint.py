@@ -20,9 +20,9 @@ class Checkpoints:
 
     def __init__(self, directory: Path):
         self._directory = Path(directory).absolute()
-        self._manager = ocp.CheckpointManager(
-            self._directory, options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
-        )
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+        with self._writing():
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def latest(self) -> int | None:
         """The newest complete checkpoint's step, or None."""

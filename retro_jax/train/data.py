@@ -43,9 +43,9 @@ def _example(index: int, record: dict, config: TrainConfig, retrieval: bool) -> 
 
 
 def own_continuation_share(step: int, config: TrainConfig) -> float:
-    """Share of the chunks that get their own continuation: falls linearly to 0."""
+    """Share of the chunks that get their own continuation: constant, then falls linearly to 0."""
     end = config.own_continuation_until * config.steps
-    return config.own_continuation * max(0.0, 1 - step / end) if end else 0.0
+    return config.own_continuation * min(1.0, max(0.0, 2 * (1 - step / end))) if end else 0.0
 
 
 def add_own_continuations(neighbours, tokens, documents, share: float, rng):

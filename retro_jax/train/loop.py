@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import jax
 from retro_jax import progress, workdir
 from retro_jax.config import Experiment
 from retro_jax.errors import UserError
-from retro_jax.prepare import load_tokenizer
+from retro_jax.prepare import check_prepared, load_tokenizer
 from retro_jax.records import Records
 from retro_jax.train import data, sharding
 from retro_jax.train.checkpoint import Checkpoints
@@ -34,7 +35,7 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
     name = "retro" if retrieval else "baseline"
     directory = Path(root) / "train" / name
     settings, inputs = train_settings(e, retrieval), [base / "shards", base / "tokenizer"]
-    workdir.require(base / "shards", "prepare")
+    check_prepared(e, root)
     done = workdir.check(directory, settings, inputs)
     if done and done["counts"].get("complete"):
         progress.say(f"train/{name}: complete")
@@ -90,6 +91,8 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
         "devices": mesh.size,
     }
     workdir.write_manifest(directory, settings, inputs, log.seconds(), counts)
+    if stop.requested:
+        raise Interrupted(f"train/{name} is complete; run the same command to continue")
     return workdir.read_manifest(directory)
 
 
@@ -106,16 +109,28 @@ def train_settings(e: Experiment, retrieval: bool) -> dict:
     }
 
 
+def check_trained(experiment: Experiment, root: Path, retrieval: bool) -> Path:
+    """The directory of a finished training run.
+
+    Raises:
+      UserError: it is missing, unfinished, or of another config.
+    """
+    base = Path(root) / "prepare"
+    directory = Path(root) / "train" / ("retro" if retrieval else "baseline")
+    manifest = workdir.require(directory, "train")
+    inputs = [base / "shards", base / "tokenizer"]
+    workdir.check(directory, train_settings(experiment, retrieval), inputs)
+    if not manifest["counts"].get("complete"):
+        raise UserError(f"{directory}: training has not finished; run `retro train` to continue it")
+    return directory
+
+
 def restore_trained(
     experiment: Experiment, root: Path, retrieval: bool, mesh: jax.sharding.Mesh
 ) -> dict:
     """The parameters of a finished training run, on `mesh` (which must be in context)."""
     e, base = experiment, Path(root) / "prepare"
-    directory = Path(root) / "train" / ("retro" if retrieval else "baseline")
-    manifest = workdir.require(directory, "train")
-    workdir.check(directory, train_settings(e, retrieval), [base / "shards", base / "tokenizer"])
-    if not manifest["counts"].get("complete"):
-        raise UserError(f"{directory}: training has not finished; run `retro train` to continue it")
+    directory = check_trained(e, root, retrieval)
     checkpoints = Checkpoints(directory / "checkpoints")
     if checkpoints.latest() is None:
         raise UserError(
@@ -160,8 +175,22 @@ class _Log:
         self._waiting, self.last = None, {}
         self._begin = time.perf_counter() - earlier
         self._after_compile, self._measured = None, 0
-        rows = path.read_text().splitlines() if path.exists() else []
-        path.write_text("".join(r + "\n" for r in rows if json.loads(r)["step"] <= start))
+        self._cut(start)
+
+    def _cut(self, start: int):
+        """Drops rows of steps that are run again, and a last row that a crash cut short."""
+        kept = []
+        for line in self._path.read_text().splitlines() if self._path.exists() else []:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            if row["step"] <= start:
+                kept.append(line + "\n")
+                self.last = row
+        aside = self._path.with_suffix(".partial")
+        aside.write_text("".join(kept))
+        os.replace(aside, self._path)
 
     def report(self, step: int, metrics: dict):
         """Takes the metrics of a step that was just started; fetches those of the one before."""
@@ -173,7 +202,9 @@ class _Log:
         if self._waiting is None:
             return
         step, metrics = self._waiting
-        self.last = {"step": step} | {k: float(v) for k, v in metrics.items()}
+        rate = self.tokens_per_second()
+        self.last = {"step": step, "tokens_per_second": rate}
+        self.last |= {k: float(v) for k, v in metrics.items()}
         self._waiting, self._end = None, time.perf_counter()
         if self._after_compile is None:
             self._after_compile = self._end
@@ -193,7 +224,7 @@ class _Log:
     def tokens_per_second(self) -> float:
         """Training tokens a second, without the first step (which compiles)."""
         if not self._measured:
-            return 0.0
+            return self.last.get("tokens_per_second", 0.0)
         return self._measured * self._tokens / (self._end - self._after_compile)
 
     def seconds(self) -> float:

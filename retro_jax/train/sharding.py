@@ -43,14 +43,16 @@ def check_divides(mesh: jax.sharding.Mesh, model: ModelConfig, vocab: int, **bat
         *((name.replace("_batch", ".batch"), size, data) for name, size in batches.items()),
         ("model.d", model.d, data),
         ("model.encoder_d", model.encoder_d, data),
+        ("model.d", 4 * model.d, axis),
+        ("model.encoder_d", 4 * model.encoder_d, axis),
         ("model.heads", model.heads, axis),
         ("model.encoder_heads", model.encoder_heads, axis),
         ("corpus.vocab", vocab, axis),
     ):
         if size % parts:
             raise UserError(
-                f"config field {name} = {size}: must be a multiple of {parts}, the size of its "
-                f"mesh axis (mesh: data {data}, model {axis})"
+                f"config field {name}: {size} must be a multiple of {parts}, the size of its mesh "
+                f"axis (mesh: data {data}, model {axis})"
             )
 
 

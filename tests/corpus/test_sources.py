@@ -62,3 +62,20 @@ def test_python_yields_the_standard_library_without_tests_and_packages():
     assert not [
         i for i in ids if {"site-packages", "test", "tests", "encodings"} & set(i.split("/"))
     ]
+
+
+def test_files_that_cannot_be_decompressed_are_named(tmp_path):
+    whole = gzip.compress(json.dumps({"text": "long " * 1000}).encode())
+    for data in (whole[:-20], b"no gzip at all"):
+        (tmp_path / "a.jsonl.gz").write_bytes(data)
+        with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be read"):
+            list(documents(f"jsonl:{tmp_path}/a.jsonl.gz"))
+
+
+def test_half_a_surrogate_pair_is_not_text_and_a_null_id_is_none(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "\\ud800", "id": null}\n{"text": "b", "id": null}\n'
+    )
+    bad, good = documents(f"jsonl:{tmp_path}/a.jsonl")
+    assert "not UTF-8" in bad.reason
+    assert (bad.id, good.id) == ("a.jsonl:1", "a.jsonl:2")

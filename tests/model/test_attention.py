@@ -69,9 +69,9 @@ def test_shift_puts_every_distance_at_its_key():
 
 def test_ranges_of_distances_are_the_papers():
     # Appendix B.1.2 at m = 64, r = 128.
-    assert (distances(64, 128, 63, False).max(), distances(64, 128, 63, False).min()) == (126, -64)
-    assert (distances(128, 64, 0, False).max(), distances(128, 64, 0, False).min()) == (127, -63)
-    assert len(distances(64, 128, 63, False)) == 191
+    for shape, farthest, nearest in (((64, 128, 63), 126, -64), ((128, 64, 0), 127, -63)):
+        steps = distances(*shape, causal=False)[1:]  # entry 0 is of no pair
+        assert (steps.max(), steps.min(), len(steps)) == (farthest, nearest, 191)
 
 
 def test_sinusoid_is_exact_at_long_distances_and_odd_in_sign():

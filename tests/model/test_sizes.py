@@ -56,8 +56,8 @@ def test_flops_of_a_model_counted_by_hand():
     )  # fmt: skip
     length, vocab, d, a = 8, 16, 8, 8
     projections = 2 * length * (4 * d * a + 2 * d * 4 * d)  # q, k, v, o; feed-forward
-    positions = 2 * length * d * a  # the table of `length` distances through W_r
-    attention = 2 * 3 * length * length * a  # content, position, values
+    positions = 2 * (length + 1) * d * a  # the table of distances through W_r
+    attention = 2 * (2 * length + length + 1) * length * a  # content, values; position
     readout = 2 * length * d * vocab
     expected = projections + positions + attention + readout
     assert sizes.forward_flops(config, vocab, length, 0) == expected

@@ -86,6 +86,19 @@ def test_bert_embeds_texts_alike_alone_and_in_a_batch_of_many_lengths(bert_direc
     assert jax.device_count() == 8  # embedding leaves the mesh of the caller alone
 
 
+def test_padding_that_the_tokenizer_file_asks_for_is_not_text(bert_directory):
+    from tokenizers import Tokenizer
+
+    path = bert_directory / "tokenizer.json"
+    plain = embed.load(f"bert:{bert_directory}", None).embed(["w1 w2"])
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.enable_padding(length=30)
+    tokenizer.enable_truncation(max_length=3)
+    tokenizer.save(str(path))
+    padded = embed.load(f"bert:{bert_directory}", None).embed(["w1 w2"])
+    np.testing.assert_allclose(padded, plain, atol=1e-6)
+
+
 def test_older_names_and_prefixes_are_read(bert_directory):
     weights = load_file(bert_directory / "model.safetensors")
     renamed = {

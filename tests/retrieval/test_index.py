@@ -65,7 +65,7 @@ def test_more_neighbours_than_vectors_leaves_places_empty(kind, tmp_path):
 
 def test_leaves_that_hold_fewer_than_k_give_missing_and_not_row_0(vectors, tmp_path):
     built, _ = index.build(vectors, tmp_path, "scann", 0.0, 5)
-    built.leaves_to_search = 1
+    built.leaves = built.leaves_to_search = 1  # visit one leaf, whatever k is
     ids, distances = built.search(vectors[:100], 500)
     assert (ids == -1).any()
     assert (np.isposinf(distances) == (ids == -1)).all()

@@ -1,5 +1,6 @@
 import numpy as np
 
+from retro_jax.retrieval import index
 from retro_jax.retrieval.index import ExactIndex
 from retro_jax.retrieval.neighbours import find
 
@@ -41,6 +42,17 @@ def test_a_document_that_fills_the_candidates_does_not_leave_a_query_without():
     document = np.array([0] * 500 + [1, 1, 2])
     ids, _ = find(ExactIndex(vectors).search, vectors[:2], np.zeros((2, 1), int), document, 2)
     assert (ids >= 500).all()
+
+
+def test_with_scann_too_the_search_goes_on_until_valid_ones_are_found(tmp_path):
+    """A document of 2,000 near-equal chunks fills every leaf that a small search would visit."""
+    rng = np.random.default_rng(0)
+    own = (0.01 * rng.normal(size=(2000, 8))).astype(np.float32)
+    other = (9 + rng.normal(size=(20, 8))).astype(np.float32)
+    document = np.array([0] * 2000 + [1] * 20)
+    built, _ = index.build(np.concatenate([own, other]), tmp_path, "scann", 0.0, 2)
+    ids, _ = find(built.search, own[:5], np.zeros((5, 1), int), document, 2)
+    assert (document[ids] == 1).all()
 
 
 def test_too_few_are_missing_and_never_the_own_document():

@@ -80,7 +80,7 @@ def test_own_continuations_stay_in_the_document_and_fall_to_none(shards):
         # all but the noise, which is from anywhere in the sequence, is of the chunk's document
         assert (documents[own] == documents[c]).mean() > 0.6
     assert data.own_continuation_share(0, config) == 1.0
-    assert 0 < data.own_continuation_share(10, config) < 1
+    assert 0 < data.own_continuation_share(15, config) < 1
     assert data.own_continuation_share(20, config) == 0
     late = take(shards, config, 20, 3)
     stored = {tuple(r["tokens"]): r["neighbours"] for r in map(shards.__getitem__, range(20))}

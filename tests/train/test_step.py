@@ -45,8 +45,6 @@ def run(model, shape, steps=3):
 def test_every_mesh_gives_the_same_losses_and_parameters(tiny):
     losses, params = run(tiny, MESHES[0])
     for shape in MESHES[1:]:
-        if tiny.encoder_d % shape[0]:
-            continue
         other_losses, other = run(tiny, shape)
         np.testing.assert_allclose(other_losses, losses, rtol=1e-5, err_msg=str(shape))
         for name in params:
@@ -136,7 +134,7 @@ def test_a_mesh_that_does_not_fit_is_refused_by_field():
 
 def test_sizes_that_do_not_divide_are_refused_by_field(tiny):
     mesh = make_mesh(4, 2)
-    with pytest.raises(UserError, match=r"train\.batch = 6: must be a multiple of 4"):
+    with pytest.raises(UserError, match=r"train\.batch: 6 must be a multiple of 4"):
         sharding.check_divides(mesh, tiny, VOCAB, train_batch=6)
-    with pytest.raises(UserError, match=r"corpus\.vocab = 63"):
+    with pytest.raises(UserError, match=r"corpus\.vocab: 63"):
         sharding.check_divides(mesh, tiny, 63, train_batch=8)
