@@ -7,7 +7,7 @@ Expected: @EXPECTED@
 
 The model is the paper's, made small: one encoder layer instead of two, chunked cross-attention in
 layer 2 of 4, and one embedding for decoder and encoder, so that a token looks the same on both sides.
-For the first 40 % of the steps some neighbours are the chunk's own continuation, which teaches the
+For the first 42 % of the steps some neighbours are the chunk's own continuation, which teaches the
 model to read (see `TrainConfig.own_continuation`); the rest of the run, and all of the evaluation, is
 on real neighbours only.
 """
@@ -61,15 +61,15 @@ def get_config():
             train=TrainConfig(
                 length=256,
                 batch=4,
-                steps=800,
+                steps=720,
                 learning_rate=3e-3,
                 warmup=100,
                 b2=0.98,
                 own_continuation=1.0,
-                own_continuation_until=0.4,
+                own_continuation_until=0.42,
                 baseline=True,
             ),
-            evaluate=EvaluateConfig(stride=128, batch=16),
+            evaluate=EvaluateConfig(stride=192, batch=16),
             generate=GenerateConfig(prompt=PROMPT, tokens=128),
             mesh=MeshConfig(cpu_devices=2),
         )

@@ -1,14 +1,13 @@
 """Progress bars for a person, plain lines for a log."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
 
-console = Console(file=sys.stderr, highlight=False)
+console = Console(stderr=True, highlight=False)
 
 
 @contextlib.contextmanager

@@ -42,6 +42,8 @@ class TfidfEmbedder:
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Texts -> [n, E] float32 of length 1 (0 for a text of unknown words only)."""
+        if not len(texts):
+            return np.empty((0, self.width), np.float32)
         vectors = safe_sparse_dot(self._tfidf.transform(texts), self._components)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.ascontiguousarray(vectors / np.maximum(norms, 1e-6), np.float32)

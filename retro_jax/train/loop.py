@@ -73,6 +73,7 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
                 if (step + 1) % e.train.checkpoint_every == 0 or stop.requested:
                     checkpoints.save(state, step + 1)
                 if stop.requested and step + 1 < e.train.steps:
+                    log.finish()
                     checkpoints.close()
                     workdir.write_manifest(directory, settings, inputs, log.seconds(), {})
                     raise Interrupted(

@@ -48,8 +48,10 @@ def test_every_mesh_gives_the_same_losses_and_parameters(tiny):
         other_losses, other = run(tiny, shape)
         np.testing.assert_allclose(other_losses, losses, rtol=1e-5, err_msg=str(shape))
         for name in params:
+            # Adam divides by the gradient's size: where that is near 0, rounding moves a weight by
+            # a share of the learning rate (0.01, three steps).
             np.testing.assert_allclose(
-                other[name], params[name], atol=2e-4, err_msg=f"{name} {shape}"
+                other[name], params[name], atol=1e-3, err_msg=f"{name} {shape}"
             )
 
 
@@ -91,11 +93,11 @@ def test_a_model_whose_neighbours_hold_the_answer_learns_to_read_them(tiny):
     """Random text cannot be predicted but by copying; the neighbours hold it (trap 28)."""
     model = dataclasses.replace(
         tiny, d=64, encoder_d=64, heads=2, head_size=32, encoder_heads=2,
-        encoder_head_size=32, share_embedding=True, layers=2, cca_layers=(2,),
+        encoder_head_size=32, share_embedding=True, layers=2, cca_layers=(1, 2),
         encoder_layers=1, chunk=8, retrieved=16,
     )  # fmt: skip
     train = dataclasses.replace(
-        TRAIN, steps=300, learning_rate=5e-3, warmup=20, weight_decay=0.0, length=32, batch=16
+        TRAIN, steps=200, learning_rate=5e-3, warmup=20, weight_decay=0.0, length=32, batch=16
     )
     with jax.set_mesh(make_mesh(1, 1)) as _:
         state = init_state(model, train, VOCAB, True)
