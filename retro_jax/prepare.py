@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retro_jax import progress, records, workdir
+from retro_jax import progress, records, sequences, workdir
 from retro_jax.config import Experiment
 from retro_jax.corpus import chunks, dedup, sources, tokenizer
 from retro_jax.corpus.sources import BadDocument, Document
@@ -227,33 +227,6 @@ def _index(e: Experiment, base: Path, out: Path) -> dict:
     return report
 
 
-def sequences(table: chunks.ChunkTable, chunks_per_sequence: int) -> np.ndarray:
-    """Training sequences: rows of the chunk table, [sequences, C]; -1 fills the last one.
-
-    Documents follow one another; since each begins at a chunk, so does every chunk's query.
-    """
-    count = -(-len(table) // chunks_per_sequence)
-    rows = np.full(count * chunks_per_sequence, -1, np.int64)
-    rows[: len(table)] = np.arange(len(table))
-    return rows.reshape(count, chunks_per_sequence)
-
-
-def windows(first: int, count: int, chunks_per_window: int, stride: int) -> Iterator[tuple]:
-    """Windows over a document of `count` chunks from row `first`: (rows [C], first scored chunk).
-
-    Windows start `stride` chunks apart, on the document's own chunk grid; of a later window only
-    the chunks that no earlier one scored are scored.
-    """
-    start = scored = 0
-    while True:
-        rows = np.arange(start, start + chunks_per_window)
-        yield np.where(rows < count, first + rows, -1), scored - start
-        scored = start + chunks_per_window
-        if scored >= count:
-            return
-        start += stride
-
-
 def _neighbours(e: Experiment, base: Path, out: Path) -> dict:
     """ids and distances of the k nearest of every chunk; counts those with fewer than k."""
     searcher, k, counts = index.load(base / "index"), e.retrieval.neighbours, {}
@@ -262,7 +235,7 @@ def _neighbours(e: Experiment, base: Path, out: Path) -> dict:
     for split in SPLITS:
         table = chunks.ChunkTable(base / "chunks" / split)
         if split == "train":
-            rows = sequences(table, e.chunks)
+            rows = sequences.training(table, e.chunks)
             own = np.where(rows < 0, -1, documents[np.maximum(rows, 0)])
             forbidden = own.repeat(e.chunks, axis=0)[: len(table)]
         else:
@@ -279,7 +252,7 @@ def _neighbours(e: Experiment, base: Path, out: Path) -> dict:
 
 
 def _shards(e: Experiment, base: Path, out: Path) -> dict:
-    """Records of tokens and neighbours; see `_record` for the features."""
+    """Records of tokens and neighbours; see `sequences.record`."""
     database = chunks.ChunkTable(base / "chunks" / "train")
     counts = {}
     for split in SPLITS:
@@ -287,42 +260,22 @@ def _shards(e: Experiment, base: Path, out: Path) -> dict:
         ids = np.load(base / "neighbours" / f"{split}_ids.npy")
         distances = np.load(base / "neighbours" / f"{split}_distances.npy")
         if split == "train":
-            cuts = [(rows, 0) for rows in sequences(table, e.chunks)]
+            cuts = [(rows, 0) for rows in sequences.training(table, e.chunks)]
         else:
             stride = e.evaluate.stride // e.model.chunk
             cuts = [
                 cut
                 for d in table.documents
-                for cut in windows(d["first"], d["chunks"], e.chunks, stride)
+                for cut in sequences.windows(d["first"], d["chunks"], e.chunks, stride)
             ]
         (out / split).mkdir()
         with progress.bar(f"writing {split} shards", len(cuts)) as advance:
             written = records.write(
                 out / split,
                 (
-                    (advance(1), _record(table, database, rows, scored, ids, distances))[1]
+                    (advance(1), sequences.record(table, database, rows, scored, ids, distances))[1]
                     for rows, scored in cuts
                 ),
             )
         counts[f"{split}_records"] = written
     return counts
-
-
-def _record(table, database, rows, first_scored_chunk, ids, distances) -> dict:
-    """One sequence: rows [C] of a chunk table, -1 for padding.
-
-    tokens [C M]; documents [C] int32, the document of each chunk, -1 for padding; neighbour_ids
-    [C, K] int64, rows of the database's chunk table; distances [C, K] float32; neighbours [C, K, R],
-    their tokens; first_scored [1] int32, the position from which evaluation scores.
-    """
-    at = np.maximum(rows, 0)
-    padding = (rows < 0)[:, None]
-    near = np.where(padding, -1, ids[at])
-    return {
-        "tokens": table.rows(rows).reshape(-1).astype(table.tokens.dtype),
-        "documents": np.where(rows < 0, -1, table.document[at]).astype(np.int32),
-        "neighbour_ids": near,
-        "distances": np.where(padding, np.inf, distances[at]).astype(np.float32),
-        "neighbours": database.values(near).astype(table.tokens.dtype),
-        "first_scored": np.array([first_scored_chunk * table.chunk], np.int32),
-    }

@@ -10,7 +10,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
-from retro_jax import cli  # noqa: E402
+from retro_jax import cli, prepare  # noqa: E402
 from retro_jax.config import (  # noqa: E402
     CorpusConfig,
     EvaluateConfig,
@@ -21,6 +21,7 @@ from retro_jax.config import (  # noqa: E402
     RetrievalConfig,
     TrainConfig,
 )
+from retro_jax.corpus.chunks import ChunkTable  # noqa: E402
 
 MESHES = ((1, 1), (8, 1), (4, 2), (2, 4))
 
@@ -101,3 +102,8 @@ def finished(small, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("finished")
     cli.run(small, root)
     return root
+
+
+def tables(root: Path) -> dict[str, ChunkTable]:
+    """The chunk tables of a working directory, by split."""
+    return {s: ChunkTable(root / "prepare" / "chunks" / s) for s in prepare.SPLITS}

@@ -13,24 +13,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import make_mesh, small_experiment, write_corpus
+from conftest import make_mesh, small_experiment, tables, write_corpus
 
-from retro_jax import generate, prepare, records, workdir
+from retro_jax import generate, prepare, records, sequences, workdir
 from retro_jax.config import to_config_dict
-from retro_jax.corpus.chunks import ChunkTable
-from retro_jax.corpus.tokenizer import BOS
 from retro_jax.errors import UserError
 from retro_jax.evaluate import evaluate, signals
 from retro_jax.model import functional
-from retro_jax.retrieval.retriever import Retriever
 from retro_jax.train import loop
 from retro_jax.train.checkpoint import Checkpoints
 
 M = 16
-
-
-def tables(root):
-    return {s: ChunkTable(root / "prepare" / "chunks" / s) for s in prepare.SPLITS}
 
 
 def shards(root, split):
@@ -75,7 +68,7 @@ def test_training_sequences_hold_every_chunk_once(finished):
 def test_windows_score_every_chunk_of_a_document_once():
     for count in range(1, 14):
         scored = []
-        for rows, first in prepare.windows(100, count, 4, 2):
+        for rows, first in sequences.windows(100, count, 4, 2):
             assert len(rows) == 4
             scored += [row - 100 for row in rows[first:] if row >= 0]
         assert scored == list(range(count))
@@ -275,95 +268,3 @@ def test_a_missing_or_unfinished_checkpoint_is_named_with_the_remedy(finished, s
     shutil.rmtree(root / "train" / "retro")
     with pytest.raises(UserError, match=r"train/retro is missing.*`retro train`"):
         generate.generate(small, root)
-
-
-@pytest.fixture
-def live(finished, small, mesh):
-    """(pipe, retriever, params): tokens [L] -> log-probabilities, with retrieval in the loop."""
-    base = finished / "prepare"
-    retriever = Retriever(base, prepare.load_embedder(small, base), prepare.load_tokenizer(base), 2)
-    params = loop.restore_trained(small, finished, True, mesh)
-
-    def pipe(tokens):
-        tokens = np.asarray(tokens, np.int32)
-        chunks = -(-len(tokens) // M)
-        whole = len(tokens) // M
-        neighbours = np.zeros((1, chunks, 2, 2 * M), np.int32)
-        neighbours[0, :whole] = retriever.retrieve(tokens[: whole * M].reshape(whole, M)).tokens
-        return np.asarray(functional.token_logprobs(small.model, params, tokens[None], neighbours))[
-            0
-        ]
-
-    return pipe, retriever, params
-
-
-def test_replacing_later_text_changes_no_earlier_log_probability(live, finished):
-    """With retrieval in the loop: what is retrieved for the changed text must not leak back."""
-    pipe, retriever, _ = live
-    tokens = tables(finished)["heldout"].tokens[:4].reshape(-1)
-    other = tables(finished)["train"].tokens[40:44].reshape(-1)
-    before = pipe(tokens)
-    for t in range(1, 3 * M + 1):
-        changed = np.concatenate([tokens[:t], other[t:]])
-        np.testing.assert_array_equal(pipe(changed)[:t], before[:t])
-    # and the change does reach what is retrieved: the last text of chunk 1 is its query's too
-    changed = np.concatenate([tokens[: 2 * M - 4], other[2 * M - 4 : 2 * M], tokens[2 * M :]])
-    retrieved = [retriever.retrieve(x.reshape(4, M)).ids for x in (tokens, changed)]
-    assert (retrieved[0][1] != retrieved[1][1]).any()
-    np.testing.assert_array_equal(np.delete(retrieved[0], 1, 0), np.delete(retrieved[1], 1, 0))
-
-
-def test_what_a_chunk_retrieves_first_moves_the_prediction_of_the_next_chunks_first_token(
-    live, finished, small
-):
-    """Position u m + m - 1 (0-based) is the first to read chunk u's neighbours; it predicts the
-    next token, whose log-probability is entry u m + m."""
-    _, retriever, params = live
-    tokens = tables(finished)["heldout"].tokens[:4].reshape(1, -1).astype(np.int32)
-    neighbours = retriever.retrieve(tokens.reshape(4, M)).tokens[None].astype(np.int32)
-    score = functional.token_logprobs
-    before = np.asarray(score(small.model, params, tokens, neighbours))[0]
-    for u in range(3):
-        changed = neighbours.copy()
-        changed[0, u] = neighbours[0, 3]
-        after = np.asarray(score(small.model, params, tokens, changed))[0]
-        assert np.flatnonzero(after != before)[0] == u * M + M
-
-
-def test_generation_takes_the_most_probable_token_given_what_it_retrieved(live, small, finished):
-    pipe, retriever, params = live
-    tokenizer = prepare.load_tokenizer(finished / "prepare")
-    prompt = [BOS, *tokenizer.encode("kara lopo minel tenis surra")]
-    tokens, found = generate.continue_tokens(small.model, params, prompt, 40, retriever)
-    assert len(tokens) == len(prompt) + 40
-    assert len(found) == (len(tokens) - 1) // M  # one retrieval a complete chunk, none left out
-    for u, neighbours in enumerate(found):
-        again = retriever.retrieve(np.array([tokens[u * M : (u + 1) * M]]))
-        np.testing.assert_array_equal(neighbours.ids, again.ids)
-    for t in (len(prompt), len(prompt) + 20, len(tokens) - 1):
-        best = max((pipe([*tokens[:t], v])[-1], v) for v in range(2, 320))
-        np.testing.assert_allclose(pipe(tokens[: t + 1])[-1], best[0], atol=1e-4)
-
-
-def test_the_same_seed_gives_the_same_sample_and_another_another(live, small):
-    _, retriever, params = live
-    runs = [
-        generate.continue_tokens(small.model, params, [BOS, 50, 60], 20, retriever, 1.0, seed)[0]
-        for seed in (0, 0, 1)
-    ]
-    assert runs[0] == runs[1] != runs[2]
-
-
-def test_neighbours_that_were_read_are_reported_with_their_source(finished):
-    result = json.loads((finished / "generate.json").read_text())
-    assert result["prompt"] == "kara lopo minel "
-    table = tables(finished)["train"]
-    tokenizer = prepare.load_tokenizer(finished / "prepare")
-    documents = {d["id"]: d for d in table.documents}
-    assert result["chunks"]
-    for chunk in result["chunks"]:
-        distances = [n["distance"] for n in chunk["neighbours"]]
-        assert distances == sorted(distances)
-        for n in chunk["neighbours"]:
-            row = documents[n["document"]]["first"] + n["chunk"]
-            assert tokenizer.decode(table.values(np.array(row)).tolist()) == n["text"]

@@ -118,8 +118,9 @@ class Attention(nnx.Module):
     of Trockman and Kolter (2023, arXiv 2305.09828): W_o starts as the transpose of W_v and, in a
     cross-attention, W_k as W_q, so that a query finds the tokens that resemble it and receives
     them. That needs a memory of the query's own width; with another, all are drawn independently.
-    The position bias starts random, so that every head prefers distances of its own. Without all
-    this a small RETRO had not begun to read its neighbours after 300 steps (README).
+    The position bias starts random, so that every head prefers distances of its own. With W_o and
+    W_k drawn independently instead, a small RETRO did not begin to read its neighbours in the steps
+    in which it otherwise learned to (README).
     """
 
     def __init__(self, d, memory, heads, head_size, key, kind: type, out_scale: float, cross: bool):
