@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
@@ -184,22 +185,30 @@ def print_sizes(rows: list[dict], as_json: bool):
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    table = Table(title="the paper's sizes (k = 2, 2048 tokens, vocabulary 128,000)")
-    for name in ("model", "d", "layers", "heads", "CCA layers"):
-        table.add_column(name)
-    for name in ("parameters (M)", "with embeddings (M)", "GFLOP/token", "retrieval costs"):
-        table.add_column(name, justify="right")
+    table = Table(
+        title="the paper's sizes, in millions of parameters and GFLOP a token (forward)",
+        caption="params: projections; total: embeddings (vocabulary 128,000) and all\n"
+        "retrieval: FLOPs it adds (k = 2, 2048 tokens, attention in full)",
+        box=box.SIMPLE,
+        padding=0,
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("model", "d", "L", "heads", "CCA"):
+        table.add_column(name, no_wrap=True)
+    for name in ("params", "total", "GFLOP", "retrieval"):
+        table.add_column(name, justify="right", no_wrap=True)
     for r in rows:
         cca = r["cca_layers"]
         table.add_row(
             f"{r['kind']} {r['name']}",
             str(r["d"]),
             str(r["layers"]),
-            f"{r['heads']} x {r['head_size']}",
-            ", ".join(map(str, cca)) if len(cca) <= 3 else f"{cca[0]}, {cca[1]}, ... {cca[-1]}",
-            f"{r['parameters_non_embedding'] / 1e6:,.2f}",
-            f"{r['parameters_total'] / 1e6:,.2f}",
+            f"{r['heads']}x{r['head_size']}",
+            f"{cca[0]}-{cca[-1]} by 3" if cca else "",
+            f"{r['parameters_non_embedding'] / 1e6:.2f}",
+            f"{r['parameters_total'] / 1e6:.2f}",
             f"{r['flops_per_token'] / 1e9:.2f}",
-            f"+{r['retrieval_overhead']:.0%}" if cca else "-",
+            f"+{r['retrieval_overhead']:.0%}" if cca else "",
         )
     out.print(table)

@@ -153,12 +153,12 @@ def test_a_directory_that_cannot_be_written(capfd, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("bytes_a_file", "step"),
-    [(40_000, "corpus"), (100_000, "embeddings"), (400_000, "shards")],
+    ("bytes_a_file", "dim", "step"),
+    [(40_000, 8, "corpus"), (150_000, 150, "embeddings"), (150_000, 8, "shards")],
 )
-def test_a_full_disk_stops_with_one_line_and_no_half_artefact(tmp_path, bytes_a_file, step):
+def test_a_full_disk_stops_with_one_line_and_no_half_artefact(tmp_path, bytes_a_file, dim, step):
     """A limit on the size of a file fails the write just as a full disk does."""
-    arguments = bad_corpus(tmp_path, None, None)
+    arguments = [*bad_corpus(tmp_path, None, None), f"--config.retrieval.dim={dim}"]
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_a_file, bytes_a_file))

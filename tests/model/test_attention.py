@@ -151,7 +151,7 @@ def test_one_softmax_over_all_neighbours(mesh):
     q = jnp.ones((1, 1, 1, 1, 4))
     k = jnp.stack([jnp.full((3, 1, 4), 50.0), jnp.zeros((3, 1, 4))])[None, None]
     v = jnp.stack([jnp.ones((3, 1, 4)), jnp.zeros((3, 1, 4))])[None, None]
-    table = jnp.zeros((3, 1, 4))
+    table = jnp.zeros((4, 1, 4))
     zero = jnp.zeros((1, 4))
     out = attend(q, k, v, table, zero, zero, jnp.ones((1, 1, 1, 2, 3), bool))
     np.testing.assert_allclose(out, 1.0, atol=1e-6)
