@@ -83,7 +83,11 @@ def _print_summary(e: Experiment, root: Path, s: dict):
     c = s["database"]
     table = Table(title=f"{s['name']}: what was built", show_header=False, title_justify="left")
     rows = [
-        ("training text", f"{c['train_documents']} documents, {c['train_bytes'] / 1e6:.2f} MB"),
+        (
+            "training text",
+            f"{c['train_documents'] - c['train_short_documents_skipped']} documents, "
+            f"{c['train_bytes'] / 1e6:.2f} MB",
+        ),
         (
             "held-out text",
             f"{s['heldout']['documents']} documents, {s['heldout']['bytes'] / 1e6:.2f} MB, "

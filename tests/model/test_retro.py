@@ -12,6 +12,9 @@ from retro_jax.model.retro import PAD, Encoder, Retro
 
 VOCAB = 40
 M, K, R = 4, 2, 8
+# One compilation is far faster than one for every operation.
+apply = jax.jit(functional.apply, static_argnums=0)
+token_logprobs = jax.jit(functional.token_logprobs, static_argnums=0)
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def f(mesh, tiny):
         n: p + 0.3 * jax.random.normal(jax.random.key(i), p.shape) if n.endswith("_bias") else p
         for i, (n, p) in enumerate(params.items())
     }
-    run = jax.jit(lambda x, n: functional.apply(tiny, params, x, n))
+    run = jax.jit(lambda x, n: apply(tiny, params, x, n))
     return lambda x, n: np.asarray(run(x, n))
 
 
@@ -92,9 +95,8 @@ def test_gradients_are_finite_where_nothing_was_retrieved(mesh, tiny):
     for dtype in ("float32", "bfloat16"):
         config = dataclasses.replace(tiny, dtype=dtype)
         params = functional.init(config, VOCAB, 0)
-        grads = jax.grad(
-            lambda p: functional.token_logprobs(config, p, tokens, neighbours).sum()  # noqa: B023
-        )(params)
+        total = lambda p: functional.token_logprobs(config, p, tokens, neighbours).sum()  # noqa: B023, E731
+        grads = jax.jit(jax.grad(total))(params)
         assert all(np.isfinite(g).all() for g in grads.values())
 
 
@@ -126,9 +128,7 @@ def test_padding_is_attended_nowhere(mesh, tiny):
     for name in ("embedding", "encoder.embedding"):
         is_pad = jnp.arange(VOCAB)[:, None] == PAD
         other[name] = jnp.where(is_pad, 3.0, params[name])
-    before, after = (
-        np.array(functional.apply(tiny, p, tokens, neighbours)) for p in (params, other)
-    )
+    before, after = (np.array(apply(tiny, p, tokens, neighbours)) for p in (params, other))
     real = np.delete(np.arange(12), [6, 7])
     # the readout is tied: the logit of PAD itself may change
     np.testing.assert_array_equal(before[:, real, 1:], after[:, real, 1:])
@@ -153,7 +153,8 @@ def test_encoder_reads_the_chunk_that_retrieved_and_no_other(mesh, tiny):
     for u in range(3):
         weights = np.zeros(e.shape, np.float32)
         weights[0, u] = rng.normal(size=(K, R, 24))
-        grad = jax.grad(lambda h: (encoder(e, ok[0], h, ok[1]) * weights).sum())(h)  # noqa: B023
+        total = lambda h, w: (encoder(e, ok[0], h, ok[1]) * w).sum()  # noqa: E731
+        grad = jax.jit(jax.grad(total))(h, weights)
         touched = np.abs(np.asarray(grad)[0]).max(axis=-1) > 0
         assert touched[u].all()
         assert not np.delete(touched, u, axis=0).any()
@@ -213,9 +214,7 @@ def test_off_equals_the_language_model_with_the_same_weights(mesh, tiny):
     added = functional.added_by_retrieval(tiny, VOCAB)
     base = {n: p for n, p in params.items() if n not in added}
     tokens, _ = example(11)
-    np.testing.assert_array_equal(
-        functional.apply(tiny, params, tokens), functional.apply(tiny, base, tokens)
-    )
+    np.testing.assert_array_equal(apply(tiny, params, tokens), apply(tiny, base, tokens))
 
 
 def test_neighbours_for_another_number_of_chunks_are_refused(f):
@@ -227,9 +226,9 @@ def test_neighbours_for_another_number_of_chunks_are_refused(f):
 def test_token_logprobs_are_those_of_the_softmax(mesh, tiny):
     params = functional.init(tiny, VOCAB, 0)
     tokens, neighbours = example(9)
-    logits = functional.apply(tiny, params, tokens, neighbours)
+    logits = apply(tiny, params, tokens, neighbours)
     expected = np.asarray(jax.nn.log_softmax(logits))
-    got = np.asarray(functional.token_logprobs(tiny, params, tokens, neighbours))
+    got = np.asarray(token_logprobs(tiny, params, tokens, neighbours))
     assert not got[:, 0].any()
     for b, t in np.ndindex(2, 8):
         np.testing.assert_allclose(got[b, t + 1], expected[b, t, tokens[b, t + 1]], atol=1e-5)
@@ -239,7 +238,5 @@ def test_bfloat16_stays_near_float32(mesh, tiny):
     tokens, neighbours = example(12)
     params = functional.init(tiny, VOCAB, 0)
     low = dataclasses.replace(tiny, dtype="bfloat16")
-    difference = functional.apply(tiny, params, tokens, neighbours) - functional.apply(
-        low, params, tokens, neighbours
-    )
+    difference = apply(tiny, params, tokens, neighbours) - apply(low, params, tokens, neighbours)
     assert np.abs(difference).max() < 0.15
