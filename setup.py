@@ -30,6 +30,6 @@ setup(
         "scann>=1.4; platform_system == 'Linux' and platform_machine == 'x86_64' "
         "and python_version < '3.14'",
     ],
-    extras_require={"test": ["pytest>=8", "hypothesis>=6", "ruff>=0.9"]},
+    extras_require={"test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.9"]},
     entry_points={"console_scripts": ["retro=retro_jax.cli:main"]},
 )

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from conftest import tables
@@ -13,6 +14,7 @@ from retro_jax.retrieval.retriever import Retriever
 from retro_jax.train import loop
 
 M = 16
+token_logprobs = jax.jit(functional.token_logprobs, static_argnums=0)
 
 
 @pytest.fixture
@@ -28,9 +30,7 @@ def live(finished, small, mesh):
         whole = len(tokens) // M
         neighbours = np.zeros((1, chunks, 2, 2 * M), np.int32)
         neighbours[0, :whole] = retriever.retrieve(tokens[: whole * M].reshape(whole, M)).tokens
-        return np.asarray(functional.token_logprobs(small.model, params, tokens[None], neighbours))[
-            0
-        ]
+        return np.asarray(token_logprobs(small.model, params, tokens[None], neighbours))[0]
 
     return pipe, retriever, params
 
@@ -59,12 +59,11 @@ def test_what_a_chunk_retrieves_first_moves_the_prediction_of_the_next_chunks_fi
     _, retriever, params = live
     tokens = tables(finished)["heldout"].tokens[:4].reshape(1, -1).astype(np.int32)
     neighbours = retriever.retrieve(tokens.reshape(4, M)).tokens[None].astype(np.int32)
-    score = functional.token_logprobs
-    before = np.asarray(score(small.model, params, tokens, neighbours))[0]
+    before = np.asarray(token_logprobs(small.model, params, tokens, neighbours))[0]
     for u in range(3):
         changed = neighbours.copy()
         changed[0, u] = neighbours[0, 3]
-        after = np.asarray(score(small.model, params, tokens, changed))[0]
+        after = np.asarray(token_logprobs(small.model, params, tokens, changed))[0]
         assert np.flatnonzero(after != before)[0] == u * M + M
 
 

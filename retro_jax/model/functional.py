@@ -45,7 +45,7 @@ def apply(config: ModelConfig, params: dict, tokens, neighbours=None) -> jax.Arr
     vocab = params["embedding"].shape[0]
     retrieval = any(name.startswith("encoder.") for name in params)
     graph, names = _structure(config, vocab, retrieval)
-    state = nnx.State.from_flat_path(
+    state = nnx.from_flat_state(
         {path: leaf.replace(params[name]) for name, (path, leaf) in names.items()}
     )
     return nnx.merge(graph, state)(tokens, neighbours)

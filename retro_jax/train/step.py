@@ -53,7 +53,7 @@ def make_train_step(model: ModelConfig, train: TrainConfig) -> Callable:
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": value,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": rate(state.step),
         }
         return TrainState(state.step + 1, params, opt_state), metrics
