@@ -54,7 +54,32 @@ class ModelConfig:
     encoder_head_size: int = 64
     encoder_ca_layers: tuple[int, ...] = (1,)  # counted from 1
     share_embedding: bool = False  # the encoder reads with the decoder's embedding
-    dtype: str = "float32"  # of the computation; parameters are float32
+    dtype: str = "float32"  # float32 | bfloat16, of the computation; parameters are float32
+    # What the gradient computes again instead of keeping: none; dots, all but matrix products; full,
+    # all but what enters a layer.
+    remat: str = "none"
+    attention_block: int = 512  # a longer self-attention goes by blocks of so many queries
+    # What pre-trained decoders have instead of the paper's choices, which are the defaults. The
+    # encoder's blocks follow, but for positions and kv_heads, which are the decoder's alone.
+    positions: str = "relative"  # relative | rotary | learned, of the decoder's self-attention
+    rotary_share: float = 1.0  # of each head's numbers that turn
+    rotary_base: float = 10_000.0
+    max_length: int = 0  # rows of learned positions
+    kv_heads: int = 0  # heads of keys and values; 0: as many as heads
+    norm: str = "rms"  # rms | layer
+    norm_bias: bool = False
+    norm_unit_offset: bool = False  # a norm multiplies by 1 + scale
+    norm_eps: float = 1e-6
+    activation: str = "gelu"  # gelu (by tanh) | gelu_exact | silu | relu
+    gated: bool = False  # SwiGLU with silu, GEGLU with gelu
+    ffw: int = 0  # inner width of the feed-forward; 0: 4 d
+    encoder_ffw: int = 0  # 0: 4 encoder_d
+    qkv_bias: bool = False
+    out_bias: bool = False
+    ffw_bias: bool = False
+    parallel: bool = False  # self-attention and feed-forward of a layer read the same input
+    tied: bool = True  # the readout is the embedding
+    scale_embedding: bool = True  # multiply embeddings by sqrt(d)
 
 
 @dataclass(frozen=True)
@@ -155,6 +180,7 @@ def check(e: Experiment):
         "model.encoder_layers": m.encoder_layers,
         "model.encoder_heads": m.encoder_heads,
         "model.encoder_head_size": m.encoder_head_size,
+        "model.attention_block": m.attention_block,
         "train.batch": t.batch,
         "train.steps": t.steps,
         "train.checkpoint_every": t.checkpoint_every,
@@ -168,6 +194,10 @@ def check(e: Experiment):
         ("corpus.bad_documents", c.bad_documents, ("refuse", "skip")),
         ("retrieval.index", r.index, ("auto", "exact", "scann")),
         ("model.dtype", m.dtype, ("float32", "bfloat16")),
+        ("model.remat", m.remat, ("none", "dots", "full")),
+        ("model.positions", m.positions, ("relative", "rotary", "learned")),
+        ("model.norm", m.norm, ("rms", "layer")),
+        ("model.activation", m.activation, ("gelu", "gelu_exact", "silu", "relu")),
     ):
         _require(value in choices, name, value, f"must be one of {', '.join(choices)}")
     tfidf_or_bert = r.embedder == "tfidf" or r.embedder.startswith("bert:")
@@ -200,6 +230,27 @@ def check(e: Experiment):
         m.share_embedding,
         f"needs model.encoder_d = model.d, but they are {m.encoder_d} and {m.d}",
     )
+    _require(
+        m.kv_heads >= 0 and (m.kv_heads == 0 or m.heads % m.kv_heads == 0),
+        "model.kv_heads",
+        m.kv_heads,
+        f"must divide model.heads = {m.heads}; 0 is as many",
+    )
+    turned = m.head_size * m.rotary_share
+    _require(
+        m.positions != "rotary" or (0 < turned <= m.head_size and turned % 2 == 0),
+        "model.rotary_share",
+        m.rotary_share,
+        f"must turn an even number of the model.head_size = {m.head_size} numbers of a head",
+    )
+    _require(
+        m.positions != "learned" or m.max_length >= t.length,
+        "model.max_length",
+        m.max_length,
+        f"learned positions need a row for each of train.length = {t.length} tokens",
+    )
+    for name, value in (("model.ffw", m.ffw), ("model.encoder_ffw", m.encoder_ffw)):
+        _require(value >= 0, name, value, "must be positive, or 0 for four times the width")
     multiple = f"must be a multiple of model.chunk = {m.chunk}"
     _require(t.length >= m.chunk and t.length % m.chunk == 0, "train.length", t.length, multiple)
     _require(

@@ -240,7 +240,7 @@ def test_a_checkpoint_restores_on_another_mesh(finished, small):
         mesh = make_mesh(*shape)
         with jax.set_mesh(mesh):
             params = loop.restore_trained(small, finished, True, mesh)
-        assert params["layers.0.feed_forward.up"].sharding.mesh.shape == mesh.shape
+        assert params["stacks.0.0.feed_forward.up"].sharding.mesh.shape == mesh.shape
         restored.append({n: np.asarray(p) for n, p in params.items()})
     for name in restored[0]:
         np.testing.assert_array_equal(restored[0][name], restored[1][name])

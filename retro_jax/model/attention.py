@@ -1,117 +1,160 @@
-"""Attention with Transformer-XL relative positions, for every attention of RETRO.
+"""Attention, for every attention of RETRO and of the decoders that it can be fitted to.
 
 One function, `attend`, serves the decoder's self-attention, the encoder's self-attention, the
-encoder's cross-attention and chunked cross-attention: they differ in what is a query, what is a
-memory, and in the distance between query 0 and key 0.
+encoder's cross-attention and cross-attention to what was retrieved: they differ in what is a query,
+what is a memory, and in the distance between query 0 and key 0.
 
     B batch, G groups that attend each to its own memories, K memories of a group, I queries,
-    J keys of a memory, S distances (I + J of them, or 1 + J), D width, N heads, H head size
+    J keys of a memory, S distances (I + J of them, or 1 + J), D width,
+    N heads of keys and values, A heads of queries for each of them, H head size
 
 Positions follow Dai et al. 2019 (arXiv 1901.02860, section 3.3) as the paper's appendix B.1.2 says:
 
-    logit(i, j) = ((q_i + u) . k_j + (q_i + v) . (sinusoid(distance(i, j)) W_r)) / sqrt(H)
+    logit(i, j) = ((q_i + u) . k_j + (q_i + w) . (sinusoid(distance(i, j)) W_r)) / sqrt(H)
     distance(i, j) = i - j + offset          (query minus key, signed)
+
+What they cost, in FLOPs a head and group: content 2 I K J H; position 2 I S H, for the logits by
+distance serve all K memories and are moved to their keys by `shift`, without a gather and without
+any [I, J, D] tensor. Causal, S = J + 1: as much as the content. In chunked cross-attention with k = 2
+S = I + J = 192 for K J = 256 keys: less. Inside the encoder, where every distance occurs in both
+directions, S is 2 J (self) and 3 J (cross); that is below 2 % of the encoder's FLOPs. In bytes:
+I S + I K J float32 logits a head and group.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from jax.sharding import reshard
+
+from retro_jax.config import ModelConfig
+from retro_jax.model.layers import constant, gather, weight
+from retro_jax.model.positions import distances, rotate, shift, sinusoid
+
+# A blockwise attention reads, for a block of queries, the keys up to the end of the block's segment,
+# an eighth of the sequence: at most 1/16 of the keys are read in vain, and 8 bodies are compiled.
+_SEGMENTS = 8
 
 
-class RetroParam(nnx.Param):
-    """A weight that retrieval adds to a language model: encoder and chunked cross-attention."""
-
-
-def gather(param: nnx.Param, dtype) -> jax.Array:
-    """A weight at its use: in the dtype of the computation, gathered over the `data` axis."""
-    value = param[...].astype(dtype)
-    spec = jax.typeof(value).sharding.spec
-    return reshard(value, P(*(None if axis == "data" else axis for axis in spec)))
-
-
-def weight(kind: type, key: jax.Array, shape: tuple, fan_in: int, spec: P, scale: float = 1.0):
-    """A matrix drawn from a truncated normal of standard deviation scale / sqrt(fan_in)."""
-    # 0.8796 is the standard deviation of a standard normal cut at +-2.
-    draw = jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32, out_sharding=spec)
-    return kind(draw * (scale / (0.87962566 * np.sqrt(fan_in))))
-
-
-def sinusoid(distances: np.ndarray, width: int) -> jax.Array:
-    """Sine and cosine of signed distances: [S] -> [S, width], float32.
-
-    Half of the columns are sines, half cosines, of the frequencies 10000^(-2 i / width). Computed in
-    float64 on the host: a distance is a static number, and bfloat16 cannot hold 2047.
-    """
-    angles = distances[:, None] * 10000.0 ** (-np.arange(0, width, 2) / width)
-    return jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], axis=-1), jnp.float32)
-
-
-def distances(queries: int, keys: int, offset: int, causal: bool) -> np.ndarray:
-    """The distances that `shift` expects, in its order: from farthest past to farthest future.
-
-    Entry 1 + s is the distance of query i and key j = s - (queries - 1 - i); entry 0 is of no pair,
-    and gives `shift` the column that it needs to turn rows into diagonals. A causal attention needs
-    no negative distance, so its table ends at the query's own position.
-    """
-    count = keys if causal else queries + keys - 1
-    return offset + queries - np.arange(count + 1)
-
-
-def shift(x: jax.Array, keys: int) -> jax.Array:
-    """Logits by distance to logits by key: [..., I, S] -> [..., I, J], out[i, j] = x[i, j + I - i].
-
-    Two reshapes and a slice instead of a gather (Dai et al. 2019, appendix B). Where j + I - i >= S
-    (the future, in a causal attention) the result means nothing; mask it.
-    """
-    *batch, queries, count = x.shape
-    x = x.reshape(*batch, queries * count)[..., queries:]
-    return x.reshape(*batch, queries, count - 1)[..., :keys]
-
-
-def attend(q, k, v, table, u, w, mask) -> jax.Array:
+def attend(q, k, v, mask, relative=None, causal_from=None, statistics=False):
     """Multi-head attention over all memories of a group under one softmax.
 
     Args:
-      q: queries [B, G, I, N, H].
+      q: queries [B, G, I, N, A, H].
       k, v: keys and values [B, G, K, J, N, H].
-      table: projected positions [S, N, H], in the order of `distances`; the same for each memory.
-      u, w: content bias and position bias [N, H].
-      mask: True where a key may be attended, broadcastable to [B, G, I, K, J].
+      mask: True where a key may be attended [B, G, K, J].
+      relative: (table [S, N, A, H], u [N, A, H], w [N, A, H]): projected positions in the order of
+        `distances`, the same for each memory, content bias and position bias; or None.
+      causal_from: query i attends keys up to i + causal_from; None attends all.
+      statistics: also say where the attention went.
 
     Returns:
-      [B, G, I, N, H]; exactly 0 where the mask allows no key. Logits and softmax are float32.
+      [B, G, I, N, A, H], exactly 0 where the mask allows no key (logits and softmax are float32),
+      and None or, with `statistics`, the attention mass [B, G, I, K, 2] on the first and the second
+      half of each memory's keys: mean over heads, sums to 1, or to 0 where there is no key.
     """
-    scale = q.shape[-1] ** -0.5
     f32 = {"preferred_element_type": jnp.float32}
-    content = jnp.einsum("bginh,bgkjnh->bgnikj", q + u, k, **f32)
-    position = shift(jnp.einsum("bginh,snh->bgnis", q + w, table, **f32), k.shape[3])
-    mask = mask[:, :, None]  # [B, G, 1, I, K, J]
-    logits = jnp.where(mask, (content + position[:, :, :, :, None]) * scale, -1e30)
-    weights = jax.nn.softmax(logits, axis=(-2, -1)).astype(v.dtype)
-    y = jnp.einsum("bgnikj,bgkjnh->bginh", weights, v)
-    return jnp.where(mask.any((-2, -1))[:, :, 0, :, None, None], y, 0)
+    queries, keys, dtype = q.shape[2], k.shape[3], v.dtype
+    table, u, w = relative or (None, 0, 0)
+    q = q * q.shape[-1] ** -0.5
+    u, w = (b * q.shape[-1] ** -0.5 for b in (u, w))
+    logits = jnp.einsum("bginah,bgkjnh->bgnaikj", (q + u).astype(dtype), k, **f32)
+    if relative is not None:
+        position = jnp.einsum("bginah,snah->bgnais", (q + w).astype(dtype), table, **f32)
+        logits = logits + shift(position, keys)[..., None, :]
+    allowed = mask[:, :, None, None, None]  # [B, G, 1, 1, 1, K, J]
+    if causal_from is not None:
+        allowed = allowed & (
+            jnp.arange(keys) <= jnp.arange(queries)[:, None, None] + causal_from
+        )  # [.., I, 1, J]
+    logits = jnp.where(allowed, logits, -1e30)
+    # Bounded, so that where no key is allowed every weight is exp(-1e30 + 1e29) = 0.
+    top = jnp.maximum(jax.lax.stop_gradient(logits).max((-2, -1), keepdims=True), -1e29)
+    weights = jnp.exp(logits - top)
+    total = jnp.maximum(weights.sum((-2, -1)), 1e-30)  # [B, G, N, A, I]
+    y = jnp.einsum("bgnaikj,bgkjnh->bginah", weights.astype(dtype), v, **f32)
+    y = (y / jnp.moveaxis(total, -1, 2)[..., None]).astype(dtype)
+    if not statistics:
+        return y, None
+    mass = weights / total[..., None, None]
+    halves = [m.sum(-1) for m in jnp.split(mass, [keys // 2], axis=-1)]
+    return y, jnp.stack(halves, axis=-1).mean((2, 3))
 
 
-class RmsNorm(nnx.Module):
-    """x / rms(x) * scale, in float32."""
+def attend_causal(q, k, v, mask, relative, block: int):
+    """`attend` of a sequence to itself: query i to keys 0 .. i, shapes as there, K = 1, I = J = L.
 
-    def __init__(self, width: int, kind: type):
-        self.scale = kind(jnp.ones(width, jnp.float32))
+    A sequence longer than `block` is attended a block of queries at a time, and what a block needed
+    is computed again for the gradient: memory grows with block x L instead of L x L, and the keys
+    after a block's segment are not read at all (of the logits, 9/16 are computed at 8 blocks or
+    more). relative: as in `attend`, its table from `self_distances`.
+    """
+    length = q.shape[2]
+    if length <= block:
+        return attend(q, k, v, mask, relative, causal_from=0)[0]
+    blocks = -(-length // block)
+    fill = blocks * block - length
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, fill)) + ((0, 0),) * 3)
+    k, v = (jnp.pad(x, ((0, 0),) * 3 + ((0, fill),) + ((0, 0),) * 2) for x in (k, v))
+    mask = jnp.pad(mask, ((0, 0),) * 3 + ((0, fill),))
+    outputs = []
+    for first, count in _segments(blocks):
+        end = (first + count) * block  # keys that the segment's last query can see
 
-    def __call__(self, x):
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + 1e-6)
-        return (y * self.scale[...]).astype(x.dtype)
+        def one(n, end=end):
+            start = n * block
+            rows = jax.lax.dynamic_slice_in_dim(q, start, block, axis=2)
+            near = relative
+            if relative is not None:
+                table, u, w = relative
+                # The table begins at the padded length; the block's begins at start + block.
+                begin = (blocks - 1 - n) * block
+                near = jax.lax.dynamic_slice_in_dim(table, begin, end + 1, axis=0), u, w
+            parts = k[:, :, :, :end], v[:, :, :, :end], mask[..., :end]
+            return attend(rows, *parts, near, causal_from=start)[0]
+
+        y = jax.lax.map(jax.checkpoint(one), jnp.arange(first, first + count))
+        outputs.append(jnp.moveaxis(y, 0, 2))  # [B, G, blocks, block, N, A, H]
+    y = jnp.concatenate(outputs, axis=2)
+    return y.reshape(*y.shape[:2], blocks * block, *y.shape[4:])[:, :, :length]
+
+
+def _segments(blocks: int) -> list[tuple[int, int]]:
+    """(first block, how many) of each of at most _SEGMENTS segments."""
+    size = -(-blocks // _SEGMENTS)
+    return [(first, min(size, blocks - first)) for first in range(0, blocks, size)]
+
+
+def self_distances(length: int, block: int) -> np.ndarray:
+    """The distances of `attend_causal`, farthest first."""
+    if length <= block:
+        return distances(length, length, 0, causal=True)
+    blocks = -(-length // block)
+    # A segment's first block reads keys that its last block needs: distances below 0, all masked.
+    below = (_segments(blocks)[0][1] - 1) * block
+    return blocks * block - np.arange(blocks * block + below + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """What an attention is made of: a query stream of width `d`, a memory of width `memory`."""
+
+    d: int
+    memory: int
+    heads: int
+    kv_heads: int
+    size: int
+    positions: str  # relative | rotary | none
+    cross: bool
 
 
 class Attention(nnx.Module):
-    """Projections around `attend`. Query stream of width D, memory of width `memory`.
+    """Projections around `attend`.
 
-    W_q, W_k, W_v, W_o and W_r (from the query stream's width, section 2.2 of the counts); no biases
-    but Transformer-XL's u and v.
+    W_q, W_k, W_v, W_o and, with relative positions, W_r (from the query stream's width, section 2.2
+    of the counts), u and v; biases only where the config asks for them.
 
     The paper states no initialisation. This one lets an attention carry a token's content from
     where it is found to where it is needed from the first step on, after the mimetic initialisation
@@ -123,33 +166,70 @@ class Attention(nnx.Module):
     in which it otherwise learned to (README).
     """
 
-    def __init__(self, d, memory, heads, head_size, key, kind: type, out_scale: float, cross: bool):
-        keys = jax.random.split(key, 6)
-        into, inner = P("data", "model", None), heads * head_size
-        self.query = weight(kind, keys[0], (d, heads, head_size), d, into)
-        self.key = weight(kind, keys[1], (memory, heads, head_size), memory, into)
-        self.value = weight(kind, keys[2], (memory, heads, head_size), memory, into)
-        self.position = weight(kind, keys[3], (d, heads, head_size), d, into)
-        shape, spec = (heads, head_size, d), P("model", None, "data")
-        self.out = weight(kind, keys[4], shape, inner, spec, out_scale)
-        if memory == d:
-            transposed = jnp.transpose(self.value[...], (1, 2, 0))
-            self.out = kind(transposed * (out_scale * np.sqrt(d / inner)))
-            if cross:
-                self.key = kind(self.query[...])
-        shape, spec = (heads, head_size), P("model", None)
-        self.content_bias = kind(jnp.zeros(shape, jnp.float32, out_sharding=spec))
-        self.position_bias = kind(1.5 * jax.random.normal(keys[5], shape, out_sharding=spec))
+    def __init__(self, config: ModelConfig, heads: Heads, kind: type, out_scale: float):
+        self.config, self.heads = config, heads
+        d, memory, n, size = heads.d, heads.memory, heads.kv_heads, heads.size
+        a, inner, own = heads.heads // n, heads.heads * size, memory == d
+        to_queries, to_keys = P("data", "model", None, None), P("data", "model", None)
+        self.query = weight(kind, (d, n, a, size), d, to_queries)
+        like = "query" if own and heads.cross and a == 1 else ""
+        self.key = weight(kind, (memory, n, size), memory, to_keys, like=like)
+        self.value = weight(kind, (memory, n, size), memory, to_keys)
+        shape, spec = (n, a, size, d), P("model", None, None, "data")
+        if own:
+            scale = out_scale * float(np.sqrt(d / inner))
+            self.out = weight(kind, shape, inner, spec, scale, like="value")
+        else:
+            self.out = weight(kind, shape, inner, spec, out_scale)
+        spec = P("model", None, None)
+        if heads.positions == "relative":
+            self.position = weight(kind, (d, n, a, size), d, to_queries)
+            self.content_bias = constant(kind, (n, a, size), spec)
+            self.position_bias = weight(kind, (n, a, size), 1, spec, 1.5)
+        if config.qkv_bias:
+            self.query_bias = constant(kind, (n, a, size), spec)
+            self.key_bias = constant(kind, (n, size), P("model", None))
+            self.value_bias = constant(kind, (n, size), P("model", None))
+        if config.out_bias:
+            self.out_bias = constant(kind, (d,), P(None))
 
-    def __call__(self, x, memory, mask, offset: int, causal: bool = False):
-        """x [B, G, I, D], memory [B, G, K, J, memory], mask [B, G, I, K, J] -> [B, G, I, D]."""
+    def __call__(self, x, memory, mask, offset: int = 0, causal: bool = False, statistics=False):
+        """Attends x [B, G, I, D] to memory [B, G, K, J, memory] where mask [B, G, K, J] allows.
+
+        Memories may be fewer than groups, G / n of them: then each serves n groups in a row, and its
+        keys and values are computed once. `offset` is the distance of query 0 and key 0, for relative
+        positions. Returns [B, G, I, D] and the attention mass of `attend`, or None.
+        """
         dtype = x.dtype
-        q = jnp.einsum("bgid,dnh->bginh", x, gather(self.query, dtype))
+        q = jnp.einsum("bgid,dnah->bginah", x, gather(self.query, dtype))
         k = jnp.einsum("bgkjd,dnh->bgkjnh", memory, gather(self.key, dtype))
         v = jnp.einsum("bgkjd,dnh->bgkjnh", memory, gather(self.value, dtype))
-        steps = distances(x.shape[2], memory.shape[3], offset, causal)
-        table = sinusoid(steps, x.shape[-1]).astype(dtype)
-        table = jnp.einsum("sd,dnh->snh", table, gather(self.position, dtype))
-        u, w = gather(self.content_bias, dtype), gather(self.position_bias, dtype)
-        y = attend(q, k, v, table, u, w, mask)
-        return jnp.einsum("bginh,nhd->bgid", y, gather(self.out, dtype), out_sharding=P("data"))
+        if self.config.qkv_bias:
+            q = q + self.query_bias[...].astype(dtype)
+            k = k + self.key_bias[...].astype(dtype)
+            v = v + self.value_bias[...].astype(dtype)
+        each = x.shape[1] // memory.shape[1]
+        k, v, mask = (jnp.repeat(t, each, axis=1) if each > 1 else t for t in (k, v, mask))
+        relative, block = None, self.config.attention_block
+        if self.heads.positions == "rotary":
+            turn = self.config.rotary_share, self.config.rotary_base
+            q, k = rotate(q, 2, *turn), rotate(k, 3, *turn)
+        elif self.heads.positions == "relative":
+            steps = distances(x.shape[2], memory.shape[3], offset, causal=False)
+            if causal:
+                steps = self_distances(x.shape[2], block)
+            table = sinusoid(steps, x.shape[-1]).astype(dtype)
+            table = jnp.einsum("sd,dnah->snah", table, gather(self.position, dtype))
+            biases = (self.content_bias[...], self.position_bias[...])
+            relative = (table, *(b.astype(dtype) for b in biases))
+        if causal:
+            y, mass = attend_causal(q, k, v, mask, relative, block), None
+        else:
+            y, mass = attend(q, k, v, mask, relative, statistics=statistics)
+        out = gather(self.out, dtype)
+        y = jnp.einsum("bginah,nahd->bgid", y, out, out_sharding=P("data"))
+        if self.config.out_bias:
+            # Not where there is no key: an attention to nothing is exactly 0.
+            any_key = mask.any((-2, -1))[:, :, None, None]
+            y = y + jnp.where(any_key, self.out_bias[...].astype(dtype), 0)
+        return y, mass

@@ -1,6 +1,7 @@
-"""A model's weights as a flat dict of arrays, {"layers.5.cca.attention.query": ...}.
+"""A model's weights as a flat dict of arrays, {"stacks.1.0.cca.attention.query": ...}.
 
-The flat dict is what is trained, saved and counted; `apply` puts it back into the network.
+The flat dict is what is trained, saved and counted; `apply` puts it back into the network. Layers of
+equal build are stacked: `retro.layer_names` says where each layer's weights are.
 """
 
 import functools
@@ -12,8 +13,11 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, get_abstract_mesh, use_abstract_mesh
 
 from retro_jax.config import ModelConfig
-from retro_jax.model.attention import RetroParam
+from retro_jax.model.init import draw
+from retro_jax.model.layers import RetroParam
 from retro_jax.model.retro import Retro
+
+_READOUT_BLOCK = 256  # tokens
 
 
 @functools.lru_cache(maxsize=8)
@@ -24,9 +28,11 @@ def _structure(config: ModelConfig, vocab: int, retrieval: bool):
     if mesh.empty:
         mesh = AbstractMesh((1, 1), ("data", "model"), (AxisType.Explicit,) * 2)
     with use_abstract_mesh(mesh):
-        model = nnx.eval_shape(lambda: Retro(config, vocab, jax.random.key(0), retrieval))
+        model = nnx.eval_shape(lambda: Retro(config, vocab, retrieval))
     graph, state = nnx.split(model)
-    return graph, {".".join(map(str, path)): (path, leaf) for path, leaf in state.flat_state()}
+    return graph, {
+        ".".join(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(state)
+    }
 
 
 def init(config: ModelConfig, vocab: int, seed: int, retrieval: bool = True) -> dict:
@@ -34,21 +40,40 @@ def init(config: ModelConfig, vocab: int, seed: int, retrieval: bool = True) -> 
 
     @jax.jit
     def make(key):
-        state = nnx.split(Retro(config, vocab, key, retrieval))[1]
-        return {".".join(map(str, path)): leaf[...] for path, leaf in state.flat_state()}
+        state = nnx.split(Retro(config, vocab, retrieval))[1]
+        return draw(
+            {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}, key
+        )
 
     return make(jax.random.key(seed))
 
 
-def apply(config: ModelConfig, params: dict, tokens, neighbours=None) -> jax.Array:
-    """Logits [B, L, V] of the model whose weights are `params`; see `Retro.__call__`."""
+def network(config: ModelConfig, params: dict) -> Retro:
+    """The network whose weights are `params`."""
     vocab = params["embedding"].shape[0]
     retrieval = any(name.startswith("encoder.") for name in params)
     graph, names = _structure(config, vocab, retrieval)
     state = nnx.from_flat_state(
         {path: leaf.replace(params[name]) for name, (path, leaf) in names.items()}
     )
-    return nnx.merge(graph, state)(tokens, neighbours)
+    return nnx.merge(graph, state)
+
+
+def apply(config: ModelConfig, params: dict, tokens, neighbours=None) -> jax.Array:
+    """Logits [B, L, V] float32 of the model whose weights are `params`.
+
+    Row t predicts token t + 1. tokens: [B, L]; neighbours: [B, C, K, R] or None; see `Retro`.
+    """
+    model = network(config, params)
+    return model.logits(model(tokens, neighbours)[0])
+
+
+def statistics(config: ModelConfig, params: dict, tokens, neighbours) -> dict[str, jax.Array]:
+    """What every CCA layer did, first axis P: ratio [P, B, L] and mass [P, B, L, K, 2].
+
+    See `cross.statistics_of`. P runs over `config.cca_layers`.
+    """
+    return network(config, params)(tokens, neighbours, statistics=True)[1]
 
 
 def token_logprobs(config: ModelConfig, params: dict, tokens, neighbours=None) -> jax.Array:
@@ -56,13 +81,24 @@ def token_logprobs(config: ModelConfig, params: dict, tokens, neighbours=None) -
 
     Entry 0, which nothing precedes, is 0. neighbours: [B, C, K, R] or None (see `Retro`). Every
     training loss, evaluation and comparison is computed from this.
+
+    Unless `remat` is none, the readout goes by blocks of tokens whose logits are computed again for
+    the gradient, so that no [B, L, V] array exists.
     """
-    logits = apply(config, params, tokens, neighbours)[:, :-1]
-    targets = tokens[:, 1:, None] == jnp.arange(logits.shape[-1])
-    # Not take_along_axis: the vocabulary may be sharded.
-    target = jnp.where(targets, logits, 0).sum(-1)
-    logprobs = target - jax.nn.logsumexp(logits, axis=-1)
-    return jnp.pad(logprobs, ((0, 0), (1, 0)))
+    model = network(config, params)
+    h = model(tokens, neighbours)[0][:, :-1]
+    # Not the target's logit out of all logits: a [B, L, V] comparison costs more than this product.
+    target = model.logit_of(h, tokens[:, 1:])
+    normaliser = lambda h: jax.nn.logsumexp(model.logits(h), axis=-1)  # noqa: E731
+    length, block = h.shape[1], _READOUT_BLOCK
+    if config.remat == "none" or length <= block:
+        total = normaliser(h)
+    else:
+        h = jnp.pad(h, ((0, 0), (0, -length % block), (0, 0)))
+        blocks = jnp.moveaxis(h.reshape(h.shape[0], -1, block, h.shape[-1]), 1, 0)
+        total = jnp.moveaxis(jax.lax.map(jax.checkpoint(normaliser), blocks), 0, 1)
+        total = total.reshape(total.shape[0], -1)[:, :length]
+    return jnp.pad(target - total, ((0, 0), (1, 0)))
 
 
 def shapes(config: ModelConfig, vocab: int, retrieval: bool = True) -> dict:

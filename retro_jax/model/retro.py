@@ -1,4 +1,4 @@
-"""RETRO (Borgeaud et al. 2021, arXiv 2112.04426, algorithm 1): decoder, encoder, the whole.
+"""RETRO (Borgeaud et al. 2021, arXiv 2112.04426, algorithm 1): the decoder, and the whole.
 
     B batch, L tokens, C = L / M chunks, M chunk length, K neighbours, R = 2 M retrieved length,
     D decoder width, E encoder width, V vocabulary
@@ -7,208 +7,175 @@ Token ids of 0 are padding: never attended, in the decoder, the encoder or acros
 sequence is its tokens c M .. c M + M - 1; what it retrieves acts from its last token on.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from retro_jax.config import ModelConfig
-from retro_jax.model.attention import Attention, RetroParam, RmsNorm, gather, weight
+from retro_jax.model.attention import Attention, Heads
+from retro_jax.model.cross import CrossAttention, chunked_cross_attention, statistics_of
+from retro_jax.model.encoder import Encoder
+from retro_jax.model.layers import FeedForward, Norm, embedding, gather, look_up, remat, weight
 
 PAD = 0
-
-
-class FeedForward(nnx.Module):
-    """GELU between d -> 4 d -> d."""
-
-    def __init__(self, d: int, key: jax.Array, kind: type, out_scale: float):
-        up, down = jax.random.split(key)
-        self.up = weight(kind, up, (d, 4 * d), d, P("data", "model"))
-        self.down = weight(kind, down, (4 * d, d), 4 * d, P("model", "data"), out_scale)
-
-    def __call__(self, x):
-        x = jax.nn.gelu(jnp.einsum("bgid,df->bgif", x, gather(self.up, x.dtype)))
-        return jnp.einsum("bgif,fd->bgid", x, gather(self.down, x.dtype), out_sharding=P("data"))
-
-
-class SelfAttention(nnx.Module):
-    """Pre-norm self-attention inside each group, x [B, G, I, D]; the residual is the caller's."""
-
-    def __init__(self, d, heads, head_size, key, kind, out_scale):
-        self.norm = RmsNorm(d, kind)
-        self.attention = Attention(d, d, heads, head_size, key, kind, out_scale, cross=False)
-
-    def __call__(self, x, mask, causal: bool):
-        h = self.norm(x)
-        return self.attention(h, h[:, :, None], mask, offset=0, causal=causal)
-
-
-class CrossAttention(nnx.Module):
-    """Pre-norm cross-attention of a group to its memories; the residual is the caller's."""
-
-    def __init__(self, d, memory, heads, head_size, key, kind, out_scale):
-        self.norm = RmsNorm(d, kind)
-        self.attention = Attention(d, memory, heads, head_size, key, kind, out_scale, cross=True)
-
-    def __call__(self, x, memory, mask, offset: int):
-        return self.attention(self.norm(x), memory, mask, offset)
-
-
-def chunked_cross_attention(cross: CrossAttention, h, memory, mask, m: int):
-    """CCA (equations 3 and 4): h [B, L, D], memory [B, C, K, R, E], mask [B, C, K, R] -> [B, L, D].
-
-    The attending chunk of memory c is the last token of chunk c and the first M - 1 of chunk c + 1:
-    positions c M + M - 1 .. c M + 2 M - 2. So the rows are moved M - 1 to the left, cut into chunks,
-    attended, and moved back; the first M - 1 rows get exactly 0, and where a chunk has no neighbour
-    its rows do too. Query i and key j are M - 1 + i - j apart (appendix B.1.2: -64..126 at M = 64).
-    """
-    batch, length, d = h.shape
-    chunks = memory.shape[1]
-    x = h[:, m - 1 :]  # no row at all where the sequence is shorter than a chunk
-    x = jnp.pad(x, ((0, 0), (0, chunks * m - x.shape[1]), (0, 0))).reshape(batch, chunks, m, d)
-    y = cross(x, memory, mask[:, :, None], offset=m - 1)
-    y = y.reshape(batch, chunks * m, d)
-    return jnp.pad(y, ((0, 0), (m - 1, 0), (0, 0)))[:, :length]
 
 
 class Block(nnx.Module):
     """A decoder layer: self-attention, chunked cross-attention if it has one, feed-forward."""
 
-    def __init__(self, config: ModelConfig, key: jax.Array, cca: bool):
-        keys = jax.random.split(key, 3)
+    def __init__(self, config: ModelConfig, cca: bool):
         c, scale = config, (2 * config.layers) ** -0.5
-        self.attention = SelfAttention(c.d, c.heads, c.head_size, keys[0], nnx.Param, scale)
-        self.norm = RmsNorm(c.d, nnx.Param)
-        self.feed_forward = FeedForward(c.d, keys[1], nnx.Param, scale)
+        positions = "none" if c.positions == "learned" else c.positions
+        kv_heads = c.kv_heads or c.heads
+        heads = Heads(c.d, c.d, c.heads, kv_heads, c.head_size, positions, cross=False)
+        self.config = c
+        self.attention_norm = Norm(c, c.d, nnx.Param)
+        self.attention = Attention(c, heads, nnx.Param, scale)
+        self.norm = Norm(c, c.d, nnx.Param)
+        self.feed_forward = FeedForward(c, c.d, c.ffw or 4 * c.d, nnx.Param, scale)
         if cca:
-            self.cca = CrossAttention(
-                c.d, c.encoder_d, c.heads, c.head_size, keys[2], RetroParam, scale
-            )
+            heads = Heads(c.d, c.encoder_d, c.heads, c.heads, c.head_size, "relative", cross=True)
+            self.cca = CrossAttention(c, heads, scale)
 
-
-class EncoderBlock(nnx.Module):
-    """An encoder layer: self-attention in a neighbour, cross-attention to the chunk, feed-forward."""
-
-    def __init__(self, config: ModelConfig, key: jax.Array, cross: bool):
-        keys = jax.random.split(key, 3)
-        c, scale = config, (2 * config.encoder_layers) ** -0.5
-        heads, size, kind = c.encoder_heads, c.encoder_head_size, RetroParam
-        self.attention = SelfAttention(c.encoder_d, heads, size, keys[0], kind, scale)
-        self.norm = RmsNorm(c.encoder_d, kind)
-        self.feed_forward = FeedForward(c.encoder_d, keys[1], kind, scale)
-        if cross:
-            self.cross = CrossAttention(c.encoder_d, c.d, heads, size, keys[2], kind, scale)
-
-
-class Encoder(nnx.Module):
-    """Encodes each neighbour alone, conditioned on the chunk that retrieved it."""
-
-    def __init__(self, config: ModelConfig, vocab: int, key: jax.Array):
-        keys = jax.random.split(key, config.encoder_layers + 1)
-        if not config.share_embedding:
-            self.embedding = embedding(RetroParam, keys[-1], vocab, config.encoder_d)
-        self.layers = nnx.List(
-            [
-                EncoderBlock(config, keys[i], i + 1 in config.encoder_ca_layers)
-                for i in range(config.encoder_layers)
-            ]
-        )
-        self.norm = RmsNorm(config.encoder_d, RetroParam)
-
-    def __call__(self, e, mask, h, h_mask):
-        """Neighbours to memories.
+    def __call__(self, h, real, encode, statistics: bool):
+        """One layer.
 
         Args:
-          e: embedded neighbours [B, C, K, R, E].
-          mask: True where a neighbour has a token [B, C, K, R].
-          h: the chunks' activations [B, C, M, D], after self-attention of the first CCA layer.
-          h_mask: True where a chunk has a token [B, C, M].
+          h: [B, L, D].
+          real: True where a token may be attended [B, L].
+          encode: from h after self-attention to what its CCA reads, (memory [B, C, K, R, E],
+            mask [B, C, K, R]); or None for a layer that reads nothing.
+          statistics: also measure the CCA.
 
         Returns:
-          [B, C, K, R, E].
+          h, what was read, and the statistics (see `statistics_of`) or None.
         """
-        b, c, k, r, width = e.shape
-        m = h.shape[2]
-        e = e.reshape(b, c * k, r, width)
-        own = mask.reshape(b, c * k, r)[:, :, None, None]
-        # Each of the K neighbours of a chunk reads the same M activations.
-        chunk = jnp.broadcast_to(h[:, :, None], (b, c, k, m, h.shape[-1]))
-        chunk = chunk.reshape(b, c * k, m, h.shape[-1])[:, :, None]
-        chunk_mask = jnp.broadcast_to(h_mask[:, :, None], (b, c, k, m))
-        chunk_mask = chunk_mask.reshape(b, c * k, m)[:, :, None, None]
-        for layer in self.layers:
-            e = e + layer.attention(e, own, causal=False)
-            if hasattr(layer, "cross"):
-                e = e + layer.cross(e, chunk, chunk_mask, offset=0)
-            e = e + layer.feed_forward(layer.norm(e))
-        return self.norm(e).reshape(b, c, k, r, width)
+        x, read, found = h, None, None
+        y = self.attention_norm(h)[:, None]
+        h = h + self.attention(y, y[:, :, None], real[:, None, None], causal=True)[0][:, 0]
+        if encode is not None and hasattr(self, "cca"):
+            read = encode(h)
+            y, mass = chunked_cross_attention(self.cca, h, *read, self.config.chunk, statistics)
+            found = statistics_of(h, y, mass) if statistics else None
+            h = h + y
+        return h + self.feed_forward(self.norm(x if self.config.parallel else h)), read, found
 
 
-def embedding(kind: type, key: jax.Array, vocab: int, d: int):
-    """A table [V, D] of standard deviation 1 / sqrt(D), so that a tied readout starts near 1."""
-    return weight(kind, key, (vocab, d), d, P("model", "data"))
+def stacks(config: ModelConfig) -> list[tuple[tuple[bool, ...], int]]:
+    """The decoder's layers as runs of equal groups, [(has a CCA, for each layer of a group), times].
+
+    Layers of a run are compiled once, their weights stacked. The first CCA layer is a run of its
+    own, because the encoder reads the activations inside it. For 12 layers with CCA in 6, 9 and 12:
+    5 x (plain), 1 x (cross), 2 x (plain, plain, cross).
+    """
+    first, last = config.cca_layers[0], config.cca_layers[-1]
+    runs = [((False,), first - 1), ((True,), 1)]
+    for previous, layer in itertools.pairwise(config.cca_layers):
+        group = (False,) * (layer - previous - 1) + (True,)
+        if len(runs) > 2 and runs[-1][0] == group:
+            runs[-1] = (group, runs[-1][1] + 1)
+        else:
+            runs.append((group, 1))
+    runs.append(((False,), config.layers - last))
+    return [run for run in runs if run[1]]
 
 
-def look_up(table: nnx.Param, ids, dtype) -> jax.Array:
-    """ids [...] -> rows [..., D] of length about sqrt(D)."""
-    rows = gather(table, dtype).at[ids].get(out_sharding=P("data"))
-    return rows * rows.shape[-1] ** 0.5
+def layer_names(config: ModelConfig) -> list[tuple[str, int]]:
+    """For each layer, the prefix of its weights' names and its index in their stacks."""
+    return [
+        (f"stacks.{s}.{place}", time)
+        for s, (group, times) in enumerate(stacks(config))
+        for time in range(times)
+        for place in range(len(group))
+    ]
 
 
 class Retro(nnx.Module):
-    """The language model; with `retrieval`, RETRO. The readout is tied to the embedding."""
+    """The language model; with `retrieval`, RETRO."""
 
-    def __init__(self, config: ModelConfig, vocab: int, key: jax.Array, retrieval: bool = True):
-        keys = jax.random.split(key, config.layers + 2)
-        self.config = config
-        self.embedding = embedding(nnx.Param, keys[-1], vocab, config.d)
-        self.layers = nnx.List(
-            [
-                Block(config, keys[i], retrieval and i + 1 in config.cca_layers)
-                for i in range(config.layers)
-            ]
-        )
-        self.norm = RmsNorm(config.d, nnx.Param)
+    def __init__(self, config: ModelConfig, vocab: int, retrieval: bool = True):
+        c, self.config = config, config
+        self.embedding = embedding(nnx.Param, vocab, c.d)
+        if c.positions == "learned":
+            self.positions = weight(nnx.Param, (c.max_length, c.d), c.d, P(None, "data"))
+        if not c.tied:
+            self.readout = embedding(nnx.Param, vocab, c.d)
+        self.stacks = nnx.List()
+        for group, times in stacks(c):
+            blocks = lambda: nnx.List(Block(c, retrieval and cca) for cca in group)  # noqa: B023, E731
+            self.stacks.append(jax.vmap(blocks, axis_size=times)())
+        self.norm = Norm(c, c.d, nnx.Param)
         if retrieval:
-            self.encoder = Encoder(config, vocab, keys[-2])
+            self.encoder = Encoder(c, vocab)
 
-    def __call__(self, tokens, neighbours=None):
-        """Logits of the next token.
+    def __call__(self, tokens, neighbours=None, statistics: bool = False):
+        """The last layer's activations, from which `logits` predicts.
 
         Args:
           tokens: [B, L] ids, any L >= 1.
           neighbours: [B, C, K, R] ids with C = ceil(L / M), PAD where there is no token; None, or
             K = 0, is RETRO[OFF]: every chunked cross-attention is the identity. What an incomplete
             last chunk retrieves is not read.
+          statistics: also measure every CCA.
 
         Returns:
-          [B, L, V] float32; row t predicts token t + 1 from tokens 0 .. t and from the neighbours
-          of the chunks that are complete at t.
+          h [B, L, D] after the final norm; row t knows tokens 0 .. t and the neighbours of the
+          chunks that are complete at t. And a dict of arrays that begin [P, ...], one row for each
+          of P CCA layers (see `statistics_of`), or None without `statistics`.
         """
-        dtype = jnp.dtype(self.config.dtype)
-        length = tokens.shape[1]
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
         off = neighbours is None or neighbours.shape[2] == 0
-        real = tokens != PAD
-        causal = jnp.tril(jnp.ones((length, length), bool))
-        # Padding sees itself, so that no row is without a key.
-        visible = causal & (real[:, None, :] | jnp.eye(length, dtype=bool))
-        mask = visible[:, None, :, None]  # [B, 1, L, 1, L]
-        h = look_up(self.embedding, tokens, dtype)
-        memory = None
-        for layer in self.layers:
-            h = h + layer.attention(h[:, None], mask, causal=True)[:, 0]
-            if hasattr(layer, "cca") and not off:
-                if memory is None:
-                    memory, memory_mask = self._encode(neighbours, h, real, dtype)
-                h = h + chunked_cross_attention(
-                    layer.cca, h, memory, memory_mask, self.config.chunk
-                )
-            h = h + layer.feed_forward(layer.norm(h)[:, None])[:, 0]
-        h = self.norm(h)
-        table = gather(self.embedding, dtype)
+        table, real = gather(self.embedding, dtype), tokens != PAD
+        h = self._embed(table, tokens)
+        if c.positions == "learned":
+            h = h + gather(self.positions, dtype)[: tokens.shape[1]]
+        memory, found = None, []
+        for (group, _), stack in zip(stacks(c), self.stacks):
+            if any(group) and not off and memory is None:
+                # The first CCA layer: the encoder reads what its self-attention gave.
+                first = jax.tree.map(lambda w: w[0], stack)[0]
+
+                def read(layer, h):
+                    encode = lambda h: self._encode(table, neighbours, h, real)  # noqa: E731
+                    return layer(h, real, encode, statistics)
+
+                h, memory, measured = remat(c, read)(first, h)
+                found.append(jax.tree.map(lambda x: x[None], measured))
+                continue
+            encode = (lambda h: memory) if memory is not None else None  # noqa: B023
+
+            def run(h, layers, encode=encode):
+                measured = None
+                for layer in layers:
+                    h, _, m = layer(h, real, encode, statistics)
+                    measured = m or measured  # a group has one CCA layer at most
+                return h, measured
+
+            h, measured = jax.lax.scan(remat(c, run), h, stack)
+            found.append(measured)
+        found = [m for m in found if m is not None]
+        joined = jax.tree.map(lambda *x: jnp.concatenate(x), *found) if found else None
+        return self.norm(h), joined
+
+    def logits(self, h):
+        """h [B, L, D] -> [B, L, V] float32: row t predicts token t + 1."""
+        table = gather(self.embedding if self.config.tied else self.readout, h.dtype)
         return jnp.einsum("bld,vd->blv", h, table, preferred_element_type=jnp.float32)
 
-    def _encode(self, neighbours, h, real, dtype):
+    def logit_of(self, h, targets):
+        """The logits of one target [B, L] each: h [B, L, D] -> [B, L] float32."""
+        table = gather(self.embedding if self.config.tied else self.readout, h.dtype)
+        rows = look_up(table, targets)
+        return jnp.einsum("bld,bld->bl", h, rows, preferred_element_type=jnp.float32)
+
+    def _embed(self, table, ids):
+        rows = look_up(table, ids)
+        return rows * rows.shape[-1] ** 0.5 if self.config.scale_embedding else rows
+
+    def _encode(self, table, neighbours, h, real):
         """Memories of all chunks, [B, C, K, R, E], and their mask; h [B, L, D], real [B, L]."""
         b, length, d = h.shape
         chunks, m = neighbours.shape[1], self.config.chunk
@@ -219,7 +186,7 @@ class Retro(nnx.Module):
         fill = chunks * m - length
         h = jnp.pad(h, ((0, 0), (0, fill), (0, 0))).reshape(b, chunks, m, d)
         real = jnp.pad(real, ((0, 0), (0, fill))).reshape(b, chunks, m)
-        own = self.encoder
-        table = self.embedding if self.config.share_embedding else own.embedding
+        if not self.config.share_embedding:
+            table = gather(self.encoder.embedding, h.dtype)
         mask = neighbours != PAD
-        return own(look_up(table, neighbours, dtype), mask, h, real), mask
+        return self.encoder(self._embed(table, neighbours), mask, h, real), mask

@@ -1,60 +1,111 @@
-"""The fast attention against plain loops written from the paper's equations."""
+"""Attention and positions, each promise alone; `test_oracle.py` holds the whole to the paper."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from retro_jax.model.attention import Attention, RetroParam, attend, distances, shift, sinusoid
-from retro_jax.model.retro import CrossAttention, chunked_cross_attention
+from retro_jax.model.attention import attend, attend_causal, self_distances
+from retro_jax.model.positions import distances, rotate, shift, sinusoid
 
 
-def attend_by_loops(q, k, v, r, u, w, mask, offset):
-    """Equation 3 with Transformer-XL positions, one (query, memory, key) at a time, in float64.
+def attend_by_loops(q, k, v, mask, r, u, w, offset, causal=False):
+    """One (query, memory, key) at a time, in float64: equation 3 with Transformer-XL positions.
 
-    q [B, G, I, N, H], k and v [B, G, K, J, N, H], mask [B, G, I, K, J]; r(distance) -> [N, H].
+    Shapes as in `attend`; r(distance) -> [N, A, H].
     """
-    batch, groups, queries, heads, size = q.shape
-    memories, keys = k.shape[2:4]
     out = np.zeros(q.shape)
-    for b, g, i, n in np.ndindex(batch, groups, queries, heads):
-        logits = np.full((memories, keys), -np.inf)
-        for m, j in np.ndindex(memories, keys):
-            if mask[b, g, i, m, j]:
-                content = (q[b, g, i, n] + u[n]) @ k[b, g, m, j, n]
-                position = (q[b, g, i, n] + w[n]) @ r(i - j + offset)[n]
-                logits[m, j] = (content + position) / np.sqrt(size)
+    for b, g, i, n, a in np.ndindex(q.shape[:-1]):
+        logits = np.full(k.shape[2:4], -np.inf)
+        for m, j in np.ndindex(logits.shape):
+            if mask[b, g, m, j] and (not causal or j <= i + offset):
+                content = (q[b, g, i, n, a] + u[n, a]) @ k[b, g, m, j, n]
+                position = (q[b, g, i, n, a] + w[n, a]) @ r(i - j + offset)[n, a]
+                logits[m, j] = (content + position) / np.sqrt(q.shape[-1])
         if np.isfinite(logits).any():
             weights = np.exp(logits - logits.max())
             weights /= weights.sum()
-            out[b, g, i, n] = np.einsum("mj,mjh->h", weights, v[b, g, :, :, n])
+            out[b, g, i, n, a] = np.einsum("mj,mjh->h", weights, v[b, g, :, :, n])
     return out
 
 
-@pytest.mark.parametrize("shape", [(5, 5, 1, 0), (4, 8, 2, 3), (8, 4, 1, 0), (1, 3, 5, -2)])
-def test_attend_equals_loops(mesh, shape):
-    queries, keys, memories, offset = shape
-    rng = np.random.default_rng(0)
-    heads, size, width = 2, 4, 6
-    q = rng.normal(size=(2, 3, queries, heads, size))
-    k, v = rng.normal(size=(2, 2, 3, memories, keys, heads, size))
-    u, w = rng.normal(size=(2, heads, size))
-    w_r = rng.normal(size=(width, heads, size))
-    mask = rng.random((2, 3, queries, memories, keys)) < 0.6
-    mask[0, 0] = False  # a group whose every key is masked
+def example(queries, keys, memories, heads=2, each=1, size=4, width=6, groups=3, seed=0):
+    """(q, k, v, mask, W_r, u, w), drawn at random; the first group's keys are all masked."""
+    rng = np.random.default_rng(seed)
+    q = rng.normal(size=(2, groups, queries, heads, each, size))
+    k, v = rng.normal(size=(2, 2, groups, memories, keys, heads, size))
+    mask = rng.random((2, groups, memories, keys)) < 0.6
+    mask[0, 0] = False
+    u, w = rng.normal(size=(2, heads, each, size))
+    return q, k, v, mask, rng.normal(size=(width, heads, each, size)), u, w
 
-    def r(distance):
-        angles = distance * 10000.0 ** (-np.arange(0, width, 2) / width)
-        return np.einsum("d,dnh->nh", np.concatenate([np.sin(angles), np.cos(angles)]), w_r)
 
-    steps = distances(queries, keys, offset, causal=False)
-    table = np.einsum("sd,dnh->snh", np.asarray(sinusoid(steps, width)), w_r)
-    f32 = [jnp.asarray(a, jnp.float32) for a in (q, k, v, table, u, w)]
-    got = attend(*f32, jnp.asarray(mask))
-    np.testing.assert_allclose(
-        got, attend_by_loops(q, k, v, r, u, w, mask, offset), rtol=2e-5, atol=2e-5
-    )
-    assert not np.any(np.asarray(got)[0, 0])
+def table_of(steps, w_r):
+    return np.einsum("sd,dnah->snah", np.asarray(sinusoid(steps, len(w_r))), w_r)
+
+
+def by_distance(w_r):
+    return lambda distance: table_of(np.array([distance]), w_r)[0]
+
+
+def f32(*arrays):
+    return [jnp.asarray(a, jnp.float32) for a in arrays]
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "memories", "offset", "each"),
+    [(5, 5, 1, 0, 1), (4, 8, 2, 3, 1), (8, 4, 1, 0, 2), (1, 3, 5, -2, 3)],
+)
+def test_attend_equals_loops(mesh, queries, keys, memories, offset, each):
+    q, k, v, mask, w_r, u, w = example(queries, keys, memories, each=each)
+    table = table_of(distances(queries, keys, offset, causal=False), w_r)
+    got, _ = attend(*f32(q, k, v), jnp.asarray(mask), tuple(f32(table, u, w)))
+    expected = attend_by_loops(q, k, v, mask, by_distance(w_r), u, w, offset)
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-5)
+    assert not np.any(np.asarray(got)[0, 0])  # no key at all
+
+
+@pytest.mark.parametrize("block", [16, 5, 4, 1])
+@pytest.mark.parametrize("relative", [True, False])
+def test_blockwise_self_attention_equals_the_whole(mesh, block, relative):
+    """13 queries: one block; 3 blocks, the last not full; 4; and 13, more than there are segments."""
+    q, k, v, mask, w_r, u, w = example(13, 13, 1, groups=1)
+    table = table_of(self_distances(13, block), w_r)
+    given = tuple(f32(table, u, w)) if relative else None
+    total = lambda q, k, v: attend_causal(q, k, v, jnp.asarray(mask), given, block)  # noqa: E731
+    got = jax.jit(total)(*f32(q, k, v))
+    r, u, w = (by_distance(w_r), u, w) if relative else (lambda d: 0 * u, 0 * u, 0 * w)
+    expected = attend_by_loops(q, k, v, mask, r, u, w, offset=0, causal=True)
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_blockwise_self_attention_has_the_gradient_of_the_whole(mesh):
+    q, k, v, mask, w_r, u, w = example(13, 13, 1, groups=1)
+
+    def gradient(block):
+        def total(q, k, v, w_r, u, w):
+            table = jnp.einsum("sd,dnah->snah", sinusoid(self_distances(13, block), 6), w_r)
+            y = attend_causal(q, k, v, jnp.asarray(mask), (table, u, w), block)
+            return (y * jnp.asarray(q, jnp.float32)[..., ::-1]).sum()
+
+        return jax.jit(jax.grad(total, argnums=range(6)))(*f32(q, k, v, w_r, u, w))
+
+    for whole, blocks in zip(gradient(13), gradient(3)):
+        np.testing.assert_allclose(blocks, whole, rtol=2e-4, atol=2e-5)
+
+
+def test_memory_of_blockwise_self_attention_grows_with_the_length_not_its_square(mesh):
+    def bytes_of(length, block):
+        shape = (1, 1, length, 1, 1, 8)
+        q = jax.ShapeDtypeStruct(shape, jnp.float32)
+        kv = jax.ShapeDtypeStruct((1, 1, 1, length, 1, 8), jnp.float32)
+        mask = jax.ShapeDtypeStruct((1, 1, 1, length), bool)
+        total = lambda q, k, v, m: attend_causal(q, k, v, m, None, block).sum()  # noqa: E731
+        compiled = jax.jit(jax.grad(total)).lower(q, kv, kv, mask).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert bytes_of(4096, 128) < 3 * bytes_of(2048, 128)
+    assert bytes_of(4096, 128) < bytes_of(4096, 4096) / 8
 
 
 def test_shift_puts_every_distance_at_its_key():
@@ -82,63 +133,33 @@ def test_sinusoid_is_exact_at_long_distances_and_odd_in_sign():
     np.testing.assert_allclose(table[1, :32], -table[0, :32], atol=1e-6)
 
 
-def _cross(mesh):
-    cross = CrossAttention(8, 6, 2, 4, jax.random.key(1), RetroParam, 1.0)
-    biases = jax.random.normal(jax.random.key(2), (2, 2, 4))
-    cross.attention.content_bias[...], cross.attention.position_bias[...] = biases
-    return cross
-
-
-def test_chunked_cross_attention_equals_loops_over_tokens(mesh):
-    """Token t attends what chunk floor((t + 1) / m) - 1 retrieved, at distance t - c m - j."""
-    m, retrieved, k = 4, 8, 3
-    cross = _cross(mesh)
-    a = cross.attention
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_rotary_logits_depend_on_the_distance_alone(share):
     rng = np.random.default_rng(0)
-    for length in (1, 3, 4, 5, 8, 11, 12):
-        chunks = -(-length // m)
-        h = rng.normal(size=(2, length, 8)).astype(np.float32)
-        memory = rng.normal(size=(2, chunks, k, retrieved, 6)).astype(np.float32)
-        mask = rng.random((2, chunks, k, retrieved)) < 0.7
-        got = np.asarray(chunked_cross_attention(cross, h, memory, jnp.asarray(mask), m))
-        x = np.asarray(cross.norm(h), np.float64)
-        wq, wk, wv, wr, wo, u, w = (
-            np.asarray(p[...], np.float64)
-            for p in (a.query, a.key, a.value, a.position, a.out, a.content_bias, a.position_bias)
-        )
-
-        def r(distance):
-            angles = distance * 10000.0 ** (-np.arange(0, 8, 2) / 8)
-            return np.einsum("d,dnh->nh", np.concatenate([np.sin(angles), np.cos(angles)]), wr)  # noqa: B023
-
-        for b, t in np.ndindex(2, length):
-            c = (t + 1) // m - 1
-            if c < 0:
-                assert not got[b, t].any()
-                continue
-            q = np.einsum("d,dnh->nh", x[b, t], wq)[None, None, None]
-            keys, values = (np.einsum("kjd,dnh->kjnh", memory[b, c], p) for p in (wk, wv))
-            out = attend_by_loops(
-                q, keys[None, None], values[None, None], r, u, w,
-                mask[b, c][None, None, None], offset=t - c * m,
-            )  # fmt: skip
-            np.testing.assert_allclose(
-                got[b, t], np.einsum("nh,nhd->d", out[0, 0, 0], wo), rtol=1e-4, atol=1e-5
-            )
+    q, k = (np.broadcast_to(rng.normal(size=8), (1, 9, 8)) for _ in range(2))
+    q, k = (np.asarray(rotate(jnp.asarray(x, jnp.float32), 1, share, 10000.0))[0] for x in (q, k))
+    logits = q @ k.T
+    for distance in range(-8, 9):
+        diagonal = np.diagonal(logits, -distance)
+        np.testing.assert_allclose(diagonal, diagonal[0], atol=1e-5)
+    assert np.abs(logits[:, 0] - logits[0, 0]).max() > 1e-3
+    np.testing.assert_array_equal(
+        q[:, int(8 * share) :], np.broadcast_to(q[0], q.shape)[:, int(8 * share) :]
+    )
 
 
 def test_positions_are_told_apart_for_every_query(mesh):
     """With content silenced, each attending position has its own attention pattern (trap 7)."""
     m, retrieved = 4, 8
-    attention = Attention(8, 6, 1, 8, jax.random.key(0), RetroParam, 1.0, cross=True)
-    steps = distances(m, retrieved, m - 1, False)
-    table = jnp.einsum("sd,dnh->snh", sinusoid(steps, 8), attention.position[...])
-    q = jnp.zeros((1, 1, m, 1, 8))
-    k = jnp.zeros((1, 1, 1, retrieved, 1, 8))
-    v = jnp.eye(retrieved)[None, None, None, :, None, :]
-    u, w = jnp.zeros((1, 8)), jnp.full((1, 8), 2.0)
-    mask = jnp.ones((1, 1, m, 1, retrieved), bool)
-    patterns = np.asarray(attend(q, k, v, table, u, w, mask))[0, 0, :, 0]  # [m, retrieved]
+    rng = np.random.default_rng(0)
+    table = table_of(distances(m, retrieved, m - 1, False), rng.normal(size=(8, 1, 1, 8)))
+    q = np.zeros((1, 1, m, 1, 1, 8))
+    k = np.zeros((1, 1, 1, retrieved, 1, 8))
+    v = np.eye(retrieved)[None, None, None, :, None, :]
+    u, w = np.zeros((1, 1, 8)), np.ones((1, 1, 8))
+    mask = jnp.ones((1, 1, 1, retrieved), bool)
+    y, _ = attend(*f32(q, k, v), mask, tuple(f32(table, u, w)))
+    patterns = np.asarray(y)[0, 0, :, 0, 0]  # [m, retrieved]
     for i in range(1, m):
         assert np.abs(patterns[i] - patterns[i - 1]).max() > 1e-3
     # logits depend on the distance alone: one step of the query shifts the pattern by one key
@@ -148,10 +169,37 @@ def test_positions_are_told_apart_for_every_query(mesh):
 
 def test_one_softmax_over_all_neighbours(mesh):
     """A neighbour whose keys fit far better takes all the weight (not softmax per neighbour)."""
-    q = jnp.ones((1, 1, 1, 1, 4))
+    q = jnp.ones((1, 1, 1, 1, 1, 4))
     k = jnp.stack([jnp.full((3, 1, 4), 50.0), jnp.zeros((3, 1, 4))])[None, None]
     v = jnp.stack([jnp.ones((3, 1, 4)), jnp.zeros((3, 1, 4))])[None, None]
-    table = jnp.zeros((4, 1, 4))
-    zero = jnp.zeros((1, 4))
-    out = attend(q, k, v, table, zero, zero, jnp.ones((1, 1, 1, 2, 3), bool))
+    out, mass = attend(q, k, v, jnp.ones((1, 1, 2, 3), bool), statistics=True)
     np.testing.assert_allclose(out, 1.0, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(mass)[0, 0, 0].sum(-1), [1, 0], atol=1e-6)
+
+
+def test_attention_mass_is_the_softmax_summed_over_each_half_of_a_neighbour(mesh):
+    q, k, v, mask, *_ = example(4, 6, 3, heads=2, each=2)
+    _, mass = attend(*f32(q, k, v), jnp.asarray(mask), statistics=True)
+    for half, keys in enumerate((slice(0, 3), slice(3, 6))):
+        # The mass on some keys is what is read from values that are 1 there and 0 elsewhere.
+        ones = np.zeros_like(v)
+        for memory in range(3):
+            ones[:], ones[:, :, memory, keys] = 0, 1
+            read = attend_by_loops(q, k, ones, mask, lambda d: np.zeros(q.shape[3:]), 0 * q[0, 0, 0],
+                                   0 * q[0, 0, 0], 0)  # fmt: skip
+            np.testing.assert_allclose(
+                mass[..., memory, half], read[..., 0].mean((-2, -1)), atol=1e-5
+            )
+
+
+def test_no_array_has_queries_keys_and_width_together(mesh):
+    """Relative positions without a [I, J, D] tensor and without a gather (they are shifted)."""
+    q, k, v, mask, w_r, u, w = example(32, 32, 1, groups=1)
+    table = table_of(self_distances(32, 64), w_r)
+    traced = jax.make_jaxpr(lambda *a: attend_causal(*a[:3], a[3], a[4:], 64))(
+        *f32(q, k, v), jnp.asarray(mask), *f32(table, u, w)
+    )
+    names = [eqn.primitive.name for eqn in traced.jaxpr.eqns]
+    assert "gather" not in names
+    sizes = [np.prod(out.aval.shape) for eqn in traced.jaxpr.eqns for out in eqn.outvars]
+    assert max(sizes) <= 2 * 2 * 32 * 33  # batch x heads x queries x distances

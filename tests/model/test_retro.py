@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from retro_jax.model import functional
-from retro_jax.model.retro import PAD, Encoder, Retro
+from retro_jax.model.retro import PAD, layer_names
 
 VOCAB = 40
 M, K, R = 4, 2, 8
@@ -144,7 +144,7 @@ def test_rows_of_a_batch_are_independent(f):
 
 
 def test_encoder_reads_the_chunk_that_retrieved_and_no_other(mesh, tiny):
-    encoder = Encoder(tiny, VOCAB, jax.random.key(0))
+    encoder = functional.network(tiny, functional.init(tiny, VOCAB, 0)).encoder
     rng = np.random.default_rng(0)
     batch = jax.NamedSharding(mesh, jax.P("data"))
     e = jax.device_put(rng.normal(size=(1, 3, K, R, 24)).astype(np.float32), batch)
@@ -161,43 +161,39 @@ def test_encoder_reads_the_chunk_that_retrieved_and_no_other(mesh, tiny):
 
 
 def test_encoder_is_conditioned_after_self_attention_of_the_first_cca_layer(mesh, tiny):
-    """Replace a part of the network: E follows the attention of layer min(P), not its FFW."""
-    seen = []
+    """Replace a part of the network: E follows the attention of layer min(P), not its FFW; and it is
+    computed once, for both CCA layers."""
+    calls = []
 
     def encoded(change):
-        model = Retro(tiny, VOCAB, jax.random.key(0))
-        change(model)
-        encode = model._encode
+        """What the encoder gave, in a network whose parameter `change` is doubled."""
+        params = functional.init(tiny, VOCAB, 0)
+        params = {n: 2 * p if n == change else p for n, p in params.items()}
+        model = functional.network(tiny, params)
+        encode, given = model._encode, []
 
         def spy(*args):
-            memory = encode(*args)
-            seen.append(np.asarray(memory[0]))
-            return memory
+            given.append(encode(*args))
+            return given[-1]
 
         model._encode = spy
-        model(*example(12))
-        return seen.pop()
+        memory = jax.jit(lambda x, n: (model(x, n), given[0][0]))(*example(12))[1]
+        calls.append(len(given))
+        return np.asarray(memory)
 
-    first = tiny.cca_layers[0] - 1
-    plain = encoded(lambda model: None)
-
-    def change_attention(model):
-        out = model.layers[first].attention.attention.out
-        out[...] = out[...] * 2
-
-    def change_feed_forward(model):
-        down = model.layers[first].feed_forward.down
-        down[...] = down[...] * 2
-
-    assert np.abs(encoded(change_attention) - plain).max() > 1e-3
-    np.testing.assert_array_equal(encoded(change_feed_forward), plain)
-    assert not seen  # the encoder ran once for both CCA layers
+    prefix, _ = layer_names(tiny)[tiny.cca_layers[0] - 1]
+    plain = encoded(None)
+    assert np.abs(encoded(f"{prefix}.attention.out") - plain).max() > 1e-3
+    for later in ("feed_forward.down", "cca.attention.out"):
+        np.testing.assert_array_equal(encoded(f"{prefix}.{later}"), plain)
+    assert set(calls) == {1}
 
 
 def test_cca_layers_are_counted_from_one(tiny):
     names = functional.shapes(tiny, VOCAB)
-    with_cca = {n.split(".")[1] for n in names if ".cca." in n}
-    assert with_cca == {"1", "2"}  # layers 2 and 3 of 3
+    prefixes = [prefix for prefix, _ in layer_names(tiny)]
+    with_cca = [i for i, p in enumerate(prefixes, 1) if f"{p}.cca.norm.scale" in names]
+    assert with_cca == [2, 3]
     cross = {n.split(".")[2] for n in names if n.startswith("encoder.") and ".cross." in n}
     assert cross == {"0"}
 

@@ -60,7 +60,7 @@ def test_parameters_and_moments_are_spread_over_the_whole_mesh(tiny):
         state = init_state(tiny, TRAIN, VOCAB, True)
         for tree in (state.params, optimizer_moments(state)):
             for name, value in tree.items():
-                if value.ndim > 1 and not name.endswith("_bias"):
+                if not name.endswith(("_bias", "scale")):
                     share = value.addressable_shards[0].data.size / value.size
                     assert share == 1 / 8, name
 
@@ -75,10 +75,10 @@ def optimizer_moments(state):
 
 def test_weight_decay_is_for_matrices_only(tiny):
     decayed = optimizer.decayed(functional.shapes(tiny, VOCAB))
-    assert decayed["layers.1.cca.attention.query"]
+    assert decayed["stacks.1.0.cca.attention.query"]
     assert decayed["embedding"]
-    assert not decayed["layers.0.norm.scale"]
-    assert not decayed["layers.0.attention.attention.content_bias"]
+    assert not decayed["stacks.0.0.norm.scale"]
+    assert not decayed["stacks.0.0.attention.content_bias"]
 
 
 def test_the_schedule_is_the_papers():

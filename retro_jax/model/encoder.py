@@ -1,0 +1,69 @@
+"""The encoder of neighbours (Borgeaud et al. 2021, algorithm 1, ENCODER).
+
+B batch, C chunks, M chunk length, K neighbours, R retrieved length, D decoder width, E width
+"""
+
+from flax import nnx
+
+from retro_jax.config import ModelConfig
+from retro_jax.model.attention import Attention, Heads
+from retro_jax.model.cross import CrossAttention
+from retro_jax.model.layers import FeedForward, Norm, RetroParam, embedding, remat
+
+
+class EncoderBlock(nnx.Module):
+    """An encoder layer: self-attention in a neighbour, cross-attention to the chunk, feed-forward."""
+
+    def __init__(self, config: ModelConfig, cross: bool):
+        c, scale = config, (2 * config.encoder_layers) ** -0.5
+        n, size, d, inner = c.encoder_heads, c.encoder_head_size, c.encoder_d, c.encoder_ffw
+        own = Heads(d, d, n, n, size, "relative", cross=False)
+        self.attention_norm = Norm(c, d, RetroParam)
+        self.attention = Attention(c, own, RetroParam, scale)
+        self.norm = Norm(c, d, RetroParam)
+        self.feed_forward = FeedForward(c, d, inner or 4 * d, RetroParam, scale)
+        if cross:
+            heads = Heads(d, c.d, n, n, size, "relative", cross=True)
+            self.cross = CrossAttention(c, heads, scale)
+
+    def __call__(self, e, own, chunk, chunk_mask):
+        """e [B, C K, R, E], own [B, C K, 1, R], chunk [B, C, 1, M, D], its mask [B, C, 1, M]."""
+        y = self.attention_norm(e)
+        e = e + self.attention(y, y[:, :, None], own)[0]
+        if hasattr(self, "cross"):
+            e = e + self.cross(e, chunk, chunk_mask, offset=0)[0]
+        return e + self.feed_forward(self.norm(e))
+
+
+class Encoder(nnx.Module):
+    """Encodes each neighbour alone, conditioned on the chunk that retrieved it."""
+
+    def __init__(self, config: ModelConfig, vocab: int):
+        self.config = config
+        if not config.share_embedding:
+            self.embedding = embedding(RetroParam, vocab, config.encoder_d)
+        self.layers = nnx.List(
+            EncoderBlock(config, i + 1 in config.encoder_ca_layers)
+            for i in range(config.encoder_layers)
+        )
+        self.norm = Norm(config, config.encoder_d, RetroParam)
+
+    def __call__(self, e, mask, h, h_mask):
+        """Neighbours to memories.
+
+        Args:
+          e: embedded neighbours [B, C, K, R, E].
+          mask: True where a neighbour has a token [B, C, K, R].
+          h: the chunks' activations [B, C, M, D], after self-attention of the first CCA layer.
+          h_mask: True where a chunk has a token [B, C, M].
+
+        Returns:
+          [B, C, K, R, E].
+        """
+        b, c, k, r, width = e.shape
+        e = e.reshape(b, c * k, r, width)
+        own = mask.reshape(b, c * k, r)[:, :, None]
+        layer_call = remat(self.config, lambda layer, *args: layer(*args))
+        for layer in self.layers:
+            e = layer_call(layer, e, own, h[:, :, None], h_mask[:, :, None])
+        return self.norm(e).reshape(b, c, k, r, width)

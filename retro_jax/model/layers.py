@@ -1,0 +1,109 @@
+"""What every part of the network is made of: weights, norms, the feed-forward, the embedding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from jax.sharding import reshard
+
+from retro_jax.config import ModelConfig
+
+
+class RetroParam(nnx.Param):
+    """A weight that retrieval adds to a language model: encoder and chunked cross-attention."""
+
+
+def gather(param: nnx.Param, dtype) -> jax.Array:
+    """A weight at its use: in the dtype of the computation, gathered over the `data` axis."""
+    value = param[...].astype(dtype)
+    spec = jax.typeof(value).sharding.spec
+    return reshard(value, P(*(None if axis == "data" else axis for axis in spec)))
+
+
+def weight(kind: type, shape: tuple, fan_in: int, spec: P, scale: float = 1.0, like: str = ""):
+    """A matrix that `init` draws, of standard deviation scale / sqrt(fan_in).
+
+    like: the sibling whose values it starts with instead, times `scale` (see `init.start_like`).
+    """
+    zeros = jnp.zeros(shape, jnp.float32, out_sharding=spec)
+    return kind(zeros, std=scale / float(np.sqrt(fan_in)), fill=0.0, like=like, scale=scale)
+
+
+def constant(kind: type, shape: tuple, spec: P, fill: float = 0.0):
+    """A bias or a norm's scale, which starts as `fill`."""
+    zeros = jnp.zeros(shape, jnp.float32, out_sharding=spec)
+    return kind(zeros, std=0.0, fill=fill, like="", scale=1.0)
+
+
+class Norm(nnx.Module):
+    """x / rms(x) * scale; with norm = layer, x is centred first. In float32, over the last axis."""
+
+    def __init__(self, config: ModelConfig, width: int, kind: type):
+        self.config = config
+        self.scale = constant(kind, (width,), P(None), 1.0 - config.norm_unit_offset)
+        if config.norm_bias:
+            self.shift_bias = constant(kind, (width,), P(None))
+
+    def __call__(self, x):
+        y = x.astype(jnp.float32)
+        if self.config.norm == "layer":
+            y = y - y.mean(axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.config.norm_eps)
+        y = y * (self.scale[...] + self.config.norm_unit_offset)
+        if self.config.norm_bias:
+            y = y + self.shift_bias[...]
+        return y.astype(x.dtype)
+
+
+ACTIVATIONS = {
+    "gelu": jax.nn.gelu,  # by tanh, as in GPT-2
+    "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+}
+
+
+class FeedForward(nnx.Module):
+    """d -> inner -> d; gated, a second matrix into `inner` multiplies (SwiGLU, GEGLU)."""
+
+    def __init__(self, config: ModelConfig, d: int, inner: int, kind: type, out_scale: float):
+        self.config = config
+        self.up = weight(kind, (d, inner), d, P("data", "model"))
+        self.down = weight(kind, (inner, d), inner, P("model", "data"), out_scale)
+        if config.gated:
+            self.gate = weight(kind, (d, inner), d, P("data", "model"))
+        if config.ffw_bias:
+            self.up_bias = constant(kind, (inner,), P("model"))
+            self.down_bias = constant(kind, (d,), P(None))
+
+    def __call__(self, x):
+        """x [..., D] -> [..., D]."""
+        y = jnp.einsum("...d,df->...f", x, gather(self.up, x.dtype))
+        if self.config.ffw_bias:
+            y = y + self.up_bias[...].astype(x.dtype)
+        act = ACTIVATIONS[self.config.activation]
+        if self.config.gated:  # noqa: SIM108
+            y = y * act(jnp.einsum("...d,df->...f", x, gather(self.gate, x.dtype)))
+        else:
+            y = act(y)
+        y = jnp.einsum("...f,fd->...d", y, gather(self.down, x.dtype), out_sharding=P("data"))
+        return y + self.down_bias[...].astype(x.dtype) if self.config.ffw_bias else y
+
+
+def embedding(kind: type, vocab: int, d: int):
+    """A table [V, D] of standard deviation 1 / sqrt(D), so that a tied readout starts near 1."""
+    return weight(kind, (vocab, d), d, P("model", "data"))
+
+
+def look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows of a table [V, D] (as `gather` gives it): ids [...] -> [..., D]."""
+    return table.at[ids].get(out_sharding=P("data"))
+
+
+def remat(config: ModelConfig, function):
+    """`function`, with what the gradient keeps of it as the config says."""
+    policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+    if config.remat == "none":
+        return function
+    return jax.checkpoint(function, policy=policies[config.remat], prevent_cse=False)

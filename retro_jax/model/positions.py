@@ -1,0 +1,57 @@
+"""Positions: Transformer-XL's relative ones, and the rotary ones of pre-trained decoders.
+
+I queries, J keys, S distances (I + J of them, or 1 + J), D width, H head size
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def sinusoid(distances: np.ndarray, width: int) -> jax.Array:
+    """Sine and cosine of signed distances: [S] -> [S, width], float32.
+
+    Half of the columns are sines, half cosines, of the frequencies 10000^(-2 i / width). Computed in
+    float64 on the host: a distance is a static number, and bfloat16 cannot hold 2047.
+    """
+    angles = distances[:, None] * 10000.0 ** (-np.arange(0, width, 2) / width)
+    return jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], axis=-1), jnp.float32)
+
+
+def distances(queries: int, keys: int, offset: int, causal: bool) -> np.ndarray:
+    """The distances that `shift` expects, in its order: from farthest past to farthest future.
+
+    Entry 1 + s is the distance of query i and key j = s - (queries - 1 - i); entry 0 is of no pair,
+    and gives `shift` the column that it needs to turn rows into diagonals. A causal attention needs
+    no negative distance, so its table ends at the query's own position.
+    """
+    count = keys if causal else queries + keys - 1
+    return offset + queries - np.arange(count + 1)
+
+
+def shift(x: jax.Array, keys: int) -> jax.Array:
+    """Logits by distance to logits by key: [..., I, S] -> [..., I, J], out[i, j] = x[i, j + I - i].
+
+    Two reshapes and a slice instead of a gather (Dai et al. 2019, appendix B). Where j + I - i >= S
+    (the future, in a causal attention) the result means nothing; mask it.
+    """
+    *batch, queries, count = x.shape
+    x = x.reshape(*batch, queries * count)[..., queries:]
+    return x.reshape(*batch, queries, count - 1)[..., :keys]
+
+
+def rotate(x: jax.Array, axis: int, share: float, base: float) -> jax.Array:
+    """Rotary positions (Su et al. 2021, arXiv 2104.09864): x [..., H], a token's place along `axis`.
+
+    The first `share` of a head's H numbers turn; number i and number i + half are a pair, as in
+    GPT-NeoX and Llama. Computed in float32.
+    """
+    turned = int(x.shape[-1] * share)
+    half = turned // 2
+    angles = np.arange(x.shape[axis])[:, None] * base ** (-np.arange(half) / half)
+    shape = [1] * x.ndim
+    shape[axis], shape[-1] = x.shape[axis], half
+    sin, cos = (jnp.asarray(f(angles).reshape(shape), jnp.float32) for f in (np.sin, np.cos))
+    a, b = jnp.split(x[..., :turned].astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return jnp.concatenate([rotated.astype(x.dtype), x[..., turned:]], axis=-1)
