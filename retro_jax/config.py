@@ -58,7 +58,7 @@ class ModelConfig:
     # What the gradient computes again instead of keeping: none; dots, all but matrix products; full,
     # all but what enters a layer.
     remat: str = "none"
-    attention_block: int = 512  # a longer self-attention goes by blocks of so many queries
+    attention_block: int = 256  # a longer self-attention goes by blocks of so many queries
     # What pre-trained decoders have instead of the paper's choices, which are the defaults. The
     # encoder's blocks follow, but for positions and kv_heads, which are the decoder's alone.
     positions: str = "relative"  # relative | rotary | learned, of the decoder's self-attention

@@ -4,6 +4,8 @@ import random
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -22,6 +24,7 @@ from retro_jax.config import (  # noqa: E402
     TrainConfig,
 )
 from retro_jax.corpus.chunks import ChunkTable  # noqa: E402
+from retro_jax.model import functional  # noqa: E402
 
 MESHES = ((1, 1), (8, 1), (4, 2), (2, 4))
 
@@ -54,6 +57,23 @@ def tiny() -> ModelConfig:
         encoder_heads=4,
         encoder_head_size=8,
     )
+
+
+def weights(config: ModelConfig, vocab: int, retrieval: bool = True) -> dict[str, jax.Array]:
+    """Random weights by name, unlike `functional.init` none 0 or 1: such would hide mistakes.
+
+    Drawn by NumPy, because compiling JAX's draws takes most of a small test's time.
+    """
+    rng, params = np.random.default_rng(0), {}
+    for name, shape in functional.shapes(config, vocab, retrieval).items():
+        draw = rng.normal(size=shape).astype(np.float32)
+        if name.endswith("scale"):
+            params[name] = 1 + 0.3 * draw
+        elif name.endswith("_bias"):
+            params[name] = 0.3 * draw
+        else:
+            params[name] = draw * (config.heads * config.head_size) ** -0.5
+    return {name: jnp.asarray(value) for name, value in params.items()}
 
 
 def write_corpus(directory: Path, documents: int = 60, seed: int = 0):

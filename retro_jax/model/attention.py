@@ -27,15 +27,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from retro_jax.config import ModelConfig
 from retro_jax.model.layers import constant, gather, weight
-from retro_jax.model.positions import distances, rotate, shift, sinusoid
+from retro_jax.model.positions import distances, rotate, shift, sinusoid, unshift
+from retro_jax.model.product import gradient
 
 # A blockwise attention reads, for a block of queries, the keys up to the end of the block's segment,
 # an eighth of the sequence: at most 1/16 of the keys are read in vain, and 8 bodies are compiled.
 _SEGMENTS = 8
+SAVED = "attention"  # name of what an attention's gradient needs, for policies of `jax.checkpoint`
 
 
 def attend(q, k, v, mask, relative=None, causal_from=None, statistics=False):
@@ -55,41 +58,101 @@ def attend(q, k, v, mask, relative=None, causal_from=None, statistics=False):
       and None or, with `statistics`, the attention mass [B, G, I, K, 2] on the first and the second
       half of each memory's keys: mean over heads, sums to 1, or to 0 where there is no key.
     """
-    f32 = {"preferred_element_type": jnp.float32}
-    queries, keys, dtype = q.shape[2], k.shape[3], v.dtype
-    table, u, w = relative or (None, 0, 0)
-    q = q * q.shape[-1] ** -0.5
-    u, w = (b * q.shape[-1] ** -0.5 for b in (u, w))
-    logits = jnp.einsum("bginah,bgkjnh->bgnaikj", (q + u).astype(dtype), k, **f32)
-    if relative is not None:
-        position = jnp.einsum("bginah,snah->bgnais", (q + w).astype(dtype), table, **f32)
-        logits = logits + shift(position, keys)[..., None, :]
-    allowed = mask[:, :, None, None, None]  # [B, G, 1, 1, 1, K, J]
+    mask = mask[:, :, None, None]  # [B, G, 1, 1, K, J]
     if causal_from is not None:
-        allowed = allowed & (
-            jnp.arange(keys) <= jnp.arange(queries)[:, None, None] + causal_from
-        )  # [.., I, 1, J]
-    logits = jnp.where(allowed, logits, -1e30)
-    # Bounded, so that where no key is allowed every weight is exp(-1e30 + 1e29) = 0.
-    top = jnp.maximum(jax.lax.stop_gradient(logits).max((-2, -1), keepdims=True), -1e29)
-    weights = jnp.exp(logits - top)
-    total = jnp.maximum(weights.sum((-2, -1)), 1e-30)  # [B, G, N, A, I]
-    y = jnp.einsum("bgnaikj,bgkjnh->bginah", weights.astype(dtype), v, **f32)
-    y = (y / jnp.moveaxis(total, -1, 2)[..., None]).astype(dtype)
+        past = jnp.arange(k.shape[3]) <= jnp.arange(q.shape[2])[:, None] + causal_from
+        mask = mask & past[:, None, None]  # [B, G, I, 1, K, J]
+    y = jnp.moveaxis(_softmax_read(q, k, v, relative, mask), 0, 3)
     if not statistics:
         return y, None
-    mass = weights / total[..., None, None]
-    halves = [m.sum(-1) for m in jnp.split(mass, [keys // 2], axis=-1)]
-    return y, jnp.stack(halves, axis=-1).mean((2, 3))
+    mass = jax.nn.softmax(_logits(q, k, relative, mask), axis=(-2, -1)) * mask
+    halves = [m.sum(-1) for m in jnp.split(mass, [k.shape[3] // 2], axis=-1)]
+    return y, jnp.stack(halves, axis=-1).mean((0, 4))
+
+
+def _queries(q, relative):
+    """Queries of the content and of the position logits (or None), scaled: [B, G, I, N, A, H]."""
+    scale = q.shape[-1] ** -0.5
+    if relative is None:
+        return q * scale, None
+    _, u, w = relative
+    return (q + u) * scale, (q + w) * scale
+
+
+def _logits(q, k, relative, mask):
+    """float32 [N, B, G, I, A, K, J], the masked ones -1e30.
+
+    Heads first, in the order in which a matrix product gives its results: to transpose logits takes
+    as long as to compute them.
+    """
+    f32 = {"preferred_element_type": jnp.float32}
+    content, position = _queries(q, relative)
+    logits = jnp.einsum("bginah,bgkjnh->nbgiakj", content, k, **f32)
+    if relative is not None:
+        by_distance = jnp.einsum("bginah,snah->nabgis", position, relative[0], **f32)
+        by_key = jnp.moveaxis(shift(by_distance, k.shape[3]), 1, 4)  # [N, B, G, I, A, J]
+        logits = logits + by_key[..., None, :]
+    return jnp.where(mask, logits, -1e30)
+
+
+@jax.custom_vjp
+def _softmax_read(q, k, v, relative, mask):
+    """softmax(logits) v -> [N, B, G, I, A, H]; 0 where every key is masked.
+
+    The gradient computes the logits again (Dao et al. 2022, arXiv 2205.14135, section 3.1): no
+    [I, J] array is kept.
+    """
+    return _read(q, k, v, relative, mask)[0]
+
+
+def _read(q, k, v, relative, mask):
+    logits = _logits(q, k, relative, mask)
+    # Bounded, so that where no key is allowed every weight is exp(-1e30 + 1e29) = 0.
+    top = jnp.maximum(logits.max((-2, -1), keepdims=True), -1e29)
+    weights = jnp.exp(logits - top)
+    total = weights.sum((-2, -1))  # [N, B, G, I, A]
+    y = jnp.einsum(
+        "nbgiakj,bgkjnh->nbgiah", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    y = (y / jnp.maximum(total, 1e-30)[..., None]).astype(v.dtype)
+    # Any finite number for a row without keys: its weights are exp(-1e30 - 0) = 0.
+    normaliser = jnp.where(total > 0, top[..., 0, 0] + jnp.log(jnp.maximum(total, 1e-30)), 0)
+    y, normaliser = checkpoint_name(y, SAVED), checkpoint_name(normaliser, SAVED)
+    return y, (q, k, v, relative, mask, y, normaliser)
+
+
+def _read_gradient(saved, dy):
+    q, k, v, relative, mask, y, normaliser = saved
+    (content, position), back = jax.vjp(_queries, q, relative)
+    weights = jnp.exp(_logits(q, k, relative, mask) - normaliser[..., None, None])
+    f32 = {"preferred_element_type": jnp.float32}
+    dweights = jnp.einsum("nbgiah,bgkjnh->nbgiakj", dy, v, **f32)
+    along = jnp.sum(dy.astype(jnp.float32) * y.astype(jnp.float32), axis=-1)[..., None, None]
+    dlogits = weights * (dweights - along)
+    low, dlow = weights.astype(v.dtype), dlogits.astype(v.dtype)
+    dv = gradient(v, "bgkjnh", (low, "nbgiakj"), (dy, "nbgiah"))
+    dk = gradient(k, "bgkjnh", (dlow, "nbgiakj"), (content, "bginah"))
+    dcontent = gradient(content, "bginah", (dlow, "nbgiakj"), (k, "bgkjnh"))
+    if relative is None:
+        return back((dcontent, None))[0], dk, dv, None, None
+    table = relative[0]
+    by_key = jnp.moveaxis(dlogits.sum(-2), 4, 1)  # every memory has the same positions
+    by_distance = unshift(by_key, table.shape[0]).astype(v.dtype)
+    dposition = gradient(position, "bginah", (by_distance, "nabgis"), (table, "snah"))
+    dtable = gradient(table, "snah", (by_distance, "nabgis"), (position, "bginah"))
+    dq, (_, du, dw) = back((dcontent, dposition))
+    return dq, dk, dv, (dtable, du, dw), None
+
+
+_softmax_read.defvjp(_read, _read_gradient)
 
 
 def attend_causal(q, k, v, mask, relative, block: int):
     """`attend` of a sequence to itself: query i to keys 0 .. i, shapes as there, K = 1, I = J = L.
 
-    A sequence longer than `block` is attended a block of queries at a time, and what a block needed
-    is computed again for the gradient: memory grows with block x L instead of L x L, and the keys
-    after a block's segment are not read at all (of the logits, 9/16 are computed at 8 blocks or
-    more). relative: as in `attend`, its table from `self_distances`.
+    A sequence longer than `block` is attended a block of queries at a time: memory grows with
+    block x L instead of L x L, and the keys after a block's segment are not read at all (of the
+    logits, 9/16 are computed at 8 blocks or more). relative: as in `attend`, its table from `self_distances`.
     """
     length = q.shape[2]
     if length <= block:
@@ -115,7 +178,8 @@ def attend_causal(q, k, v, mask, relative, block: int):
             parts = k[:, :, :, :end], v[:, :, :, :end], mask[..., :end]
             return attend(rows, *parts, near, causal_from=start)[0]
 
-        y = jax.lax.map(jax.checkpoint(one), jnp.arange(first, first + count))
+        keep = jax.checkpoint_policies.save_only_these_names(SAVED)
+        y = jax.lax.map(jax.checkpoint(one, policy=keep), jnp.arange(first, first + count))
         outputs.append(jnp.moveaxis(y, 0, 2))  # [B, G, blocks, block, N, A, H]
     y = jnp.concatenate(outputs, axis=2)
     return y.reshape(*y.shape[:2], blocks * block, *y.shape[4:])[:, :, :length]

@@ -1,5 +1,7 @@
 """What every part of the network is made of: weights, norms, the feed-forward, the embedding."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,14 +48,20 @@ class Norm(nnx.Module):
             self.shift_bias = constant(kind, (width,), P(None))
 
     def __call__(self, x):
-        y = x.astype(jnp.float32)
-        if self.config.norm == "layer":
-            y = y - y.mean(axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.config.norm_eps)
-        y = y * (self.scale[...] + self.config.norm_unit_offset)
-        if self.config.norm_bias:
-            y = y + self.shift_bias[...]
-        return y.astype(x.dtype)
+        shift_bias = self.shift_bias[...] if self.config.norm_bias else None
+        return _normalise(self.config, x, self.scale[...], shift_bias)
+
+
+# Norms and activations are cheap to compute again, and dear to keep: each would leave several arrays
+# of the layer's width for the gradient.
+@functools.partial(jax.checkpoint, static_argnums=0)
+def _normalise(config: ModelConfig, x, scale, shift_bias):
+    y = x.astype(jnp.float32)
+    if config.norm == "layer":
+        y = y - y.mean(axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + config.norm_eps)
+    y = y * (scale + config.norm_unit_offset)
+    return (y if shift_bias is None else y + shift_bias).astype(x.dtype)
 
 
 ACTIVATIONS = {
@@ -82,7 +90,7 @@ class FeedForward(nnx.Module):
         y = jnp.einsum("...d,df->...f", x, gather(self.up, x.dtype))
         if self.config.ffw_bias:
             y = y + self.up_bias[...].astype(x.dtype)
-        act = ACTIVATIONS[self.config.activation]
+        act = jax.checkpoint(ACTIVATIONS[self.config.activation])
         if self.config.gated:  # noqa: SIM108
             y = y * act(jnp.einsum("...d,df->...f", x, gather(self.gate, x.dtype)))
         else:

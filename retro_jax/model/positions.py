@@ -40,6 +40,14 @@ def shift(x: jax.Array, keys: int) -> jax.Array:
     return x.reshape(*batch, queries, count - 1)[..., :keys]
 
 
+def unshift(g: jax.Array, count: int) -> jax.Array:
+    """The transpose of `shift`: gradients by key [..., I, J] to gradients by distance [..., I, S]."""
+    *batch, queries, keys = g.shape
+    none = ((0, 0),) * len(batch)
+    g = jnp.pad(g, (*none, (0, 0), (0, count - 1 - keys))).reshape(*batch, queries * (count - 1))
+    return jnp.pad(g, (*none, (queries, 0))).reshape(*batch, queries, count)
+
+
 def rotate(x: jax.Array, axis: int, share: float, base: float) -> jax.Array:
     """Rotary positions (Su et al. 2021, arXiv 2104.09864): x [..., H], a token's place along `axis`.
 

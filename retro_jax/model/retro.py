@@ -19,6 +19,7 @@ from retro_jax.model.attention import Attention, Heads
 from retro_jax.model.cross import CrossAttention, chunked_cross_attention, statistics_of
 from retro_jax.model.encoder import Encoder
 from retro_jax.model.layers import FeedForward, Norm, embedding, gather, look_up, remat, weight
+from retro_jax.model.product import product
 
 PAD = 0
 
@@ -163,7 +164,7 @@ class Retro(nnx.Module):
     def logits(self, h):
         """h [B, L, D] -> [B, L, V] float32: row t predicts token t + 1."""
         table = gather(self.embedding if self.config.tied else self.readout, h.dtype)
-        return jnp.einsum("bld,vd->blv", h, table, preferred_element_type=jnp.float32)
+        return product("bld,vd->blv", h, table)
 
     def logit_of(self, h, targets):
         """The logits of one target [B, L] each: h [B, L, D] -> [B, L] float32."""

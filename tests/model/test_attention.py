@@ -96,10 +96,9 @@ def test_blockwise_self_attention_has_the_gradient_of_the_whole(mesh):
 
 def test_memory_of_blockwise_self_attention_grows_with_the_length_not_its_square(mesh):
     def bytes_of(length, block):
-        shape = (1, 1, length, 1, 1, 8)
-        q = jax.ShapeDtypeStruct(shape, jnp.float32)
-        kv = jax.ShapeDtypeStruct((1, 1, 1, length, 1, 8), jnp.float32)
-        mask = jax.ShapeDtypeStruct((1, 1, 1, length), bool)
+        q = jnp.zeros((1, 1, length, 1, 1, 8))
+        kv = jnp.zeros((1, 1, 1, length, 1, 8))
+        mask = jnp.ones((1, 1, 1, length), bool)
         total = lambda q, k, v, m: attend_causal(q, k, v, m, None, block).sum()  # noqa: E731
         compiled = jax.jit(jax.grad(total)).lower(q, kv, kv, mask).compile()
         return compiled.memory_analysis().temp_size_in_bytes

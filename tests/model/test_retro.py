@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import weights
 
 from retro_jax.model import functional
+from retro_jax.model.cross import chunked_cross_attention, full_cross_attention
 from retro_jax.model.retro import PAD, layer_names
 
 VOCAB = 40
@@ -20,12 +22,7 @@ token_logprobs = jax.jit(functional.token_logprobs, static_argnums=0)
 @pytest.fixture
 def f(mesh, tiny):
     """tokens [B, L], neighbours [B, C, K, R] | None -> logits, of one fixed random model."""
-    params = functional.init(tiny, VOCAB, seed=0)
-    # u and v start at 0; a model whose biases are 0 would hide mistakes in them.
-    params = {
-        n: p + 0.3 * jax.random.normal(jax.random.key(i), p.shape) if n.endswith("_bias") else p
-        for i, (n, p) in enumerate(params.items())
-    }
+    params = weights(tiny, VOCAB)
     run = jax.jit(lambda x, n: apply(tiny, params, x, n))
     return lambda x, n: np.asarray(run(x, n))
 
@@ -94,7 +91,7 @@ def test_gradients_are_finite_where_nothing_was_retrieved(mesh, tiny):
     neighbours[:, 1] = PAD
     for dtype in ("float32", "bfloat16"):
         config = dataclasses.replace(tiny, dtype=dtype)
-        params = functional.init(config, VOCAB, 0)
+        params = weights(config, VOCAB)
         total = lambda p: functional.token_logprobs(config, p, tokens, neighbours).sum()  # noqa: B023, E731
         grads = jax.jit(jax.grad(total))(params)
         assert all(np.isfinite(g).all() for g in grads.values())
@@ -119,7 +116,7 @@ def test_what_an_incomplete_chunk_retrieves_is_not_read(f):
 
 def test_padding_is_attended_nowhere(mesh, tiny):
     """The padding id's embedding reaches no position that holds a token."""
-    params = functional.init(tiny, VOCAB, 0)
+    params = weights(tiny, VOCAB)
     tokens, neighbours = example(12)
     tokens[:, 6:8] = PAD  # the tail of a document's last chunk; another document follows
     neighbours[:, 0, 0, 5:] = PAD
@@ -144,17 +141,17 @@ def test_rows_of_a_batch_are_independent(f):
 
 
 def test_encoder_reads_the_chunk_that_retrieved_and_no_other(mesh, tiny):
-    encoder = functional.network(tiny, functional.init(tiny, VOCAB, 0)).encoder
+    encoder = functional.network(tiny, weights(tiny, VOCAB)).encoder
     rng = np.random.default_rng(0)
     batch = jax.NamedSharding(mesh, jax.P("data"))
     e = jax.device_put(rng.normal(size=(1, 3, K, R, 24)).astype(np.float32), batch)
     h = jax.device_put(rng.normal(size=(1, 3, M, 16)).astype(np.float32), batch)
     ok = jnp.ones((1, 3, K, R), bool), jnp.ones((1, 3, M), bool)
     for u in range(3):
-        weights = np.zeros(e.shape, np.float32)
-        weights[0, u] = rng.normal(size=(K, R, 24))
+        chosen = np.zeros(e.shape, np.float32)
+        chosen[0, u] = rng.normal(size=(K, R, 24))
         total = lambda h, w: (encoder(e, ok[0], h, ok[1]) * w).sum()  # noqa: E731
-        grad = jax.jit(jax.grad(total))(h, weights)
+        grad = jax.jit(jax.grad(total))(h, chosen)
         touched = np.abs(np.asarray(grad)[0]).max(axis=-1) > 0
         assert touched[u].all()
         assert not np.delete(touched, u, axis=0).any()
@@ -167,7 +164,7 @@ def test_encoder_is_conditioned_after_self_attention_of_the_first_cca_layer(mesh
 
     def encoded(change):
         """What the encoder gave, in a network whose parameter `change` is doubled."""
-        params = functional.init(tiny, VOCAB, 0)
+        params = weights(tiny, VOCAB)
         params = {n: 2 * p if n == change else p for n, p in params.items()}
         model = functional.network(tiny, params)
         encode, given = model._encode, []
@@ -206,7 +203,7 @@ def test_what_retrieval_adds_is_marked_and_the_rest_is_the_language_model(tiny):
 
 
 def test_off_equals_the_language_model_with_the_same_weights(mesh, tiny):
-    params = functional.init(tiny, VOCAB, 0)
+    params = weights(tiny, VOCAB)
     added = functional.added_by_retrieval(tiny, VOCAB)
     base = {n: p for n, p in params.items() if n not in added}
     tokens, _ = example(11)
@@ -220,7 +217,7 @@ def test_neighbours_for_another_number_of_chunks_are_refused(f):
 
 
 def test_token_logprobs_are_those_of_the_softmax(mesh, tiny):
-    params = functional.init(tiny, VOCAB, 0)
+    params = weights(tiny, VOCAB)
     tokens, neighbours = example(9)
     logits = apply(tiny, params, tokens, neighbours)
     expected = np.asarray(jax.nn.log_softmax(logits))
@@ -232,7 +229,27 @@ def test_token_logprobs_are_those_of_the_softmax(mesh, tiny):
 
 def test_bfloat16_stays_near_float32(mesh, tiny):
     tokens, neighbours = example(12)
-    params = functional.init(tiny, VOCAB, 0)
+    params = weights(tiny, VOCAB)
     low = dataclasses.replace(tiny, dtype="bfloat16")
     difference = apply(tiny, params, tokens, neighbours) - apply(low, params, tokens, neighbours)
     assert np.abs(difference).max() < 0.15
+
+
+def test_one_memory_for_the_whole_sequence_is_read_by_the_same_cross_attention(mesh, tiny):
+    """Unchunked: as if the sequence were one attending chunk, at distances of its own."""
+    config = dataclasses.replace(tiny, layers=1, cca_layers=(1,))
+    params = weights(config, VOCAB)
+    cross = jax.tree.map(lambda w: w[0], functional.network(config, params).stacks[0])[0].cca
+    rng = np.random.default_rng(0)
+    h = jnp.asarray(rng.normal(size=(2, 7, 16)), jnp.float32)
+    memory = jnp.asarray(rng.normal(size=(2, K, R, 24)), jnp.float32)
+    mask = jnp.asarray(rng.random((2, K, R)) < 0.7)
+    got, mass = full_cross_attention(cross, h, memory, mask, offset=6, statistics=True)
+    assert mass.shape == (2, 7, K, 2)
+    # Chunks of 7: the attending rows 6 .. 12 of a sequence of 14 are the same 7 queries.
+    shifted = jnp.pad(h, ((0, 0), (6, 1), (0, 0)))
+    memories = jnp.stack([memory, jnp.zeros_like(memory)], axis=1)
+    masks = jnp.stack([mask, jnp.zeros_like(mask)], axis=1)
+    chunked, _ = chunked_cross_attention(cross, shifted, memories, masks, 7)
+    np.testing.assert_allclose(got, chunked[:, 6:13], atol=1e-5)
+    assert not np.any(chunked[:, :6])

@@ -1,10 +1,14 @@
 """The eight parameter counts of the paper's table 2, and the cost of retrieval."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 
-from retro_jax.config import ModelConfig
+from retro_jax.config import ModelConfig, TrainConfig
 from retro_jax.model import sizes
+from retro_jax.train.step import init_state, make_train_step
 
 # Millions, projections only. The paper prints 132 172 368 425 1309 1451 6982 7532; 6979 is the
 # nearest that any layout reaches together with the other seven.
@@ -66,3 +70,24 @@ def test_flops_of_a_model_counted_by_hand():
 def test_cca_layers_are_every_third_from_6():
     assert sizes.every_third_from_6(12) == (6, 9, 12)
     assert sizes.every_third_from_6(32) == (6, 9, 12, 15, 18, 21, 24, 27, 30)
+
+
+def test_the_whole_train_step_of_the_largest_retro_lowers_without_its_weights():
+    """7.5 B parameters: forward, gradient and AdamW traced for a mesh by shapes alone."""
+    config = dataclasses.replace(sizes.PAPER[-1][2], dtype="bfloat16", remat="full")
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    train = TrainConfig(length=2048, batch=8)
+    with jax.set_mesh(mesh):
+        state = jax.eval_shape(lambda: init_state(config, train, sizes.VOCAB, True))
+        on_mesh = lambda x: jax.ShapeDtypeStruct(  # noqa: E731
+            x.shape,
+            x.dtype,
+            sharding=jax.NamedSharding(mesh, x.sharding.spec if x.ndim else jax.P()),
+        )
+        state = jax.tree.map(on_mesh, state)
+        batch = jax.NamedSharding(mesh, jax.P("data"))
+        tokens = jax.ShapeDtypeStruct((8, 2048), np.int32, sharding=batch)
+        neighbours = jax.ShapeDtypeStruct((8, 32, 2, 128), np.int32, sharding=batch)
+        lowered = make_train_step(config, train).lower(state, tokens, neighbours)
+    assert sum(p.size for p in state.params.values()) > 7.5e9
+    assert "stablehlo.while" in lowered.as_text()
