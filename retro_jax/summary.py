@@ -192,7 +192,7 @@ def print_sizes(rows: list[dict], as_json: bool):
     table = Table(
         title="the paper's sizes, in millions of parameters and GFLOP a token (forward)",
         caption="params: projections; total: embeddings (vocabulary 128,000) and all\n"
-        "retrieval: FLOPs it adds (k = 2, 2048 tokens, attention in full)",
+        "retrieval: FLOPs it adds (k = 2, 2048 tokens)",
         box=box.SIMPLE,
         padding=0,
         title_justify="left",

@@ -16,9 +16,10 @@ Positions follow Dai et al. 2019 (arXiv 1901.02860, section 3.3) as the paper's 
 What they cost, in FLOPs a head and group: content 2 I K J H; position 2 I S H, for the logits by
 distance serve all K memories and are moved to their keys by `shift`, without a gather and without
 any [I, J, D] tensor. Causal, S = J + 1: as much as the content. In chunked cross-attention with k = 2
-S = I + J = 192 for K J = 256 keys: less. Inside the encoder, where every distance occurs in both
-directions, S is 2 J (self) and 3 J (cross); that is below 2 % of the encoder's FLOPs. In bytes:
-I S + I K J float32 logits a head and group.
+S = I + J = 192 for K J = 256 keys: less. Inside the encoder, where distances go both ways, S is 2 J
+(self) and 3 J (cross), twice and three times the content; that is 3 % of the encoder's FLOPs at the
+paper's sizes. In bytes: I S + I K J float32 logits a head and group, none of them kept for the
+gradient.
 """
 
 import dataclasses

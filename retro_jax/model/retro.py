@@ -132,18 +132,17 @@ class Retro(nnx.Module):
         table, real = gather(self.embedding, dtype), tokens != PAD
         h = self._embed(table, tokens)
         if c.positions == "learned":
+            if tokens.shape[1] > c.max_length:
+                raise ValueError(f"{tokens.shape[1]} tokens, but positions only to {c.max_length}")
             h = h + gather(self.positions, dtype)[: tokens.shape[1]]
         memory, found = None, []
         for (group, _), stack in zip(stacks(c), self.stacks):
             if any(group) and not off and memory is None:
-                # The first CCA layer: the encoder reads what its self-attention gave.
+                # The first CCA layer: the encoder reads what its self-attention gave. Not under
+                # `remat`, which would run the encoder again; the encoder's own layers are.
                 first = jax.tree.map(lambda w: w[0], stack)[0]
-
-                def read(layer, h):
-                    encode = lambda h: self._encode(table, neighbours, h, real)  # noqa: E731
-                    return layer(h, real, encode, statistics)
-
-                h, memory, measured = remat(c, read)(first, h)
+                encode = lambda h: self._encode(table, neighbours, h, real)  # noqa: E731
+                h, memory, measured = first(h, real, encode, statistics)
                 found.append(jax.tree.map(lambda x: x[None], measured))
                 continue
             encode = (lambda h: memory) if memory is not None else None  # noqa: B023

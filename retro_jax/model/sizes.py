@@ -39,14 +39,15 @@ PAPER = (
 
 def is_projection(name: str) -> bool:
     """Whether the paper's counts include a weight: no norms, no biases, no embeddings."""
-    return not name.endswith(("scale", "_bias", "embedding"))
+    return not name.endswith(("scale", "_bias", "embedding", "readout", "positions"))
 
 
 def forward_flops(config: ModelConfig, vocab: int, length: int, neighbours: int) -> int:
     """FLOPs of all matrix products of one sequence's forward pass, readout included.
 
-    Counted in the traced program (a multiplication and an addition are 2), attention in full
-    although half of the decoder's is masked. neighbours = 0 is the model without retrieval.
+    Counted in the traced program (a multiplication and an addition are 2): of a long sequence's
+    self-attention, what is computed (see `attention.attend_causal`), not all that is masked.
+    neighbours = 0 is the model without retrieval.
     """
     with jax.set_mesh(jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1])):
         params = {

@@ -103,6 +103,7 @@ def train_settings(e: Experiment, retrieval: bool) -> dict:
     settings |= {f"model.{k}": v for k, v in dataclasses.asdict(e.model).items()}
     ours = ("cca_layers", "retrieved", "encoder_", "share_embedding", "own_continuation")
     free = {"train.baseline", "train.checkpoint_every", "train.log_every"}
+    free |= {"model.remat", "model.attention_block"}  # how it is computed, not what
     return {
         k: v
         for k, v in settings.items()

@@ -43,9 +43,10 @@ def check_divides(mesh: jax.sharding.Mesh, model: ModelConfig, vocab: int, **bat
         *((name.replace("_batch", ".batch"), size, data) for name, size in batches.items()),
         ("model.d", model.d, data),
         ("model.encoder_d", model.encoder_d, data),
-        ("model.d", 4 * model.d, axis),
-        ("model.encoder_d", 4 * model.encoder_d, axis),
+        ("model.ffw", model.ffw or 4 * model.d, axis),
+        ("model.encoder_ffw", model.encoder_ffw or 4 * model.encoder_d, axis),
         ("model.heads", model.heads, axis),
+        ("model.kv_heads", model.kv_heads or model.heads, axis),
         ("model.encoder_heads", model.encoder_heads, axis),
         ("corpus.vocab", vocab, axis),
     ):
