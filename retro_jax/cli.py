@@ -97,9 +97,11 @@ def _parse(argv: list[str]):
         raise
     except Exception as error:  # whatever an experiment file can raise
         # str() of a KeyError, which an unknown field is, would quote its text.
-        text = str(error.args[0] if len(error.args) == 1 else error)
+        text = error
+        while isinstance(text, Exception):
+            text = text.args[0] if len(text.args) == 1 else str(text)
         raise UserError(
-            f"config: {' '.join(text.split())} (`retro --help` shows how fields are set)"
+            f"config: {' '.join(str(text).split())} (`retro --help` shows how fields are set)"
         ) from error
     if config is None:
         raise UserError("--config is missing, for example --config=experiments/quickstart.py")

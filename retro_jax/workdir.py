@@ -98,7 +98,7 @@ def check(path: Path, settings: dict, inputs: Iterable[Path]) -> dict | None:
     if differing:
         raise UserError(
             f"{path} was made with another config ({'; '.join(differing)}): use another --workdir, "
-            "or delete this directory to have it made again"
+            "or delete it and every stage after it to have them made again"
         )
     return manifest
 

@@ -7,6 +7,7 @@ memory
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from retro_jax.config import ModelConfig
 from retro_jax.model.attention import Attention, Heads
@@ -39,11 +40,12 @@ def chunked_cross_attention(cross: CrossAttention, h, memory, mask, m: int, stat
     batch, length, d = h.shape
     chunks = memory.shape[1]
     x = h[:, m - 1 :]  # no row at all where the sequence is shorter than a chunk
-    x = jnp.pad(x, ((0, 0), (0, chunks * m - x.shape[1]), (0, 0))).reshape(batch, chunks, m, d)
+    x = jnp.pad(x, ((0, 0), (0, chunks * m - x.shape[1]), (0, 0)))
+    x = jnp.reshape(x, (batch, chunks, m, d), out_sharding=P("data"))
     y, mass = cross(x, memory, mask, offset=m - 1, statistics=statistics)
 
     def back(rows):  # [B, C, M, ...] -> [B, L, ...]
-        rows = rows.reshape(batch, chunks * m, *rows.shape[3:])
+        rows = jnp.reshape(rows, (batch, chunks * m, *rows.shape[3:]), out_sharding=P("data"))
         return jnp.pad(rows, ((0, 0), (m - 1, 0)) + ((0, 0),) * (rows.ndim - 2))[:, :length]
 
     return back(y), None if mass is None else back(mass)

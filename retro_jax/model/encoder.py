@@ -3,7 +3,9 @@
 B batch, C chunks, M chunk length, K neighbours, R retrieved length, D decoder width, E width
 """
 
+import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from retro_jax.config import ModelConfig
 from retro_jax.model.attention import Attention, Heads
@@ -61,9 +63,9 @@ class Encoder(nnx.Module):
           [B, C, K, R, E].
         """
         b, c, k, r, width = e.shape
-        e = e.reshape(b, c * k, r, width)
-        own = mask.reshape(b, c * k, r)[:, :, None]
+        e = jnp.reshape(e, (b, c * k, r, width), out_sharding=P("data"))
+        own = jnp.reshape(mask, (b, c * k, r), out_sharding=P("data"))[:, :, None]
         layer_call = remat(self.config, lambda layer, *args: layer(*args))
         for layer in self.layers:
             e = layer_call(layer, e, own, h[:, :, None], h_mask[:, :, None])
-        return self.norm(e).reshape(b, c, k, r, width)
+        return jnp.reshape(self.norm(e), (b, c, k, r, width), out_sharding=P("data"))

@@ -184,8 +184,10 @@ class Retro(nnx.Module):
                 f"neighbours of {chunks} chunks for {length} tokens; {-(-length // m)} are needed"
             )
         fill = chunks * m - length
-        h = jnp.pad(h, ((0, 0), (0, fill), (0, 0))).reshape(b, chunks, m, d)
-        real = jnp.pad(real, ((0, 0), (0, fill))).reshape(b, chunks, m)
+        # A batch of one: which of its axes of length 1 is the batch has to be said.
+        rows = {"out_sharding": P("data")}
+        h = jnp.reshape(jnp.pad(h, ((0, 0), (0, fill), (0, 0))), (b, chunks, m, d), **rows)
+        real = jnp.reshape(jnp.pad(real, ((0, 0), (0, fill))), (b, chunks, m), **rows)
         if not self.config.share_embedding:
             table = gather(self.encoder.embedding, h.dtype)
         mask = neighbours != PAD
