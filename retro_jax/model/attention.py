@@ -66,7 +66,7 @@ def attend(q, k, v, mask, relative=None, causal_from=None, statistics=False):
     y = jnp.moveaxis(_softmax_read(q, k, v, relative, mask), 0, 3)
     if not statistics:
         return y, None
-    mass = jax.nn.softmax(_logits(q, k, relative, mask), axis=(-2, -1)) * mask
+    mass = jax.nn.softmax(_logits(*_queries(q, relative), k, relative, mask), axis=(-2, -1)) * mask
     halves = [m.sum(-1) for m in jnp.split(mass, [k.shape[3] // 2], axis=-1)]
     return y, jnp.stack(halves, axis=-1).mean((0, 4))
 
@@ -80,14 +80,13 @@ def _queries(q, relative):
     return (q + u) * scale, (q + w) * scale
 
 
-def _logits(q, k, relative, mask):
-    """float32 [N, B, G, I, A, K, J], the masked ones -1e30.
+def _logits(content, position, k, relative, mask):
+    """float32 [N, B, G, I, A, K, J], the masked ones -1e30; content and position from `_queries`.
 
     Heads first, in the order in which a matrix product gives its results: to transpose logits takes
     as long as to compute them.
     """
     f32 = {"preferred_element_type": jnp.float32}
-    content, position = _queries(q, relative)
     logits = jnp.einsum("bginah,bgkjnh->nbgiakj", content, k, **f32)
     if relative is not None:
         by_distance = jnp.einsum("bginah,snah->nabgis", position, relative[0], **f32)
@@ -107,7 +106,7 @@ def _softmax_read(q, k, v, relative, mask):
 
 
 def _read(q, k, v, relative, mask):
-    logits = _logits(q, k, relative, mask)
+    logits = _logits(*_queries(q, relative), k, relative, mask)
     # Bounded, so that where no key is allowed every weight is exp(-1e30 + 1e29) = 0.
     top = jnp.maximum(logits.max((-2, -1), keepdims=True), -1e29)
     weights = jnp.exp(logits - top)
@@ -125,7 +124,8 @@ def _read(q, k, v, relative, mask):
 def _read_gradient(saved, dy):
     q, k, v, relative, mask, y, normaliser = saved
     (content, position), back = jax.vjp(_queries, q, relative)
-    weights = jnp.exp(_logits(q, k, relative, mask) - normaliser[..., None, None])
+    logits = _logits(content, position, k, relative, mask)
+    weights = jnp.exp(logits - normaliser[..., None, None])
     f32 = {"preferred_element_type": jnp.float32}
     dweights = jnp.einsum("nbgiah,bgkjnh->nbgiakj", dy, v, **f32)
     along = jnp.sum(dy.astype(jnp.float32) * y.astype(jnp.float32), axis=-1)[..., None, None]
@@ -153,7 +153,7 @@ def attend_causal(q, k, v, mask, relative, block: int):
 
     A sequence longer than `block` is attended a block of queries at a time: memory grows with
     block x L instead of L x L, and the keys after a block's segment are not read at all (of the
-    logits, 9/16 are computed at 8 blocks or more). relative: as in `attend`, its table from `self_distances`.
+    logits, 9/16 are computed at 8 blocks or more). relative: as in `attend`, by `self_distances`.
     """
     length = q.shape[2]
     if length <= block:

@@ -30,9 +30,11 @@ def _structure(config: ModelConfig, vocab: int, retrieval: bool):
     with use_abstract_mesh(mesh):
         model = nnx.eval_shape(lambda: Retro(config, vocab, retrieval))
     graph, state = nnx.split(model)
-    return graph, {
-        ".".join(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(state)
-    }
+    return graph, {_name(path): (path, leaf) for path, leaf in nnx.to_flat_state(state)}
+
+
+def _name(path: tuple) -> str:
+    return ".".join(map(str, path))
 
 
 def init(config: ModelConfig, vocab: int, seed: int, retrieval: bool = True) -> dict:
@@ -41,9 +43,7 @@ def init(config: ModelConfig, vocab: int, seed: int, retrieval: bool = True) -> 
     @jax.jit
     def make(key):
         state = nnx.split(Retro(config, vocab, retrieval))[1]
-        return draw(
-            {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}, key
-        )
+        return draw({_name(path): leaf for path, leaf in nnx.to_flat_state(state)}, key)
 
     return make(jax.random.key(seed))
 

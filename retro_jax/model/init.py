@@ -17,25 +17,21 @@ def draw(leaves: dict, key: jax.Array) -> dict[str, jax.Array]:
     A value depends on the key, the parameter's name and the layer, and on nothing else: not on the
     mesh, and not on what other parameters there are.
     """
-    groups = {}
+    groups, values = {}, {}  # {(shape of a layer, its spec): {name: layers}}
     for name, leaf in leaves.items():
         if leaf.std and not leaf.like:
             stacked = name.startswith("stacks.")
-            shape, spec = leaf.shape, tuple(jax.typeof(leaf[...]).sharding.spec)
-            times = shape[0] if stacked else 1
-            group = groups.setdefault((shape[stacked:], spec[stacked:]), [])
-            group += [(name, layer) for layer in range(times)]
-    drawn = {}
-    for (shape, spec), members in groups.items():
-        seeds = np.array([[zlib.crc32(name.encode()), layer] for name, layer in members], np.uint32)
-        drawn |= _truncated_normal(key, shape, spec, members, seeds)
-    values = {}
-    for name, leaf in leaves.items():
-        if name in drawn:
-            value = drawn[name] if name.startswith("stacks.") else drawn[name][0]
-            values[name] = value * leaf.std
+            spec = tuple(jax.typeof(leaf[...]).sharding.spec)
+            group = groups.setdefault((leaf.shape[stacked:], spec[stacked:]), {})
+            group[name] = leaf.shape[0] if stacked else 1
         elif not leaf.like:
             values[name] = leaf[...] + leaf.fill
+    for (shape, spec), layers in groups.items():
+        rows, begin = _truncated_normal(key, shape, spec, layers), 0
+        for name, count in layers.items():
+            value = rows[begin : begin + count] if name.startswith("stacks.") else rows[begin]
+            values[name] = value * leaves[name].std
+            begin += count
     for name, leaf in leaves.items():
         if leaf.like:
             sibling = values[name.rpartition(".")[0] + "." + leaf.like]
@@ -43,8 +39,9 @@ def draw(leaves: dict, key: jax.Array) -> dict[str, jax.Array]:
     return values
 
 
-def _truncated_normal(key, shape, spec, members, seeds) -> dict[str, jax.Array]:
-    """Draws of variance 1 for members [(name, layer)] of one shape: {name: [layers, *shape]}."""
+def _truncated_normal(key, shape, spec, layers: dict[str, int]) -> jax.Array:
+    """Draws of variance 1 for every layer of every name, in their order: [layers, *shape]."""
+    members = [(zlib.crc32(name.encode()), i) for name, n in layers.items() for i in range(n)]
 
     def one(seed):
         own = jax.random.fold_in(jax.random.fold_in(key, seed[0]), seed[1])
@@ -54,13 +51,7 @@ def _truncated_normal(key, shape, spec, members, seeds) -> dict[str, jax.Array]:
         )
 
     # 0.8796 is the standard deviation of a standard normal cut at +-2.
-    rows = jax.vmap(one)(seeds) / 0.87962566
-    drawn, begin = {}, 0
-    for name in dict.fromkeys(name for name, _ in members):
-        count = sum(member == name for member, _ in members)
-        drawn[name] = rows[begin : begin + count]
-        begin += count
-    return drawn
+    return jax.vmap(one)(np.array(members, np.uint32)) / 0.87962566
 
 
 def start_like(leaf, sibling: jax.Array) -> jax.Array:
