@@ -54,8 +54,10 @@ def retro_jax(s: dict, threads: int):
 
     from retro_jax.config import ModelConfig, TrainConfig
     from retro_jax.model import functional, sizes
+    from retro_jax.train.sharding import set_up_cpu
     from retro_jax.train.step import init_state, make_train_step
 
+    set_up_cpu(1)
     jax.set_mesh(jax.make_mesh((1, 1), ("data", "model")))
     size = s["inner"] // s["heads"]
     config = ModelConfig(

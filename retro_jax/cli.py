@@ -59,7 +59,7 @@ def _dispatch(stage: str, argv: list[str]) -> int:
     from retro_jax.train import sharding
     from retro_jax.train.loop import Interrupted
 
-    sharding.simulate_cpu_devices(experiment.mesh.cpu_devices)
+    sharding.set_up_cpu(experiment.mesh.cpu_devices)
     try:
         {
             "run": run,

@@ -54,6 +54,7 @@ class ModelConfig:
     encoder_head_size: int = 64
     encoder_ca_layers: tuple[int, ...] = (1,)  # counted from 1
     share_embedding: bool = False  # the encoder reads with the decoder's embedding
+    cca_zero: bool = False  # cross-attention starts as the identity: step 0 equals RETRO[OFF]
     dtype: str = "float32"  # float32 | bfloat16, of the computation; parameters are float32
     # What the gradient computes again instead of keeping: none; dots, all but matrix products; full,
     # all but what enters a layer.

@@ -8,13 +8,14 @@ import pytest
 from conftest import tables
 
 from retro_jax import generate, prepare
-from retro_jax.corpus.tokenizer import BOS
+from retro_jax.corpus.tokenizer import BOS, PAD, UNK
 from retro_jax.model import functional
 from retro_jax.retrieval.retriever import Retriever
 from retro_jax.train import loop
 
 M = 16
 token_logprobs = jax.jit(functional.token_logprobs, static_argnums=0)
+apply = jax.jit(functional.apply, static_argnums=0)
 
 
 @pytest.fixture
@@ -80,6 +81,27 @@ def test_generation_takes_the_most_probable_token_given_what_it_retrieved(live, 
     for t in (len(prompt), len(prompt) + 20, len(tokens) - 1):
         best = max((pipe([*tokens[:t], v])[-1], v) for v in range(2, 320))
         np.testing.assert_allclose(pipe(tokens[: t + 1])[-1], best[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, M - 1, M, M + 1])
+def test_text_over_three_boundaries_is_that_of_one_pass_over_the_whole(live, small, length):
+    """Wherever in its chunk the prompt ends (traps 21, 22): each token is the most probable one in a
+    single full pass over the finished text, with everything retrieved again."""
+    _, retriever, params = live
+    prompt = [BOS, *range(60, 60 + length - 1)]
+    tokens, _ = generate.continue_tokens(small.model, params, prompt, 3 * M + 2, retriever)
+    assert len(tokens) == length + 3 * M + 2
+    x = np.zeros(5 * M, np.int32)
+    x[: len(tokens)] = tokens
+    neighbours = np.zeros((1, 5, 2, 2 * M), np.int32)
+    whole = len(tokens) // M
+    again = retriever.retrieve(x[: whole * M].reshape(whole, M))
+    neighbours[0, :whole] = again.tokens
+    logits = np.array(apply(small.model, params, x[None], neighbours))[0]
+    logits[:, [PAD, BOS, UNK]] = -np.inf
+    chosen = logits[np.arange(length - 1, len(tokens) - 1), tokens[length:]]
+    best = logits[length - 1 : len(tokens) - 1].max(-1)
+    np.testing.assert_allclose(chosen, best, atol=1e-4)
 
 
 def test_the_same_seed_gives_the_same_sample_and_another_another(live, small):

@@ -10,6 +10,8 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
 from retro_jax.config import ModelConfig
+from retro_jax.model.attend import SAVED
+from retro_jax.model.product import project
 
 
 class RetroParam(nnx.Param):
@@ -53,7 +55,8 @@ class Norm(nnx.Module):
 
 
 # Norms and activations are cheap to compute again, and dear to keep: each would leave several arrays
-# of the layer's width for the gradient.
+# of the layer's width for the gradient. (What is after them in `_down` is not computed again: the
+# gradient of a product needs its operands only.)
 @functools.partial(jax.checkpoint, static_argnums=0)
 def _normalise(config: ModelConfig, x, scale, shift_bias):
     y = x.astype(jnp.float32)
@@ -87,16 +90,18 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x):
         """x [..., D] -> [..., D]."""
-        y = jnp.einsum("...d,df->...f", x, gather(self.up, x.dtype))
+        up = project(x, gather(self.up, x.dtype))
         if self.config.ffw_bias:
-            y = y + self.up_bias[...].astype(x.dtype)
-        act = jax.checkpoint(ACTIVATIONS[self.config.activation])
-        if self.config.gated:  # noqa: SIM108
-            y = y * act(jnp.einsum("...d,df->...f", x, gather(self.gate, x.dtype)))
-        else:
-            y = act(y)
-        y = jnp.einsum("...f,fd->...d", y, gather(self.down, x.dtype), out_sharding=P("data"))
+            up = up + self.up_bias[...].astype(x.dtype)
+        gate = project(x, gather(self.gate, x.dtype)) if self.config.gated else None
+        y = self._down(up, gate, gather(self.down, x.dtype))
         return y + self.down_bias[...].astype(x.dtype) if self.config.ffw_bias else y
+
+    @functools.partial(jax.checkpoint, static_argnums=0)
+    def _down(self, up, gate, down):
+        act = ACTIVATIONS[self.config.activation]
+        y = act(up) if gate is None else up * act(gate)
+        return project(y, down, out_sharding=P("data"))
 
 
 def embedding(kind: type, vocab: int, d: int):
@@ -111,7 +116,11 @@ def look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
 
 def remat(config: ModelConfig, function):
     """`function`, with what the gradient keeps of it as the config says."""
-    policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+    keep = jax.checkpoint_policies
+    dots = keep.save_from_both_policies(
+        keep.dots_with_no_batch_dims_saveable, keep.save_only_these_names(SAVED)
+    )
     if config.remat == "none":
         return function
-    return jax.checkpoint(function, policy=policies[config.remat], prevent_cse=False)
+    policy = {"full": None, "dots": dots}[config.remat]
+    return jax.checkpoint(function, policy=policy, prevent_cse=False)

@@ -3,9 +3,13 @@
 I queries, J keys, S distances (I + J of them, or 1 + J), D width, H head size
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+_ROWS = 8  # queries that share a window of distances
 
 
 def sinusoid(distances: np.ndarray, width: int) -> jax.Array:
@@ -40,12 +44,27 @@ def shift(x: jax.Array, keys: int) -> jax.Array:
     return x.reshape(*batch, queries, count - 1)[..., :keys]
 
 
+def windows(table: jax.Array, queries: int, keys: int) -> jax.Array:
+    """The distances that a few queries need: [S, ...] -> [X, W, ...], one window for I / X queries.
+
+    I queries and J keys are I + J distances apart, but one query is only J apart from them: with a
+    window of its own for every 8 queries, W = J + 8 logits by distance are computed for a query
+    instead of I + J. A causal table, which has no more than J + 1, is its own single window.
+    """
+    if table.shape[0] != queries + keys:
+        return table[None]
+    rows = math.gcd(queries, _ROWS)
+    starts = range(queries - rows, -1, -rows)
+    return jnp.stack([table[start : start + rows + keys] for start in starts])
+
+
 def unshift(g: jax.Array, count: int) -> jax.Array:
     """The transpose of `shift`: gradients by key [..., I, J] to gradients by distance [..., I, S]."""
     *batch, queries, keys = g.shape
-    none = ((0, 0),) * len(batch)
-    g = jnp.pad(g, (*none, (0, 0), (0, count - 1 - keys))).reshape(*batch, queries * (count - 1))
-    return jnp.pad(g, (*none, (queries, 0))).reshape(*batch, queries, count)
+    # A row of zeros above, and zeros to the right: one pad, and the rows become diagonals.
+    g = jnp.pad(g, (*((0, 0),) * len(batch), (1, 0), (0, count - 1 - keys)))
+    g = g.reshape(*batch, (queries + 1) * (count - 1))[..., count - 1 - queries :]
+    return g.reshape(*batch, queries, count)
 
 
 def rotate(x: jax.Array, axis: int, share: float, base: float) -> jax.Array:

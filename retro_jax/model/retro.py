@@ -39,7 +39,7 @@ class Block(nnx.Module):
         self.feed_forward = FeedForward(c, c.d, c.ffw or 4 * c.d, nnx.Param, scale)
         if cca:
             heads = Heads(c.d, c.encoder_d, c.heads, c.heads, c.head_size, "relative", cross=True)
-            self.cca = CrossAttention(c, heads, scale)
+            self.cca = CrossAttention(c, heads, 0.0 if c.cca_zero else scale)
 
     def __call__(self, h, real, encode, statistics: bool):
         """One layer.

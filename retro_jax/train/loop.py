@@ -57,7 +57,7 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
             state = checkpoints.restore(start, like, mesh)
         else:
             state = init_state(e.model, e.train, vocab, retrieval)
-        parameters = sum(p.size for p in state.params.values())
+        parameters = sum(p.size for p in state.weights().values())
         progress.say(f"train/{name}: {parameters:,} parameters, {e.train.steps} steps")
         earlier = (done and done["seconds"]) or 0.0  # of the runs that this one continues
         log = _Log(directory / "metrics.jsonl", start, earlier, e)
@@ -101,7 +101,7 @@ def train_settings(e: Experiment, retrieval: bool) -> dict:
     """The config fields that a trained model depends on."""
     settings = {f"train.{k}": v for k, v in dataclasses.asdict(e.train).items()}
     settings |= {f"model.{k}": v for k, v in dataclasses.asdict(e.model).items()}
-    ours = ("cca_layers", "retrieved", "encoder_", "share_embedding", "own_continuation")
+    ours = ("cca_", "retrieved", "encoder_", "share_embedding", "own_continuation")
     free = {"train.baseline", "train.checkpoint_every", "train.log_every"}
     free |= {"model.remat", "model.attention_block"}  # how it is computed, not what
     return {
@@ -142,7 +142,7 @@ def restore_trained(
     like: TrainState = jax.eval_shape(lambda: init_state(e.model, e.train, vocab, retrieval))
     state = checkpoints.restore(checkpoints.latest(), like, mesh)
     checkpoints.close()
-    return state.params
+    return state.weights()
 
 
 class _StopRequest:

@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from retro_jax.model.attention import attend, attend_causal, self_distances
+from retro_jax.config import ModelConfig
+from retro_jax.model.attend import attend, attend_causal, self_distances
+from retro_jax.model.attention import Attention, Heads
 from retro_jax.model.positions import distances, rotate, shift, sinusoid
 
 
@@ -130,6 +133,21 @@ def test_sinusoid_is_exact_at_long_distances_and_odd_in_sign():
     frequencies = 10000.0 ** (-np.arange(0, 64, 2) / 64)
     np.testing.assert_allclose(table[0, :32], np.sin(2047 * frequencies), atol=1e-6)
     np.testing.assert_allclose(table[1, :32], -table[0, :32], atol=1e-6)
+
+
+def test_positions_of_a_bfloat16_model_tell_long_distances_apart(mesh):
+    """The table in bfloat16 is the exact one rounded once: 2047 is not taken for 2048 (trap 34)."""
+    steps = np.arange(2040, 2048)
+    heads = Heads(d=64, memory=64, heads=1, kv_heads=1, size=64, positions="relative", cross=False)
+    config = ModelConfig(d=64, dtype="bfloat16")
+    attention = Attention(config, heads, nnx.Param, 1.0)
+    attention.position = nnx.Param(jnp.eye(64).reshape(64, 1, 1, 64))
+    table = attention.relative(steps, jnp.bfloat16)[0]
+    angles = steps[:, None] * 10000.0 ** (-np.arange(0, 64, 2) / 64)
+    exact = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+    assert table.dtype == jnp.bfloat16
+    got = np.asarray(table.astype(jnp.float32)).reshape(8, 64)
+    np.testing.assert_allclose(got, exact, rtol=2**-8, atol=1e-5)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.25])

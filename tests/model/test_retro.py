@@ -79,6 +79,32 @@ def test_no_neighbours_is_off(f):
     assert first_difference(got, off) is not None
 
 
+def test_one_set_of_weights_reads_any_number_of_neighbours(f):
+    """Also a number that it was not trained with (trap 31)."""
+    tokens, neighbours = example(12, k=10)
+    read = [f(tokens, neighbours[:, :, :k]) for k in (0, 1, 2, 10)]
+    np.testing.assert_array_equal(read[0], f(tokens, None))
+    for fewer, more in zip(read, read[1:]):
+        assert first_difference(fewer, more) == M - 1
+
+
+def test_cross_attention_adds_nothing_where_nothing_can_be_read(mesh, tiny):
+    """Exactly nothing, biases or not: before the end of the first chunk, and where a chunk retrieved
+    nothing (trap 10)."""
+    config = dataclasses.replace(tiny, norm="layer", norm_bias=True, qkv_bias=True, out_bias=True)
+    network = functional.network(config, weights(config, VOCAB))
+    cross = jax.tree.map(lambda w: w[0], network.stacks[1])[0].cca
+    rng = np.random.default_rng(0)
+    h = jnp.asarray(rng.normal(size=(2, 12, 16)), jnp.float32)
+    memory = jnp.asarray(rng.normal(size=(2, 3, K, R, 24)), jnp.float32)
+    mask = np.ones((2, 3, K, R), bool)
+    mask[1, 1] = False
+    y = np.asarray(chunked_cross_attention(cross, h, memory, jnp.asarray(mask), M)[0])
+    reads = np.ones((2, 12), bool)
+    reads[:, : M - 1] = reads[1, 2 * M - 1 : 3 * M - 1] = False
+    np.testing.assert_array_equal((y != 0).any(-1), reads)
+
+
 def test_a_missing_neighbour_is_as_if_fewer_were_asked_for(f):
     tokens, neighbours = example(12)
     missing = neighbours.copy()
@@ -208,6 +234,18 @@ def test_off_equals_the_language_model_with_the_same_weights(mesh, tiny):
     base = {n: p for n, p in params.items() if n not in added}
     tokens, _ = example(11)
     np.testing.assert_array_equal(apply(tiny, params, tokens), apply(tiny, base, tokens))
+
+
+def test_cross_attention_that_starts_as_the_identity_is_the_language_model(mesh, tiny):
+    """With `cca_zero`, RETROfit's step 0 is the base model, whatever is retrieved (trap 27)."""
+    tokens, neighbours = example(12)
+    params = functional.init(dataclasses.replace(tiny, cca_zero=True), VOCAB, seed=0)
+    on, off = (apply(tiny, params, tokens, n) for n in (neighbours, None))
+    np.testing.assert_array_equal(on, off)
+    # The first gradient step is what ends it.
+    out = "stacks.1.0.cca.attention.out"
+    moved = apply(tiny, params | {out: params[out] + 0.1}, tokens, neighbours)
+    assert first_difference(np.asarray(moved), np.asarray(off)) == M - 1
 
 
 def test_neighbours_for_another_number_of_chunks_are_refused(f):

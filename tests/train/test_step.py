@@ -100,6 +100,41 @@ def test_the_compiled_step_communicates_as_planned(tiny):
     assert 0 < count["all-reduce"] + count["reduce-scatter"] <= 4 * weights, count
 
 
+def test_a_frozen_base_stays_bit_for_bit_and_off_is_the_base(tiny):
+    """RETROfit: decay, clipping and moments never touch what is not trained (traps 25, 26)."""
+    mesh, train = make_mesh(4, 2), dataclasses.replace(TRAIN, clip=1e-3, weight_decay=1.0)
+    with jax.set_mesh(mesh):
+        base = functional.init(tiny, VOCAB, 7, retrieval=False)
+        before = {n: np.asarray(p) for n, p in base.items()}
+        x = sharding.shard_batch(mesh, batch(0))["tokens"]
+        score = jax.jit(functools.partial(functional.token_logprobs, tiny))
+        alone = np.asarray(score(base, x))
+        state = init_state(tiny, train, VOCAB, True, base)
+        step = make_train_step(tiny, train)
+        first = {n: np.asarray(p) for n, p in state.params.items()}
+        for i in range(10):
+            arrays = sharding.shard_batch(mesh, batch(i))
+            state, _ = step(state, arrays["tokens"], arrays["neighbours"])
+        off = np.asarray(score(state.weights(), x))
+    assert state.params.keys() == optimizer_moments(state).keys()
+    assert state.params.keys() == functional.added_by_retrieval(tiny, VOCAB)
+    for name, value in before.items():
+        np.testing.assert_array_equal(state.frozen[name], value)
+    assert all((np.asarray(p) != first[n]).any() for n, p in state.params.items())
+    np.testing.assert_array_equal(off, alone)
+
+
+def test_one_small_batch_is_learnt_by_heart(tiny):
+    train = dataclasses.replace(TRAIN, steps=300, warmup=10, weight_decay=0.0)
+    one = batch(0, size=2)
+    with jax.set_mesh(make_mesh(1, 1)):
+        state = init_state(tiny, train, VOCAB, True)
+        step = make_train_step(tiny, train)
+        for _ in range(train.steps):
+            state, metrics = step(state, one["tokens"], one["neighbours"])
+    assert metrics["loss"] < 0.01
+
+
 def test_weight_decay_is_for_matrices_only(tiny):
     decayed = optimizer.decayed(functional.shapes(tiny, VOCAB))
     assert decayed["stacks.1.0.cca.attention.query"]
