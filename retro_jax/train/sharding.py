@@ -17,6 +17,7 @@ from retro_jax.errors import UserError
 
 # glibc's malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX, and what keeps all memory in one heap.
 _KEEP = ((-4, 0), (-1, -1), (-8, 1))
+_COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def set_up_cpu(devices: int):
@@ -32,6 +33,10 @@ def set_up_cpu(devices: int):
     if sys.platform == "linux" and hasattr(libc, "mallopt"):
         for option, value in _KEEP:
             libc.mallopt(option, value)
+        # But for what the compiler took: it is much, and in the way of what comes after.
+        jax.monitoring.register_event_duration_secs_listener(
+            lambda event, *_, **__: event == _COMPILED and libc.malloc_trim(0)
+        )
 
 
 def make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
