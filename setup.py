@@ -25,6 +25,9 @@ setup(
         "datasketch>=1.6",
         "google-crc32c>=1.6",
         "tensorflow-datasets>=4.9.9",
+        "fsspec>=2024.6",
+        "pyarrow>=17",
+        "zstandard>=0.22",
         "rich>=13",
         # ScaNN ships for Linux and Python up to 3.13; elsewhere the index is exact.
         "scann>=1.4; platform_system == 'Linux' and platform_machine == 'x86_64' "

@@ -20,18 +20,15 @@ from retro_jax import records
 
 
 def write(directory: Path, count: int):
-    rng = np.random.default_rng(0)
-    records.write(
-        directory,
-        (
-            {
-                "tokens": rng.integers(0, 60_000, 2048).astype(np.uint16),
-                "neighbours": rng.integers(0, 60_000, (32, 2, 128)).astype(np.uint16),
-                "neighbour_ids": rng.integers(0, 2**40, (32, 2)),
-            }
-            for _ in range(count)
-        ),
-    )
+    def example(i):
+        rng = np.random.default_rng(i)
+        return {
+            "tokens": rng.integers(0, 60_000, 2048).astype(np.uint16),
+            "neighbours": rng.integers(0, 60_000, (32, 2, 128)).astype(np.uint16),
+            "neighbour_ids": rng.integers(0, 2**40, (32, 2)),
+        }
+
+    records.write(directory, lambda start: map(example, range(start, count)))
 
 
 def ours(directory: Path) -> int:

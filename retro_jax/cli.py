@@ -5,6 +5,8 @@
   retro train    --config=FILE [--workdir=DIR]   shards -> checkpoints
   retro evaluate --config=FILE [--workdir=DIR]   checkpoints -> held-out bits per byte
   retro generate --config=FILE [--workdir=DIR]   a prompt -> text, with the neighbours it read
+  retro verify   --config=FILE [--workdir=DIR]   a random share of `prepare`, made again and compared
+  retro describe PATH [RECORDS]                  what shards or a working directory hold
   retro sizes    [--json]                        the paper's four sizes, counted from the model
 
 A stage that is complete is skipped, one that was interrupted continues. Without --workdir the
@@ -19,7 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-STAGES = ("run", "prepare", "train", "evaluate", "generate", "sizes")
+STAGES = ("run", "prepare", "train", "evaluate", "generate", "verify", "describe", "sizes")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,6 +57,13 @@ def _dispatch(stage: str, argv: list[str]) -> int:
         if set(argv) - {"--json"}:
             raise UserError(f"retro sizes takes --json and nothing else, not {' '.join(argv)}")
         return sizes("--json" in argv)
+    if stage == "describe":
+        if len(argv) not in (1, 2) or not all(a.isdecimal() for a in argv[1:]):
+            raise UserError(
+                f"retro describe takes a path and a number of records, not {' '.join(argv) or 'nothing'};"
+                " for example: retro describe runs/quickstart/prepare/shards/train 2"
+            )
+        return describe(Path(argv[0]), *map(int, argv[1:]))
     experiment, root = _parse(argv)
     from retro_jax.train import sharding
     from retro_jax.train.loop import Interrupted
@@ -67,6 +76,7 @@ def _dispatch(stage: str, argv: list[str]) -> int:
             "train": train,
             "evaluate": evaluate,
             "generate": generate,
+            "verify": verify,
         }[stage](experiment, root)
     except Interrupted as stop:
         print(f"retro: {stop}", file=sys.stderr)
@@ -143,6 +153,17 @@ def generate(experiment, root: Path):
     summary.print_sample(stage.generate(experiment, root))
 
 
+def verify(experiment, root: Path):
+    """A random share of what is prepared, made again."""
+    from retro_jax import progress
+    from retro_jax import verify as stage
+
+    compared = stage.verify(experiment, root)
+    progress.say(
+        "the same, bit for bit: " + ", ".join(f"{n} {name}" for name, n in compared.items())
+    )
+
+
 def run(experiment, root: Path):
     """Every stage, then the summary."""
     from retro_jax import summary
@@ -166,6 +187,14 @@ def _timed(seconds: dict, name: str):
     start = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - start
+
+
+def describe(path: Path, records: int = 1) -> int:
+    """What shards or a working directory hold."""
+    from retro_jax import describe as stage
+
+    stage.describe(path, records)
+    return 0
 
 
 def sizes(as_json: bool) -> int:

@@ -19,11 +19,17 @@ from retro_jax.errors import UserError
 class CorpusConfig:
     """Where text comes from and how it is split (retro_jax/corpus)."""
 
-    source: str = "python:"  # python: | text:GLOB | jsonl:GLOB#FIELD
+    source: str = (
+        "python:"  # see corpus/sources.py: python:, text:, jsonl:, parquet:, tfds:, mixtures
+    )
     bad_documents: str = "refuse"  # refuse | skip: empty, binary, not UTF-8, shorter than a chunk
     heldout: float = 0.05  # share of the documents that is held out, by a hash of their id
     near_duplicate: float = 0.8  # held-out documents this similar (13-gram Jaccard) are dropped
-    vocab: int = 4096  # SentencePiece pieces, the 256 bytes and 4 special tokens included
+    exact_duplicates: str = "keep"  # keep | drop: training documents whose text is an earlier one's
+    tokenizer: str = "train"  # train, a SentencePiece .model or a Hugging Face tokenizer.json
+    vocab: int = (
+        4096  # of a trained one: SentencePiece pieces, the 256 bytes and 4 special tokens included
+    )
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,9 @@ class RetrievalConfig:
     index: str = "auto"  # auto | exact | scann; auto: exact below 20,000 chunks
     min_recall: float = 0.9  # recall@k against exact search on a sample; below it, prepare fails
     neighbours: int = 2  # k
+    index_shard: int = (
+        2_000_000  # vectors that are in memory at a time; more are searched in shards
+    )
 
 
 @dataclass(frozen=True)
@@ -56,12 +65,13 @@ class ModelConfig:
     share_embedding: bool = False  # the encoder reads with the decoder's embedding
     cca_zero: bool = False  # cross-attention starts as the identity: step 0 equals RETRO[OFF]
     dtype: str = "float32"  # float32 | bfloat16, of the computation; parameters are float32
-    # What the gradient computes again instead of keeping: none; dots, all but matrix products; full,
-    # all but what enters a layer.
+    # What the gradient computes again instead of keeping, beside norms, activations and attention
+    # logits: none; dots, all but matrix products; full, all but what enters a group of equal layers
+    # (those up to the next cross-attention). With both the readout goes by blocks.
     remat: str = "none"
     attention_block: int = 256  # a longer self-attention goes by blocks of so many queries
     # What pre-trained decoders have instead of the paper's choices, which are the defaults. The
-    # encoder's blocks follow, but for positions and kv_heads, which are the decoder's alone.
+    # encoder's blocks follow, but for positions, kv_heads and parallel, which are the decoder's alone.
     positions: str = "relative"  # relative | rotary | learned, of the decoder's self-attention
     rotary_share: float = 1.0  # of each head's numbers that turn
     rotary_base: float = 10_000.0
@@ -172,6 +182,7 @@ def check(e: Experiment):
         "corpus.vocab": c.vocab,
         "retrieval.dim": r.dim,
         "retrieval.neighbours": r.neighbours,
+        "retrieval.index_shard": r.index_shard,
         "model.d": m.d,
         "model.layers": m.layers,
         "model.heads": m.heads,
@@ -193,6 +204,7 @@ def check(e: Experiment):
         _require(value >= 1, name, value, "must be at least 1")
     for name, value, choices in (
         ("corpus.bad_documents", c.bad_documents, ("refuse", "skip")),
+        ("corpus.exact_duplicates", c.exact_duplicates, ("keep", "drop")),
         ("retrieval.index", r.index, ("auto", "exact", "scann")),
         ("model.dtype", m.dtype, ("float32", "bfloat16")),
         ("model.remat", m.remat, ("none", "dots", "full")),

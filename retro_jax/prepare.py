@@ -5,31 +5,34 @@ not made again.
 """
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Iterator
+import functools
+import itertools
 from pathlib import Path
 
 import numpy as np
 
-from retro_jax import progress, records, sequences, workdir
+from retro_jax import columns, progress, records, sequences, workdir
 from retro_jax.config import Experiment
-from retro_jax.corpus import chunks, dedup, sources, tokenizer
-from retro_jax.corpus.sources import BadDocument, Document
+from retro_jax.corpus import chunks, collect, tokenizer
+from retro_jax.corpus.collect import SPLITS
 from retro_jax.errors import UserError
 from retro_jax.retrieval import embed, index, neighbours
 
-SPLITS = ("train", "heldout")
+EMBEDDED = 4096  # chunks that are embedded at a time
 
 
 def _recipe(e: Experiment) -> dict:
     """step -> (the config fields it depends on, the steps it reads, what makes it)."""
     c, r = e.corpus, e.retrieval
-    corpus = {f"corpus.{k}": v for k, v in dataclasses.asdict(c).items() if k != "vocab"}
+    vocabulary = {"corpus.tokenizer": c.tokenizer}
+    if c.tokenizer == "train":
+        vocabulary["corpus.vocab"] = c.vocab
+    corpus = {f"corpus.{k}": v for k, v in dataclasses.asdict(c).items()}
+    corpus = {k: v for k, v in corpus.items() if k not in ("corpus.tokenizer", "corpus.vocab")}
     length = {"train.length": e.train.length}
     return {
         "corpus": (corpus, (), _corpus),
-        "tokenizer": ({"corpus.vocab": c.vocab}, ("corpus",), _tokenizer),
+        "tokenizer": (vocabulary, ("corpus",), _tokenizer),
         "chunks": (
             {"model.chunk": e.model.chunk, "corpus.bad_documents": c.bad_documents},
             ("corpus", "tokenizer"),
@@ -45,6 +48,7 @@ def _recipe(e: Experiment) -> dict:
                 "retrieval.index": r.index,
                 "retrieval.min_recall": r.min_recall,
                 "retrieval.neighbours": r.neighbours,
+                "retrieval.index_shard": r.index_shard,
             },
             ("embeddings",),
             _index,
@@ -91,97 +95,38 @@ def check_prepared(experiment: Experiment, root: Path) -> dict:
 
 
 def _corpus(e: Experiment, base: Path, out: Path) -> dict:
-    """Reads the source; splits it by document; drops held-out near-duplicates."""
-    split, skipped, seen = {"train": [], "heldout": []}, 0, set()
-    with progress.bar("reading documents", None) as advance:
-        for document in sources.documents(e.corpus.source):
-            advance(1)
-            if isinstance(document, BadDocument):
-                _refuse_or_skip(e, document)
-                skipped += 1
-                continue
-            if document.id in seen:
-                raise UserError(f"{document.id}: two documents have this id; make ids unique")
-            seen.add(document.id)
-            split["heldout" if is_heldout(document.id, e.corpus.heldout) else "train"].append(
-                document
-            )
-    for name, documents in split.items():
-        if not documents:
-            raise UserError(
-                f"config field corpus.source = {e.corpus.source!r}: no document falls into the "
-                f"{name} split ({len(seen)} documents, corpus.heldout = {e.corpus.heldout}); "
-                "give more documents or change corpus.heldout"
-            )
-    with progress.bar("near-duplicates", len(split["train"])) as advance:
-        duplicates = dedup.near_duplicates(
-            {d.id: d.text for d in split["heldout"]},
-            ((advance(1), (d.id, d.text))[1] for d in split["train"]),
-            e.corpus.near_duplicate,
-        )
-    split["heldout"] = [d for d in split["heldout"] if d.id not in duplicates]
-    if not split["heldout"]:
-        raise UserError(
-            "every held-out document nearly repeats a training document "
-            f"(corpus.near_duplicate = {e.corpus.near_duplicate}); give more varied documents"
-        )
-    for name, documents in split.items():
-        with (out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-            for d in documents:
-                file.write(json.dumps(dataclasses.asdict(d), ensure_ascii=False) + "\n")
-    (out / "near_duplicates.json").write_text(json.dumps(duplicates, indent=2))
-    return {
-        "train_documents": len(split["train"]),
-        "train_bytes": sum(len(d.text.encode()) for d in split["train"]),
-        "heldout_documents": len(split["heldout"]),
-        "heldout_bytes": sum(len(d.text.encode()) for d in split["heldout"]),
-        "near_duplicates_dropped": len(duplicates),
-        "bad_documents_skipped": skipped,
-    }
-
-
-def is_heldout(id: str, share: float) -> bool:
-    """Whether a document is held out: a fixed hash of its id, the same on every machine."""
-    digest = hashlib.blake2b(id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < share * 2**64
-
-
-def _refuse_or_skip(e: Experiment, document: BadDocument):
-    if e.corpus.bad_documents == "refuse":
-        raise UserError(
-            f"{document.id}: {document.reason}; mend or remove it, or leave such documents out "
-            "with --config.corpus.bad_documents=skip"
-        )
-
-
-def read_corpus(base: Path, split: str) -> Iterator[Document]:
-    """The documents of a split."""
-    with (base / "corpus" / f"{split}.jsonl").open(encoding="utf-8") as lines:
-        for line in lines:
-            yield Document(**json.loads(line))
+    return collect.collect(e.corpus, out)
 
 
 def _tokenizer(e: Experiment, base: Path, out: Path) -> dict:
-    model = tokenizer.train((d.text for d in read_corpus(base, "train")), e.corpus.vocab)
-    (out / "tokenizer.model").write_bytes(model)
-    return {"vocab": tokenizer.Tokenizer(model).vocab}
+    if e.corpus.tokenizer == "train":
+        texts = (d.text for d in collect.read(base / "corpus", "train"))
+        (out / "tokenizer.model").write_bytes(tokenizer.train(texts, e.corpus.vocab))
+    else:
+        given = Path(e.corpus.tokenizer)
+        tokenizer.load(given)  # refuses what does not serve
+        (out / ("tokenizer" + given.suffix)).write_bytes(given.read_bytes())
+    return {"vocab": tokenizer.load(_tokenizer_file(out)).vocab}
 
 
-def load_tokenizer(base: Path) -> tokenizer.Tokenizer:
-    """The tokenizer that `prepare` trained."""
-    return tokenizer.load(base / "tokenizer" / "tokenizer.model")
+def _tokenizer_file(directory: Path) -> Path:
+    given = directory / "tokenizer.json"
+    return given if given.exists() else directory / "tokenizer.model"
+
+
+def load_tokenizer(base: Path):
+    """The tokenizer that `prepare` trained or was given."""
+    return tokenizer.load(_tokenizer_file(base / "tokenizer"))
 
 
 def _chunks(e: Experiment, base: Path, out: Path) -> dict:
     pieces, counts = load_tokenizer(base), {}
     manifest = workdir.read_manifest(base / "corpus")["counts"]
+    refuse = functools.partial(collect.refuse_or_skip, e.corpus)
     for split in SPLITS:
-        (out / split).mkdir()
         with progress.bar(f"tokenizing {split}", manifest[f"{split}_documents"]) as advance:
-            documents = ((advance(1), d)[1] for d in read_corpus(base, split))
-            short = chunks.build(documents, pieces, e.model.chunk, out / split)
-        for document in short:
-            _refuse_or_skip(e, document)
+            documents = ((advance(1), d)[1] for d in collect.read(base / "corpus", split))
+            short = chunks.build(documents, pieces, e.model.chunk, out / split, refuse)
         table = chunks.ChunkTable(out / split)
         if not len(table):
             raise UserError(
@@ -191,28 +136,43 @@ def _chunks(e: Experiment, base: Path, out: Path) -> dict:
         counts |= {
             f"{split}_chunks": len(table),
             f"{split}_tokens": sum(d["tokens"] for d in table.documents),
-            f"{split}_short_documents_skipped": len(short),
+            f"{split}_short_documents_skipped": short,
         }
     return counts
 
 
-def _texts(base: Path, split: str) -> list[str]:
-    """What each chunk's tokens say. Live queries are made of the same text (retriever.py)."""
-    pieces = load_tokenizer(base)
-    table = chunks.ChunkTable(base / "chunks" / split)
-    return [pieces.decode(row) for row in table.tokens.tolist()]
+def text_of(base: Path, split: str):
+    """Row of the chunk table -> what its tokens say. Live queries are made of the same text
+    (retriever.py)."""
+    pieces, table = load_tokenizer(base), chunks.ChunkTable(base / "chunks" / split)
+    return lambda row: pieces.decode(table.tokens[row].tolist()), len(table)
 
 
 def _embeddings(e: Experiment, base: Path, out: Path) -> dict:
-    texts = {split: _texts(base, split) for split in SPLITS}
-    if e.retrieval.embedder == "tfidf":
+    if e.retrieval.embedder == "tfidf" and not (out / "tfidf.safetensors").exists():
         progress.say("fitting the tfidf embedder")
-        embed.fit_tfidf(texts["train"], e.retrieval.dim).save(out)
+        text, count = text_of(base, "train")
+        sample = [text(row) for row in embed.sample(count)]
+        embed.fit_tfidf(sample, e.retrieval.dim).save(out)
     embedder = embed.load(e.retrieval.embedder, out)
     for split in SPLITS:
-        with progress.bar(f"embedding {split} chunks", len(texts[split])) as advance:
-            np.save(out / f"{split}.npy", embed.embed_all(embedder, texts[split], advance))
+        text, count = text_of(base, split)
+        writer = columns.Writer(out / split, {"vectors": ("<f4", (embedder.width,))})
+        start = writer.rows("vectors")
+        with progress.bar(f"embedding {split} chunks", count) as advance:
+            advance(start)
+            for begin in range(start, count, EMBEDDED):
+                made = embed_block(embedder, text, begin, count)
+                writer.append(vectors=made)
+                writer.commit()
+                advance(len(made))
+        writer.close()
     return {"width": embedder.width}
+
+
+def embed_block(embedder, text, begin: int, count: int) -> np.ndarray:
+    """Vectors of the chunks from `begin` on: a block of them, or what is left of `count`."""
+    return embedder.embed([text(row) for row in range(begin, min(begin + EMBEDDED, count))])
 
 
 def load_embedder(experiment: Experiment, base: Path):
@@ -220,35 +180,49 @@ def load_embedder(experiment: Experiment, base: Path):
     return embed.load(experiment.retrieval.embedder, base / "embeddings")
 
 
+def vectors_of(base: Path, split: str) -> np.ndarray:
+    """The embeddings of a split's chunks [N, E]."""
+    return columns.Columns(base / "embeddings" / split)["vectors"]
+
+
 def _index(e: Experiment, base: Path, out: Path) -> dict:
-    r, vectors = e.retrieval, np.load(base / "embeddings" / "train.npy")
+    r, vectors = e.retrieval, vectors_of(base, "train")
     progress.say(f"building an index of {len(vectors):,} vectors")
-    _, report = index.build(vectors, out, r.index, r.min_recall, r.neighbours)
-    return report
+    return index.build(vectors, out, r.index, r.min_recall, r.neighbours, r.index_shard)
 
 
 def _neighbours(e: Experiment, base: Path, out: Path) -> dict:
     """ids and distances of the k nearest of every chunk; counts those with fewer than k."""
-    searcher, k, counts = index.load(base / "index"), e.retrieval.neighbours, {}
-    database = chunks.ChunkTable(base / "chunks" / "train")
-    documents = np.asarray(database.document)
+    searcher, k, counts = index.load(base / "index", keep=False), e.retrieval.neighbours, {}
+    documents = chunks.ChunkTable(base / "chunks" / "train").document
+    # Whole sequences; many where each block opens every shard of the index.
+    block = e.chunks * -(-(neighbours.BLOCK if searcher.shards == 1 else 2**16) // e.chunks)
     for split in SPLITS:
-        table = chunks.ChunkTable(base / "chunks" / split)
-        if split == "train":
-            rows = sequences.training(table, e.chunks)
-            own = np.where(rows < 0, -1, documents[np.maximum(rows, 0)])
-            forbidden = own.repeat(e.chunks, axis=0)[: len(table)]
-        else:
-            forbidden = np.full((len(table), 1), -1)  # the database holds no held-out document
-        vectors = np.load(base / "embeddings" / f"{split}.npy")
+        table, vectors = chunks.ChunkTable(base / "chunks" / split), vectors_of(base, split)
+        layout = {"ids": ("<i8", (k,)), "distances": ("<f4", (k,))}
+        writer = columns.Writer(out / split, layout)
+        writer.state = {"fewer": 0} | writer.state
         with progress.bar(f"neighbours of {split} chunks", len(vectors)) as advance:
-            ids, distances = neighbours.find(
-                searcher.search, vectors, forbidden, documents, k, advance
-            )
-        np.save(out / f"{split}_ids.npy", ids)
-        np.save(out / f"{split}_distances.npy", distances)
-        counts[f"{split}_share_with_fewer_than_k"] = float((ids < 0).any(axis=1).mean())
+            advance(writer.rows("ids"))
+            for begin in range(writer.rows("ids"), len(vectors), block):
+                end = min(begin + block, len(vectors))
+                forbidden = forbidden_documents(e, table, split, begin, end)
+                ids, distances = neighbours.find(
+                    searcher.search, vectors[begin:end], forbidden, documents, k, advance, block
+                )
+                writer.state["fewer"] += int((ids < 0).any(axis=1).sum())
+                writer.append(ids=ids, distances=distances)
+                writer.commit()
+        writer.close()
+        counts[f"{split}_share_with_fewer_than_k"] = writer.state["fewer"] / len(vectors)
     return counts
+
+
+def forbidden_documents(e: Experiment, table, split: str, begin: int, end: int) -> np.ndarray:
+    """Documents that no neighbour of chunks begin .. end - 1 may be of; `begin` starts a sequence."""
+    if split == "train":
+        return sequences.own_documents(table, begin, end, e.chunks)
+    return np.full((end - begin, 1), -1)  # the database holds no held-out document
 
 
 def _shards(e: Experiment, base: Path, out: Path) -> dict:
@@ -257,25 +231,16 @@ def _shards(e: Experiment, base: Path, out: Path) -> dict:
     counts = {}
     for split in SPLITS:
         table = chunks.ChunkTable(base / "chunks" / split)
-        ids = np.load(base / "neighbours" / f"{split}_ids.npy")
-        distances = np.load(base / "neighbours" / f"{split}_distances.npy")
-        if split == "train":
-            cuts = [(rows, 0) for rows in sequences.training(table, e.chunks)]
-        else:
-            stride = e.evaluate.stride // e.model.chunk
-            cuts = [
-                cut
-                for d in table.documents
-                for cut in sequences.windows(d["first"], d["chunks"], e.chunks, stride)
-            ]
-        (out / split).mkdir()
-        with progress.bar(f"writing {split} shards", len(cuts)) as advance:
-            written = records.write(
-                out / split,
-                (
-                    (advance(1), sequences.record(table, database, rows, scored, ids, distances))[1]
-                    for rows, scored in cuts
-                ),
-            )
-        counts[f"{split}_records"] = written
+        near = columns.Columns(base / "neighbours" / split)
+        ids, distances = near["ids"], near["distances"]
+        (out / split).mkdir(exist_ok=True)
+        with progress.bar(f"writing {split} shards", None) as advance:
+
+            def examples(start):
+                cuts = sequences.cuts(table, split, e.chunks, e.evaluate.stride // table.chunk)  # noqa: B023
+                for rows, scored in itertools.islice(cuts, start, None):
+                    advance(1)
+                    yield sequences.record(table, database, rows, scored, ids, distances)  # noqa: B023
+
+            counts[f"{split}_records"] = records.write(out / split, examples)
     return counts

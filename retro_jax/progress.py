@@ -11,7 +11,7 @@ console = Console(stderr=True, highlight=False)
 
 
 @contextlib.contextmanager
-def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A progress bar over `total` items; yields `advance(n)`. In a log: its last state only."""
     columns = (
         TextColumn("{task.description:<28}"),

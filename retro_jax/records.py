@@ -6,8 +6,9 @@ TensorFlow. `layout.json` beside the shards gives dtype and shape of every featu
 """
 
 import json
+import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import google_crc32c
@@ -26,32 +27,40 @@ def describe(example: dict[str, np.ndarray]) -> dict:
     }
 
 
-def write(directory: Path, examples: Iterable[dict[str, np.ndarray]]) -> int:
+def write(directory: Path, examples: Callable[[int], Iterable[dict[str, np.ndarray]]]) -> int:
     """Writes examples, all of the same dtypes and shapes, into an existing directory.
 
+    A shard gets its name, 00000.tfrecord and so on, when it is complete; a call that finds shards
+    goes on after them.
+
+    Args:
+      examples: from a number to the examples from that one on, the same whenever it is asked.
+
     Returns:
-      The number of records. Shards are named 00000.tfrecord and so on.
+      The number of records.
     """
-    layout, count, shard, written = None, 0, None, 0
-    try:
-        for example in examples:
-            if layout is None:
-                layout = describe(example)
-            elif describe(example) != layout:
-                raise ValueError(f"record {count} has another layout: {describe(example)}")
-            record = _frame(_example(example))
-            if shard is None or written + len(record) > _SHARD_BYTES:
-                if shard:
-                    shard.close()
-                number = len(list(directory.glob("*.tfrecord")))
-                shard, written = (directory / f"{number:05d}.tfrecord").open("wb"), 0
-            shard.write(record)
-            written += len(record)
-            count += 1
-    finally:
-        if shard:
-            shard.close()
-    text = {"format": "tf.train.Example", "features": layout or {}, "records": count}
+    directory, first = Path(directory), next(iter(examples(0)), None)
+    layout = describe(first) if first else {}
+    stride = len(_frame(_example(first))) if first else 1
+    shards = sorted(directory.glob("*.tfrecord"))
+    count = sum(path.stat().st_size for path in shards) // stride
+    rest = iter(examples(count))
+    example, number = next(rest, None), len(shards)
+    while example is not None:
+        aside = directory / f".{number:05d}.partial"
+        with aside.open("wb") as file:
+            for _ in range(max(1, _SHARD_BYTES // stride)):
+                if describe(example) != layout:
+                    raise ValueError(f"record {count} has another layout: {describe(example)}")
+                file.write(_frame(_example(example)))
+                count, example = count + 1, next(rest, None)
+                if example is None:
+                    break
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(directory / f"{number:05d}.tfrecord")
+        number += 1
+    text = {"format": "tf.train.Example", "features": layout, "records": count}
     (directory / "layout.json").write_text(json.dumps(text, indent=2))
     return count
 

@@ -7,15 +7,29 @@ import numpy as np
 from retro_jax.corpus.chunks import ChunkTable
 
 
-def training(table: ChunkTable, chunks_per_sequence: int) -> np.ndarray:
-    """Training sequences: rows of the chunk table, [sequences, C]; -1 fills the last one.
+def cuts(table: ChunkTable, split: str, chunks_per_sequence: int, stride: int) -> Iterator[tuple]:
+    """What the records of a split are cut from: (rows of the chunk table [C], first scored chunk).
 
-    Documents follow one another; since each begins at a chunk, so does every chunk's query.
+    Training sequences follow one another: documents are packed, and since each begins at a chunk, so
+    does every chunk's query; -1 fills the last one. Held-out documents are cut into windows, `stride`
+    chunks apart.
     """
-    count = -(-len(table) // chunks_per_sequence)
-    rows = np.full(count * chunks_per_sequence, -1, np.int64)
-    rows[: len(table)] = np.arange(len(table))
-    return rows.reshape(count, chunks_per_sequence)
+    if split == "train":
+        for start in range(0, len(table), chunks_per_sequence):
+            rows = np.arange(start, start + chunks_per_sequence)
+            yield np.where(rows < len(table), rows, -1), 0
+        return
+    for document in table.documents:
+        yield from windows(document["first"], document["chunks"], chunks_per_sequence, stride)
+
+
+def own_documents(table: ChunkTable, start: int, stop: int, chunks_per_sequence: int):
+    """The documents of the training sequence of each of chunks start .. stop - 1: [stop - start, C]
+    int32, -1 where the sequence is not full. `start` begins a sequence."""
+    rows = np.arange(start, start + -(-(stop - start) // chunks_per_sequence) * chunks_per_sequence)
+    inside = np.minimum(rows, len(table) - 1)
+    own = np.where(rows < len(table), table.document[inside], -1).reshape(-1, chunks_per_sequence)
+    return own.repeat(chunks_per_sequence, axis=0)[: stop - start]
 
 
 def windows(first: int, count: int, chunks_per_window: int, stride: int) -> Iterator[tuple]:

@@ -79,6 +79,11 @@ def summarise(experiment: Experiment, root: Path, sample: dict, seconds: dict[st
     return summary
 
 
+def _copies(e: Experiment, counts: dict) -> int:
+    """Training documents that repeat another's text and were kept."""
+    return counts["exact_duplicates_in_train"] if e.corpus.exact_duplicates == "keep" else 0
+
+
 def _print_summary(e: Experiment, root: Path, s: dict):
     c = s["database"]
     table = Table(title=f"{s['name']}: what was built", show_header=False, title_justify="left")
@@ -86,7 +91,8 @@ def _print_summary(e: Experiment, root: Path, s: dict):
         (
             "training text",
             f"{c['train_documents'] - c['train_short_documents_skipped']} documents, "
-            f"{c['train_bytes'] / 1e6:.2f} MB",
+            f"{c['train_bytes'] / 1e6:.2f} MB"
+            + (f", {copies} of them exact copies" if (copies := _copies(e, c)) else ""),
         ),
         (
             "held-out text",
@@ -96,6 +102,7 @@ def _print_summary(e: Experiment, root: Path, s: dict):
         (
             "left out",
             f"{c['near_duplicates_dropped']} held-out near-duplicates, "
+            f"{c['exact_duplicates_in_train'] - _copies(e, c)} exact copies, "
             f"{c['bad_documents_skipped']} unreadable, "
             f"{c['train_short_documents_skipped'] + c['heldout_short_documents_skipped']} shorter "
             "than a chunk",

@@ -22,17 +22,22 @@ from safetensors import SafetensorError
 
 from retro_jax.errors import UserError
 
+_PURPOSE = "building.json"  # in a directory that is being built: settings and inputs
 _PACKAGES = ("retro_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "scann", "numpy")
 
 
 def build(path: Path, settings: dict, inputs: Iterable[Path], make: Callable[[Path], dict]) -> dict:
     """The manifest of the artefact at `path`, which is built if it is not there.
 
+    What a build that was killed, or that could not write, has left aside is built on, if it was to
+    become the same.
+
     Args:
       path: the artefact's directory.
       settings: every config field that it depends on, {"corpus.vocab": 4096}.
       inputs: the artefacts that it is made from.
-      make: writes the artefact into the empty directory that it is given; returns its counts.
+      make: writes the artefact into the directory that it is given, which is empty or holds what an
+        earlier call had written when it was stopped; returns its counts.
 
     Raises:
       UserError: what is there was made with other settings or from other inputs, or it cannot be
@@ -42,19 +47,24 @@ def build(path: Path, settings: dict, inputs: Iterable[Path], make: Callable[[Pa
     if done:
         return done
     partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    purpose = {"settings": settings, "inputs": {_name(i, path): _fingerprint(i) for i in inputs}}
     try:
-        partial.mkdir(parents=True)
+        if _purpose(partial) != json.loads(json.dumps(purpose)):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            write_json(partial / _PURPOSE, purpose)
         start = time.perf_counter()
         counts = make(partial)
         write_manifest(partial, settings, inputs, time.perf_counter() - start, counts)
+        (partial / _PURPOSE).unlink()
         os.rename(partial, path)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path}: cannot be written ({error}); make room, or choose another --workdir"
         ) from error
-    finally:
+    except UserError:  # the config or the input has to change first
         shutil.rmtree(partial, ignore_errors=True)
+        raise
     return read_manifest(path)
 
 
@@ -143,6 +153,14 @@ def versions() -> dict:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _purpose(partial: Path) -> dict | None:
+    """What a directory that was left aside was to become."""
+    try:
+        return json.loads((partial / _PURPOSE).read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
 
 
 def _name(artefact: Path, beside: Path) -> str:

@@ -172,10 +172,10 @@ def test_a_full_disk_stops_with_one_line_and_no_half_artefact(tmp_path, bytes_a_
     message = done.stderr.splitlines()[-1]
     assert f"prepare/{step}: cannot be written" in message
     assert "another --workdir" in message
-    assert not list((tmp_path / "w").rglob("*.partial"))
     assert not (tmp_path / "w" / "prepare" / step).exists()
-    # with room again, the same command goes on from what is whole
+    # with room again, the same command goes on from what is complete
     assert cli.main(arguments) == 0
+    assert not list((tmp_path / "w").rglob("*.partial"))
 
 
 def test_sizes_as_json_is_a_list_of_objects(capfd):

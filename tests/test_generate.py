@@ -36,12 +36,18 @@ def live(finished, small, mesh):
     return pipe, retriever, params
 
 
-def test_replacing_later_text_changes_no_earlier_log_probability(live, finished):
-    """With retrieval in the loop: what is retrieved for the changed text must not leak back."""
-    pipe, retriever, _ = live
-    tokens = tables(finished)["heldout"].tokens[:4].reshape(-1)
-    other = tables(finished)["train"].tokens[40:44].reshape(-1)
-    before = pipe(tokens)
+def test_replacing_later_text_changes_no_earlier_prediction(live, finished, small):
+    """With retrieval in the loop: what is retrieved for the changed text must not leak back, also not
+    to the position before it, whose prediction it is (trap 3)."""
+    _, retriever, params = live
+
+    def pipe(tokens):
+        near = retriever.retrieve(tokens.reshape(4, M)).tokens[None]
+        return np.asarray(apply(small.model, params, tokens[None], near.astype(np.int32)))[0]
+
+    tokens = tables(finished)["heldout"].tokens[:4].reshape(-1).astype(np.int32)
+    other = tables(finished)["train"].tokens[40:44].reshape(-1).astype(np.int32)
+    before = pipe(tokens)  # row t predicts token t + 1
     for t in range(1, 3 * M + 1):
         changed = np.concatenate([tokens[:t], other[t:]])
         np.testing.assert_array_equal(pipe(changed)[:t], before[:t])

@@ -5,30 +5,30 @@ its continuation: the next chunk of the same document, or -1. The rows of a docu
 A document's tokens are BOS, its text, EOS; its chunk grid starts at BOS.
 """
 
-import json
-from collections.abc import Iterable
+import itertools
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
+from retro_jax import columns
 from retro_jax.corpus.sources import BadDocument, Document
 from retro_jax.corpus.tokenizer import BOS, EOS, PAD, Tokenizer
 
+_BLOCK = 1000  # documents
+
 
 class ChunkTable:
-    """A table on disk, opened read-only.
+    """A table on disk, opened read-only and memory-mapped.
 
     tokens [N, M] unsigned, document [N] int32, continuation [N] int64;
-    documents: one dict a document, with id, metadata, first (row), chunks, tokens and bytes.
+    documents: for each one a dict with id, metadata, first (row), chunks, tokens and bytes.
     """
 
     def __init__(self, directory: Path):
-        directory = Path(directory)
-        with (directory / "documents.jsonl").open(encoding="utf-8") as lines:
-            self.documents = [json.loads(line) for line in lines]
-        self.tokens = np.load(directory / "tokens.npy", mmap_mode="r")
-        self.document = np.load(directory / "document.npy", mmap_mode="r")
-        self.continuation = np.load(directory / "continuation.npy", mmap_mode="r")
+        table = columns.Columns(directory)
+        self.tokens, self.documents = table["tokens"], table["documents"]
+        self.document, self.continuation = table["document"], table["continuation"]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -68,31 +68,45 @@ def split_document(ids: list[int], chunk: int) -> np.ndarray:
 
 
 def build(
-    documents: Iterable[Document], tokenizer: Tokenizer, chunk: int, directory: Path
-) -> list[BadDocument]:
-    """Writes the chunk table of `documents` into an existing, empty directory.
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    chunk: int,
+    directory: Path,
+    refuse: Callable[[BadDocument], None] = lambda document: None,
+) -> int:
+    """Writes the chunk table of `documents` into a directory, or goes on where a call was killed.
+
+    refuse: called with each document shorter than a chunk, which has none to retrieve with and is
+    left out; may raise.
 
     Returns:
-      The documents shorter than a chunk, which are left out: they have no chunk to retrieve with.
+      The number of documents left out.
     """
     dtype = np.uint16 if tokenizer.vocab <= 2**16 else np.uint32
-    short, tokens, owner, continuation, first = [], [], [], [], 0
-    with (directory / "documents.jsonl").open("w", encoding="utf-8") as index:
-        for document in documents:
-            ids = tokenizer.encode(document.text)
-            if len(ids) + 2 < chunk:
-                short.append(
-                    BadDocument(
-                        document.id,
-                        f"the document has {len(ids)} tokens, fewer than a chunk of {chunk}",
-                    )
-                )
-                continue
-            rows = split_document(ids, chunk).astype(dtype)
-            number = len(owner)
-            tokens.append(rows)
-            owner.append(np.full(len(rows), number, np.int32))
-            continuation.append(np.append(np.arange(first + 1, first + len(rows)), -1))
+    writer = columns.Writer(
+        directory,
+        {
+            "tokens": (dtype, (chunk,)),
+            "document": (np.int32, ()),
+            "continuation": (np.int64, ()),
+            "documents": columns.LINES,
+        },
+    )
+    state = writer.state = {"read": 0, "short": 0} | writer.state
+    documents = iter(documents)
+    for _ in itertools.islice(documents, state["read"]):
+        pass
+    for document in documents:
+        state["read"] += 1
+        ids = tokenizer.encode(document.text)
+        if len(ids) + 2 < chunk:
+            reason = f"the document has {len(ids)} tokens, fewer than a chunk of {chunk}"
+            refuse(BadDocument(document.id, reason))
+            state["short"] += 1
+        else:
+            first, rows = writer.rows("tokens"), split_document(ids, chunk)
+            following = np.arange(first + 1, first + len(rows) + 1)
+            following[-1] = -1
             entry = {
                 "id": document.id,
                 "first": first,
@@ -101,12 +115,15 @@ def build(
                 "bytes": len(document.text.encode()),
                 "metadata": document.metadata,
             }
-            index.write(json.dumps(entry, ensure_ascii=False) + "\n")
-            first += len(rows)
-    np.save(directory / "tokens.npy", np.concatenate([*tokens, np.zeros((0, chunk), dtype)]))
-    np.save(directory / "document.npy", np.concatenate([*owner, np.zeros(0, np.int32)]))
-    np.save(
-        directory / "continuation.npy",
-        np.concatenate([*continuation, np.zeros(0, np.int64)]).astype(np.int64),
-    )
-    return short
+            number = writer.rows("documents")
+            writer.append(
+                tokens=rows,
+                document=np.full(len(rows), number),
+                continuation=following,
+                documents=[entry],
+            )
+        if state["read"] % _BLOCK == 0:
+            writer.commit()
+    writer.commit()
+    writer.close()
+    return state["short"]

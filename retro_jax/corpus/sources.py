@@ -1,16 +1,12 @@
-"""Where documents come from: `python:`, `text:GLOB`, `jsonl:GLOB#FIELD`."""
+"""Where documents come from: a library, files of text, JSON lines or parquet, a TFDS data set, mixtures."""
 
-import glob
-import gzip
-import io
 import json
-import os
 import sysconfig
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from retro_jax.corpus import files
 from retro_jax.errors import UserError
 
 # Left out of `python:`: installed packages are not the standard library; tests are missing from
@@ -18,6 +14,7 @@ from retro_jax.errors import UserError
 # retrieval; build data differs between machines.
 _NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "encodings", "ensurepip"}
 _TESTS = {"test", "tests", "idle_test"}
+_KEPT = ("date", "licence", "source", "title")
 
 
 @dataclass(frozen=True)
@@ -38,56 +35,84 @@ class BadDocument:
 
 
 def documents(source: str) -> Iterator[Document | BadDocument]:
-    """Yields the documents of a source, in an order that does not change between runs.
+    """Yields the documents of a source one by one, in an order that does not change between runs.
 
     Args:
-      source: `python:` (the interpreter's own library), `text:GLOB` (one document a file) or
-        `jsonl:GLOB#FIELD` (one document a line; an `id` field is used when there is one, and
-        `date`, `licence` and `source` are kept).
+      source: one of
+        python:                     the interpreter's own library
+        text:GLOB                   a document a file
+        jsonl:GLOB#FIELD            a document a line, FIELD (or `text`) of it
+        parquet:GLOB#COLUMN         a document a row, COLUMN (or `text`) of it
+        tfds:NAME[/CONFIG][:SPLIT][#FEATURE]   of a prepared data set (or its directory), in the
+                                    array_record format or with TensorFlow installed
+        WEIGHT*SOURCE + WEIGHT*SOURCE   a mixture, see `_mixture`
+        Files may end in .gz or .zst, and lie anywhere that fsspec reaches (gs://, s3://, https://).
+        Of a line or row, `id` is used when there is one, and `date`, `licence`, `source` and `title`
+        are kept.
 
     Raises:
-      UserError: unknown source, no file matches, or a line that is not JSON.
+      UserError: unknown source, no file matches, a file that cannot be read, or a line or row that
+        holds no text; it names file and position.
     """
     kind, colon, rest = source.partition(":")
-    if kind == "python" and colon and not rest:
+    pattern, _, name = rest.partition("#")
+    if " + " in source:
+        yield from _mixture(source)
+    elif kind == "python" and colon and not rest:
         yield from _python_library()
     elif kind == "text" and rest:
-        for path, id in _files(rest, source):
-            yield decode(id, _read(path))
-    elif kind == "jsonl" and rest:
-        pattern, _, name = rest.partition("#")
-        for path, id in _files(pattern, source):
+        for path, id in files.expand(rest, source):
+            yield decode(id, files.read(path))
+    elif kind == "jsonl" and pattern:
+        for path, id in files.expand(pattern, source):
             yield from _read_jsonl(path, id, name or "text")
+    elif kind == "parquet" and pattern:
+        for path, id in files.expand(pattern, source):
+            for row, fields in files.parquet_rows(path, name or "text", ("id", *_KEPT)):
+                yield _from_fields(fields, name or "text", f"{path}: row {row}", f"{id}:{row}")
+    elif kind == "tfds" and pattern:
+        for row, fields in files.tfds_rows(pattern, source):
+            yield _from_fields(fields, name or "text", f"{source}: row {row}", str(row))
     else:
         raise UserError(
-            f"config field corpus.source = {source!r}: must be python:, text:GLOB or "
-            "jsonl:GLOB#FIELD, for example 'text:books/**/*.txt'"
+            f"config field corpus.source = {source!r}: must be python:, text:GLOB, "
+            "jsonl:GLOB#FIELD, parquet:GLOB#COLUMN, tfds:NAME:SPLIT, or a mixture WEIGHT*SOURCE + "
+            "WEIGHT*SOURCE, for example 'text:books/**/*.txt'"
         )
 
 
-def _files(pattern: str, source: str) -> list[tuple[str, str]]:
-    """Files and their names below the pattern's fixed folder: ids that a move does not change."""
-    found = sorted(p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
-    if not found:
-        raise UserError(
-            f"config field corpus.source = {source!r}: no file matches {pattern!r} (searched from "
-            f"{os.getcwd()}); quote the pattern, and use ** for folders of any depth"
-        )
-    root = Path(pattern)
-    while glob.has_magic(str(root)) or not root.is_dir():
-        root = root.parent
-    names = (Path(p).relative_to(root).as_posix() for p in found)
-    # A name that is not UTF-8 would not go into a JSON file.
-    return [(p, os.fsencode(n).decode("utf-8", "backslashreplace")) for p, n in zip(found, names)]
+def _mixture(source: str) -> Iterator[Document | BadDocument]:
+    """Documents of several sources in proportion to their weights, until one has no more.
 
-
-def _read(path: str) -> bytes:
-    """The file's bytes; .gz is decompressed."""
-    try:
-        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
-            return file.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); mend or remove it") from error
+    Each next one is of the source that is furthest behind its share. Ids begin with the number of
+    the source, so that two sources may use the same.
+    """
+    streams, weights = [], []
+    for part in source.split(" + "):
+        weight, star, one = part.strip().partition("*")
+        try:
+            weights.append(float(weight))
+        except ValueError:
+            weights.append(0.0)
+        if not star or not weights[-1] > 0:
+            raise UserError(
+                f"config field corpus.source = {source!r}: {part.strip()!r} has no weight; write "
+                "'0.7*jsonl:a.jsonl#text + 0.3*text:b/*.txt'"
+            )
+        streams.append(documents(one))
+    taken = [0] * len(streams)
+    while True:
+        share = [w / sum(weights) * (sum(taken) + 1) - t for w, t in zip(weights, taken)]
+        at = share.index(max(share))
+        document = next(streams[at], None)
+        if document is None:
+            return
+        taken[at] += 1
+        id = f"{at}/{document.id}"
+        if isinstance(document, BadDocument):
+            yield BadDocument(id, document.reason)
+        else:
+            yield Document(id, document.text, document.metadata)
 
 
 def decode(id: str, data: bytes) -> Document | BadDocument:
@@ -108,36 +133,35 @@ def _python_library() -> Iterator[Document | BadDocument]:
         parts = set(path.relative_to(root).parts)
         if parts & (_NOT_LIBRARY | _TESTS) or path.name.startswith("_sysconfigdata"):
             continue
-        yield decode(path.relative_to(root).as_posix(), _read(str(path)))
+        yield decode(path.relative_to(root).as_posix(), files.read(str(path)))
 
 
 def _read_jsonl(path: str, file: str, name: str) -> Iterator[Document | BadDocument]:
-    with io.BytesIO(_read(path)) as lines:
-        for number, line in enumerate(lines, 1):
-            where = f"{path}:{number}"
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (UnicodeDecodeError, json.JSONDecodeError) as error:
-                raise UserError(
-                    f"{where}: not a line of JSON ({error}); mend or remove it"
-                ) from error
-            if not isinstance(row, dict) or not isinstance(row.get(name), str):
-                known = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-                raise UserError(
-                    f"{where}: no text in field {name!r} (found: {known}); "
-                    "name the field in corpus.source as jsonl:GLOB#FIELD"
-                )
-            text = row[name]
-            id = f"{file}:{number}" if row.get("id") is None else str(row["id"])
-            if not text.strip():
-                yield BadDocument(id, "the document is empty")
-                continue
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair
-                yield BadDocument(id, f"the document is not UTF-8 (character {error.start})")
-                continue
-            kept = {k: row[k] for k in ("date", "licence", "source", "title") if k in row}
-            yield Document(id, text, kept)
+    for number, line in files.lines(path):
+        where = f"{path}:{number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise UserError(f"{where}: not a line of JSON ({error}); mend or remove it") from error
+        yield _from_fields(row, name, where, f"{file}:{number}")
+
+
+def _from_fields(row, name: str, where: str, id: str) -> Document | BadDocument:
+    """A document from a line or row: its text in `name`; `id` unless it has one."""
+    if not isinstance(row, dict) or not isinstance(row.get(name), str):
+        known = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        raise UserError(
+            f"{where}: no text in field {name!r} (found: {known}); "
+            "name the field in corpus.source, after #"
+        )
+    text = row[name]
+    id = id if row.get("id") is None else str(row["id"])
+    if not text.strip():
+        return BadDocument(id, "the document is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair
+        return BadDocument(id, f"the document is not UTF-8 (character {error.start})")
+    return Document(id, text, {k: row[k] for k in _KEPT if row.get(k) is not None})

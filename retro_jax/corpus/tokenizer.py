@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from retro_jax.corpus.pretrained import PretrainedTokenizer
 from retro_jax.errors import UserError
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -109,6 +110,26 @@ def _lines(texts: Iterable[str]) -> Iterable[str]:
             return
 
 
-def load(path: Path) -> Tokenizer:
-    """The tokenizer of a model file."""
-    return Tokenizer(Path(path).read_bytes())
+def load(path: Path):
+    """The tokenizer of a file: SentencePiece's .model or a Hugging Face tokenizer.json.
+
+    Raises:
+      UserError: the file is missing, damaged, or of a tokenizer that loses text.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such tokenizer file")
+    if path.suffix == ".json":
+        return PretrainedTokenizer(path.read_bytes(), str(path))
+    try:
+        made = Tokenizer(path.read_bytes())
+    except RuntimeError as error:
+        raise UserError(f"{path}: no SentencePiece model ({error})") from error
+    for probe in ("two  words", " 日本語🙂\n", "\0"):
+        if made.decode_bytes(made.encode(probe)) != probe.encode():
+            raise UserError(
+                f"{path}: this tokenizer does not give {probe!r} back, so bytes could not be counted; "
+                "train it with byte_fallback, the identity normalisation and no dummy prefix, and "
+                "pad, bos, eos, unk as ids 0 to 3"
+            )
+    return made

@@ -15,10 +15,11 @@ Positions follow Dai et al. 2019 (arXiv 1901.02860, section 3.3) as the paper's 
 
 What they cost, in FLOPs a head and group: content 2 I K J H; position 2 I W H, for the logits by
 distance serve all K memories and are moved to their keys by `shift`, without a gather and without
-any [I, J, D] tensor. W is J + 1 where attention is causal, J + 8 elsewhere (`windows`): as much as the
-content inside a sequence or a neighbour (1.06 times in the encoder, 1.13 from neighbour to chunk),
-and about half of it in chunked cross-attention with k = 2. In bytes: I W + I K J float32 logits a head
-and group, none of them kept for the gradient.
+any [I, J, D] tensor. W is J + 1 where attention is causal, J + 8 elsewhere (`windows`), so this is 1.00
+times the content in a sequence, 0.53 times in chunked cross-attention with k = 2, and in the encoder
+1.06 (within a neighbour) and 1.13 (from neighbour to chunk). To it comes the table, 2 S D H a head, once
+for the whole batch. In bytes: I W + I K J float32 logits a head and group, none of them kept for the
+gradient.
 """
 
 import jax
@@ -31,7 +32,7 @@ from retro_jax.model.positions import distances, shift, unshift, windows
 from retro_jax.model.product import gradient
 
 # A blockwise attention reads, for a block of queries, the keys up to the end of the block's segment,
-# an eighth of the sequence: at most 1/16 of the keys are read in vain, and 8 bodies are compiled.
+# an eighth of the sequence: about 1/16 of the keys are read in vain, and 8 bodies are compiled.
 _SEGMENTS = 8
 SAVED = "attention"  # name of what an attention's gradient needs, for policies of `jax.checkpoint`
 
@@ -164,7 +165,7 @@ def attend_causal(q, k, v, mask, relative, block: int):
 
     A sequence longer than `block` is attended a block of queries at a time: memory grows with
     block x L instead of L x L, and the keys after a block's segment are not read at all (of the
-    logits, 9/16 are computed at 8 blocks or more). relative: as in `attend`, by `self_distances`.
+    logits, about 9/16 are computed at 8 blocks or more). relative: as in `attend`, by `self_distances`.
     """
     length = q.shape[2]
     if length <= block:

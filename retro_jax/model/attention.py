@@ -30,8 +30,8 @@ class Heads:
 class Attention(nnx.Module):
     """Projections around `attend`.
 
-    W_q, W_k, W_v, W_o and, with relative positions, W_r (from the query stream's width, section 2.2
-    of the counts), u and v; biases only where the config asks for them.
+    W_q, W_k, W_v, W_o and, with relative positions, W_r (from the query stream's width: the paper's
+    parameter counts fit no other), u and v; biases only where the config asks for them.
 
     The paper states no initialisation. This one lets an attention carry a token's content from
     where it is found to where it is needed from the first step on, after the mimetic initialisation

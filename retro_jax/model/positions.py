@@ -3,13 +3,11 @@
 I queries, J keys, S distances (I + J of them, or 1 + J), D width, H head size
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-_ROWS = 8  # queries that share a window of distances
+_ROWS, _WINDOWS = 8, 64  # queries that share a window of distances; windows at most
 
 
 def sinusoid(distances: np.ndarray, width: int) -> jax.Array:
@@ -49,11 +47,13 @@ def windows(table: jax.Array, queries: int, keys: int) -> jax.Array:
 
     I queries and J keys are I + J distances apart, but one query is only J apart from them: with a
     window of its own for every 8 queries, W = J + 8 logits by distance are computed for a query
-    instead of I + J. A causal table, which has no more than J + 1, is its own single window.
+    instead of I + J. More than 512 queries share windows of 16 and more, so that all windows together
+    stay small beside the queries. A causal table, which has no more than J + 1, is its own single
+    window, and so is that of queries whose number a window does not divide.
     """
-    if table.shape[0] != queries + keys:
+    rows = _ROWS * -(-queries // (_ROWS * _WINDOWS))
+    if table.shape[0] != queries + keys or queries % rows:
         return table[None]
-    rows = math.gcd(queries, _ROWS)
     starts = range(queries - rows, -1, -rows)
     return jnp.stack([table[start : start + rows + keys] for start in starts])
 

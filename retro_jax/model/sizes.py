@@ -46,7 +46,7 @@ def forward_flops(config: ModelConfig, vocab: int, length: int, neighbours: int)
     """FLOPs of all matrix products of one sequence's forward pass, readout included.
 
     Counted in the traced program (a multiplication and an addition are 2): of a long sequence's
-    self-attention, what is computed (see `attention.attend_causal`), not all that is masked.
+    self-attention, what is computed (see `attend.attend_causal`), not all that is masked.
     neighbours = 0 is the model without retrieval.
     """
     with jax.set_mesh(jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1])):

@@ -5,7 +5,7 @@ alike, so that a chunk is always its own nearest neighbour.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,6 @@ from retro_jax.retrieval import bert
 
 _SAMPLE = 20_000  # chunks that the TF-IDF weights and the SVD are fitted on
 _FEATURES = 2**16
-_BATCH = 4096  # texts embedded at a time
 
 
 class TfidfEmbedder:
@@ -52,10 +51,10 @@ class TfidfEmbedder:
         """Writes vocabulary and matrices as JSON and safetensors; nothing in it is executed."""
         words = sorted(self._vocabulary, key=self._vocabulary.get)
         (directory / "vocabulary.json").write_text(json.dumps(words))
-        save_file(
-            {"idf": self._tfidf.idf_, "components": np.ascontiguousarray(self._components)},
-            directory / "tfidf.safetensors",
-        )
+        aside = directory / ".tfidf.partial"
+        arrays = {"idf": self._tfidf.idf_, "components": np.ascontiguousarray(self._components)}
+        save_file(arrays, aside)
+        aside.rename(directory / "tfidf.safetensors")  # whole or absent
 
     @classmethod
     def load(cls, directory: Path) -> "TfidfEmbedder":
@@ -74,14 +73,18 @@ _ANALYSER = {
 }
 
 
-def fit_tfidf(texts: Sequence[str], dim: int, seed: int = 0) -> TfidfEmbedder:
-    """Fits a TfidfEmbedder on (a sample of) the database's chunks.
+def sample(count: int, seed: int = 0) -> list[int]:
+    """Which of `count` chunks to fit on, in order."""
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.choice(count, min(count, _SAMPLE), replace=False)).tolist()
+
+
+def fit_tfidf(sample: Sequence[str], dim: int, seed: int = 0) -> TfidfEmbedder:
+    """Fits a TfidfEmbedder on a sample of the database's chunks.
 
     Raises:
       UserError: too few texts for `dim` dimensions.
     """
-    chosen = np.random.default_rng(seed).permutation(len(texts))[:_SAMPLE]
-    sample = [texts[i] for i in np.sort(chosen)]
     tfidf = TfidfVectorizer(max_features=_FEATURES, min_df=min(2, len(sample)), **_ANALYSER)
     try:
         matrix = tfidf.fit_transform(sample)
@@ -101,15 +104,3 @@ def load(embedder: str, directory: Path):
     """The embedder of a config: `tfidf` from its own directory, `bert:DIRECTORY` from there."""
     kind, _, path = embedder.partition(":")
     return bert.BertEmbedder(Path(path)) if kind == "bert" else TfidfEmbedder.load(directory)
-
-
-def embed_all(
-    embedder, texts: Sequence[str], progress: Callable[[int], None] = lambda done: None
-) -> np.ndarray:
-    """Embeds texts in batches; [n, E] float32."""
-    out = np.empty((len(texts), embedder.width), np.float32)
-    for start in range(0, len(texts), _BATCH):
-        batch = texts[start : start + _BATCH]
-        out[start : start + len(batch)] = embedder.embed(batch)
-        progress(len(batch))
-    return out

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-_BLOCK = 2048  # queries searched at a time
+BLOCK = 2048  # queries searched at a time
 
 
 def find(
@@ -14,6 +14,7 @@ def find(
     document: np.ndarray,
     k: int,
     progress: Callable[[int], None] = lambda done: None,
+    block: int = BLOCK,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Searches k neighbours a query outside its forbidden documents.
 
@@ -27,15 +28,15 @@ def find(
       document: the document of each chunk of the database [N].
       k: neighbours a query.
       progress: called with the number of queries done since the last call.
+      block: queries searched at a time.
 
     Returns:
       ids [Q, k] int64 and distances [Q, k] float32, nearest first; -1 and +inf where missing.
     """
     ids = np.full((len(queries), k), -1, np.int64)
     distances = np.full((len(queries), k), np.inf, np.float32)
-    for start in range(0, len(queries), _BLOCK):
-        block = np.arange(start, min(start + _BLOCK, len(queries)))
-        pending, fetch = block, 4 * k + 8
+    for start in range(0, len(queries), block):
+        pending, fetch = np.arange(start, min(start + block, len(queries))), 4 * k + 8
         while len(pending):
             found, d = search(queries[pending], min(fetch, len(document)))
             of, valid = document[np.maximum(found, 0)], found >= 0
@@ -51,5 +52,5 @@ def find(
                 break
             pending = pending[valid.sum(1) < k]
             fetch *= 4
-        progress(len(block))
+        progress(min(block, len(queries) - start))
     return ids, distances

@@ -21,9 +21,9 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def set_up_cpu(devices: int):
-    """What the CPU needs to be told before JAX first runs on it; nothing to an accelerator.
+    """What is said to the host before JAX first runs on it; an accelerator's memory is not touched.
 
-    Splits it into `devices`, unless JAX_NUM_CPU_DEVICES or a test did. And has this process keep the
+    Splits the CPU into `devices`, unless JAX_NUM_CPU_DEVICES or a test did. And has this process keep the
     memory of a step for the next: otherwise it goes back to the system, which hands it out again page
     by page, and a small model's train step takes a sixth longer.
     """

@@ -42,9 +42,12 @@ def init_state(
     """Step 0, on the mesh in context.
 
     base: weights by name, on the mesh, that take the place of fresh ones and stay as they are
-    (RETROfit: those of a language model).
+    (RETROfit: all those of the language model).
     """
     frozen = dict(base or {})
+    expected = set(functional.shapes(model, vocab, retrieval=False))
+    if base is not None and set(base) != expected:
+        raise ValueError(f"base has other weights than the model: {sorted(set(base) ^ expected)}")
     fresh = functional.init(model, vocab, train.seed, retrieval)
     params = {name: p for name, p in fresh.items() if name not in frozen}
     # Adam's moments take shape and sharding of the parameters.

@@ -1,7 +1,13 @@
+import datetime
 import gzip
 import json
 
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import tensorflow_datasets as tfds
+import zstandard
 
 from retro_jax.corpus.sources import BadDocument, Document, documents
 from retro_jax.errors import UserError
@@ -65,11 +71,83 @@ def test_python_yields_the_standard_library_without_tests_and_packages():
 
 
 def test_files_that_cannot_be_decompressed_are_named(tmp_path):
-    whole = gzip.compress(json.dumps({"text": "long " * 1000}).encode())
-    for data in (whole[:-20], b"no gzip at all"):
-        (tmp_path / "a.jsonl.gz").write_bytes(data)
-        with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be read"):
-            list(documents(f"jsonl:{tmp_path}/a.jsonl.gz"))
+    text = "".join(json.dumps({"text": f"{i} " * 1000}) + "\n" for i in range(2000)).encode()
+    for suffix, whole in (("gz", gzip.compress(text)), ("zst", zstandard.compress(text))):
+        for data, line in ((whole[:-20], r" after line [1-9]\d+"), (b"not compressed", " after")):
+            (tmp_path / f"a.jsonl.{suffix}").write_bytes(data)
+            with pytest.raises(UserError, match=rf"a\.jsonl\.{suffix}{line}.*: cannot be read"):
+                list(documents(f"jsonl:{tmp_path}/a.jsonl.{suffix}"))
+
+
+def test_zstandard_and_parquet_and_buckets_are_read(tmp_path):
+    row = {"id": "x", "text": "eins", "date": datetime.date(2024, 1, 1), "licence": None}
+    pq.write_table(pa.Table.from_pylist([row, row | {"id": None}]), tmp_path / "a.parquet")
+    one, two = documents(f"parquet:{tmp_path}/*.parquet#text")
+    assert one == Document("x", "eins", {"date": "2024-01-01"})
+    assert two.id == "a.parquet:1"
+    with pytest.raises(UserError, match=r"a\.parquet: no column 'body' \(found: id, text"):
+        list(documents(f"parquet:{tmp_path}/*.parquet#body"))
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(b'{"text": "zwei"}\n'))
+    assert [d.text for d in documents(f"jsonl:{tmp_path}/*.zst")] == ["zwei"]
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/bucket/deep/er/b.txt", b"drei")
+    memory.pipe("/bucket/a.txt", b"vier")
+    got = list(documents("text:memory://bucket/**/*.txt"))
+    assert got == [Document("a.txt", "vier"), Document("deep/er/b.txt", "drei")]
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 no parquet at all")
+    with pytest.raises(UserError, match=r"a\.parquet: cannot be read"):
+        list(documents(f"parquet:{tmp_path}/*.parquet#text"))
+
+
+def test_a_mixture_takes_documents_by_weight_until_one_source_ends(tmp_path):
+    for name, count in (("a", 30), ("b", 4)):
+        lines = [json.dumps({"id": i, "text": f"{name}{i}"}) for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    got = list(documents(f"3*jsonl:{tmp_path}/a.jsonl + 1*jsonl:{tmp_path}/b.jsonl#text"))
+    assert [d.id for d in got[:8]] == ["0/0", "0/1", "1/0", "0/2", "0/3", "0/4", "1/1", "0/5"]
+    assert sum(d.id.startswith("1/") for d in got) == 4
+    assert len(got) in (16, 17, 18)
+    assert len({d.id for d in got}) == len(got)
+    with pytest.raises(UserError, match="has no weight"):
+        list(documents(f"text:{tmp_path}/a + 1*text:{tmp_path}/b"))
+
+
+class Sayings(tfds.core.GeneratorBasedBuilder):
+    """A data set."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        text = tfds.features.Text()
+        features = tfds.features.FeaturesDict({"text": text, "date": text})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        yield from ((i, {"text": f"naïve {i}", "date": "2024"}) for i in range(3))
+
+
+def test_a_prepared_tfds_data_set_is_read(tmp_path):
+    builder = Sayings(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    source = f"tfds:{tmp_path}/sayings/1.0.0:train"
+    got = list(documents(source))
+    assert [d.id for d in got] == ["0", "1", "2"]
+    assert {d.text for d in got} == {
+        "naïve 0",
+        "naïve 1",
+        "naïve 2",
+    }  # TFDS shuffles what it writes
+    assert got[0].metadata == {"date": "2024"}
+    with pytest.raises(UserError, match=r"TFDS cannot open it .*tfds build"):
+        list(documents(f"tfds:{tmp_path}/sayings/1.0.0:test"))
+    with pytest.raises(UserError, match=r"row 0: no text in field 'body'"):
+        list(documents(f"{source}#body"))
 
 
 def test_half_a_surrogate_pair_is_not_text_and_a_null_id_is_none(tmp_path):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend.core import jaxprs_in_params
 
 from retro_jax.config import ModelConfig
 from retro_jax.model.attend import attend, attend_causal, self_distances
@@ -57,7 +58,15 @@ def f32(*arrays):
 
 @pytest.mark.parametrize(
     ("queries", "keys", "memories", "offset", "each"),
-    [(5, 5, 1, 0, 1), (4, 8, 2, 3, 1), (8, 4, 1, 0, 2), (1, 3, 5, -2, 3)],
+    # the last two with more than one window of distances
+    [
+        (5, 5, 1, 0, 1),
+        (4, 8, 2, 3, 1),
+        (8, 4, 1, 0, 2),
+        (1, 3, 5, -2, 3),
+        (16, 8, 2, 0, 1),
+        (24, 5, 1, 3, 2),
+    ],
 )
 def test_attend_equals_loops(mesh, queries, keys, memories, offset, each):
     q, k, v, mask, w_r, u, w = example(queries, keys, memories, each=each)
@@ -209,14 +218,56 @@ def test_attention_mass_is_the_softmax_summed_over_each_half_of_a_neighbour(mesh
             )
 
 
-def test_no_array_has_queries_keys_and_width_together(mesh):
-    """Relative positions without a [I, J, D] tensor and without a gather (they are shifted)."""
-    q, k, v, mask, w_r, u, w = example(32, 32, 1, groups=1)
-    table = table_of(self_distances(32, 64), w_r)
-    traced = jax.make_jaxpr(lambda *a: attend_causal(*a[:3], a[3], a[4:], 64))(
-        *f32(q, k, v), jnp.asarray(mask), *f32(table, u, w)
+def equations(jaxpr):
+    """All equations of a traced program, those of its inner programs too."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jaxprs_in_params(eqn.params):
+            yield from equations(inner)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_no_array_has_queries_keys_and_width_together(mesh, causal):
+    """Relative positions without a [I, J, D] tensor and without a gather (they are shifted), forward
+    and backward."""
+    q, k, v, mask, w_r, u, w = example(64, 32 if not causal else 64, 1, groups=1, size=16)
+    steps = self_distances(64, 64) if causal else distances(64, 32, 0, False)
+
+    def total(q, k, v, table, u, w):
+        given = (jnp.asarray(mask), (table, u, w))
+        if causal:
+            return attend_causal(q, k, v, *given, 64).sum()
+        return attend(q, k, v, *given)[0].sum()
+
+    traced = jax.make_jaxpr(jax.grad(total, argnums=range(6)))(
+        *f32(q, k, v, table_of(steps, w_r), u, w)
     )
-    names = [eqn.primitive.name for eqn in traced.jaxpr.eqns]
-    assert "gather" not in names
-    sizes = [np.prod(out.aval.shape) for eqn in traced.jaxpr.eqns for out in eqn.outvars]
-    assert max(sizes) <= 2 * 2 * 32 * 33  # batch x heads x queries x distances
+    found = list(equations(traced.jaxpr))
+    assert "dot_general" in {eqn.primitive.name for eqn in found}
+    assert "gather" not in {eqn.primitive.name for eqn in found}
+    largest = max(np.prod(out.aval.shape) for eqn in found for out in eqn.outvars)
+    assert largest <= 2 * 2 * 64 * 66  # batch x heads x queries x distances
+
+
+def test_the_gradient_is_that_of_the_definition(mesh):
+    """Of every input, several windows and memories, heads that share keys: against JAX's own."""
+    q, k, v, mask, w_r, u, w = example(16, 8, 2, each=2, groups=2)
+    steps, rng = distances(16, 8, 3, causal=False), np.random.default_rng(1)
+    weights = rng.normal(size=q.shape)
+
+    def plain(q, k, v, table, u, w):
+        at = np.array([[list(steps).index(i - j + 3) for j in range(8)] for i in range(16)])
+        logits = jnp.einsum("bginah,bgmjnh->bginamj", q + u, k)
+        logits += jnp.einsum("bginah,ijnah->bginaj", q + w, table[at])[..., None, :]
+        logits = jnp.where(mask[:, :, None, None, None], logits / 2, -1e30)  # H = 4
+        read = (
+            jax.nn.softmax(logits, axis=(-2, -1))
+            * mask.any((-2, -1))[:, :, None, None, None, None, None]
+        )
+        return (jnp.einsum("bginamj,bgmjnh->bginah", read, v) * weights).sum()
+
+    ours = lambda q, k, v, *r: (attend(q, k, v, jnp.asarray(mask), r)[0] * weights).sum()  # noqa: E731
+    given = f32(q, k, v, table_of(steps, w_r), u, w)
+    expected = jax.jit(jax.grad(plain, argnums=range(6)))(*given)
+    for got, truth in zip(jax.jit(jax.grad(ours, argnums=range(6)))(*given), expected):
+        np.testing.assert_allclose(got, truth, rtol=1e-4, atol=1e-4)

@@ -83,6 +83,14 @@ def test_every_option_has_a_parameter_or_changes_the_result(mesh, small):
             assert np.abs(np.asarray(got - reference)).max() > 1e-4, option
 
 
+def test_every_parameter_has_a_gradient(mesh, config):
+    """One that is made and used nowhere would pass every other test."""
+    tokens, neighbours = example()
+    total = lambda p: functional.token_logprobs(config, p, tokens, neighbours).sum()  # noqa: E731
+    grads = jax.jit(jax.grad(total))(weights(config, VOCAB))
+    assert [name for name, g in grads.items() if not np.asarray(g).any()] == []
+
+
 def test_grouped_heads_equal_full_heads_with_repeated_keys(mesh, small):
     grouped = dataclasses.replace(small, positions="rotary", kv_heads=2)
     full = dataclasses.replace(grouped, kv_heads=0)

@@ -50,6 +50,21 @@ def test_logits_equal_the_paper_in_loops(mesh, config, length, k):
         np.testing.assert_allclose(got[b][real], expected[real], rtol=2e-4, atol=2e-4)
 
 
+def test_blocks_windows_and_a_shared_embedding_equal_the_paper_too(mesh, tiny):
+    """Chunks of 16, so that distances go by windows, and self-attention by blocks of 8."""
+    config = dataclasses.replace(
+        tiny, layers=2, cca_layers=(2,), chunk=16, retrieved=32, attention_block=8, d=24,
+        encoder_layers=1, share_embedding=True,
+    )  # fmt: skip
+    params, rng = weights(config, VOCAB), np.random.default_rng(0)
+    tokens = rng.integers(1, VOCAB, (1, 37)).astype(np.int32)
+    neighbours = rng.integers(1, VOCAB, (1, 3, 1, 32)).astype(np.int32)
+    neighbours[0, 1, 0, 20:] = PAD
+    got = jax.jit(functional.apply, static_argnums=0)(config, params, tokens, neighbours)
+    expected = oracle.logits(unstacked(config, params), config, tokens[0], neighbours[0])
+    np.testing.assert_allclose(got[0], expected, rtol=2e-4, atol=2e-4)
+
+
 def test_layer_names_find_every_layer_once(config):
     names = layer_names(config)
     assert len(names) == len(set(names)) == config.layers

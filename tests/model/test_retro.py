@@ -1,6 +1,7 @@
 """What the network promises: causality, the chunk grid, neighbours as a set, OFF."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +85,7 @@ def test_one_set_of_weights_reads_any_number_of_neighbours(f):
     tokens, neighbours = example(12, k=10)
     read = [f(tokens, neighbours[:, :, :k]) for k in (0, 1, 2, 10)]
     np.testing.assert_array_equal(read[0], f(tokens, None))
-    for fewer, more in zip(read, read[1:]):
+    for fewer, more in itertools.pairwise(read):
         assert first_difference(fewer, more) == M - 1
 
 

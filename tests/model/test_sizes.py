@@ -34,6 +34,20 @@ def test_parameters_are_the_papers(table):
     assert got == COUNTS
 
 
+def test_parameters_are_the_formulas_to_the_last_one(table):
+    """W_r in every attention, from the query stream; no biases (trap 38)."""
+    encoder_d, inner = 896, 16 * 64
+    for retro in ("172M", "425M", "1451M", "7532M"):
+        row = table[retro]
+        d, layers, a = row["d"], row["layers"], row["heads"] * row["head_size"]
+        crossing = len(sizes.every_third_from_6(layers))
+        baseline = layers * (5 * d * a + 2 * d * 4 * d)
+        encoder = 2 * (5 * encoder_d * inner + 2 * encoder_d * 4 * encoder_d)
+        encoder += 3 * encoder_d * inner + 2 * d * inner
+        cca = crossing * (3 * d * a + 2 * encoder_d * a)
+        assert row["parameters_non_embedding"] == baseline + encoder + cca
+
+
 def test_retrieval_costs_what_the_layout_implies(table):
     # TFLOP a sequence of 2048 tokens at k = 2, worked out by hand from the layout: the encoder on
     # 4 retrieved tokens a token, plus CCA in 3, 3, 7 and 9 layers.

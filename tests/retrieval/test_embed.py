@@ -18,7 +18,7 @@ TEXTS = [f"def name_{i % 37}(a, b{i}): return {i * 7 % 101} + value_{i % 11}\n" 
 def test_a_chunk_is_its_own_nearest_neighbour_through_the_query_path(tmp_path):
     """Database and live queries are embedded alike (trap 29), also by a saved embedder."""
     embedder = embed.fit_tfidf(TEXTS, 32)
-    vectors = embed.embed_all(embedder, TEXTS)
+    vectors = embedder.embed(TEXTS)
     embedder.save(tmp_path)
     reloaded = embed.load("tfidf", tmp_path)
     index = ExactIndex(vectors)

@@ -23,6 +23,12 @@ def kind(request):
     return request.param
 
 
+def build(vectors, directory, kind, min_recall, k, shard=10**6):
+    """(index, report)."""
+    report = index.build(vectors, directory, kind, min_recall, k, shard)
+    return index.load(directory), report
+
+
 def brute_force(vectors, queries, k):
     d = ((queries[:, None].astype("f8") - vectors[None]) ** 2).sum(-1)
     ids = np.argsort(d, axis=1, kind="stable")[:, :k]
@@ -30,7 +36,7 @@ def brute_force(vectors, queries, k):
 
 
 def test_neighbours_are_the_nearest_with_their_squared_distance(vectors, kind, tmp_path):
-    built, report = index.build(vectors, tmp_path, kind, 0.9, 5)
+    built, report = build(vectors, tmp_path, kind, 0.9, 5)
     assert report["kind"] == kind
     queries = vectors[:200] + 0.01
     ids, distances = built.search(queries, 5)
@@ -49,7 +55,7 @@ def test_neighbours_are_the_nearest_with_their_squared_distance(vectors, kind, t
 
 def test_a_saved_index_opens_after_a_move_and_finds_the_same(vectors, kind, tmp_path):
     (tmp_path / "a").mkdir()
-    built, _ = index.build(vectors, tmp_path / "a", kind, 0.9, 5)
+    built, _ = build(vectors, tmp_path / "a", kind, 0.9, 5)
     shutil.move(tmp_path / "a", tmp_path / "b")
     opened = index.load(tmp_path / "b")
     for before, after in zip(built.search(vectors[:50], 5), opened.search(vectors[:50], 5)):
@@ -59,7 +65,7 @@ def test_a_saved_index_opens_after_a_move_and_finds_the_same(vectors, kind, tmp_
 
 def test_more_neighbours_than_vectors_leaves_places_empty(kind, tmp_path):
     few = np.eye(4, dtype=np.float32)
-    built, report = index.build(few, tmp_path, kind, 0.5, 2)
+    built, report = build(few, tmp_path, kind, 0.5, 2)
     assert report["kind"] == "exact"  # whatever was asked for: ScaNN cannot be trained on 4
     ids, distances = built.search(few, 6)
     assert ids.shape == distances.shape == (4, 6)
@@ -70,7 +76,7 @@ def test_more_neighbours_than_vectors_leaves_places_empty(kind, tmp_path):
 
 
 def test_leaves_that_hold_fewer_than_k_give_missing_and_not_row_0(vectors, tmp_path):
-    built, _ = index.build(vectors, tmp_path, "scann", 0.0, 5)
+    built = build(vectors, tmp_path, "scann", 0.0, 5)[0]._open[0]
     built.leaves = built.leaves_to_search = 1  # visit one leaf, whatever k is
     ids, distances = built.search(vectors[:100], 500)
     assert (ids == -1).any()
@@ -83,11 +89,11 @@ def test_vectors_that_are_not_finite_are_refused_before_the_library_sees_them(ba
     vectors = np.ones((10, 4), np.float32)
     vectors[3, 1] = bad
     with pytest.raises(UserError, match="chunk 3 holds NaN or Inf"):
-        index.build(vectors, tmp_path, kind, 0.9, 2)
+        build(vectors, tmp_path, kind, 0.9, 2)
 
 
 def test_queries_of_another_width_or_with_nan_are_refused(vectors, kind, tmp_path):
-    built, _ = index.build(vectors, tmp_path, kind, 0.9, 5)
+    built, _ = build(vectors, tmp_path, kind, 0.9, 5)
     with pytest.raises(ValueError, match=r"\[Q, 16\]"):
         built.search(np.zeros((2, 5), np.float32), 3)
     with pytest.raises(ValueError, match="NaN"):
@@ -95,19 +101,19 @@ def test_queries_of_another_width_or_with_nan_are_refused(vectors, kind, tmp_pat
 
 
 def test_an_empty_query_batch_finds_nothing(vectors, kind, tmp_path):
-    built, _ = index.build(vectors, tmp_path, kind, 0.9, 5)
+    built, _ = build(vectors, tmp_path, kind, 0.9, 5)
     assert built.search(np.zeros((0, 16), np.float32), 3)[0].shape == (0, 3)
 
 
 def test_an_empty_database_is_refused(kind, tmp_path):
     with pytest.raises(UserError, match="empty"):
-        index.build(np.zeros((0, 8), np.float32), tmp_path, kind, 0.9, 2)
+        build(np.zeros((0, 8), np.float32), tmp_path, kind, 0.9, 2)
 
 
 def test_duplicates_and_zero_vectors_are_found(kind, tmp_path):
     vectors = np.zeros((500, 8), np.float32)
     vectors[250:, 0] = 1
-    built, report = index.build(vectors, tmp_path, kind, 0.9, 2)
+    built, report = build(vectors, tmp_path, kind, 0.9, 2)
     ids, distances = built.search(vectors, 2)
     assert (vectors[ids[:, 0], 0] == vectors[:, 0]).all()
     np.testing.assert_allclose(distances, 0, atol=1e-5)
@@ -115,7 +121,7 @@ def test_duplicates_and_zero_vectors_are_found(kind, tmp_path):
 
 
 def test_auto_is_exact_for_a_small_database(vectors, tmp_path):
-    assert index.build(vectors, tmp_path, "auto", 0.9, 2)[1]["kind"] == "exact"
+    assert build(vectors, tmp_path, "auto", 0.9, 2)[1]["kind"] == "exact"
 
 
 def test_scann_opens_beside_a_tensorflow_that_it_was_not_built_for(tmp_path):
@@ -123,7 +129,48 @@ def test_scann_opens_beside_a_tensorflow_that_it_was_not_built_for(tmp_path):
     fake = tmp_path / "tensorflow"
     fake.mkdir()
     (fake / "__init__.py").write_text("raise RuntimeError('undefined symbol')")
-    code = "from retro_jax.retrieval import index; assert index._scann() is not None"
+    code = "from retro_jax.retrieval import tree; assert tree.library() is not None"
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(tmp_path), "PATH": ""}
     )
+
+
+def test_a_recall_below_the_bound_is_refused(vectors, tmp_path):
+    with pytest.raises(UserError, match=r"min_recall = 1\.01: the ScaNN index reaches recall@2 "):
+        build(vectors, tmp_path, "scann", 1.01, 2)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_shards_find_what_the_whole_finds(vectors, keep, tmp_path):
+    """Bit for bit, ties and all: half of the vectors stand in two places."""
+    twice = np.concatenate([vectors[:800], vectors[:800]])
+    found = []
+    for shard in (10**6, 300):
+        directory = tmp_path / str(shard)
+        directory.mkdir()
+        report = index.build(twice, directory, "exact", 0.9, 5, shard)
+        found.append(index.load(directory, keep).search(vectors[:200], 7))
+    assert report["shards"] == 6
+    assert max(report["sizes"]) <= 300
+    for whole, parts in zip(*found):
+        np.testing.assert_array_equal(whole, parts)
+    assert (found[0][0][:, :2] == np.arange(200)[:, None] + [0, 800]).all()
+
+
+def test_a_build_that_was_killed_keeps_the_shards_that_were_complete(vectors, tmp_path):
+    index.build(vectors[:900], tmp_path, "exact", 0.9, 5, 300)
+    (tmp_path / "index.json").unlink()
+    (tmp_path / "00001" / "index.json").unlink()
+    first = (tmp_path / "00000" / "vectors.npy").stat().st_mtime_ns
+    report = index.build(vectors[:900], tmp_path, "exact", 0.9, 5, 300)
+    assert report["sizes"] == [300, 300, 300]
+    assert (tmp_path / "00000" / "vectors.npy").stat().st_mtime_ns == first
+    assert len(index.load(tmp_path)) == 900
+
+
+def test_what_exact_search_finds_does_not_depend_on_what_else_is_searched(vectors, tmp_path):
+    exact, _ = build(vectors, tmp_path, "exact", 0.9, 5)
+    together = exact.search(vectors[:300], 9)
+    for row in range(0, 300, 37):
+        for whole, alone in zip(together, exact.search(vectors[row : row + 1], 9)):
+            np.testing.assert_array_equal(whole[row], alone[0])

@@ -50,8 +50,8 @@ def test_with_scann_too_the_search_goes_on_until_valid_ones_are_found(tmp_path):
     own = (0.01 * rng.normal(size=(2000, 8))).astype(np.float32)
     other = (9 + rng.normal(size=(20, 8))).astype(np.float32)
     document = np.array([0] * 2000 + [1] * 20)
-    built, _ = index.build(np.concatenate([own, other]), tmp_path, "scann", 0.0, 2)
-    ids, _ = find(built.search, own[:5], np.zeros((5, 1), int), document, 2)
+    index.build(np.concatenate([own, other]), tmp_path, "scann", 0.0, 2, 10**6)
+    ids, _ = find(index.load(tmp_path).search, own[:5], np.zeros((5, 1), int), document, 2)
     assert (document[ids] == 1).all()
 
 

@@ -15,17 +15,15 @@ CONFIG = TrainConfig(length=C * M, batch=3, steps=40, seed=1)
 def shards(tmp_path_factory):
     directory = tmp_path_factory.mktemp("shards")
     rng = np.random.default_rng(0)
-    records.write(
-        directory,
-        (
-            {
-                "tokens": rng.integers(4, 500, C * M).astype(np.uint16),
-                "documents": np.array([i, i, i, i + 100], np.int32),
-                "neighbours": rng.integers(4, 500, (C, K, 2 * M)).astype(np.uint16),
-            }
-            for i in range(20)
-        ),
-    )
+    made = [
+        {
+            "tokens": rng.integers(4, 500, C * M).astype(np.uint16),
+            "documents": np.array([i, i, i, i + 100], np.int32),
+            "neighbours": rng.integers(4, 500, (C, K, 2 * M)).astype(np.uint16),
+        }
+        for i in range(20)
+    ]
+    records.write(directory, lambda start: made[start:])
     return records.Records(directory)
 
 

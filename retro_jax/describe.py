@@ -1,0 +1,99 @@
+"""What lies at a path of a working directory: its manifest, and what its records or rows hold."""
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from retro_jax import workdir
+from retro_jax.corpus.chunks import ChunkTable
+from retro_jax.errors import UserError
+from retro_jax.prepare import load_tokenizer
+from retro_jax.records import Records
+
+out = Console(highlight=False)
+
+
+def describe(path: Path, count: int = 1):
+    """Prints what is at `path`: shards with `count` decoded records, else a manifest.
+
+    Raises:
+      UserError: nothing of retro_jax is there.
+    """
+    path = Path(path)
+    if (path / "layout.json").exists():
+        return _shards(path, count)
+    found = [path] if (path / "manifest.json").exists() else []
+    found += sorted(p.parent for p in path.glob("*/manifest.json"))
+    found += sorted(p.parent for p in path.glob("*/*/manifest.json"))
+    if not found:
+        raise UserError(
+            f"{path}: neither shards nor a working directory; give for example "
+            "runs/quickstart/prepare/shards/train or runs/quickstart"
+        )
+    for directory in found:
+        manifest = workdir.read_manifest(directory)
+        table = Table(title=escape(str(directory)), show_header=False, title_justify="left")
+        for part in ("settings", "counts"):
+            for name, value in manifest[part].items():
+                table.add_row(part, escape(name), escape(str(value)))
+        for name in ("seconds", "made"):
+            table.add_row("", name, str(manifest[name]))
+        out.print(table)
+    return None
+
+
+def _shards(path: Path, count: int):
+    records = Records(path)
+    size = sum(p.stat().st_size for p in path.glob("*.tfrecord"))
+    table = Table(
+        title=f"{escape(str(path))}: {len(records):,} records, {size / 1e6:,.1f} MB",
+        title_justify="left",
+    )
+    for column in ("feature", "dtype", "shape", "in record 0"):
+        table.add_column(column)
+    first = records[0] if len(records) else {}
+    for name, value in first.items():
+        flat = value.reshape(-1)
+        shown = ", ".join(f"{v:.4g}" if value.dtype.kind == "f" else str(v) for v in flat[:6])
+        table.add_row(
+            name, str(value.dtype), str(list(value.shape)), shown + (", ..." * (len(flat) > 6))
+        )
+    out.print(table)
+    base = path.parent.parent
+    if not (base / "tokenizer").exists():
+        return  # shards alone: nothing to decode them with
+    pieces = load_tokenizer(base)
+    database = ChunkTable(base / "chunks" / "train")
+    own = ChunkTable(base / "chunks" / path.name)
+    for number in range(min(count, len(records))):
+        _record(number, records[number], pieces, database, own)
+
+
+def _record(number: int, record: dict, pieces, database: ChunkTable, own: ChunkTable):
+    chunks = len(record["documents"])
+    tokens = record["tokens"].reshape(chunks, -1)
+    table = Table(title=f"record {number}", title_justify="left", show_lines=True)
+    for column in ("chunk", "text", "neighbours: document, distance, text [N | F]"):
+        table.add_column(column, overflow="fold")
+    for c in range(chunks):
+        if record["documents"][c] < 0:
+            continue
+        near = []
+        for id, distance, text in zip(
+            record["neighbour_ids"][c], record["distances"][c], record["neighbours"][c]
+        ):
+            if id < 0:
+                near.append("[dim]missing[/]")
+                continue
+            document = database.documents[int(database.document[id])]
+            n, f = (pieces.decode(half.tolist()) for half in np.split(text, 2))
+            head = f"{document['id']} chunk {int(id) - document['first']}  {distance:.3f}"
+            near.append(f"[bold]{escape(head)}[/]\n{escape(n)}[dim] | [/]{escape(f)}")
+        source = own.documents[int(record["documents"][c])]["id"]
+        table.add_row(
+            f"{c}\n{escape(source)}", escape(pieces.decode(tokens[c].tolist())), "\n\n".join(near)
+        )
+    out.print(table)

@@ -1,0 +1,87 @@
+"""Exact search, the truth that every other index is measured against.
+
+Distances are squared L2, as in the paper (section 2.3), computed of each pair alone in float64: they
+are the same bits wherever a vector lies and however many are searched at a time. Equal distances are
+in the order of ids. So the nearest of a whole are the nearest of the nearest of its parts.
+"""
+
+import numpy as np
+
+_BLOCK = 2_000_000  # entries of a distance matrix that are held at a time
+
+
+class ExactIndex:
+    """Compares a query with every vector."""
+
+    kind = "exact"
+
+    def __init__(self, vectors: np.ndarray):
+        self.vectors = vectors
+        self._norms = np.concatenate(
+            [np.einsum("ne,ne->n", v, v) for v in _parts(vectors, _BLOCK)] or [np.zeros(0)]
+        )
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """queries [Q, E] -> ids [Q, k] int64, distances [Q, k] float32."""
+        queries = checked(queries, self.vectors.shape[1])
+        ids, distances = nothing(len(queries), k)
+        found = min(k, len(self))
+        if not found:
+            return ids, distances
+        block = max(1, _BLOCK // len(self))
+        for start in range(0, len(queries), block):
+            q = queries[start : start + block]
+            size = np.einsum("qe,qe->q", q, q)
+            d = self._norms - 2 * (q @ self.vectors.T) + size[:, None]
+            # A product's last bits depend on its shape. It only proposes: all that could be among
+            # the nearest.
+            bound = np.partition(d, found - 1, axis=1)[:, found - 1]
+            slack = 1e-5 * (size + self._norms.max() + 1e-30)
+            row, id = np.nonzero(d <= (bound + slack)[:, None])
+            near = squared_distances(q, row, self.vectors, id)
+            order = np.lexsort((id, near, row))
+            # Each row has at least `found`: the first of each are the answer.
+            first = np.searchsorted(row, np.arange(len(q)))
+            chosen = order[first[:, None] + np.arange(found)]
+            ids[start : start + block, :found] = id[chosen]
+            distances[start : start + block, :found] = near[chosen]
+        return ids, distances
+
+
+def squared_distances(queries, rows, vectors, ids) -> np.ndarray:
+    """|queries[rows] - vectors[ids]|^2 of each pair, float32, computed in float64."""
+    out = np.empty(len(rows), np.float32)
+    step = max(1, _BLOCK // vectors.shape[1])
+    for start in range(0, len(rows), step):
+        at = slice(start, start + step)
+        difference = queries[rows[at]].astype(np.float64) - vectors[ids[at]]
+        out[at] = np.square(difference).sum(axis=1)
+    return out
+
+
+def checked(queries: np.ndarray, width: int) -> np.ndarray:
+    """Queries [Q, width] as float32.
+
+    Raises:
+      ValueError: another width, or NaN or Inf among them.
+    """
+    queries = np.ascontiguousarray(queries, np.float32)
+    if queries.ndim != 2 or queries.shape[1] != width:
+        raise ValueError(f"queries must be [Q, {width}], not {list(queries.shape)}")
+    if not np.isfinite(queries).all():
+        raise ValueError("a query holds NaN or Inf")
+    return queries
+
+
+def nothing(rows: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """ids and distances where nothing was found: -1 and +inf."""
+    return np.full((rows, k), -1, np.int64), np.full((rows, k), np.inf, np.float32)
+
+
+def _parts(vectors: np.ndarray, most: int) -> list[np.ndarray]:
+    """The rows of an array, a few at a time."""
+    step = max(1, most // max(1, vectors.shape[1]))
+    return [vectors[start : start + step] for start in range(0, len(vectors), step)]

@@ -1,0 +1,106 @@
+"""What the shards hold, checked from the records themselves: every chunk once, and nothing leaked."""
+
+import shutil
+
+import numpy as np
+import pytest
+from conftest import tables
+
+from retro_jax import prepare, records, sequences
+from retro_jax.corpus import collect
+from retro_jax.errors import UserError
+from retro_jax.evaluate import evaluate, signals
+
+M = 16
+
+
+def shards(root, split):
+    opened = records.Records(root / "prepare" / "shards" / split)
+    return [opened[i] for i in range(len(opened))]
+
+
+def test_held_out_documents_are_never_in_the_database(finished, small):
+    split = {s: {d["id"] for d in t.documents} for s, t in tables(finished).items()}
+    assert all(split.values())
+    assert not split["train"] & split["heldout"]
+    for name, ids in split.items():
+        for id in ids:
+            assert collect.is_heldout(id, small.corpus.heldout) == (name == "heldout")
+    database = tables(finished)["train"]
+    for record in shards(finished, "heldout"):
+        ids = record["neighbour_ids"]
+        np.testing.assert_array_equal(record["neighbours"], database.values(ids))
+
+
+def test_no_neighbour_or_continuation_is_of_a_document_of_the_sequence(finished):
+    """Recomputed from the rows themselves, for N and for F, in sequences packed of documents."""
+    database = tables(finished)["train"]
+    packed = 0
+    for record in shards(finished, "train"):
+        own = set(record["documents"]) - {-1}
+        packed += len(own) > 1
+        for id in record["neighbour_ids"][record["neighbour_ids"] >= 0]:
+            assert database.document[id] not in own
+            following = database.continuation[id]
+            assert following < 0 or database.document[following] not in own
+    assert packed  # otherwise this test proves little
+
+
+def test_each_chunk_of_a_shard_has_the_neighbours_of_its_own_text(finished, small):
+    """From the record alone: chunk u's tokens, decoded and embedded, compared with every vector. A
+    stream that is shifted against its neighbours by one token or one chunk would show."""
+    base = finished / "prepare"
+    pieces, embedder = prepare.load_tokenizer(base), prepare.load_embedder(small, base)
+    vectors, database = prepare.vectors_of(base, "train"), tables(finished)["train"]
+    for record in shards(finished, "train")[:5]:
+        texts = [pieces.decode(row) for row in record["tokens"].reshape(-1, M).tolist()]
+        queries = embedder.embed(texts)
+        allowed = ~np.isin(database.document, record["documents"])
+        d = np.square(queries[:, None].astype(np.float64) - vectors[None]).sum(-1)
+        d = np.where(allowed, d, np.inf)
+        real = record["documents"] >= 0
+        nearest = np.sort(d, axis=1)[:, :2]
+        np.testing.assert_allclose(record["distances"][real], nearest[real], rtol=1e-4, atol=1e-5)
+        for u in np.flatnonzero(real):
+            np.testing.assert_allclose(
+                d[u, record["neighbour_ids"][u]], record["distances"][u], rtol=1e-4, atol=1e-5
+            )
+
+
+def test_training_sequences_hold_every_chunk_once(finished):
+    table = tables(finished)["train"]
+    rows = np.concatenate([r["tokens"].reshape(-1, M) for r in shards(finished, "train")])
+    np.testing.assert_array_equal(rows[: len(table)], table.tokens)
+    assert not rows[len(table) :].any()
+
+
+def test_windows_score_every_chunk_of_a_document_once():
+    for count in range(1, 14):
+        scored = []
+        for rows, first in sequences.windows(100, count, 4, 2):
+            assert len(rows) == 4
+            scored += [row - 100 for row in rows[first:] if row >= 0]
+        assert scored == list(range(count))
+
+
+def test_planted_leaks_are_counted_and_stop_the_evaluation(finished, small, tmp_path):
+    root = tmp_path / "leaky"
+    shutil.copytree(finished, root)
+    shutil.rmtree(root / "evaluate")
+    database = tables(root)["train"]
+    directory = root / "prepare" / "shards" / "train"
+    leaky = shards(root, "train")
+    leaky[0]["neighbour_ids"][1, 0] = database.documents[leaky[0]["documents"][0]]["first"]
+    leaky[0]["neighbours"][1] = database.values(leaky[0]["neighbour_ids"][1])
+    leaky[2]["neighbours"][0, 0, 3] += 1
+    shutil.rmtree(directory)
+    directory.mkdir()
+    records.write(directory, lambda start: leaky[start:])
+    found = signals.violations(
+        *(records.Records(root / "prepare" / "shards" / s) for s in prepare.SPLITS),
+        *tables(root).values(),
+    )
+    assert found == {"same_document": 1, "wrong_text": 1, "heldout_in_database": 0}
+    with pytest.raises(UserError, match="leak"):
+        evaluate.evaluate(small, root)
+    assert not (root / "evaluate").exists()

@@ -1,0 +1,75 @@
+"""`retro verify` and `retro describe`, on a finished working directory and on spoilt copies of it."""
+
+import shutil
+
+import numpy as np
+import pytest
+from conftest import tables
+
+from retro_jax import cli, describe, prepare, verify
+from retro_jax.errors import UserError
+
+STEPS = ("corpus", "chunks", "embeddings", "index", "neighbours", "shards")
+
+
+def test_what_prepare_made_is_the_same_when_it_is_made_again(finished, small):
+    compared = verify.verify(small, finished, share=1.0)
+    table = tables(finished)
+    assert tuple(compared) == STEPS
+    assert compared["chunks"] == sum(len(t.documents) for t in table.values())
+    assert all(compared.values())
+
+
+def spoil_json(path):
+    text = path.read_bytes()
+    at = text.index(b"kara")
+    path.write_bytes(text[:at] + b"lopo" + text[at + 4 :])
+
+
+def spoil_last_bytes(path):
+    data = bytearray(path.read_bytes())
+    data[-8:] = bytes(8) if any(data[-8:]) else b"\1" * 8
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("step", "file", "spoil"),
+    [
+        ("corpus", "corpus/train.jsonl", spoil_json),
+        ("chunks", "chunks/train/document.bin", spoil_last_bytes),
+        ("embeddings", "embeddings/heldout/vectors.bin", spoil_last_bytes),
+        ("index", "index/00000/vectors.npy", spoil_last_bytes),
+        ("neighbours", "neighbours/train/distances.bin", spoil_last_bytes),
+        ("shards", "shards/train/00000.tfrecord", spoil_last_bytes),
+    ],
+)
+def test_what_was_changed_since_is_named(finished, small, tmp_path, step, file, spoil):
+    root = tmp_path / "spoilt"
+    shutil.copytree(finished / "prepare", root / "prepare")
+    spoil(root / "prepare" / file)
+    with pytest.raises(UserError, match=r"damaged" if step == "shards" else rf"{step}: "):
+        verify.verify(small, root, share=1.0)
+
+
+def test_shards_are_shown_with_texts_and_their_neighbours(finished, capsys):
+    describe.describe(finished / "prepare" / "shards" / "train", 2)
+    shown = " ".join(capsys.readouterr().out.split())
+    for name in ("tokens", "neighbour_ids", "distances", "record 1", "record 0"):
+        assert name in shown
+    table, base = tables(finished)["train"], finished / "prepare"
+    word = prepare.load_tokenizer(base).decode(table.tokens[0].tolist()).split()[0]
+    assert word in shown
+    near = np.asarray(prepare.columns.Columns(base / "neighbours" / "train")["ids"][0])
+    entry = table.documents[int(table.document[near[0]])]
+    assert f"chunk {int(near[0]) - entry['first']}" in shown
+
+
+def test_a_working_directory_is_described_by_its_manifests(finished, capsys, tmp_path):
+    assert cli.main(["describe", str(finished)]) == 0
+    shown = capsys.readouterr().out
+    assert "corpus.heldout" in shown
+    assert "train_chunks" in shown
+    assert cli.main(["describe", str(tmp_path)]) == 2
+    assert "neither shards nor a working directory" in capsys.readouterr().err
+    assert cli.main(["describe"]) == 2
+    assert "for example" in capsys.readouterr().err
