@@ -1,11 +1,10 @@
 """Any Hugging Face `tokenizer.json` that loses nothing, behind the interface of `tokenizer.Tokenizer`."""
 
 import json
-from collections.abc import Iterable
 
-import numpy as np
 import tokenizers
 
+from retro_jax.corpus.vocabulary import Vocabulary
 from retro_jax.errors import UserError
 
 FIRST = 4  # the file's id 0 is ours 4: PAD, BOS, EOS and UNK stand before
@@ -17,7 +16,7 @@ _PROBES = (
 )  # fmt: skip
 
 
-class PretrainedTokenizer:
+class PretrainedTokenizer(Vocabulary):
     """Text to token ids and back, the file's ids moved by FIRST.
 
     Three things that a file may ask for are left out, because they change the text: Unicode
@@ -45,8 +44,7 @@ class PretrainedTokenizer:
         special = {t["id"] for t in fields.get("added_tokens", ()) if t.get("special")}
         size = max(self._pieces.get_vocab(with_added_tokens=True).values()) + 1
         own = [b"" if i in special else self._piece_bytes(i) for i in range(size)]
-        self.vocab = -(-(FIRST + size) // _MULTIPLE) * _MULTIPLE
-        self._bytes = [b""] * FIRST + own + [b""] * (self.vocab - FIRST - size)
+        super().__init__([b""] * FIRST + own + [b""] * (-(FIRST + size) % _MULTIPLE))
         self._space_mark = [self._pieces.token_to_id(f"<0x{b:02X}>") for b in _SPACE.encode()]
         for probe in _PROBES:
             try:
@@ -93,19 +91,6 @@ class PretrainedTokenizer:
 
     def _encode(self, text: str) -> list[int]:
         return [i + FIRST for i in self._pieces.encode(text, add_special_tokens=False).ids]
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of the tokens; special tokens have none."""
-        return b"".join([self._bytes[i] for i in ids])
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of the tokens. A chunk may cut a character: its bytes show as U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
-
-    @property
-    def byte_counts(self) -> np.ndarray:
-        """Bytes of each token, [vocab] int32; 0 for special tokens."""
-        return np.array([len(b) for b in self._bytes], np.int32)
 
 
 def _byte_characters() -> dict[str, int]:

@@ -4,10 +4,10 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import sentencepiece
 
 from retro_jax.corpus.pretrained import PretrainedTokenizer
+from retro_jax.corpus.vocabulary import Vocabulary
 from retro_jax.errors import UserError
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -16,7 +16,7 @@ _SAMPLE = 20_000_000  # characters; more teach a small vocabulary nothing new
 _LINE = 2000  # characters; SentencePiece skips what is much longer
 
 
-class Tokenizer:
+class Tokenizer(Vocabulary):
     """Text to token ids and back.
 
     PAD fills the tail of a document's last chunk and stands for "no token" everywhere; BOS opens
@@ -25,8 +25,7 @@ class Tokenizer:
 
     def __init__(self, model: bytes):
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self.vocab = self._pieces.get_piece_size()
-        self._bytes = [self._piece_bytes(i) for i in range(self.vocab)]
+        super().__init__([self._piece_bytes(i) for i in range(self._pieces.get_piece_size())])
         # SentencePiece's own mark for a space, found in a text, must not become a space.
         self._space_mark = [self._pieces.piece_to_id(f"<0x{b:02X}>") for b in _SPACE.encode()]
 
@@ -45,19 +44,6 @@ class Tokenizer:
         for part in others:
             ids += self._space_mark + self._pieces.encode(part)
         return ids
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of the tokens; special tokens have none."""
-        return b"".join([self._bytes[i] for i in ids])
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of the tokens. A chunk may cut a character: its bytes show as U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
-
-    @property
-    def byte_counts(self) -> np.ndarray:
-        """Bytes of each token, [vocab] int32; 0 for special tokens."""
-        return np.array([len(b) for b in self._bytes], np.int32)
 
 
 def train(texts: Iterable[str], vocab: int) -> bytes:
