@@ -1,0 +1,30 @@
+"""What every tokenizer has in common: each token stands for certain bytes."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+
+class Vocabulary:
+    """Tokens to bytes, text and byte counts."""
+
+    def __init__(self, pieces: list[bytes]):
+        self._bytes = pieces
+
+    @property
+    def vocab(self) -> int:
+        """How many tokens there are."""
+        return len(self._bytes)
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of the tokens; special tokens have none."""
+        return b"".join([self._bytes[i] for i in ids])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the tokens. A chunk may cut a character: its bytes show as U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    @property
+    def byte_counts(self) -> np.ndarray:
+        """Bytes of each token, [vocab] int32; 0 for special tokens."""
+        return np.array([len(b) for b in self._bytes], np.int32)
