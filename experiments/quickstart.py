@@ -2,7 +2,7 @@
 
     retro run --config=experiments/quickstart.py
 
-Hardware: 2 cores, no accelerator, 1.6 GiB of memory; 8 to 10 minutes.
+Hardware: 2 cores, no accelerator, 1.2 GiB of memory; 8 to 10 minutes.
 Expected: held-out bits per byte on 1.78, off 1.79, random 1.80, baseline 1.77 (README). Building a
 ScaNN index is not deterministic, so the last digits differ from run to run.
 
