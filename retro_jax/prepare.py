@@ -195,8 +195,7 @@ def _neighbours(e: Experiment, base: Path, out: Path) -> dict:
     """ids and distances of the k nearest of every chunk; counts those with fewer than k."""
     searcher, k, counts = index.load(base / "index", keep=False), e.retrieval.neighbours, {}
     documents = chunks.ChunkTable(base / "chunks" / "train").document
-    # Whole sequences; many where each block opens every shard of the index.
-    block = e.chunks * -(-(neighbours.BLOCK if searcher.shards == 1 else 2**16) // e.chunks)
+    block = searched_at_a_time(e, searcher)
     for split in SPLITS:
         table, vectors = chunks.ChunkTable(base / "chunks" / split), vectors_of(base, split)
         layout = {"ids": ("<i8", (k,)), "distances": ("<f4", (k,))}
@@ -216,6 +215,11 @@ def _neighbours(e: Experiment, base: Path, out: Path) -> dict:
         writer.close()
         counts[f"{split}_share_with_fewer_than_k"] = writer.state["fewer"] / len(vectors)
     return counts
+
+
+def searched_at_a_time(e: Experiment, searcher) -> int:
+    """Chunks of a block: whole sequences, and many where each block opens every shard of the index."""
+    return e.chunks * -(-(neighbours.BLOCK if searcher.shards == 1 else 2**16) // e.chunks)
 
 
 def forbidden_documents(e: Experiment, table, split: str, begin: int, end: int) -> np.ndarray:

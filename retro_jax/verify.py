@@ -127,15 +127,18 @@ def _index(e, base, some, manifests):
 def _neighbours(e, base, some, manifests):
     searcher = index.load(base / "index", keep=False)
     documents = ChunkTable(base / "chunks" / "train").document
+    # Whole blocks, as they were searched: with another batch ScaNN may choose otherwise.
+    block = prepare.searched_at_a_time(e, searcher)
     for split in SPLITS:
         table, vectors = ChunkTable(base / "chunks" / split), prepare.vectors_of(base, split)
         stored = Columns(base / "neighbours" / split)
-        for sequence in sorted(some(-(-len(table) // e.chunks))):
-            begin, end = sequence * e.chunks, min((sequence + 1) * e.chunks, len(table))
+        for number in sorted(some(-(-len(table) // block))):
+            begin, end = number * block, min((number + 1) * block, len(table))
             forbidden = prepare.forbidden_documents(e, table, split, begin, end)
             found = neighbours.find(
-                searcher.search, vectors[begin:end], forbidden, documents, e.retrieval.neighbours
-            )
+                searcher.search, vectors[begin:end], forbidden, documents, e.retrieval.neighbours,
+                block=block,
+            )  # fmt: skip
             same = [
                 np.array_equal(again, stored[name][begin:end])
                 for again, name in zip(found, ("ids", "distances"))
