@@ -39,13 +39,16 @@ def write(directory: Path, examples: Callable[[int], Iterable[dict[str, np.ndarr
     Returns:
       The number of records.
     """
-    directory, first = Path(directory), next(iter(examples(0)), None)
+    directory, rest = Path(directory), iter(examples(0))
+    first = example = next(rest, None)
     layout = describe(first) if first else {}
     stride = len(_frame(_example(first))) if first else 1
     shards = sorted(directory.glob("*.tfrecord"))
     count = sum(path.stat().st_size for path in shards) // stride
-    rest = iter(examples(count))
-    example, number = next(rest, None), len(shards)
+    number = len(shards)
+    if count:
+        rest = iter(examples(count))
+        example = next(rest, None)
     while example is not None:
         aside = directory / f".{number:05d}.partial"
         with aside.open("wb") as file:
