@@ -36,9 +36,11 @@ class CorpusConfig:
 class RetrievalConfig:
     """Embedder, index and neighbours (retro_jax/retrieval)."""
 
-    embedder: str = "tfidf"  # tfidf | bert:DIRECTORY (config.json, *.safetensors, tokenizer)
+    # tfidf | bert:DIRECTORY (config.json, *.safetensors, tokenizer.json) | words, for BM25
+    embedder: str = "tfidf"
     dim: int = 128  # width of the tfidf embedder; a BERT brings its own
-    index: str = "auto"  # auto | exact | scann; auto: exact below 20,000 chunks
+    dtype: str = "float32"  # float32 | bfloat16, of a BERT's computation
+    index: str = "auto"  # auto | exact | scann | bm25; auto: exact below 20,000 chunks
     min_recall: float = 0.9  # recall@k against exact search on a sample; below it, prepare fails
     neighbours: int = 2  # k
     index_shard: int = (
@@ -205,7 +207,8 @@ def check(e: Experiment):
     for name, value, choices in (
         ("corpus.bad_documents", c.bad_documents, ("refuse", "skip")),
         ("corpus.exact_duplicates", c.exact_duplicates, ("keep", "drop")),
-        ("retrieval.index", r.index, ("auto", "exact", "scann")),
+        ("retrieval.index", r.index, ("auto", "exact", "scann", "bm25")),
+        ("retrieval.dtype", r.dtype, ("float32", "bfloat16")),
         ("model.dtype", m.dtype, ("float32", "bfloat16")),
         ("model.remat", m.remat, ("none", "dots", "full")),
         ("model.positions", m.positions, ("relative", "rotary", "learned")),
@@ -213,8 +216,18 @@ def check(e: Experiment):
         ("model.activation", m.activation, ("gelu", "gelu_exact", "silu", "relu")),
     ):
         _require(value in choices, name, value, f"must be one of {', '.join(choices)}")
-    tfidf_or_bert = r.embedder == "tfidf" or r.embedder.startswith("bert:")
-    _require(tfidf_or_bert, "retrieval.embedder", r.embedder, "must be tfidf or bert:DIRECTORY")
+    _require(
+        r.embedder in ("tfidf", "words") or r.embedder.startswith("bert:"),
+        "retrieval.embedder",
+        r.embedder,
+        "must be tfidf, bert:DIRECTORY or words",
+    )
+    _require(
+        (r.embedder == "words") == (r.index == "bm25"),
+        "retrieval.index",
+        r.index,
+        "bm25 searches by words: it and retrieval.embedder = 'words' need each other",
+    )
     _require(c.vocab >= 300, "corpus.vocab", c.vocab, "must be at least 300 (256 bytes and more)")
     _require(0 < c.heldout < 1, "corpus.heldout", c.heldout, "must lie between 0 and 1")
     _require(m.d % 2 == 0, "model.d", m.d, "must be even (sine and cosine positions)")

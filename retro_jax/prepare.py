@@ -39,7 +39,7 @@ def _recipe(e: Experiment) -> dict:
             _chunks,
         ),
         "embeddings": (
-            {"retrieval.embedder": r.embedder, "retrieval.dim": r.dim},
+            {f"retrieval.{name}": getattr(r, name) for name in ("embedder", "dim", "dtype")},
             ("chunks", "tokenizer"),
             _embeddings,
         ),
@@ -154,10 +154,10 @@ def _embeddings(e: Experiment, base: Path, out: Path) -> dict:
         text, count = text_of(base, "train")
         sample = [text(row) for row in embed.sample(count)]
         embed.fit_tfidf(sample, e.retrieval.dim).save(out)
-    embedder = embed.load(e.retrieval.embedder, out)
+    embedder = embed.load(e.retrieval, out, e.model.chunk)
     for split in SPLITS:
         text, count = text_of(base, split)
-        writer = columns.Writer(out / split, {"vectors": ("<f4", (embedder.width,))})
+        writer = columns.Writer(out / split, {"vectors": (embedder.dtype, (embedder.width,))})
         start = writer.rows("vectors")
         with progress.bar(f"embedding {split} chunks", count) as advance:
             advance(start)
@@ -177,7 +177,7 @@ def embed_block(embedder, text, begin: int, count: int) -> np.ndarray:
 
 def load_embedder(experiment: Experiment, base: Path):
     """The embedder that the database was made with."""
-    return embed.load(experiment.retrieval.embedder, base / "embeddings")
+    return embed.load(experiment.retrieval, base / "embeddings", experiment.model.chunk)
 
 
 def vectors_of(base: Path, split: str) -> np.ndarray:

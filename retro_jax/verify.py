@@ -1,5 +1,7 @@
 """Every step of `prepare`, a random share of it made again and compared bit for bit."""
 
+import filecmp
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from retro_jax.corpus.chunks import ChunkTable, split_document
 from retro_jax.corpus.collect import SPLITS
 from retro_jax.errors import UserError
 from retro_jax.records import Records
-from retro_jax.retrieval import index, neighbours, tree
+from retro_jax.retrieval import bm25, index, neighbours, tree
 
 
 def verify(experiment: Experiment, root: Path, share: float = 0.05, seed: int = 0) -> dict:
@@ -118,6 +120,12 @@ def _index(e, base, some, manifests):
         own = np.asarray(vectors[first : first + size])
         if shard.kind == "exact":
             yield f"shard {number}", np.array_equal(shard.vectors, own)
+        elif shard.kind == "bm25":
+            with tempfile.TemporaryDirectory() as again:
+                bm25.build(own, Path(again))
+                files = [p.relative_to(again) for p in Path(again).rglob("*") if p.is_file()]
+                same = [filecmp.cmp(shard.directory / f, Path(again) / f, False) for f in files]
+            yield f"shard {number}", all(same)
         else:
             recall = tree.recall_of(own, e.retrieval.neighbours)(shard)
             yield f"shard {number}, recall {recall:.3f}", recall >= e.retrieval.min_recall

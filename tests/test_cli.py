@@ -31,7 +31,7 @@ def retro(capfd, *arguments):
         (["run", f"--config={CONFIG}", "--config.train.length=100"], "train.length = 100: must be a"),
         (["run", f"--config={CONFIG}", "--config.evaluate.stride=256"], "below train.length = 256"),
         (["run", f"--config={CONFIG}", "--config.model.encoder_d=64"], "model.share_embedding"),
-        (["run", f"--config={CONFIG}", "--config.retrieval.embedder=glove"], "tfidf or bert:DIRECTORY"),
+        (["run", f"--config={CONFIG}", "--config.retrieval.embedder=glove"], "tfidf, bert:DIRECTORY or words"),
         (["run", f"--config={CONFIG}", "extra"], "not understood: extra"),
         (["run", f"--config={CONFIG}", "--workdri=x"], "workdri"),
         (["sizes", "--config=x"], "retro sizes takes --json"),

@@ -12,11 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from retro_jax.errors import UserError
+
+_STEP = 8  # tokens, between the lengths of batches
 
 # S texts, T tokens, D width, N heads, H head size
 
@@ -28,11 +31,10 @@ class _Norm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x):
+        kind, x = x.dtype, x.astype(jnp.float32)
         x = x - x.mean(-1, keepdims=True)
-        return (
-            x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.eps) * self.weight[...]
-            + (self.bias[...])
-        )
+        x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.eps)
+        return (x * self.weight[...] + self.bias[...]).astype(kind)
 
 
 class _Linear(nnx.Module):
@@ -90,7 +92,8 @@ class Bert(nnx.Module):
     def mean(self, ids, mask):
         """The mean of the last hidden state over the tokens of the mask: [S, D]."""
         weights = mask[..., None].astype(jnp.float32)
-        return (self(ids, mask) * weights).sum(1) / jnp.maximum(weights.sum(1), 1)
+        last = self(ids, mask).astype(jnp.float32)
+        return (last * weights).sum(1) / jnp.maximum(weights.sum(1), 1)
 
 
 _LAYER_NAMES = {
@@ -154,9 +157,19 @@ def load_bert(directory: Path) -> Bert:
 
 
 class BertEmbedder:
-    """Texts to the mean of a frozen BERT's last layer, with the directory's own tokenizer."""
+    """Texts to the mean of a frozen BERT's last layer, with the directory's own tokenizer.
 
-    def __init__(self, directory: Path, batch: int = 64):
+    Texts of like length are embedded together, a batch over all devices.
+
+    Args:
+      directory: config.json, *.safetensors, tokenizer.json.
+      compute: float32 or bfloat16, of the network; norms, softmax and the mean are float32.
+      batch: texts that are embedded at a time.
+    """
+
+    dtype = np.dtype("<f4")
+
+    def __init__(self, directory: Path, compute: str = "float32", batch: int = 64):
         from tokenizers import Tokenizer  # only who embeds with BERT needs it
 
         if not (directory / "tokenizer.json").is_file():
@@ -165,13 +178,16 @@ class BertEmbedder:
         # The file may ask for padding to a fixed length, which would count as text below.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        # Embedding is a single-device computation, whatever mesh the caller trains on.
-        self._mesh = jax.make_mesh((1,), ("data",), (AxisType.Auto,), devices=jax.devices()[:1])
+        # Its own mesh, whatever mesh the caller trains on.
+        devices = jax.local_devices()
+        self._mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
         with jax.set_mesh(self._mesh):
-            graph, self._params = nnx.split(load_bert(directory))
-        self._positions = self._params["positions"].shape[0]
-        self.width = self._params["words"].shape[1]
-        self._batch = batch
+            graph, params = nnx.split(load_bert(directory))
+            params = jax.tree.map(lambda x: x.astype(compute), params)
+            self._params = jax.device_put(params, NamedSharding(self._mesh, P()))
+        self._positions = params["positions"].shape[0]
+        self.width = params["words"].shape[1]
+        self._batch = -(-batch // len(devices)) * len(devices)
         self._mean = jax.jit(lambda p, ids, mask: nnx.merge(graph, p).mean(ids, mask))
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
@@ -179,16 +195,22 @@ class BertEmbedder:
         encoded = [e.ids[: self._positions] for e in self._tokenizer.encode_batch(list(texts))]
         out = np.empty((len(texts), self.width), np.float32)
         order = np.argsort([len(ids) for ids in encoded], kind="stable")
+        rows_of, spread = NamedSharding(self._mesh, P("data")), self._mesh.size
+        pending = []
         for start in range(0, len(order), self._batch):
             rows = order[start : start + self._batch]
-            # Few shapes, so few compilations: lengths in steps of 32, the batch always full.
+            # Few shapes, so few compilations: lengths in steps of 8, and the last batch a power of 2.
             longest = max(1, len(encoded[rows[-1]]))
-            length = min(self._positions, -(-longest // 32) * 32)
-            ids = np.zeros((self._batch, length), np.int32)
-            mask = np.zeros((self._batch, length), bool)
+            length = min(self._positions, -(-longest // _STEP) * _STEP)
+            size = min(self._batch, -(-(1 << (len(rows) - 1).bit_length()) // spread) * spread)
+            ids = np.zeros((size, length), np.int32)
+            mask = np.zeros((size, length), bool)
             for i, row in enumerate(rows):
                 ids[i, : len(encoded[row])] = encoded[row]
                 mask[i, : len(encoded[row])] = True
             with jax.set_mesh(self._mesh):
-                out[rows] = np.asarray(self._mean(self._params, ids, mask))[: len(rows)]
+                given = jax.device_put((ids, mask), rows_of)
+                pending.append((rows, self._mean(self._params, *given)))
+        for rows, means in pending:  # read back only now: devices do not wait for the host
+            out[rows] = np.asarray(means)[: len(rows)]
         return out

@@ -1,4 +1,4 @@
-"""A chunk's text to a vector. Two embedders, one interface: `embed(texts) -> [n, E] float32`.
+"""A chunk's text to a vector. One interface: `embed(texts) -> [n, E]`, E being `width`, in `dtype`.
 
 The text is what the chunk's tokens decode to, for chunks of the database and for live queries
 alike, so that a chunk is always its own nearest neighbour.
@@ -14,8 +14,9 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.utils.extmath import safe_sparse_dot
 
+from retro_jax.config import RetrievalConfig
 from retro_jax.errors import UserError
-from retro_jax.retrieval import bert
+from retro_jax.retrieval import bert, bm25
 
 _SAMPLE = 20_000  # chunks that the TF-IDF weights and the SVD are fitted on
 _FEATURES = 2**16
@@ -27,6 +28,8 @@ class TfidfEmbedder:
     It needs no download and suits two cores: lexical retrieval, in a dense index. It knows nothing
     of meaning; for that, use a BERT.
     """
+
+    dtype = np.dtype("<f4")
 
     def __init__(self, vocabulary: dict[str, int], idf: np.ndarray, components: np.ndarray):
         self._tfidf = TfidfVectorizer(vocabulary=vocabulary, **_ANALYSER)
@@ -100,7 +103,11 @@ def fit_tfidf(sample: Sequence[str], dim: int, seed: int = 0) -> TfidfEmbedder:
     return TfidfEmbedder(vocabulary, tfidf.idf_, svd.components_.T)
 
 
-def load(embedder: str, directory: Path):
-    """The embedder of a config: `tfidf` from its own directory, `bert:DIRECTORY` from there."""
-    kind, _, path = embedder.partition(":")
-    return bert.BertEmbedder(Path(path)) if kind == "bert" else TfidfEmbedder.load(directory)
+def load(config: RetrievalConfig, directory: Path, chunk: int):
+    """The embedder of a config, for chunks of so many tokens; a fitted one is in `directory`."""
+    kind, _, path = config.embedder.partition(":")
+    if kind == "bert":
+        return bert.BertEmbedder(Path(path), config.dtype)
+    if kind == "words":
+        return bm25.WordEmbedder(2 * chunk)  # a token of most tokenizers holds one word at most
+    return TfidfEmbedder.load(directory)

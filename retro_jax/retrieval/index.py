@@ -1,7 +1,7 @@
 """One interface to nearest-neighbour search: `search(queries, k) -> (ids, distances)`.
 
-ids are int64 [Q, k] and distances (squared L2) float32 [Q, k], nearest first; -1 and +inf stand where
-fewer than k exist.
+ids are int64 [Q, k] and distances (squared L2; minus the score of BM25) float32 [Q, k], nearest first;
+-1 and +inf stand where fewer than k exist.
 
 A database is searched in shards, each an index of its own of at most `retrieval.index_shard` vectors:
 memory is that of one shard, and what the shards find is merged.
@@ -15,7 +15,8 @@ import numpy as np
 
 from retro_jax import workdir
 from retro_jax.errors import UserError
-from retro_jax.retrieval import tree
+from retro_jax.retrieval import bm25, tree
+from retro_jax.retrieval.bm25 import Bm25Index
 from retro_jax.retrieval.exact import ExactIndex
 from retro_jax.retrieval.tree import ScannIndex
 
@@ -72,8 +73,8 @@ def build(
     """Builds an index of vectors [N, E] in an existing directory, or goes on after a kill.
 
     Args:
-      kind: auto | exact | scann; auto is exact for a shard of less than SCANN_FROM vectors or without
-        ScaNN, and so is scann for less than a hundred vectors.
+      kind: auto | exact | scann | bm25; auto is exact for a shard of less than SCANN_FROM vectors or
+        without ScaNN, and so is scann for less than a hundred vectors. Words are for bm25.
       min_recall: recall@k that every shard must reach, see `tree.build`.
       k: neighbours to measure the recall at.
       shard: vectors of a shard at most.
@@ -115,6 +116,11 @@ def load(directory: Path, keep: bool = True) -> ShardedIndex:
 
 def _build(vectors, directory: Path, kind: str, min_recall: float, k: int, first: int):
     """One shard, whose first vector is number `first` of the database."""
+    if kind == "bm25":
+        bm25.build(vectors, directory)
+        report = {"kind": "bm25", "size": len(vectors), "recall": 1.0}
+        workdir.write_json(directory / "index.json", report)
+        return
     vectors = np.ascontiguousarray(vectors, np.float32)
     if not np.isfinite(vectors).all():
         bad = first + int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
@@ -142,8 +148,10 @@ def _build(vectors, directory: Path, kind: str, min_recall: float, k: int, first
     workdir.write_json(directory / "index.json", report)
 
 
-def _load(directory: Path) -> ExactIndex | ScannIndex:
+def _load(directory: Path) -> ExactIndex | ScannIndex | Bm25Index:
     report = json.loads((directory / "index.json").read_text())
+    if report["kind"] == "bm25":
+        return Bm25Index(directory, report["size"])
     if report["kind"] == "exact":
         return ExactIndex(np.load(directory / "vectors.npy", mmap_mode="r"))
     scann = tree.library()

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from retro_jax.config import RetrievalConfig
 from retro_jax.errors import UserError
 from retro_jax.retrieval import bert, embed
 from retro_jax.retrieval.index import ExactIndex
@@ -20,7 +21,7 @@ def test_a_chunk_is_its_own_nearest_neighbour_through_the_query_path(tmp_path):
     embedder = embed.fit_tfidf(TEXTS, 32)
     vectors = embedder.embed(TEXTS)
     embedder.save(tmp_path)
-    reloaded = embed.load("tfidf", tmp_path)
+    reloaded = embed.load(RetrievalConfig(), tmp_path, 16)
     index = ExactIndex(vectors)
     for i in (0, 150, 299):
         ids, distances = index.search(reloaded.embed([TEXTS[i]]), 1)
@@ -56,6 +57,11 @@ def test_bert_equals_the_reference():
     )
 
 
+def load(directory: Path, **fields):
+    """The BERT of a directory, as a config names it."""
+    return embed.load(RetrievalConfig(embedder=f"bert:{directory}", **fields), None, 16)
+
+
 @pytest.fixture
 def bert_directory(tmp_path):
     """The fixture's weights with a WordPiece tokenizer of its vocabulary's size."""
@@ -73,7 +79,7 @@ def bert_directory(tmp_path):
 
 
 def test_bert_embeds_texts_alike_alone_and_in_a_batch_of_many_lengths(bert_directory):
-    embedder = embed.load(f"bert:{bert_directory}", None)
+    embedder = load(bert_directory)
     texts = ["w1", "w2 w3 w4", " ".join(f"w{i % 90}" for i in range(100)), "", "w5 unknown"]
     together = embedder.embed(texts)
     assert together.shape == (5, 32)
@@ -86,16 +92,33 @@ def test_bert_embeds_texts_alike_alone_and_in_a_batch_of_many_lengths(bert_direc
     assert jax.device_count() == 8  # embedding leaves the mesh of the caller alone
 
 
+def test_bfloat16_points_the_same_way(bert_directory):
+    texts = [" ".join(f"w{(i * j) % 90}" for j in range(1 + i % 40)) for i in range(100)]
+    full, half = (load(bert_directory, dtype=d).embed(texts) for d in ("float32", "bfloat16"))
+    assert half.dtype == np.float32
+    cosine = (full * half).sum(1) / np.linalg.norm(full, axis=1) / np.linalg.norm(half, axis=1)
+    assert 0.998 < cosine.min() < 1 - 1e-7  # and it is not the float32 computation
+
+
+def test_a_batch_is_spread_over_all_devices(bert_directory):
+    embedder = load(bert_directory)
+    lowered = []
+    embedder._mean = lambda p, ids, mask: lowered.append(ids.sharding) or ids[:, :1] * np.ones(32)
+    embedder.embed(["w1"] * 70)
+    assert [len(s.device_set) for s in lowered] == [8, 8]
+    assert all(s.spec == jax.sharding.PartitionSpec("data") for s in lowered)
+
+
 def test_padding_that_the_tokenizer_file_asks_for_is_not_text(bert_directory):
     from tokenizers import Tokenizer
 
     path = bert_directory / "tokenizer.json"
-    plain = embed.load(f"bert:{bert_directory}", None).embed(["w1 w2"])
+    plain = load(bert_directory).embed(["w1 w2"])
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.enable_padding(length=30)
     tokenizer.enable_truncation(max_length=3)
     tokenizer.save(str(path))
-    padded = embed.load(f"bert:{bert_directory}", None).embed(["w1 w2"])
+    padded = load(bert_directory).embed(["w1 w2"])
     np.testing.assert_allclose(padded, plain, atol=1e-6)
 
 
