@@ -247,4 +247,5 @@ def _shards(e: Experiment, base: Path, out: Path) -> dict:
                     yield sequences.record(table, database, rows, scored, ids, distances)  # noqa: B023
 
             counts[f"{split}_records"] = records.write(out / split, examples)
+    records.write_tfds_info(out, SPLITS)
     return counts

@@ -68,8 +68,58 @@ def write(directory: Path, examples: Callable[[int], Iterable[dict[str, np.ndarr
     return count
 
 
+def write_tfds_info(directory: Path, splits: tuple[str, ...]):
+    """Makes a directory of such directories, one a split, what `tfds.builder_from_directory` loads.
+
+    TFDS gives a split that has no record no place, so neither do we.
+    """
+    import tensorflow_datasets as tfds  # takes seconds
+    from tensorflow_datasets.core import dataset_info, file_adapters
+
+    features, infos = {}, []
+    for split in splits:
+        records = Records(directory / split)
+        if not len(records):
+            continue
+        features = {
+            name: tfds.features.Tensor(
+                shape=shape, dtype=dtype.type, encoding=tfds.features.Encoding.BYTES
+            )
+            for name, (dtype, shape) in records.features.items()
+        }
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=directory,
+            template="{SPLIT}/{SHARD_INDEX}.{FILEFORMAT}",  # 00000.tfrecord, as `write` names them
+            dataset_name="retro",
+            split=split,
+            filetype_suffix="tfrecord",
+        )
+        infos.append(
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=records.shard_lengths,
+                num_bytes=sum(p.stat().st_size for p in (directory / split).glob("*.tfrecord")),
+                filename_template=template,
+            )
+        )
+    identity = dataset_info.DatasetIdentity(
+        name="retro", version="1.0.0", data_dir=str(directory), module_name=""
+    )
+    info = dataset_info.DatasetInfo(
+        builder=identity,
+        features=tfds.features.FeaturesDict(features),
+        description="Sequences of tokens with the neighbours of their chunks (retro_jax).",
+        disable_shuffling=True,  # records stand in the order of their documents
+    )
+    info.set_file_format(file_adapters.FileFormat.TFRECORD)
+    info.set_splits(tfds.core.splits.SplitDict(infos))
+    info.write_to_directory(directory)
+
+
 class Records:
     """Random access to the records of a directory; a source for grain.
+
+    features: {name: (dtype, shape)}.
 
     Raises:
       UserError: on opening, if a shard is missing or of another size than the layout says; on
@@ -79,12 +129,12 @@ class Records:
     def __init__(self, directory: Path):
         self._directory = Path(directory)
         layout = json.loads((self._directory / "layout.json").read_text())
-        self._features = {
+        self.features = {
             name: (np.dtype(f["dtype"]), tuple(f["shape"]))
             for name, f in layout["features"].items()
         }
         self._count = layout["records"]
-        self._offsets, self._stride = _offsets(self._features)
+        self._offsets, self._stride = _offsets(self.features)
         self._shards, self._starts, total = [], [], 0
         for path in sorted(self._directory.glob("*.tfrecord")):
             data = np.memmap(path, np.uint8, "r") if path.stat().st_size else b"\0"
@@ -105,6 +155,11 @@ class Records:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def shard_lengths(self) -> list[int]:
+        """Records of each shard."""
+        return [len(data) // self._stride for data in self._shards]
+
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         if not 0 <= i < self._count:
             raise IndexError(f"record {i} of {self._count}")
@@ -121,7 +176,7 @@ class Records:
             name: np.frombuffer(payload, dtype, int(np.prod(shape)), self._offsets[name])
             .reshape(shape)
             .copy()
-            for name, (dtype, shape) in self._features.items()
+            for name, (dtype, shape) in self.features.items()
         }
 
 

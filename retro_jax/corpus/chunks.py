@@ -21,7 +21,7 @@ _BLOCK = 1000  # documents
 class ChunkTable:
     """A table on disk, opened read-only and memory-mapped.
 
-    tokens [N, M] unsigned, document [N] int32, continuation [N] int64;
+    tokens [N, M] uint16 or int32, document [N] int32, continuation [N] int64;
     documents: for each one a dict with id, metadata, first (row), chunks, tokens and bytes.
     """
 
@@ -82,7 +82,7 @@ def build(
     Returns:
       The number of documents left out.
     """
-    dtype = np.uint16 if tokenizer.vocab <= 2**16 else np.uint32
+    dtype = np.uint16 if tokenizer.vocab <= 2**16 else np.int32  # TensorFlow decodes no uint32
     writer = columns.Writer(
         directory,
         {
