@@ -142,7 +142,8 @@ def evaluate(experiment, root: Path):
     from retro_jax import summary
     from retro_jax.evaluate import evaluate as stage
 
-    summary.print_evaluation(stage.evaluate(experiment, root)["counts"])
+    results = stage.evaluate(experiment, root)
+    summary.print_evaluations({split: m["counts"] for split, m in results.items()})
 
 
 def generate(experiment, root: Path):

@@ -111,6 +111,9 @@ class Columns:
         self._journal = json.loads((self._directory / "columns.json").read_text())
         self.state = self._journal["state"]
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._journal["columns"]
+
     def __getitem__(self, name: str):
         column = self._journal["columns"][name]
         if column == LINES:

@@ -7,6 +7,7 @@ what comes back into frozen dataclasses again and checks it.
 
 import dataclasses
 import difflib
+import re
 import typing
 from dataclasses import dataclass, field
 
@@ -24,6 +25,7 @@ class CorpusConfig:
     )
     bad_documents: str = "refuse"  # refuse | skip: empty, binary, not UTF-8, shorter than a chunk
     heldout: float = 0.05  # share of the documents that is held out, by a hash of their id
+    heldout_sources: tuple[str, ...] = ()  # more held-out text, each "NAME=SOURCE"
     near_duplicate: float = 0.8  # held-out documents this similar (13-gram Jaccard) are dropped
     exact_duplicates: str = "keep"  # keep | drop: training documents whose text is an earlier one's
     tokenizer: str = "train"  # train, a SentencePiece .model or a Hugging Face tokenizer.json
@@ -36,6 +38,7 @@ class CorpusConfig:
 class RetrievalConfig:
     """Embedder, index and neighbours (retro_jax/retrieval)."""
 
+    source: str = ""  # what is retrieved, as corpus.source; empty: the training documents
     # tfidf | bert:DIRECTORY (config.json, *.safetensors, tokenizer.json) | words, for BM25
     embedder: str = "tfidf"
     dim: int = 128  # width of the tfidf embedder; a BERT brings its own
@@ -227,6 +230,21 @@ def check(e: Experiment):
         "retrieval.index",
         r.index,
         "bm25 searches by words: it and retrieval.embedder = 'words' need each other",
+    )
+    for one in c.heldout_sources:
+        name, equals, source = one.partition("=")
+        _require(
+            re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) and equals and source,
+            "corpus.heldout_sources",
+            one,
+            "must be NAME=SOURCE, the name of small letters and digits: 'peps=jsonl:peps.jsonl#text'",
+        )
+    names = [one.partition("=")[0] for one in c.heldout_sources]
+    _require(
+        len({*names, "train", "heldout", "database"}) == len(names) + 3,
+        "corpus.heldout_sources",
+        names,
+        "names must differ from one another and from train, heldout and database",
     )
     _require(c.vocab >= 300, "corpus.vocab", c.vocab, "must be at least 300 (256 bytes and more)")
     _require(0 < c.heldout < 1, "corpus.heldout", c.heldout, "must lie between 0 and 1")

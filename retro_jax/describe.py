@@ -7,10 +7,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from retro_jax import workdir
+from retro_jax import steps, workdir
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.errors import UserError
-from retro_jax.prepare import load_tokenizer
 from retro_jax.records import Records
 
 out = Console(highlight=False)
@@ -25,9 +24,7 @@ def describe(path: Path, count: int = 1):
     path = Path(path)
     if (path / "layout.json").exists():
         return _shards(path, count)
-    found = [path] if (path / "manifest.json").exists() else []
-    found += sorted(p.parent for p in path.glob("*/manifest.json"))
-    found += sorted(p.parent for p in path.glob("*/*/manifest.json"))
+    found = sorted(p.parent for p in path.rglob("manifest.json"))
     if not found:
         raise UserError(
             f"{path}: neither shards nor a working directory; give for example "
@@ -65,9 +62,10 @@ def _shards(path: Path, count: int):
     base = path.parent.parent
     if not (base / "tokenizer").exists():
         return  # shards alone: nothing to decode them with
-    pieces = load_tokenizer(base)
-    database = ChunkTable(base / "chunks" / "train")
-    own = ChunkTable(base / "chunks" / path.name)
+    pieces = steps.load_tokenizer(base)
+    separate = (base / "chunks" / "database").exists()
+    database = steps.table_of(base, "database" if separate else "train")
+    own = steps.table_of(base, path.name)
     for number in range(min(count, len(records))):
         _record(number, records[number], pieces, database, own)
 

@@ -5,12 +5,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from retro_jax import progress, workdir
+from retro_jax import progress, steps, workdir
 from retro_jax.config import Experiment, ModelConfig
 from retro_jax.corpus.tokenizer import BOS, EOS, PAD, UNK
 from retro_jax.model import functional
-from retro_jax.prepare import check_prepared, load_embedder, load_tokenizer
-from retro_jax.retrieval.retriever import Retriever
+from retro_jax.prepare import check_prepared
 from retro_jax.train.loop import restore_trained
 
 
@@ -23,8 +22,8 @@ def generate(experiment: Experiment, root: Path) -> dict:
     """
     e, base, g = experiment, Path(root) / "prepare", experiment.generate
     check_prepared(e, root)
-    tokenizer = load_tokenizer(base)
-    retriever = Retriever(base, load_embedder(e, base), tokenizer, e.retrieval.neighbours)
+    tokenizer = steps.load_tokenizer(base)
+    retriever = steps.load_retriever(e, base)
     mesh = jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1])  # a batch of one
     with jax.set_mesh(mesh):
         params = restore_trained(e, root, True, mesh)

@@ -11,8 +11,8 @@ def cuts(table: ChunkTable, split: str, chunks_per_sequence: int, stride: int) -
     """What the records of a split are cut from: (rows of the chunk table [C], first scored chunk).
 
     Training sequences follow one another: documents are packed, and since each begins at a chunk, so
-    does every chunk's query; -1 fills the last one. Held-out documents are cut into windows, `stride`
-    chunks apart.
+    does every chunk's query; -1 fills the last one. The documents of every other split, which are held
+    out, are cut into windows, `stride` chunks apart.
     """
     if split == "train":
         for start in range(0, len(table), chunks_per_sequence):
@@ -23,13 +23,35 @@ def cuts(table: ChunkTable, split: str, chunks_per_sequence: int, stride: int) -
         yield from windows(document["first"], document["chunks"], chunks_per_sequence, stride)
 
 
-def own_documents(table: ChunkTable, start: int, stop: int, chunks_per_sequence: int):
-    """The documents of the training sequence of each of chunks start .. stop - 1: [stop - start, C]
-    int32, -1 where the sequence is not full. `start` begins a sequence."""
+def copies(database: ChunkTable) -> np.ndarray:
+    """For each document of the database the number of the first one with the same text [D] int64."""
+    _, first, of = np.unique(np.asarray(database.texts), return_index=True, return_inverse=True)
+    return first[of]
+
+
+def own_documents(table: ChunkTable, database: ChunkTable) -> np.ndarray:
+    """For each document of `table` those of the database that it is, as `copies` numbers them [D, 2]:
+    the one with its text and the one with its id; -1 for none."""
+    number, own = copies(database), []
+    for mine, theirs in ((table.texts, database.texts), (table.ids, database.ids)):
+        order = np.argsort(theirs, kind="stable")
+        at = np.minimum(np.searchsorted(theirs, mine, sorter=order), len(order) - 1)
+        own.append(np.where(theirs[order[at]] == mine, number[order[at]], -1))
+    return np.stack(own, axis=1)
+
+
+def forbidden(
+    table: ChunkTable, own: np.ndarray, start: int, stop: int, chunks_per_sequence: int
+) -> np.ndarray:
+    """What no neighbour of chunks start .. stop - 1 may be of, [stop - start, F] int64, -1 for none:
+    `own` [D, 2] of every document of the sequence. `start` begins a sequence."""
     rows = np.arange(start, start + -(-(stop - start) // chunks_per_sequence) * chunks_per_sequence)
     inside = np.minimum(rows, len(table) - 1)
-    own = np.where(rows < len(table), table.document[inside], -1).reshape(-1, chunks_per_sequence)
-    return own.repeat(chunks_per_sequence, axis=0)[: stop - start]
+    found = np.where((rows < len(table))[:, None], own[table.document[inside]], -1)
+    if (found[:, 0] == found[:, 1]).all():  # as in a table that is its own database
+        found = found[:, :1]
+    found = found.reshape(len(rows) // chunks_per_sequence, -1)
+    return found.repeat(chunks_per_sequence, axis=0)[: stop - start]
 
 
 def windows(first: int, count: int, chunks_per_window: int, stride: int) -> Iterator[tuple]:

@@ -9,8 +9,9 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from retro_jax import workdir
+from retro_jax import steps, workdir
 from retro_jax.config import Experiment
+from retro_jax.prepare import check_prepared
 
 out = Console(highlight=False)
 
@@ -30,23 +31,22 @@ def summarise(experiment: Experiment, root: Path, sample: dict, seconds: dict[st
         when it was made.
     """
     root = Path(root)
-    prepared = {
-        p.parent.name: workdir.read_manifest(p.parent)
-        for p in sorted((root / "prepare").glob("*/manifest.json"))
-    }
+    prepared = check_prepared(experiment, root)
     trained = {
         name: workdir.read_manifest(root / "train" / name)
         for name in (("retro", "baseline") if experiment.train.baseline else ("retro",))
     }
-    evaluated = workdir.read_manifest(root / "evaluate")
-    result = evaluated["counts"]
-    manifests = [*prepared.values(), *trained.values(), evaluated]
+    evaluated = {
+        split: workdir.read_manifest(root / "evaluate" / split)
+        for split in steps.shard_splits(experiment)[1:]
+    }
+    result = evaluated["heldout"]["counts"]
+    manifests = [*prepared.values(), *trained.values(), *evaluated.values()]
     made = {
         "prepare": sum(m["seconds"] for m in prepared.values()),
         "train": sum(m["seconds"] for m in trained.values()),
-        "evaluate": evaluated["seconds"],
+        "evaluate": sum(m["seconds"] for m in evaluated.values()),
     }
-    counts = {k: v for m in prepared.values() for k, v in m["counts"].items()}
     summary = {
         "name": experiment.name,
         "bits_per_byte": result["bits_per_byte"],
@@ -55,7 +55,8 @@ def summarise(experiment: Experiment, root: Path, sample: dict, seconds: dict[st
         "content_effect": result["content_effect"],
         "on_against_off": result["on_against_off"],
         "system_effect": result.get("system_effect"),
-        "violations": sum(result["violations"].values()),
+        "violations": sum(sum(m["counts"]["violations"].values()) for m in evaluated.values()),
+        "heldout_sources": {s: m["counts"] for s, m in evaluated.items() if s != "heldout"},
         "stages": {
             name: round(max(value, made.get(name, 0)), 1) for name, value in seconds.items()
         },
@@ -65,7 +66,7 @@ def summarise(experiment: Experiment, root: Path, sample: dict, seconds: dict[st
         "peak_memory_bytes": max(
             workdir.peak_memory(), *(m["peak_memory_bytes"] for m in manifests)
         ),
-        "database": counts,
+        "prepare": {name: m["counts"] for name, m in prepared.items()},
         "heldout": {k: result[k] for k in ("documents", "tokens", "bytes")},
         "share_with_fewer_than_k": result["share_with_fewer_than_k"],
         "own_continuation": experiment.train.own_continuation,
@@ -74,7 +75,7 @@ def summarise(experiment: Experiment, root: Path, sample: dict, seconds: dict[st
     }
     workdir.write_json(root / "summary.json", summary)
     _print_summary(experiment, root, summary)
-    print_evaluation(result)
+    print_evaluations({split: m["counts"] for split, m in evaluated.items()})
     print_sample(sample)
     return summary
 
@@ -85,14 +86,15 @@ def _copies(e: Experiment, counts: dict) -> int:
 
 
 def _print_summary(e: Experiment, root: Path, s: dict):
-    c = s["database"]
+    p = s["prepare"]
+    corpus, train, held_out = p["corpus"], p["chunks/train"], p["chunks/heldout"]
+    database = p[f"chunks/{steps.database_split(e)}"]
     table = Table(title=f"{s['name']}: what was built", show_header=False, title_justify="left")
     rows = [
         (
             "training text",
-            f"{c['train_documents'] - c['train_short_documents_skipped']} documents, "
-            f"{c['train_bytes'] / 1e6:.2f} MB"
-            + (f", {copies} of them exact copies" if (copies := _copies(e, c)) else ""),
+            f"{train['documents']} documents, {corpus['train_bytes'] / 1e6:.2f} MB"
+            + (f", {copies} of them exact copies" if (copies := _copies(e, corpus)) else ""),
         ),
         (
             "held-out text",
@@ -101,16 +103,16 @@ def _print_summary(e: Experiment, root: Path, s: dict):
         ),
         (
             "left out",
-            f"{c['near_duplicates_dropped']} held-out near-duplicates, "
-            f"{c['exact_duplicates_in_train'] - _copies(e, c)} exact copies, "
-            f"{c['bad_documents_skipped']} unreadable, "
-            f"{c['train_short_documents_skipped'] + c['heldout_short_documents_skipped']} shorter "
+            f"{corpus['near_duplicates_dropped']} held-out near-duplicates, "
+            f"{corpus['exact_duplicates_in_train'] - _copies(e, corpus)} exact copies, "
+            f"{corpus['bad_documents_skipped']} unreadable, "
+            f"{train['short_documents_skipped'] + held_out['short_documents_skipped']} shorter "
             "than a chunk",
         ),
         (
             "database",
-            f"{c['train_chunks']:,} chunks of {e.model.chunk} tokens, {c['kind']} index, "
-            f"recall@{e.retrieval.neighbours} {c['recall']:.3f}",
+            f"{database['chunks']:,} chunks of {e.model.chunk} tokens, {p['index']['kind']} index, "
+            f"recall@{e.retrieval.neighbours} {p['index']['recall']:.3f}",
         ),
         (
             "RETRO",
@@ -135,9 +137,16 @@ def _print_summary(e: Experiment, root: Path, s: dict):
     out.print(table)
 
 
-def print_evaluation(result: dict):
-    """The held-out table: bits per byte by condition, all bytes and filtered ones."""
-    table = Table(title="held-out bits per byte (lower is better)", title_justify="left")
+def print_evaluations(results: dict[str, dict]):
+    """A table for each held-out split."""
+    for split, result in results.items():
+        _print_evaluation(split, result)
+
+
+def _print_evaluation(split: str, result: dict):
+    """Bits per byte by condition, of all bytes and of the filtered ones."""
+    name = "held-out" if split == "heldout" else f"{split}:"
+    table = Table(title=f"{name} bits per byte (lower is better)", title_justify="left")
     table.add_column("condition")
     table.add_column("what the model reads")
     table.add_column("all bytes", justify="right")
@@ -152,7 +161,7 @@ def print_evaluation(result: dict):
     for line in (
         f"{result['documents']} documents, {result['tokens']:,} tokens, {result['bytes']:,} bytes",
         f"chunks with fewer than k neighbours: {fewer['train']:.2%} of training, "
-        f"{fewer['heldout']:.2%} of held-out",
+        f"{fewer[split]:.2%} of held-out",
         f"leaks (violations): {sum(result['violations'].values())}",
     ):
         out.print(line, markup=False, soft_wrap=True)

@@ -6,37 +6,37 @@ from pathlib import Path
 
 import numpy as np
 
-from retro_jax import prepare, progress, sequences
+from retro_jax import prepare, progress, sequences, steps
 from retro_jax.columns import Columns
 from retro_jax.config import Experiment
 from retro_jax.corpus import collect, sources
-from retro_jax.corpus.chunks import ChunkTable, split_document
-from retro_jax.corpus.collect import SPLITS
+from retro_jax.corpus.chunks import split_document
 from retro_jax.errors import UserError
 from retro_jax.records import Records
-from retro_jax.retrieval import bm25, index, neighbours, tree
+from retro_jax.retrieval import bm25, index, tree
 
 
 def verify(experiment: Experiment, root: Path, share: float = 0.05, seed: int = 0) -> dict:
     """Makes a share of what is in WORKDIR/prepare again, from what it was made from.
 
-    The tokenizer is taken as it is. Neither is a ScaNN index made again (no two are the same): its
-    recall is measured again, and what was found with it is compared bit for bit.
+    The tokenizer and a fitted embedder are taken as they are. Neither is a ScaNN index made again (no
+    two are the same): its recall is measured again, and what was found with it is compared bit for
+    bit.
 
     Returns:
-      step -> how many of its parts were compared, {"chunks": 12, ...}.
+      step -> how many of its parts were compared, {"chunks/train": 12, ...}.
 
     Raises:
       UserError: a step is missing, of another config, or differs; every part that differs is named.
     """
     e, base = experiment, Path(root) / "prepare"
-    manifests = prepare.check_prepared(e, root)
     rng = np.random.default_rng(seed)
     some = lambda count: set(  # noqa: E731
         rng.choice(count, min(count, max(1, int(share * count))), replace=False).tolist()
     )
-    steps = {
+    parts = {
         "corpus": _corpus,
+        "corpora": _corpus,
         "chunks": _chunks,
         "embeddings": _embeddings,
         "index": _index,
@@ -44,10 +44,13 @@ def verify(experiment: Experiment, root: Path, share: float = 0.05, seed: int = 
         "shards": _shards,
     }
     compared, wrong = {}, []
-    for name, step in steps.items():
+    for name in prepare.check_prepared(e, root):
+        step, _, split = name.partition("/")
+        if step not in parts:
+            continue
         compared[name] = 0
         with progress.bar(f"verifying {name}", None) as advance:
-            for part, same in step(e, base, some, manifests):
+            for part, same in parts[step](e, base, split, some):
                 compared[name] += 1
                 advance(1)
                 if not same:
@@ -61,61 +64,57 @@ def verify(experiment: Experiment, root: Path, share: float = 0.05, seed: int = 
     return compared
 
 
-def _corpus(e, base, some, manifests):
-    documents = Columns(base / "corpus")
-    stored = {split: documents[split] for split in SPLITS}
-    chosen = {split: some(len(stored[split])) for split in SPLITS}
-    last = dict.fromkeys(SPLITS, -1)
-    for document in sources.documents(e.corpus.source):
-        if isinstance(document, sources.BadDocument):
+def _corpus(e, base, split, some):
+    held_out = lambda id: collect.is_heldout(id, e.corpus.heldout)  # noqa: E731
+    source, split_of = {
+        "": (e.corpus.source, lambda id: "heldout" if held_out(id) else "train"),
+        "database": (e.retrieval.source, lambda id: None if held_out(id) else "train"),
+    }.get(split) or (steps.heldout_sources(e)[split], lambda id: "heldout")
+    documents = Columns(base / "corpora" / split if split else base / "corpus")
+    stored = {part: documents[part] for part in ("train", "heldout") if part in documents}
+    chosen = {part: some(len(lines)) for part, lines in stored.items()}
+    last = dict.fromkeys(stored, -1)
+    for document in sources.documents(source):
+        part = split_of(document.id)
+        if part is None or isinstance(document, sources.BadDocument):
             continue
-        split = "heldout" if collect.is_heldout(document.id, e.corpus.heldout) else "train"
-        last[split] += 1
-        if last[split] in chosen[split]:
-            yield document.id, stored[split][last[split]] == vars(document)
-    for split in SPLITS:
-        if last[split] + 1 != len(stored[split]):
-            yield f"{len(stored[split])} {split} documents, the source has {last[split] + 1}", False
+        last[part] += 1
+        if last[part] in chosen[part]:
+            yield document.id, stored[part][last[part]] == vars(document)
+    for part, lines in stored.items():
+        if last[part] + 1 != len(lines):
+            yield f"{len(lines)} {part} documents, the source has {last[part] + 1}", False
 
 
-def _chunks(e, base, some, manifests):
-    pieces = prepare.load_tokenizer(base)
-    for split in SPLITS:
-        table = ChunkTable(base / "chunks" / split)
-        chosen, number = some(len(table.documents)), 0
-        for document in collect.read(base / "corpus", split):
-            entry = table.documents[number] if number < len(table.documents) else {"id": None}
-            if document.id != entry["id"]:
-                continue  # shorter than a chunk
-            if number in chosen:
-                rows = split_document(pieces.encode(document.text), table.chunk)
-                at = slice(entry["first"], entry["first"] + entry["chunks"])
-                same = (
-                    np.array_equal(rows, table.tokens[at]) and (table.document[at] == number).all()
-                )
-                yield document.id, same
-            number += 1
-        if number != len(table.documents):
-            yield f"{split} documents from number {number} on", False
+def _chunks(e, base, split, some):
+    pieces, table = steps.load_tokenizer(base), steps.table_of(base, split)
+    chosen, number = some(len(table.documents)), 0
+    for document in steps.documents_of(base, split):
+        entry = table.documents[number] if number < len(table.documents) else {"id": None}
+        if document.id != entry["id"]:
+            continue  # shorter than a chunk
+        if number in chosen:
+            rows = split_document(pieces.encode(document.text), table.chunk)
+            at = slice(entry["first"], entry["first"] + entry["chunks"])
+            same = np.array_equal(rows, table.tokens[at]) and (table.document[at] == number).all()
+            yield document.id, same
+        number += 1
+    if number != len(table.documents):
+        yield f"documents from number {number} on", False
 
 
-def _embeddings(e, base, some, manifests):
-    embedder = prepare.load_embedder(e, base)
-    for split in SPLITS:
-        text, count = prepare.text_of(base, split)
-        vectors = prepare.vectors_of(base, split)
-        # Whole blocks, as they were made: a batch of another shape may round otherwise.
-        for block in sorted(some(-(-count // prepare.EMBEDDED))):
-            begin = block * prepare.EMBEDDED
-            again = prepare.embed_block(embedder, text, begin, count)
-            yield (
-                f"{split} chunks from {begin} on",
-                np.array_equal(again, vectors[begin : begin + len(again)]),
-            )
+def _embeddings(e, base, split, some):
+    embedder, (text, count) = steps.load_embedder(e, base), steps.text_of(base, split)
+    vectors = steps.vectors_of(base, split)
+    # Whole blocks, as they were made: a batch of another shape may round otherwise.
+    for block in sorted(some(-(-count // steps.EMBEDDED))):
+        begin = block * steps.EMBEDDED
+        again = steps.embed_block(embedder, text, begin, count)
+        yield f"chunks from {begin} on", np.array_equal(again, vectors[begin : begin + len(again)])
 
 
-def _index(e, base, some, manifests):
-    vectors, first = prepare.vectors_of(base, "train"), 0
+def _index(e, base, split, some):
+    vectors, first = steps.vectors_of(base, steps.database_split(e)), 0
     for number, (shard, size) in enumerate(index.load(base / "index").parts()):
         own = np.asarray(vectors[first : first + size])
         if shard.kind == "exact":
@@ -132,44 +131,34 @@ def _index(e, base, some, manifests):
         first += size
 
 
-def _neighbours(e, base, some, manifests):
-    searcher = index.load(base / "index", keep=False)
-    documents = ChunkTable(base / "chunks" / "train").document
+def _neighbours(e, base, split, some):
+    search = steps.Search(e, base, split)
+    stored = Columns(base / "neighbours" / split)
     # Whole blocks, as they were searched: with another batch ScaNN may choose otherwise.
-    block = prepare.searched_at_a_time(e, searcher)
-    for split in SPLITS:
-        table, vectors = ChunkTable(base / "chunks" / split), prepare.vectors_of(base, split)
-        stored = Columns(base / "neighbours" / split)
-        for number in sorted(some(-(-len(table) // block))):
-            begin, end = number * block, min((number + 1) * block, len(table))
-            forbidden = prepare.forbidden_documents(e, table, split, begin, end)
-            found = neighbours.find(
-                searcher.search, vectors[begin:end], forbidden, documents, e.retrieval.neighbours,
-                block=block,
-            )  # fmt: skip
-            same = [
-                np.array_equal(again, stored[name][begin:end])
-                for again, name in zip(found, ("ids", "distances"))
-            ]
-            yield f"{split} chunks {begin} to {end - 1}", all(same)
+    for number in sorted(some(-(-len(search.table) // search.block))):
+        begin = number * search.block
+        found = search.neighbours(begin)
+        end = begin + len(found[0])
+        same = [
+            np.array_equal(a, stored[n][begin:end]) for a, n in zip(found, ("ids", "distances"))
+        ]
+        yield f"chunks {begin} to {end - 1}", all(same)
 
 
-def _shards(e, base, some, manifests):
-    database = ChunkTable(base / "chunks" / "train")
-    for split in SPLITS:
-        table, near = ChunkTable(base / "chunks" / split), Columns(base / "neighbours" / split)
-        stored = Records(base / "shards" / split)
-        chosen, count = some(len(stored)), 0
-        ids, distances = near["ids"], near["distances"]
-        for count, (rows, scored) in enumerate(
-            sequences.cuts(table, split, e.chunks, e.evaluate.stride // table.chunk), 1
-        ):
-            if count - 1 in chosen:
-                again = sequences.record(table, database, rows, scored, ids, distances)
-                record = stored[count - 1]
-                same = again.keys() == record.keys() and all(
-                    np.array_equal(record[name], again[name]) for name in again
-                )
-                yield f"{split} record {count - 1}", same
-        if count != len(stored):
-            yield f"{len(stored)} {split} records, not {count}", False
+def _shards(e, base, split, some):
+    table, database = steps.table_of(base, split), steps.table_of(base, steps.database_split(e))
+    near, stored = Columns(base / "neighbours" / split), Records(base / "shards" / split)
+    chosen, count = some(len(stored)), 0
+    ids, distances = near["ids"], near["distances"]
+    for count, (rows, scored) in enumerate(
+        sequences.cuts(table, split, e.chunks, e.evaluate.stride // table.chunk), 1
+    ):
+        if count - 1 in chosen:
+            again = sequences.record(table, database, rows, scored, ids, distances)
+            record = stored[count - 1]
+            same = again.keys() == record.keys() and all(
+                np.array_equal(record[name], again[name]) for name in again
+            )
+            yield f"record {count - 1}", same
+    if count != len(stored):
+        yield f"{len(stored)} records, not {count}", False

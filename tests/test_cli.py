@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import write_corpus
 
-from retro_jax import cli
+from retro_jax import cli, workdir
 
 CONFIG = "experiments/quickstart.py"
 
@@ -112,17 +112,10 @@ def test_documents_that_cannot_be_used(capfd, tmp_path, name, data, reason):
         capfd, *arguments, "--config.corpus.bad_documents=skip", f"--workdir={tmp_path}/w2"
     )
     assert status == 0, error
-    counts = {}
-    for step in ("corpus", "chunks"):
-        counts |= json.loads((tmp_path / "w2/prepare" / step / "manifest.json").read_text())[
-            "counts"
-        ]
-    assert (
-        counts["bad_documents_skipped"]
-        + counts["train_short_documents_skipped"]
-        + (counts["heldout_short_documents_skipped"])
-        == 1
-    )
+    steps = ("corpus", "chunks/train", "chunks/heldout")
+    manifests = [workdir.read_manifest(tmp_path / "w2" / "prepare" / step) for step in steps]
+    left_out = ("bad_documents_skipped", "short_documents_skipped")
+    assert sum(m["counts"].get(name, 0) for m in manifests for name in left_out) == 1
 
 
 def test_a_pattern_that_matches_nothing(capfd, tmp_path):
@@ -154,7 +147,7 @@ def test_a_directory_that_cannot_be_written(capfd, tmp_path):
 
 @pytest.mark.parametrize(
     ("bytes_a_file", "dim", "step"),
-    [(40_000, 8, "corpus"), (150_000, 150, "embeddings"), (150_000, 8, "shards")],
+    [(40_000, 8, "corpus"), (150_000, 150, "embedder"), (150_000, 8, "shards/train")],
 )
 def test_a_full_disk_stops_with_one_line_and_no_half_artefact(tmp_path, bytes_a_file, dim, step):
     """A limit on the size of a file fails the write just as a full disk does."""

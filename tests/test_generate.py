@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from conftest import tables
 
-from retro_jax import generate, prepare
+from retro_jax import generate, steps
 from retro_jax.corpus.tokenizer import BOS, PAD, UNK
 from retro_jax.model import functional
-from retro_jax.retrieval.retriever import Retriever
 from retro_jax.train import loop
 
 M = 16
@@ -22,7 +21,7 @@ apply = jax.jit(functional.apply, static_argnums=0)
 def live(finished, small, mesh):
     """(pipe, retriever, params): tokens [L] -> log-probabilities, with retrieval in the loop."""
     base = finished / "prepare"
-    retriever = Retriever(base, prepare.load_embedder(small, base), prepare.load_tokenizer(base), 2)
+    retriever = steps.load_retriever(small, base)
     params = loop.restore_trained(small, finished, True, mesh)
 
     def pipe(tokens):
@@ -76,7 +75,7 @@ def test_what_a_chunk_retrieves_first_moves_the_prediction_of_the_next_chunks_fi
 
 def test_generation_takes_the_most_probable_token_given_what_it_retrieved(live, small, finished):
     pipe, retriever, params = live
-    tokenizer = prepare.load_tokenizer(finished / "prepare")
+    tokenizer = steps.load_tokenizer(finished / "prepare")
     prompt = [BOS, *tokenizer.encode("kara lopo minel tenis surra")]
     tokens, found = generate.continue_tokens(small.model, params, prompt, 40, retriever)
     assert len(tokens) == len(prompt) + 40
@@ -123,7 +122,7 @@ def test_neighbours_that_were_read_are_reported_with_their_source(finished):
     result = json.loads((finished / "generate.json").read_text())
     assert result["prompt"] == "kara lopo minel "
     table = tables(finished)["train"]
-    tokenizer = prepare.load_tokenizer(finished / "prepare")
+    tokenizer = steps.load_tokenizer(finished / "prepare")
     documents = {d["id"]: d for d in table.documents}
     assert result["chunks"]
     for chunk in result["chunks"]:

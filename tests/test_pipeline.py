@@ -110,7 +110,7 @@ def test_the_summary_holds_what_was_measured(finished):
     assert set(summary["stages"]) == {"prepare", "train", "evaluate", "generate"}
     assert summary["tokens_per_second"] > 0
     assert summary["peak_memory_bytes"] > 100e6
-    rows = np.load(finished / "evaluate" / "tokens.npz")
+    rows = np.load(finished / "evaluate" / "heldout" / "tokens.npz")
     for name, value in summary["bits_per_byte"].items():
         np.testing.assert_allclose(
             rows[name].sum() / np.log(2) / rows["bytes"].sum(), value, rtol=1e-5

@@ -11,11 +11,11 @@ SCRIPT = """
 import os, random, signal, sys, time
 from pathlib import Path
 from conftest import small_experiment
-from retro_jax import prepare, records
+from retro_jax import prepare, records, steps
 from retro_jax.corpus import chunks, collect
 from retro_jax.retrieval import neighbours
 
-collect._BLOCK, chunks._BLOCK, prepare.EMBEDDED, neighbours.BLOCK = 7, 5, 16, 8
+collect._BLOCK, chunks._BLOCK, steps.EMBEDDED, neighbours.BLOCK = 7, 5, 16, 8
 records._SHARD_BYTES = 20_000
 experiment = small_experiment(Path(sys.argv[1]))
 sys.stderr = open(os.devnull, "w")
@@ -43,7 +43,7 @@ while kills < 20:
     if run(Path(sys.argv[3]), rng.uniform(0, whole * (0.05 + kills / 50))):
         break
     kills += 1
-    inside += any(Path(sys.argv[3]).glob("prepare/.*.partial/*.json"))
+    inside += any(Path(sys.argv[3]).glob("prepare/**/.*.partial/*.json"))
 assert run(Path(sys.argv[3]), 600)
 print(kills, inside)
 """

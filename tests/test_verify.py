@@ -6,17 +6,24 @@ import numpy as np
 import pytest
 from conftest import tables
 
-from retro_jax import cli, describe, prepare, verify
+from retro_jax import cli, describe, steps, verify
+from retro_jax.columns import Columns
 from retro_jax.errors import UserError
 
-STEPS = ("corpus", "chunks", "embeddings", "index", "neighbours", "shards")
+STEPS = [
+    "corpus",
+    *(f"{step}/{split}" for step in ("chunks", "embeddings") for split in ("train", "heldout")),
+    "index",
+    *(f"{step}/{split}" for step in ("neighbours", "shards") for split in ("train", "heldout")),
+]
 
 
 def test_what_prepare_made_is_the_same_when_it_is_made_again(finished, small):
     compared = verify.verify(small, finished, share=1.0)
     table = tables(finished)
-    assert tuple(compared) == STEPS
-    assert compared["chunks"] == sum(len(t.documents) for t in table.values())
+    assert sorted(compared) == sorted(STEPS)
+    for split in ("train", "heldout"):
+        assert compared[f"chunks/{split}"] == len(table[split].documents)
     assert all(compared.values())
 
 
@@ -47,7 +54,7 @@ def test_what_was_changed_since_is_named(finished, small, tmp_path, step, file, 
     root = tmp_path / "spoilt"
     shutil.copytree(finished / "prepare", root / "prepare")
     spoil(root / "prepare" / file)
-    with pytest.raises(UserError, match=r"damaged" if step == "shards" else rf"{step}: "):
+    with pytest.raises(UserError, match=r"damaged" if step == "shards" else rf"{step}[/a-z]*: "):
         verify.verify(small, root, share=1.0)
 
 
@@ -57,9 +64,9 @@ def test_shards_are_shown_with_texts_and_their_neighbours(finished, capsys):
     for name in ("tokens", "neighbour_ids", "distances", "record 1", "record 0"):
         assert name in shown
     table, base = tables(finished)["train"], finished / "prepare"
-    word = prepare.load_tokenizer(base).decode(table.tokens[0].tolist()).split()[0]
+    word = steps.load_tokenizer(base).decode(table.tokens[0].tolist()).split()[0]
     assert word in shown
-    near = np.asarray(prepare.columns.Columns(base / "neighbours" / "train")["ids"][0])
+    near = np.asarray(Columns(base / "neighbours" / "train")["ids"][0])
     entry = table.documents[int(table.document[near[0]])]
     assert f"chunk {int(near[0]) - entry['first']}" in shown
 
@@ -68,7 +75,8 @@ def test_a_working_directory_is_described_by_its_manifests(finished, capsys, tmp
     assert cli.main(["describe", str(finished)]) == 0
     shown = capsys.readouterr().out
     assert "corpus.heldout" in shown
-    assert "train_chunks" in shown
+    assert "chunks/heldout" in shown
+    assert "near_duplicates_dropped" in shown
     assert cli.main(["describe", str(tmp_path)]) == 2
     assert "neither shards nor a working directory" in capsys.readouterr().err
     assert cli.main(["describe"]) == 2

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from retro_jax import columns
-from retro_jax.corpus.sources import BadDocument, Document
+from retro_jax.corpus.sources import BadDocument, Document, digest
 from retro_jax.corpus.tokenizer import BOS, EOS, PAD, Tokenizer
 
 _BLOCK = 1000  # documents
@@ -22,13 +22,15 @@ class ChunkTable:
     """A table on disk, opened read-only and memory-mapped.
 
     tokens [N, M] uint16 or int32, document [N] int32, continuation [N] int64;
-    documents: for each one a dict with id, metadata, first (row), chunks, tokens and bytes.
+    documents: for each one a dict with id, metadata, first (row), chunks, tokens and bytes;
+    ids, texts: for each one a hash of its id and of its text.
     """
 
     def __init__(self, directory: Path):
         table = columns.Columns(directory)
         self.tokens, self.documents = table["tokens"], table["documents"]
         self.document, self.continuation = table["document"], table["continuation"]
+        self.ids, self.texts = table["ids"], table["texts"]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -90,6 +92,8 @@ def build(
             "document": (np.int32, ()),
             "continuation": (np.int64, ()),
             "documents": columns.LINES,
+            "ids": ("S8", ()),
+            "texts": ("S16", ()),
         },
     )
     state = writer.state = {"read": 0, "short": 0} | writer.state
@@ -121,6 +125,8 @@ def build(
                 document=np.full(len(rows), number),
                 continuation=following,
                 documents=[entry],
+                ids=np.array([digest(document.id, 8)]),
+                texts=np.array([digest(document.text, 16)]),
             )
         if state["read"] % _BLOCK == 0:
             writer.commit()

@@ -1,14 +1,13 @@
-"""The corpus stage: documents read from their source, split, and compared with one another.
+"""The corpus steps: documents read from a source, split, and compared with one another.
 
 A directory of columns (`columns.py`): the documents of each split as lines, and for each a hash of its
 id and of its text. Beside it, the rows that are left out: held-out documents that nearly repeat a
-training document, and exact duplicates if the config says so.
+document that is trained on or retrieved, and exact duplicates if the config says so.
 """
 
-import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,63 +16,65 @@ from retro_jax import columns, progress
 from retro_jax.config import CorpusConfig
 from retro_jax.corpus import sources
 from retro_jax.corpus.dedup import HeldOut
-from retro_jax.corpus.sources import BadDocument, Document
+from retro_jax.corpus.sources import BadDocument, Document, digest
 from retro_jax.errors import UserError
 
-SPLITS = ("train", "heldout")
+TRAIN, HELDOUT = "train", "heldout"
 _BLOCK = 1000  # documents
 
 
-def collect(config: CorpusConfig, out: Path) -> dict:
-    """Reads the source into `out`, or goes on where an earlier call was killed.
+def collect(
+    config: CorpusConfig,
+    source: str,
+    out: Path,
+    split_of: Callable[[str], str | None],
+    splits: tuple[str, ...],
+    others: tuple[Path, ...] = (),
+) -> dict:
+    """Reads a source into `out`, or goes on where an earlier call was killed.
 
-    Memory holds a block of documents and what `HeldOut` says of held-out text. Returns the counts.
+    Memory holds a block of documents and what `HeldOut` says of held-out text.
+
+    Args:
+      split_of: the split that a document goes into, by its id; None leaves it out.
+      splits: those that there are: train, heldout or both.
+      others: directories of this kind; held-out documents that nearly repeat one of their training
+        documents are left out too.
+
+    Returns:
+      The counts.
 
     Raises:
       UserError: a bad document (if they are refused), two of one id, or an empty split.
     """
-    counts = _read(config, out)
+    counts = _read(config, source, out, split_of, splits)
     documents = columns.Columns(out)
-    dropped = {split: np.zeros(0, np.int64) for split in SPLITS}
-    for split in SPLITS:
+    dropped = {split: np.zeros(0, np.int64) for split in splits}
+    result = {"bad_documents_skipped": counts["skipped"]}
+    for split in splits:
         if not len(documents[split]):
             raise UserError(
-                f"config field corpus.source = {config.source!r}: no document falls into the "
-                f"{split} split ({counts['documents']} documents, corpus.heldout = "
-                f"{config.heldout}); give more documents or change corpus.heldout"
+                f"corpus source {source!r}: no document falls into the {split} split "
+                f"({counts['documents']} documents, corpus.heldout = {config.heldout}); give more "
+                "documents or change corpus.heldout"
             )
         for row in columns.repeated(documents[f"{split}_ids"]):
             id = documents[split][row]["id"]
             raise UserError(f"{id}: two documents have this id; make ids unique")
-    copies = np.array(sorted(columns.repeated(documents["train_texts"])), np.int64)
-    if config.exact_duplicates == "drop":
-        dropped["train"] = copies
-    near = _near_duplicates(config, documents, out)
-    dropped["heldout"] = np.array(sorted({row for row, _ in near}), np.int64)
-    if len(dropped["heldout"]) == len(documents["heldout"]):
-        raise UserError(
-            "every held-out document nearly repeats a training document "
-            f"(corpus.near_duplicate = {config.near_duplicate}); give more varied documents"
-        )
-    for split in SPLITS:
-        np.save(out / f"{split}_dropped.npy", dropped[split])
-    found = {}
-    for row, other in near:
-        found.setdefault(documents["heldout"][row]["id"], other)
-    (out / "near_duplicates.json").write_text(json.dumps(found, indent=2, ensure_ascii=False))
-    for row in dropped["heldout"]:
-        counts["heldout_bytes"] -= len(documents["heldout"][int(row)]["text"].encode())
-    for row in dropped["train"]:
-        counts["train_bytes"] -= len(documents["train"][int(row)]["text"].encode())
-    return {
-        "train_documents": len(documents["train"]) - len(dropped["train"]),
-        "train_bytes": counts["train_bytes"],
-        "heldout_documents": len(documents["heldout"]) - len(dropped["heldout"]),
-        "heldout_bytes": counts["heldout_bytes"],
-        "near_duplicates_dropped": len(dropped["heldout"]),
-        "exact_duplicates_in_train": len(copies),
-        "bad_documents_skipped": counts["skipped"],
-    }
+    if TRAIN in splits:
+        copies = np.array(sorted(columns.repeated(documents["train_texts"])), np.int64)
+        result["exact_duplicates_in_train"] = len(copies)
+        if config.exact_duplicates == "drop":
+            dropped[TRAIN] = copies
+    if HELDOUT in splits:
+        dropped[HELDOUT] = _drop_near_duplicates(config, documents, splits, others, out)
+        result["near_duplicates_dropped"] = len(dropped[HELDOUT])
+    for split, rows in dropped.items():
+        np.save(out / f"{split}_dropped.npy", rows)
+        sizes = sum(len(documents[split][int(row)]["text"].encode()) for row in rows)
+        result[f"{split}_documents"] = len(documents[split]) - len(rows)
+        result[f"{split}_bytes"] = counts[f"{split}_bytes"] - sizes
+    return result
 
 
 def read(corpus: Path, split: str) -> Iterator[Document]:
@@ -87,7 +88,7 @@ def read(corpus: Path, split: str) -> Iterator[Document]:
 
 def is_heldout(id: str, share: float) -> bool:
     """Whether a document is held out: a fixed hash of its id, the same on every machine."""
-    return int.from_bytes(_hash(id, 8), "big") < share * 2**64
+    return int.from_bytes(digest(id, 8), "big") < share * 2**64
 
 
 def refuse_or_skip(config: CorpusConfig, document: BadDocument):
@@ -99,38 +100,36 @@ def refuse_or_skip(config: CorpusConfig, document: BadDocument):
         )
 
 
-def _hash(text: str, size: int) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).digest()
-
-
-def _read(config: CorpusConfig, out: Path) -> dict:
+def _read(config: CorpusConfig, source: str, out: Path, split_of, splits) -> dict:
     layout = {}
-    for split in SPLITS:
+    for split in splits:
         layout |= {split: columns.LINES, f"{split}_ids": ("S8", ()), f"{split}_texts": ("S16", ())}
     writer = columns.Writer(out, layout)
-    empty = {"documents": 0, "skipped": 0, "train_bytes": 0, "heldout_bytes": 0, "complete": False}
+    empty = {"documents": 0, "skipped": 0, "complete": False} | {f"{s}_bytes": 0 for s in splits}
     counts = writer.state = empty | writer.state
     if counts["complete"]:
         writer.close()
         return counts
-    found = sources.documents(config.source)
+    found = sources.documents(source)
     with progress.bar("reading documents", None) as advance:
         advance(sum(1 for _ in itertools.islice(found, counts["documents"])))
         while block := list(itertools.islice(found, _BLOCK)):
-            good = {split: [] for split in SPLITS}
+            good = {split: [] for split in splits}
             for document in block:
+                split = split_of(document.id)
+                if split is None:
+                    continue
                 if isinstance(document, BadDocument):
                     refuse_or_skip(config, document)
                     counts["skipped"] += 1
                 else:
-                    held_out = is_heldout(document.id, config.heldout)
-                    good["heldout" if held_out else "train"].append(document)
+                    good[split].append(document)
             for split, documents in good.items():
                 counts[f"{split}_bytes"] += sum(len(d.text.encode()) for d in documents)
                 writer.append(**{
                     split: [vars(d) for d in documents],
-                    f"{split}_ids": np.array([_hash(d.id, 8) for d in documents], "S8"),
-                    f"{split}_texts": np.array([_hash(d.text, 16) for d in documents], "S16"),
+                    f"{split}_ids": np.array([digest(d.id, 8) for d in documents], "S8"),
+                    f"{split}_texts": np.array([digest(d.text, 16) for d in documents], "S16"),
                 })  # fmt: skip
             counts["documents"] += len(block)
             writer.commit()
@@ -141,22 +140,38 @@ def _read(config: CorpusConfig, out: Path) -> dict:
     return counts
 
 
-def _near_duplicates(config: CorpusConfig, documents: columns.Columns, out: Path) -> list:
-    """[row of a held-out document, id of a training document that it nearly repeats]."""
-    train, heldout = documents["train"], documents["heldout"]
+def _drop_near_duplicates(config: CorpusConfig, documents, splits, others, out: Path) -> np.ndarray:
+    """Rows of held-out documents that nearly repeat a training document; writes which it repeats."""
+    heldout = documents[HELDOUT]
+    training = [documents[TRAIN]] if TRAIN in splits else []
+    training += [columns.Columns(path)[TRAIN] for path in others]
     writer = columns.Writer(out / "near_duplicates", {"pairs": columns.LINES})
-    start = writer.blocks * _BLOCK
-    if start < len(train):
-        sketches = HeldOut(
-            ((row, d["text"]) for row, d in enumerate(heldout)), config.near_duplicate
-        )
-        with progress.bar("near-duplicates", len(train)) as advance:
-            advance(start)
-            for begin in range(start, len(train), _BLOCK):
-                block = [train[i] for i in range(begin, min(begin + _BLOCK, len(train)))]
-                pairs = [[row, d["id"]] for d in block for row in sketches.near(d["text"])]
-                writer.append(pairs=pairs)
-                writer.commit()
-                advance(len(block))
+    compared = writer.state.get("compared", 0)
+    total, first = sum(map(len, training)), 0
+    if compared < total:
+        texts = ((row, d["text"]) for row, d in enumerate(heldout))
+        sketches = HeldOut(texts, config.near_duplicate)
+        with progress.bar("near-duplicates", total) as advance:
+            advance(compared)
+            for lines in training:
+                for begin in range(max(0, compared - first), len(lines), _BLOCK):
+                    block = [lines[i] for i in range(begin, min(begin + _BLOCK, len(lines)))]
+                    pairs = [[row, d["id"]] for d in block for row in sketches.near(d["text"])]
+                    writer.append(pairs=pairs)
+                    writer.state["compared"] = first + begin + len(block)
+                    writer.commit()
+                    advance(len(block))
+                first += len(lines)
     writer.close()
-    return list(columns.Columns(out / "near_duplicates")["pairs"])
+    found = {}
+    for row, other in columns.Columns(out / "near_duplicates")["pairs"]:
+        found.setdefault(row, other)
+    if len(found) == len(heldout):
+        raise UserError(
+            "every held-out document nearly repeats a training document "
+            f"(corpus.near_duplicate = {config.near_duplicate}), or one that is retrieved; give "
+            "more varied documents"
+        )
+    names = {heldout[row]["id"]: other for row, other in found.items()}
+    (out / "near_duplicates.json").write_text(json.dumps(names, indent=2, ensure_ascii=False))
+    return np.array(sorted(found), np.int64)

@@ -1,5 +1,6 @@
 """Where documents come from: a library, files of text, JSON lines or parquet, a TFDS data set, mixtures."""
 
+import hashlib
 import json
 import sysconfig
 from collections.abc import Iterator
@@ -32,6 +33,11 @@ class BadDocument:
 
     id: str
     reason: str
+
+
+def digest(text: str, size: int) -> bytes:
+    """A hash of a text, of `size` bytes, the same on every machine."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).digest()
 
 
 def documents(source: str) -> Iterator[Document | BadDocument]:

@@ -1,13 +1,12 @@
-"""The evaluate stage: score held-out text, count leaks, write evaluate/result.json."""
+"""The evaluate stage: score held-out text, count leaks, write evaluate/SPLIT/result.json."""
 
 import dataclasses
 from pathlib import Path
 
 import numpy as np
 
-from retro_jax import progress, workdir
+from retro_jax import progress, steps, workdir
 from retro_jax.config import Experiment
-from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.errors import UserError
 from retro_jax.evaluate import likelihood, signals
 from retro_jax.prepare import check_prepared
@@ -15,8 +14,8 @@ from retro_jax.records import Records
 from retro_jax.train.loop import check_trained
 
 
-def evaluate(experiment: Experiment, root: Path) -> dict:
-    """Bits per byte on held-out text under each condition; the manifest of WORKDIR/evaluate.
+def evaluate(experiment: Experiment, root: Path) -> dict[str, dict]:
+    """Bits per byte on held-out text under each condition; the manifests of WORKDIR/evaluate/SPLIT.
 
     Raises:
       UserError: an earlier stage is missing, or the shards hold a leak.
@@ -28,26 +27,30 @@ def evaluate(experiment: Experiment, root: Path) -> dict:
         check_trained(e, root, retrieval=name == "retro")
     settings = {f"evaluate.{k}": v for k, v in dataclasses.asdict(e.evaluate).items()}
     settings["train.baseline"] = e.train.baseline
-    inputs = [root / "prepare" / "shards", *(root / "train" / name for name in models)]
-    if done := workdir.check(root / "evaluate", settings, inputs):
-        progress.say("evaluate: complete")
-        return done
-    return workdir.build(
-        root / "evaluate", settings, inputs, lambda out: _evaluate(e, root, prepared, out)
-    )
+    shards, results = root / "prepare" / "shards", {}
+    for split in steps.shard_splits(e)[1:]:
+        inputs = [shards / "train", shards / split, *(root / "train" / name for name in models)]
+        out = root / "evaluate" / split
+        if done := workdir.check(out, settings, inputs):
+            progress.say(f"evaluate/{split}: complete")
+        results[split] = done or workdir.build(
+            out, settings, inputs, lambda out, s=split: _evaluate(e, root, s, prepared, out)
+        )
+    return results
 
 
-def _evaluate(e: Experiment, root: Path, prepared: dict, out: Path) -> dict:
+def _evaluate(e: Experiment, root: Path, split: str, prepared: dict, out: Path) -> dict:
     base = root / "prepare"
-    tables = [ChunkTable(base / "chunks" / split) for split in ("train", "heldout")]
-    shards = [Records(base / "shards" / split) for split in ("train", "heldout")]
-    with progress.bar("looking for leaks", sum(map(len, shards))) as advance:
-        leaks = signals.violations(*shards, *tables, advance)
+    tables = {s: steps.table_of(base, s) for s in ("train", split)}
+    shards = {s: Records(base / "shards" / s) for s in tables}
+    database = steps.table_of(base, steps.database_split(e))
+    with progress.bar("looking for leaks", sum(map(len, shards.values()))) as advance:
+        leaks = signals.violations(shards, tables, database, advance)
     if any(leaks.values()):
         raise UserError(f"the shards of {base} leak, so no result would mean anything: {leaks}")
-    rows = likelihood.score(e, root)
+    rows = likelihood.score(e, root, split)
     np.savez(out / "tokens.npz", **rows)
-    documents = tables[1].documents
+    documents = tables[split].documents
     counts = {
         "documents": len(documents),
         "tokens": len(rows["bytes"]),
@@ -66,8 +69,7 @@ def _evaluate(e: Experiment, root: Path, prepared: dict, out: Path) -> dict:
         "on_against_off": signals.effect(rows, "off", "on"),
         "violations": leaks,
         "share_with_fewer_than_k": {
-            split: prepared["neighbours"]["counts"][f"{split}_share_with_fewer_than_k"]
-            for split in ("train", "heldout")
+            s: prepared[f"neighbours/{s}"]["counts"]["share_with_fewer_than_k"] for s in tables
         },
     }
     if e.train.baseline:

@@ -10,20 +10,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from retro_jax import progress
+from retro_jax import progress, steps
 from retro_jax.config import Experiment
-from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.corpus.tokenizer import PAD
 from retro_jax.evaluate.overlap import chunk_overlap
 from retro_jax.model import functional
-from retro_jax.prepare import load_tokenizer
 from retro_jax.records import Records
 from retro_jax.train import sharding
 from retro_jax.train.loop import restore_trained
 
 
-def score(experiment: Experiment, root: Path) -> dict[str, np.ndarray]:
-    """Scores every token of every held-out document exactly once.
+def score(experiment: Experiment, root: Path, split: str) -> dict[str, np.ndarray]:
+    """Scores every token of every document of a held-out split exactly once.
 
     Returns:
       Arrays of one row a token: document, bytes, overlap (of its chunk), and nats under each
@@ -31,17 +29,17 @@ def score(experiment: Experiment, root: Path) -> dict[str, np.ndarray]:
     """
     e, base = experiment, Path(root) / "prepare"
     mesh = sharding.make_mesh(e.mesh)
-    tokenizer = load_tokenizer(base)
+    tokenizer = steps.load_tokenizer(base)
     sharding.check_divides(mesh, e.model, tokenizer.vocab, evaluate_batch=e.evaluate.batch)
-    records = Records(base / "shards" / "heldout")
-    database = ChunkTable(base / "chunks" / "train")
+    records = Records(base / "shards" / split)
+    database = steps.table_of(base, steps.database_split(e))
     byte_counts, rng, rows = tokenizer.byte_counts, np.random.default_rng(0), []
     with jax.set_mesh(mesh):
         models = {"retro": restore_trained(e, root, True, mesh)}
         if e.train.baseline:
             models["baseline"] = restore_trained(e, root, False, mesh)
         logprobs = jax.jit(lambda p, x, n: functional.token_logprobs(e.model, p, x, n))
-        with progress.bar("scoring held-out windows", len(records)) as advance:
+        with progress.bar(f"scoring {split} windows", len(records)) as advance:
             for batch, count in _batches(records, e.evaluate.batch):
                 drawn = rng.integers(0, len(database), batch["neighbour_ids"].shape)
                 drawn = np.where(batch["neighbour_ids"] < 0, -1, drawn)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from retro_jax import sequences
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.records import Records
 
@@ -38,29 +39,30 @@ def effect(rows: dict[str, np.ndarray], worse: str, better: str, seed: int = 0) 
 
 
 def violations(
-    train: Records,
-    heldout: Records,
+    shards: dict[str, Records],
+    tables: dict[str, ChunkTable],
     database: ChunkTable,
-    heldout_table: ChunkTable,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, int]:
     """Leaks, counted in the shards themselves; each must be 0.
 
-    same_document: neighbours, of training sequences, from a document of the same sequence.
+    same_document: neighbours from a document of the same sequence, or from one with its text or id.
     wrong_text: neighbours whose tokens are not those of their id.
-    heldout_in_database: held-out documents that are also documents of the database.
+    heldout_in_database: held-out documents whose text or id is that of a document of the database.
+
+    Args:
+      shards, tables: those of each split; all but `train` are held out.
     """
-    documents = np.asarray(database.document)
-    same = wrong = 0
-    for records, own in ((train, True), (heldout, False)):
+    number, document = sequences.copies(database), np.asarray(database.document)
+    same = wrong = shared = 0
+    for split, records in shards.items():
+        own = sequences.own_documents(tables[split], database)
+        shared += int((own >= 0).any(axis=1).sum()) if split != "train" else 0
         for i in range(len(records)):
             record = records[i]
-            ids = record["neighbour_ids"]
+            ids, documents = record["neighbour_ids"], record["documents"]
             wrong += int((database.values(ids) != record["neighbours"]).any(-1).sum())
+            from_own = np.isin(number[document[np.maximum(ids, 0)]], own[documents[documents >= 0]])
+            same += int((from_own & (ids >= 0)).sum())
             progress(1)
-            if own:
-                from_own = np.isin(documents[np.maximum(ids, 0)], record["documents"])
-                same += int((from_own & (ids >= 0)).sum())
-    names = {d["id"] for d in database.documents}
-    shared = sum(d["id"] in names for d in heldout_table.documents)
     return {"same_document": same, "wrong_text": wrong, "heldout_in_database": shared}

@@ -1,4 +1,4 @@
-"""The k nearest chunks of every query, none of them from a document of the query's own sequence."""
+"""The k nearest chunks of every query, none of them of what is forbidden: its own sequence's documents."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,8 @@ def find(
     search: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]],
     queries: np.ndarray,
     forbidden: np.ndarray,
-    document: np.ndarray,
+    owner: Callable[[np.ndarray], np.ndarray],
+    size: int,
     k: int,
     progress: Callable[[int], None] = lambda done: None,
     block: int = BLOCK,
@@ -24,8 +25,9 @@ def find(
     Args:
       search: `Index.search`.
       queries: vectors [Q, E].
-      forbidden: documents of each query's sequence [Q, S] int, -1 for none.
-      document: the document of each chunk of the database [N].
+      forbidden: documents that each query may not have a neighbour of [Q, F] int, -1 for none.
+      owner: the documents, numbered as in `forbidden`, that chunks of the database are of.
+      size: chunks of the database.
       k: neighbours a query.
       progress: called with the number of queries done since the last call.
       block: queries searched at a time.
@@ -38,9 +40,9 @@ def find(
     for start in range(0, len(queries), block):
         pending, fetch = np.arange(start, min(start + block, len(queries))), 4 * k + 8
         while len(pending):
-            found, d = search(queries[pending], min(fetch, len(document)))
-            of, valid = document[np.maximum(found, 0)], found >= 0
-            for column in forbidden[pending].T:  # not all at once: [Q, candidates, S] is large
+            found, d = search(queries[pending], min(fetch, size))
+            of, valid = owner(np.maximum(found, 0)), found >= 0
+            for column in forbidden[pending].T:  # not all at once: [Q, candidates, F] is large
                 valid &= of != column[:, None]
             # A stable sort moves the valid candidates to the front and keeps their order.
             first = np.argsort(~valid, axis=1, kind="stable")[:, :k]
@@ -48,7 +50,7 @@ def find(
             width = first.shape[1]  # fewer than k where the database is smaller than k
             ids[pending, :width] = np.where(taken, np.take_along_axis(found, first, 1), -1)
             distances[pending, :width] = np.where(taken, np.take_along_axis(d, first, 1), np.inf)
-            if fetch >= len(document):
+            if fetch >= size:
                 break
             pending = pending[valid.sum(1) < k]
             fetch *= 4

@@ -1,13 +1,12 @@
 """Live retrieval: the tokens of a chunk to its neighbours, through the database's own path."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.corpus.tokenizer import Tokenizer
-from retro_jax.retrieval import index, neighbours
+from retro_jax.retrieval import neighbours
 
 
 @dataclass(frozen=True)
@@ -20,11 +19,15 @@ class Neighbours:
 
 
 class Retriever:
-    """Embedder, index and chunk table of a working directory, opened together."""
+    """Embedder, index and chunk table of a database, together.
 
-    def __init__(self, prepared: Path, embedder, tokenizer: Tokenizer, k: int):
-        self.table = ChunkTable(prepared / "chunks" / "train")
-        self._index = index.load(prepared / "index")
+    Args:
+      table: the chunks. searcher: their index. embedder, tokenizer: those the index was made with.
+      k: neighbours of a chunk.
+    """
+
+    def __init__(self, table: ChunkTable, searcher, embedder, tokenizer: Tokenizer, k: int):
+        self.table, self._index = table, searcher
         self._embedder, self._tokenizer, self._k = embedder, tokenizer, k
 
     def retrieve(self, chunks: np.ndarray) -> Neighbours:
@@ -32,7 +35,12 @@ class Retriever:
         vectors = self._embedder.embed([self._tokenizer.decode(c) for c in chunks.tolist()])
         nothing_forbidden = np.full((len(chunks), 1), -1)
         ids, distances = neighbours.find(
-            self._index.search, vectors, nothing_forbidden, self.table.document, self._k
+            self._index.search,
+            vectors,
+            nothing_forbidden,
+            lambda rows: self.table.document[rows],
+            len(self._index),
+            self._k,
         )
         return Neighbours(self.table.values(ids), ids, distances)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import jax
 
-from retro_jax import progress, workdir
+from retro_jax import progress, steps, workdir
 from retro_jax.config import Experiment
 from retro_jax.errors import UserError
-from retro_jax.prepare import check_prepared, load_tokenizer
+from retro_jax.prepare import check_prepared
 from retro_jax.records import Records
 from retro_jax.train import data, sharding
 from retro_jax.train.checkpoint import Checkpoints
@@ -34,7 +34,7 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
     e, base = experiment, Path(root) / "prepare"
     name = "retro" if retrieval else "baseline"
     directory = Path(root) / "train" / name
-    settings, inputs = train_settings(e, retrieval), [base / "shards", base / "tokenizer"]
+    settings, inputs = train_settings(e, retrieval), [base / "shards" / "train", base / "tokenizer"]
     check_prepared(e, root)
     done = workdir.check(directory, settings, inputs)
     if done and done["counts"].get("complete"):
@@ -42,7 +42,7 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
         return done
 
     mesh = sharding.make_mesh(e.mesh)
-    vocab = load_tokenizer(base).vocab
+    vocab = steps.load_tokenizer(base).vocab
     sharding.check_divides(mesh, e.model, vocab, train_batch=e.train.batch)
     directory.mkdir(parents=True, exist_ok=True)
     if not done:  # claims the directory, so that no other config continues it
@@ -120,7 +120,7 @@ def check_trained(experiment: Experiment, root: Path, retrieval: bool) -> Path:
     base = Path(root) / "prepare"
     directory = Path(root) / "train" / ("retro" if retrieval else "baseline")
     manifest = workdir.require(directory, "train")
-    inputs = [base / "shards", base / "tokenizer"]
+    inputs = [base / "shards" / "train", base / "tokenizer"]
     workdir.check(directory, train_settings(experiment, retrieval), inputs)
     if not manifest["counts"].get("complete"):
         raise UserError(f"{directory}: training has not finished; run `retro train` to continue it")
@@ -138,7 +138,7 @@ def restore_trained(
         raise UserError(
             f"{directory}/checkpoints holds no checkpoint: delete {directory} and run `retro train`"
         )
-    vocab = load_tokenizer(base).vocab
+    vocab = steps.load_tokenizer(base).vocab
     like: TrainState = jax.eval_shape(lambda: init_state(e.model, e.train, vocab, retrieval))
     state = checkpoints.restore(checkpoints.latest(), like, mesh)
     checkpoints.close()

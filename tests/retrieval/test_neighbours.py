@@ -1,8 +1,13 @@
+"""Neighbours are the nearest of what is allowed, and nothing else."""
+
 import numpy as np
 
-from retro_jax.retrieval import index
+from retro_jax.retrieval import index, neighbours
 from retro_jax.retrieval.index import ExactIndex
-from retro_jax.retrieval.neighbours import find
+
+
+def find(search, queries, forbidden, document, k):
+    return neighbours.find(search, queries, forbidden, lambda r: document[r], len(document), k)
 
 
 def database(documents, chunks_each, width=8, seed=0):

@@ -1,0 +1,243 @@
+"""What each step of `prepare` does, in blocks, and what later stages open of it.
+
+`base` is WORKDIR/prepare, `out` the directory that a step fills; prepare.py has their order.
+"""
+
+import functools
+import itertools
+from pathlib import Path
+
+import numpy as np
+
+from retro_jax import columns, progress, records, sequences, workdir
+from retro_jax.config import Experiment
+from retro_jax.corpus import chunks, collect, tokenizer
+from retro_jax.corpus.chunks import ChunkTable
+from retro_jax.errors import UserError
+from retro_jax.retrieval import embed, index, neighbours
+from retro_jax.retrieval.retriever import Retriever
+
+EMBEDDED = 4096  # chunks that are embedded at a time
+
+
+def heldout_sources(e: Experiment) -> dict[str, str]:
+    """name -> source of the held-out corpora beside the split of the training corpus."""
+    return {
+        name: source for name, _, source in (s.partition("=") for s in e.corpus.heldout_sources)
+    }
+
+
+def shard_splits(e: Experiment) -> tuple[str, ...]:
+    """The splits that have shards: what is trained on first, then what is held out."""
+    return ("train", "heldout", *heldout_sources(e))
+
+
+def database_split(e: Experiment) -> str:
+    """The split whose chunks are retrieved."""
+    return "database" if e.retrieval.source else "train"
+
+
+def corpus_of(split: str) -> str:
+    """The step that collects the documents of a split."""
+    return "corpus" if split in ("train", "heldout") else f"corpora/{split}"
+
+
+def documents_of(base: Path, split: str):
+    """Yields the documents of a split."""
+    part = {"train": "train", "database": "train"}.get(split, "heldout")
+    return collect.read(base / corpus_of(split), part)
+
+
+def collect_corpus(e: Experiment, base: Path, out: Path) -> dict:
+    """The training corpus and its held-out split."""
+    others = (base / "corpora" / "database",) if e.retrieval.source else ()
+    split_of = lambda id: "heldout" if collect.is_heldout(id, e.corpus.heldout) else "train"  # noqa: E731
+    return collect.collect(e.corpus, e.corpus.source, out, split_of, ("train", "heldout"), others)
+
+
+def collect_database(e: Experiment, out: Path) -> dict:
+    """The retrieval corpus, less what the hash holds out: it may hold the same documents."""
+    split_of = lambda id: None if collect.is_heldout(id, e.corpus.heldout) else "train"  # noqa: E731
+    return collect.collect(e.corpus, e.retrieval.source, out, split_of, ("train",))
+
+
+def collect_heldout(e: Experiment, base: Path, name: str, out: Path) -> dict:
+    """A held-out corpus of its own."""
+    others = [base / "corpus"]
+    others += [base / "corpora" / "database"] if e.retrieval.source else []
+    return collect.collect(
+        e.corpus, heldout_sources(e)[name], out, lambda id: "heldout", ("heldout",), tuple(others)
+    )
+
+
+def tokenize(e: Experiment, base: Path, out: Path) -> dict:
+    """The tokenizer, trained or given."""
+    if e.corpus.tokenizer == "train":
+        texts = (d.text for d in documents_of(base, "train"))
+        (out / "tokenizer.model").write_bytes(tokenizer.train(texts, e.corpus.vocab))
+    else:
+        given = Path(e.corpus.tokenizer)
+        tokenizer.load(given)  # refuses what does not serve
+        (out / ("tokenizer" + given.suffix)).write_bytes(given.read_bytes())
+    return {"vocab": tokenizer.load(_tokenizer_file(out)).vocab}
+
+
+def _tokenizer_file(directory: Path) -> Path:
+    given = directory / "tokenizer.json"
+    return given if given.exists() else directory / "tokenizer.model"
+
+
+def load_tokenizer(base: Path):
+    """The tokenizer that `prepare` trained or was given."""
+    return tokenizer.load(_tokenizer_file(base / "tokenizer"))
+
+
+def cut(e: Experiment, base: Path, split: str, out: Path) -> dict:
+    """The chunk table of a split."""
+    counts = workdir.read_manifest(base / corpus_of(split))["counts"]
+    total = counts["train_documents" if split in ("train", "database") else "heldout_documents"]
+    refuse = functools.partial(collect.refuse_or_skip, e.corpus)
+    with progress.bar(f"tokenizing {split}", total) as advance:
+        documents = ((advance(1), d)[1] for d in documents_of(base, split))
+        short = chunks.build(documents, load_tokenizer(base), e.model.chunk, out, refuse)
+    table = ChunkTable(out)
+    if not len(table):
+        raise UserError(
+            f"no {split} document is as long as a chunk ({e.model.chunk} tokens): give longer "
+            "documents"
+        )
+    return {
+        "documents": len(table.documents),
+        "chunks": len(table),
+        "tokens": sum(d["tokens"] for d in table.documents),
+        "short_documents_skipped": short,
+    }
+
+
+def table_of(base: Path, split: str) -> ChunkTable:
+    """The chunk table of a split."""
+    return ChunkTable(base / "chunks" / split)
+
+
+def text_of(base: Path, split: str):
+    """Row of the chunk table -> what its tokens say, and how many rows there are. Live queries are
+    made of the same text (retriever.py)."""
+    pieces, table = load_tokenizer(base), table_of(base, split)
+    return lambda row: pieces.decode(table.tokens[row].tolist()), len(table)
+
+
+def fit_embedder(e: Experiment, base: Path, out: Path) -> dict:
+    """What an embedder learns of the database; most learn nothing."""
+    if e.retrieval.embedder == "tfidf":
+        progress.say("fitting the tfidf embedder")
+        text, count = text_of(base, database_split(e))
+        embed.fit_tfidf([text(row) for row in embed.sample(count)], e.retrieval.dim).save(out)
+    return {"width": embed.load(e.retrieval, out, e.model.chunk).width}
+
+
+def load_embedder(e: Experiment, base: Path):
+    """The embedder that the database was made with."""
+    return embed.load(e.retrieval, base / "embedder", e.model.chunk)
+
+
+def embed_chunks(e: Experiment, base: Path, split: str, out: Path) -> dict:
+    """A vector for each chunk of a split."""
+    embedder, (text, count) = load_embedder(e, base), text_of(base, split)
+    writer = columns.Writer(out, {"vectors": (embedder.dtype, (embedder.width,))})
+    start = writer.rows("vectors")
+    with progress.bar(f"embedding {split} chunks", count) as advance:
+        advance(start)
+        for begin in range(start, count, EMBEDDED):
+            made = embed_block(embedder, text, begin, count)
+            writer.append(vectors=made)
+            writer.commit()
+            advance(len(made))
+    writer.close()
+    return {"vectors": count}
+
+
+def embed_block(embedder, text, begin: int, count: int) -> np.ndarray:
+    """Vectors of the chunks from `begin` on: a block of them, or what is left of `count`."""
+    return embedder.embed([text(row) for row in range(begin, min(begin + EMBEDDED, count))])
+
+
+def vectors_of(base: Path, split: str) -> np.ndarray:
+    """The embeddings of a split's chunks [N, E]."""
+    return columns.Columns(base / "embeddings" / split)["vectors"]
+
+
+def build_index(e: Experiment, base: Path, out: Path) -> dict:
+    """The index of the database."""
+    r, vectors = e.retrieval, vectors_of(base, database_split(e))
+    progress.say(f"building an index of {len(vectors):,} vectors")
+    return index.build(vectors, out, r.index, r.min_recall, r.neighbours, r.index_shard)
+
+
+def find_neighbours(e: Experiment, base: Path, split: str, out: Path) -> dict:
+    """ids and distances of the k nearest of every chunk; counts those with fewer than k."""
+    search = Search(e, base, split)
+    k, count = e.retrieval.neighbours, len(search.table)
+    writer = columns.Writer(out, {"ids": ("<i8", (k,)), "distances": ("<f4", (k,))})
+    writer.state = {"fewer": 0} | writer.state
+    with progress.bar(f"neighbours of {split} chunks", count) as advance:
+        advance(writer.rows("ids"))
+        for begin in range(writer.rows("ids"), count, search.block):
+            ids, distances = search.neighbours(begin, advance)
+            writer.state["fewer"] += int((ids < 0).any(axis=1).sum())
+            writer.append(ids=ids, distances=distances)
+            writer.commit()
+    writer.close()
+    return {"share_with_fewer_than_k": writer.state["fewer"] / count}
+
+
+def load_retriever(e: Experiment, base: Path) -> Retriever:
+    """What a prompt's chunks are looked up with."""
+    return Retriever(
+        table_of(base, database_split(e)), index.load(base / "index"), load_embedder(e, base),
+        load_tokenizer(base), e.retrieval.neighbours,
+    )  # fmt: skip
+
+
+class Search:
+    """The search for the neighbours of a split's chunks, a block at a time.
+
+    table: the split's chunk table. block: chunks of a block.
+    """
+
+    def __init__(self, e: Experiment, base: Path, split: str):
+        self.table, self._vectors = table_of(base, split), vectors_of(base, split)
+        self._index = index.load(base / "index", keep=False)
+        self._k = e.retrieval.neighbours
+        database = table_of(base, database_split(e))
+        number, document = sequences.copies(database), database.document
+        self._owner = lambda rows: number[document[rows]]
+        self._own = sequences.own_documents(self.table, database)
+        self._together = e.chunks if split == "train" else 1  # chunks that are of one sequence
+        # Whole sequences, and many where each block opens every shard of the index.
+        size = neighbours.BLOCK if self._index.shards == 1 else 2**16
+        self.block = self._together * -(-size // self._together)
+
+    def neighbours(self, begin: int, advance=lambda done: None) -> tuple[np.ndarray, np.ndarray]:
+        """ids [n, K] int64 and distances [n, K] float32 of the block from `begin` on."""
+        end = min(begin + self.block, len(self.table))
+        forbidden = sequences.forbidden(self.table, self._own, begin, end, self._together)
+        return neighbours.find(
+            self._index.search, self._vectors[begin:end], forbidden, self._owner,
+            len(self._index), self._k, advance, self.block,
+        )  # fmt: skip
+
+
+def write_shards(e: Experiment, base: Path, split: str, out: Path) -> dict:
+    """Records of tokens and neighbours; see `sequences.record`."""
+    table, database = table_of(base, split), table_of(base, database_split(e))
+    near = columns.Columns(base / "neighbours" / split)
+    ids, distances = near["ids"], near["distances"]
+    with progress.bar(f"writing {split} shards", None) as advance:
+
+        def examples(start):
+            cuts = sequences.cuts(table, split, e.chunks, e.evaluate.stride // table.chunk)
+            for rows, scored in itertools.islice(cuts, start, None):
+                advance(1)
+                yield sequences.record(table, database, rows, scored, ids, distances)
+
+        return {"records": records.write(out, examples)}
