@@ -127,8 +127,8 @@ class Records:
     """
 
     def __init__(self, directory: Path):
-        self._directory = Path(directory)
-        layout = json.loads((self._directory / "layout.json").read_text())
+        layout = json.loads((Path(directory) / "layout.json").read_text())
+        self._paths = sorted(Path(directory).glob("*.tfrecord"))
         self.features = {
             name: (np.dtype(f["dtype"]), tuple(f["shape"]))
             for name, f in layout["features"].items()
@@ -136,7 +136,7 @@ class Records:
         self._count = layout["records"]
         self._offsets, self._stride = _offsets(self.features)
         self._shards, self._starts, total = [], [], 0
-        for path in sorted(self._directory.glob("*.tfrecord")):
+        for path in self._paths:
             data = np.memmap(path, np.uint8, "r") if path.stat().st_size else b"\0"
             if len(data) % self._stride:
                 raise UserError(
@@ -169,8 +169,8 @@ class Records:
         payload = record[12:-4]
         if struct.unpack("<I", record[-4:])[0] != _masked_crc(payload):
             raise UserError(
-                f"{self._directory}: record {i} is damaged (checksum); "
-                "delete the shards and run prepare again"
+                f"{self._paths[shard]}: record {i - self._starts[shard]} of the file is damaged "
+                "(checksum); delete the shards and run prepare again"
             )
         return {
             name: np.frombuffer(payload, dtype, int(np.prod(shape)), self._offsets[name])

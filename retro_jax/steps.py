@@ -209,8 +209,9 @@ class Search:
         self._index = index.load(base / "index", keep=False)
         self._k = e.retrieval.neighbours
         database = table_of(base, database_split(e))
-        number, document = sequences.copies(database), database.document
-        self._owner = lambda rows: number[document[rows]]
+        self._owners = neighbours.Owners(database.document, sequences.copies(database))
+        words = e.retrieval.index == "bm25"
+        self._compared = None if words else vectors_of(base, database_split(e))
         self._own = sequences.own_documents(self.table, database)
         self._together = e.chunks if split == "train" else 1  # chunks that are of one sequence
         # Whole sequences, and many where each block opens every shard of the index.
@@ -222,8 +223,8 @@ class Search:
         end = min(begin + self.block, len(self.table))
         forbidden = sequences.forbidden(self.table, self._own, begin, end, self._together)
         return neighbours.find(
-            self._index.search, self._vectors[begin:end], forbidden, self._owner,
-            len(self._index), self._k, advance, self.block,
+            self._index.search, self._vectors[begin:end], forbidden, self._owners, self._k,
+            self._compared, advance, self.block,
         )  # fmt: skip
 
 

@@ -4,31 +4,60 @@ from collections.abc import Callable
 
 import numpy as np
 
+from retro_jax.retrieval.exact import ExactIndex
+from retro_jax.retrieval.index import merge
+
 BLOCK = 2048  # queries searched at a time
+_CANDIDATES = 2**22  # held at a time
+_MANY = 4096  # forbidden chunks, from which a search that cannot leave them out may be wasted
+
+
+class Owners:
+    """Which document the chunks of a database are of.
+
+    Args:
+      document: the document of each chunk [N].
+      number: what documents are called where they are forbidden [D]; by default what they are called
+        in `document`. Several may have one number.
+    """
+
+    def __init__(self, document: np.ndarray, number: np.ndarray | None = None):
+        counts = np.bincount(document)
+        self._document = document
+        self._number = np.arange(len(counts)) if number is None else number
+        self.chunks = np.bincount(self._number, counts).astype(np.int64)  # of each number
+
+    def __len__(self) -> int:
+        return len(self._document)
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """The numbers of the documents that chunks are of."""
+        return self._number[self._document[rows]]
 
 
 def find(
     search: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]],
     queries: np.ndarray,
     forbidden: np.ndarray,
-    owner: Callable[[np.ndarray], np.ndarray],
-    size: int,
+    owners: Owners,
     k: int,
+    vectors: np.ndarray | None = None,
     progress: Callable[[int], None] = lambda done: None,
     block: int = BLOCK,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Searches k neighbours a query outside its forbidden documents.
 
     A neighbour N and its continuation F are of one document, so to forbid N's document is to
-    forbid F's. The number of candidates grows until k valid ones are found or none is left.
+    forbid F's. The number of candidates grows until k valid ones are found or none is left. Where an
+    eighth of the database is forbidden, what is not is compared directly.
 
     Args:
       search: `Index.search`.
       queries: vectors [Q, E].
       forbidden: documents that each query may not have a neighbour of [Q, F] int, -1 for none.
-      owner: the documents, numbered as in `forbidden`, that chunks of the database are of.
-      size: chunks of the database.
+      owners: of the chunks of the database.
       k: neighbours a query.
+      vectors: those of the database [N, E], for comparing directly; None if they are no vectors.
       progress: called with the number of queries done since the last call.
       block: queries searched at a time.
 
@@ -38,21 +67,50 @@ def find(
     ids = np.full((len(queries), k), -1, np.int64)
     distances = np.full((len(queries), k), np.inf, np.float32)
     for start in range(0, len(queries), block):
-        pending, fetch = np.arange(start, min(start + block, len(queries))), 4 * k + 8
+        pending = np.arange(start, min(start + block, len(queries)))
+        if vectors is not None:
+            sets, of = _sets(forbidden[pending])
+            large = [owners.chunks[s].sum() > max(_MANY, len(owners) // 8) for s in sets]
+            for i in np.flatnonzero(large):
+                rows = pending[of == i]
+                ids[rows], distances[rows] = _outside(vectors, queries[rows], sets[i], owners, k)
+            pending = pending[~np.array(large)[of]]
+        fetch = 4 * k + 8
         while len(pending):
-            found, d = search(queries[pending], min(fetch, size))
-            of, valid = owner(np.maximum(found, 0)), found >= 0
-            for column in forbidden[pending].T:  # not all at once: [Q, candidates, F] is large
-                valid &= of != column[:, None]
-            # A stable sort moves the valid candidates to the front and keeps their order.
-            first = np.argsort(~valid, axis=1, kind="stable")[:, :k]
-            taken = np.take_along_axis(valid, first, 1)
-            width = first.shape[1]  # fewer than k where the database is smaller than k
-            ids[pending, :width] = np.where(taken, np.take_along_axis(found, first, 1), -1)
-            distances[pending, :width] = np.where(taken, np.take_along_axis(d, first, 1), np.inf)
-            if fetch >= size:
+            step, missing = max(1, _CANDIDATES // fetch), []
+            for rows in (pending[i : i + step] for i in range(0, len(pending), step)):
+                found, d = search(queries[rows], min(fetch, len(owners)))
+                number, valid = owners(np.maximum(found, 0)), found >= 0
+                for column in forbidden[rows].T:  # not all at once: [Q, candidates, F] is large
+                    valid &= number != column[:, None]
+                # A stable sort moves the valid candidates to the front and keeps their order.
+                first = np.argsort(~valid, axis=1, kind="stable")[:, :k]
+                taken = np.take_along_axis(valid, first, 1)
+                width = first.shape[1]  # fewer than k where the database is smaller than k
+                ids[rows, :width] = np.where(taken, np.take_along_axis(found, first, 1), -1)
+                distances[rows, :width] = np.where(taken, np.take_along_axis(d, first, 1), np.inf)
+                missing.append(rows[valid.sum(1) < k])
+            if fetch >= len(owners):
                 break
-            pending = pending[valid.sum(1) < k]
-            fetch *= 4
+            pending, fetch = np.concatenate(missing), 4 * fetch
         progress(min(block, len(queries) - start))
     return ids, distances
+
+
+def _sets(forbidden: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """The different sets among the rows of `forbidden`, and which of them each row is."""
+    numbers, of = {}, []
+    for row in forbidden.tolist():
+        of.append(numbers.setdefault(frozenset(row) - {-1}, len(numbers)))
+    return [np.array(sorted(s), np.int64) for s in numbers], np.array(of)
+
+
+def _outside(vectors, queries, forbidden, owners, k) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest of the vectors [N, E] that are of no forbidden document, by comparing all."""
+    found, step = [], 2**18
+    for begin in range(0, len(vectors), step):
+        rows = np.arange(begin, min(begin + step, len(vectors)))
+        rows = rows[~np.isin(owners(rows), forbidden)]
+        near, d = ExactIndex(vectors[rows]).search(queries, k)
+        found.append((np.where(near < 0, -1, rows[near] if len(rows) else -1), d))
+    return merge(found, k)

@@ -6,7 +6,6 @@ import numpy as np
 
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.corpus.tokenizer import Tokenizer
-from retro_jax.retrieval import neighbours
 
 
 @dataclass(frozen=True)
@@ -33,15 +32,7 @@ class Retriever:
     def retrieve(self, chunks: np.ndarray) -> Neighbours:
         """The K nearest database chunks of each chunk: tokens [n, M] -> Neighbours."""
         vectors = self._embedder.embed([self._tokenizer.decode(c) for c in chunks.tolist()])
-        nothing_forbidden = np.full((len(chunks), 1), -1)
-        ids, distances = neighbours.find(
-            self._index.search,
-            vectors,
-            nothing_forbidden,
-            lambda rows: self.table.document[rows],
-            len(self._index),
-            self._k,
-        )
+        ids, distances = self._index.search(vectors, self._k)
         return Neighbours(self.table.values(ids), ids, distances)
 
     def document_of(self, id: int) -> dict:

@@ -7,7 +7,7 @@ from retro_jax.retrieval.index import ExactIndex
 
 
 def find(search, queries, forbidden, document, k):
-    return neighbours.find(search, queries, forbidden, lambda r: document[r], len(document), k)
+    return neighbours.find(search, queries, forbidden, neighbours.Owners(document), k)
 
 
 def database(documents, chunks_each, width=8, seed=0):
@@ -76,3 +76,32 @@ def test_a_database_smaller_than_k():
     ids, _ = find(ExactIndex(vectors).search, vectors, np.full((2, 1), -1), document, 4)
     assert (ids[:, :2] >= 0).all()
     assert (ids[:, 2:] == -1).all()
+
+
+def test_where_most_is_forbidden_the_rest_is_compared_directly_and_exactly(monkeypatch):
+    """As searching until all candidates are found, but without searching."""
+    vectors, document = database(40, 5)
+    document[:150] = 0  # most of the database is one document
+    number = np.arange(40)
+    number[35] = 36  # two of the others are copies of one another
+    owners = neighbours.Owners(document, number)
+    forbidden = np.stack([number[document], np.full(200, -1)], axis=1)
+    forbidden[::3, 1] = 36
+    searched = []
+
+    def search(queries, k):
+        searched.append(len(queries))
+        return ExactIndex(vectors).search(queries, k)
+
+    slow = neighbours.find(search, vectors, forbidden, owners, 3)
+    assert sum(searched) > 200
+    searched.clear()
+    monkeypatch.setattr(neighbours, "_MANY", 20)
+    fast = neighbours.find(search, vectors, forbidden, owners, 3, vectors)
+    assert sum(searched) < 200
+    for a, b in zip(slow, fast):
+        np.testing.assert_array_equal(a, b)
+    # nothing is left at all
+    none, _ = neighbours.find(search, vectors[:2], np.array([[0, 1], [0, 1]]),
+                              neighbours.Owners(np.repeat([0, 1], 100)), 2, vectors)  # fmt: skip
+    assert (none == -1).all()
