@@ -22,7 +22,7 @@ def texts(tmp_path_factory):
     texts = {p.name: p.read_text() for p in sorted(directory.iterdir())}
     copied = next(n for n in texts if not collect.is_heldout(n, 0.2))
     # 10,000 chunks, each the nearest of the others (a chunk has 16 tokens).
-    same = "kara lopo minel tenis surra " * 16_000
+    same = "kara lopo minel tenis surra " * 34_000
     return texts | {
         trained("copy"): texts[copied],
         trained("same"): same,
