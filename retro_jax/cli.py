@@ -8,6 +8,7 @@
   retro verify   --config=FILE [--workdir=DIR]   a random share of `prepare`, made again and compared
   retro describe PATH [RECORDS]                  what shards or a working directory hold
   retro sizes    [--json]                        the paper's four sizes, counted from the model
+  retro prepare  --config=FILE --estimate=1TB    what it would cost for so much text, from a sample
 
 A stage that is complete is skipped, one that was interrupted continues. Without --workdir the
 artefacts go to runs/NAME, NAME being the config's. Any field of the config can be set:
@@ -64,11 +65,15 @@ def _dispatch(stage: str, argv: list[str]) -> int:
                 " for example: retro describe runs/quickstart/prepare/shards/train 2"
             )
         return describe(Path(argv[0]), *map(int, argv[1:]))
-    experiment, root = _parse(argv)
+    experiment, root, estimated = _parse(argv)
     from retro_jax.train import sharding
     from retro_jax.train.loop import Interrupted
 
     sharding.set_up_cpu(experiment.mesh.cpu_devices)
+    if estimated is not None:
+        if stage != "prepare":
+            raise UserError(f"--estimate is for retro prepare, not retro {stage}")
+        return estimate(experiment, estimated)
     try:
         {
             "run": run,
@@ -85,7 +90,7 @@ def _dispatch(stage: str, argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]):
-    """--config and --workdir -> (Experiment, Path)."""
+    """--config, --workdir and --estimate -> (Experiment, Path, a size or None)."""
     from absl import flags
     from ml_collections import config_flags
 
@@ -95,6 +100,7 @@ def _parse(argv: list[str]):
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "Experiment file.", flag_values=values)
     flags.DEFINE_string("workdir", None, "Directory of the artefacts.", flag_values=values)
+    flags.DEFINE_string("estimate", None, "Bytes of text.", flag_values=values)
     for path in (a.removeprefix("--config=") for a in argv if a.startswith("--config=")):
         if not Path(path.partition(":")[0]).is_file():
             raise UserError(f"--config={path}: no such file")
@@ -118,7 +124,7 @@ def _parse(argv: list[str]):
     if left:
         raise UserError(f"not understood: {' '.join(left)} (retro --help)")
     experiment = from_config_dict(config)
-    return experiment, Path(values.workdir or Path("runs") / experiment.name)
+    return experiment, Path(values.workdir or Path("runs") / experiment.name), values.estimate
 
 
 def prepare(experiment, root: Path):
@@ -126,6 +132,14 @@ def prepare(experiment, root: Path):
     from retro_jax import prepare as stage
 
     stage.prepare(experiment, root)
+
+
+def estimate(experiment, size: str) -> int:
+    """What preparing so much text would cost."""
+    from retro_jax import estimate as stage
+
+    stage.show(stage.estimate(experiment, stage.parse_size(size)))
+    return 0
 
 
 def train(experiment, root: Path):

@@ -53,9 +53,10 @@ def build(path: Path, settings: dict, inputs: Iterable[Path], make: Callable[[Pa
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             write_json(partial / _PURPOSE, purpose)
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         counts = make(partial)
-        write_manifest(partial, settings, inputs, time.perf_counter() - start, counts)
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        write_manifest(partial, settings, inputs, seconds, counts, cpu)
         (partial / _PURPOSE).unlink()
         os.rename(partial, path)
     except (OSError, SafetensorError) as error:
@@ -69,13 +70,19 @@ def build(path: Path, settings: dict, inputs: Iterable[Path], make: Callable[[Pa
 
 
 def write_manifest(
-    path: Path, settings: dict, inputs: Iterable[Path], seconds: float | None, counts: dict
+    path: Path,
+    settings: dict,
+    inputs: Iterable[Path],
+    seconds: float | None,
+    counts: dict,
+    cpu_seconds: float | None = None,
 ):
     """Writes (aside, then renames) the manifest of the artefact at `path`."""
     manifest = {
         "settings": settings,
         "inputs": {_name(i, path): _fingerprint(i) for i in inputs},
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,  # of all threads
         "counts": counts,
         "peak_memory_bytes": peak_memory(),
         "versions": versions(),

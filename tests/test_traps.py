@@ -81,7 +81,7 @@ def test_every_document_is_there_to_the_last_byte(prepared, texts):
 
 
 def test_nothing_leaks_and_every_chunk_has_its_neighbours(prepared, texts):
-    experiment, base, _ = prepared
+    _, base, _ = prepared
     tables = {s: steps.table_of(base, s) for s in ("train", "heldout")}
     shards = {s: Records(base / "shards" / s) for s in tables}
     assert not any(signals.violations(shards, tables, tables["train"]).values())
