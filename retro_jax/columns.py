@@ -4,6 +4,8 @@ A directory of columns: `NAME.bin` holds rows of one dtype and shape, `NAME.json
 `NAME.ends.bin`, where each line ends). `columns.json` is their journal: what the columns are, how many
 blocks and bytes are complete, and whatever the writer wants to know when it goes on. It is replaced
 after each block; bytes that it does not count were never written.
+
+The directory may lie in a bucket (a UPath): there it is read by ranges, and written whole by `join`.
 """
 
 import json
@@ -12,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from upath import UPath
 
 LINES = "lines"  # in place of (dtype, shape of a row)
 
@@ -30,10 +33,7 @@ class Writer:
     def __init__(self, directory: Path, columns: dict):
         self._directory = Path(directory)
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._columns = {
-            name: c if c == LINES else [np.dtype(c[0]).newbyteorder("<").str, list(c[1])]
-            for name, c in columns.items()
-        }
+        self._columns = _layout(columns)
         files = {f: 0 for name, c in self._columns.items() for f in _files(name, c)}
         path = self._directory / "columns.json"
         journal = json.loads(path.read_text()) if path.exists() else {}
@@ -48,21 +48,10 @@ class Writer:
 
     def append(self, **rows):
         """Adds rows [n, ...] to a column, or values that become lines of JSON."""
-        for name, values in rows.items():
-            column = self._columns[name]
-            if column == LINES:
-                lines = [json.dumps(v, ensure_ascii=False).encode() + b"\n" for v in values]
-                ends = self._bytes[f"{name}.jsonl"] + np.cumsum(
-                    [len(x) for x in lines], dtype="<u8"
-                )
-                self._write(f"{name}.jsonl", b"".join(lines))
-                self._write(f"{name}.ends.bin", ends.astype("<u8").tobytes())
-            else:
-                dtype, shape = np.dtype(column[0]), tuple(column[1])
-                values = np.ascontiguousarray(values, dtype)
-                if values.shape[1:] != shape:
-                    raise ValueError(f"rows of {name} must be {shape}, not {values.shape[1:]}")
-                self._write(f"{name}.bin", values.tobytes())
+        columns = {name: self._columns[name] for name in rows}
+        for name, data in encode(columns, rows, self._bytes).items():
+            self._open[name].write(data)
+            self._bytes[name] += len(data)
 
     def rows(self, name: str) -> int:
         """Rows of a column so far."""
@@ -87,27 +76,62 @@ class Writer:
             file.close()
 
     def _save(self):
-        journal = {
-            "columns": self._columns,
-            "blocks": self.blocks,
-            "bytes": self._bytes,
-            "state": self.state,
-        }
         self._saved = dict(self._bytes), dict(self.state)
         aside = self._directory / ".columns.json.partial"
-        aside.write_text(json.dumps(journal, indent=1))
+        aside.write_text(_journal(self._columns, self.blocks, self._bytes, self.state))
         os.replace(aside, self._directory / "columns.json")
 
-    def _write(self, name: str, data: bytes):
-        self._open[name].write(data)
-        self._bytes[name] += len(data)
+
+def encode(columns: dict, rows: dict, sizes: dict[str, int]) -> dict[str, bytes]:
+    """File -> the bytes to add to it for rows of each column.
+
+    Args:
+      columns: name -> (dtype, shape of a row), or LINES.
+      rows: name -> rows [n, ...], or values that become lines of JSON.
+      sizes: file -> what it holds already; lines are counted from there.
+    """
+    out = {}
+    for name, column in _layout(columns).items():
+        values = rows[name]
+        if column == LINES:
+            lines = [json.dumps(v, ensure_ascii=False).encode() + b"\n" for v in values]
+            ends = np.cumsum([len(x) for x in lines], dtype="<u8")
+            out[f"{name}.jsonl"] = b"".join(lines)
+            out[f"{name}.ends.bin"] = (ends + np.uint64(sizes.get(f"{name}.jsonl", 0))).tobytes()
+        else:
+            dtype, shape = np.dtype(column[0]), tuple(column[1])
+            values = np.ascontiguousarray(values, dtype)
+            if values.shape[1:] != shape:
+                raise ValueError(f"rows of {name} must be {shape}, not {values.shape[1:]}")
+            out[f"{name}.bin"] = values.tobytes()
+    return out
+
+
+def join(directory: UPath, columns: dict, parts: Sequence[UPath], blocks: int, state: dict):
+    """Writes a directory of columns from the directories that hold its blocks, in order: each has what
+    `encode` gave for it, lines counted from 0. `blocks` and `state` are what a Writer would have had."""
+    layout, sizes = _layout(columns), {}
+    for name, column in layout.items():
+        for file in _files(name, column):
+            size, lines = 0, 0
+            with (directory / file).open("wb") as out:
+                for part in parts:
+                    data = (part / file).read_bytes()
+                    if file.endswith(".ends.bin"):
+                        data = (np.frombuffer(data, "<u8") + np.uint64(lines)).tobytes()
+                        lines += (part / f"{name}.jsonl").stat().st_size
+                    out.write(data)
+                    size += len(data)
+            sizes[file] = size
+    (directory / "columns.json").write_text(_journal(layout, blocks, sizes, state))
 
 
 class Columns:
-    """The columns of a directory, memory-mapped: columns["tokens"] is an array [rows, ...]."""
+    """The columns of a directory, memory-mapped: columns["tokens"] is an array [rows, ...]. In a bucket
+    it is a `Ranges`."""
 
     def __init__(self, directory: Path):
-        self._directory = Path(directory)
+        self._directory = UPath(directory)
         self._journal = json.loads((self._directory / "columns.json").read_text())
         self.state = self._journal["state"]
 
@@ -121,18 +145,52 @@ class Columns:
             return Lines(self._array(f"{name}.jsonl", ["|u1", []]), ends)
         return self._array(f"{name}.bin", column)
 
-    def _array(self, name: str, column) -> np.ndarray:
+    def _array(self, name: str, column):
         dtype, shape = np.dtype(column[0]), tuple(column[1])
         rows = self._journal["bytes"][name] // _row_bytes(column)
         if not rows:
             return np.zeros((0, *shape), dtype)
-        return np.memmap(self._directory / name, dtype, "r", shape=(rows, *shape))
+        path = self._directory / name
+        if not isinstance(path, Path):
+            return Ranges(path, dtype, (rows, *shape))
+        return np.memmap(path, dtype, "r", shape=(rows, *shape))
+
+
+class Ranges:
+    """An array [rows, ...] in a bucket: what is indexed is read, a range of rows at a time."""
+
+    def __init__(self, path: UPath, dtype: np.dtype, shape: tuple[int, ...]):
+        self._path, self.dtype, self.shape = path, dtype, shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows):
+        """Rows of a slice, a number or an array of numbers (all between the first and last are read)."""
+        if isinstance(rows, slice):
+            begin, end, _ = rows.indices(len(self))
+            return self._read(begin, max(begin, end))
+        rows = np.asarray(rows)
+        if not rows.size:
+            return np.zeros((*rows.shape, *self.shape[1:]), self.dtype)
+        first = int(rows.min())
+        return self._read(first, int(rows.max()) + 1)[rows - first]
+
+    def __array__(self, dtype=None, copy=None):
+        return self[:].astype(dtype or self.dtype)
+
+    def _read(self, begin: int, end: int) -> np.ndarray:
+        shape = (end - begin, *self.shape[1:])
+        row = self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=int))
+        with self._path.open("rb") as file:
+            file.seek(begin * row)
+            return np.frombuffer(file.read((end - begin) * row), self.dtype).reshape(shape)
 
 
 class Lines(Sequence):
     """Lines of JSON, parsed when they are asked for."""
 
-    def __init__(self, data: np.ndarray, ends: np.ndarray):
+    def __init__(self, data, ends):
         self._data, self._ends = data, ends
 
     def __len__(self) -> int:
@@ -142,8 +200,19 @@ class Lines(Sequence):
         if not -len(self) <= i < len(self):
             raise IndexError(f"line {i} of {len(self)}")
         i %= len(self)
-        start = int(self._ends[i - 1]) if i else 0
-        return json.loads(self._data[start : int(self._ends[i])].tobytes())
+        return self.range(i, i + 1)[0]
+
+    def range(self, begin: int, end: int) -> list:
+        """Lines begin .. end - 1, or up to the last."""
+        ends = np.asarray(self._ends[max(0, begin - 1) : end]).astype(int)
+        starts = ends[:-1] if begin else np.concatenate([[0], ends[:-1]])
+        ends = ends[len(ends) - len(starts) :]
+        if not len(ends):
+            return []
+        data = self._data[int(starts[0]) : int(ends[-1])]
+        return [
+            json.loads(data[a - starts[0] : b - starts[0]].tobytes()) for a, b in zip(starts, ends)
+        ]
 
 
 def repeated(values: np.ndarray, most: int = 2**24) -> Iterator[int]:
@@ -159,6 +228,19 @@ def repeated(values: np.ndarray, most: int = 2**24) -> Iterator[int]:
         again = np.ones(len(rows), bool)
         again[first] = False
         yield from rows[again].tolist()
+
+
+def _layout(columns: dict) -> dict:
+    """What `columns.json` says of columns."""
+    return {
+        name: c if c == LINES else [np.dtype(c[0]).newbyteorder("<").str, list(c[1])]
+        for name, c in columns.items()
+    }
+
+
+def _journal(layout: dict, blocks: int, sizes: dict, state: dict) -> str:
+    fields = {"columns": layout, "blocks": blocks, "bytes": sizes, "state": state}
+    return json.dumps(fields, indent=1)
 
 
 def _files(name: str, column) -> list[str]:

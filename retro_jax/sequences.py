@@ -1,26 +1,34 @@
 """Chunk tables to sequences: what a record of the shards is cut from, and what it holds."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from retro_jax.corpus.chunks import ChunkTable
 
 
-def cuts(table: ChunkTable, split: str, chunks_per_sequence: int, stride: int) -> Iterator[tuple]:
-    """What the records of a split are cut from: (rows of the chunk table [C], first scored chunk).
+def cuts(
+    table: ChunkTable, split: str, chunks_per_sequence: int, stride: int, start: int = 0
+) -> Iterator[tuple]:
+    """What the records of a split are cut from: (rows of the chunk table [C], first scored chunk), from
+    record `start` on.
 
     Training sequences follow one another: documents are packed, and since each begins at a chunk, so
     does every chunk's query; -1 fills the last one. The documents of every other split, which are held
     out, are cut into windows, `stride` chunks apart.
     """
     if split == "train":
-        for start in range(0, len(table), chunks_per_sequence):
-            rows = np.arange(start, start + chunks_per_sequence)
+        for first in range(start * chunks_per_sequence, len(table), chunks_per_sequence):
+            rows = np.arange(first, first + chunks_per_sequence)
             yield np.where(rows < len(table), rows, -1), 0
         return
-    for document in table.documents:
-        yield from windows(document["first"], document["chunks"], chunks_per_sequence, stride)
+    every = (
+        window
+        for document in table.documents
+        for window in windows(document["first"], document["chunks"], chunks_per_sequence, stride)
+    )
+    yield from itertools.islice(every, start, None)
 
 
 def copies(database: ChunkTable) -> np.ndarray:
@@ -71,9 +79,14 @@ def windows(first: int, count: int, chunks_per_window: int, stride: int) -> Iter
 
 
 def record(
-    table: ChunkTable, database: ChunkTable, rows, first_scored_chunk: int, ids, distances
+    table: ChunkTable,
+    values: Callable[[np.ndarray], np.ndarray],
+    rows,
+    first_scored_chunk: int,
+    ids,
+    distances,
 ) -> dict[str, np.ndarray]:
-    """One sequence: rows [C] of a chunk table, -1 for padding.
+    """One sequence: rows [C] of a chunk table, -1 for padding. `values` is the database's.
 
     tokens [C M]; documents [C] int32, the document of each chunk, -1 for padding; neighbour_ids
     [C, K] int64, rows of the database's chunk table; distances [C, K] float32; neighbours [C, K, R],
@@ -87,6 +100,6 @@ def record(
         "documents": np.where(rows < 0, -1, table.document[at]).astype(np.int32),
         "neighbour_ids": near,
         "distances": np.where(padding, np.inf, distances[at]).astype(np.float32),
-        "neighbours": database.values(near).astype(table.tokens.dtype),
+        "neighbours": values(near).astype(table.tokens.dtype),
         "first_scored": np.array([first_scored_chunk * table.chunk], np.int32),
     }

@@ -4,7 +4,6 @@
 """
 
 import functools
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +41,18 @@ def corpus_of(split: str) -> str:
     return "corpus" if split in ("train", "heldout") else f"corpora/{split}"
 
 
-def documents_of(base: Path, split: str):
-    """Yields the documents of a split."""
-    part = {"train": "train", "database": "train"}.get(split, "heldout")
-    return collect.read(base / corpus_of(split), part)
+def documents_of(base: Path, split: str, begin: int = 0, end: int | None = None):
+    """Yields the documents of a split, from number `begin` to before `end`."""
+    return collect.read(base / corpus_of(split), _part(split), begin, end)
+
+
+def documents_in(base: Path, split: str) -> int:
+    """How many documents a split has."""
+    return workdir.read_manifest(base / corpus_of(split))["counts"][f"{_part(split)}_documents"]
+
+
+def _part(split: str) -> str:
+    return "train" if split in ("train", "database") else "heldout"
 
 
 def collect_corpus(e: Experiment, base: Path, out: Path) -> dict:
@@ -94,22 +101,29 @@ def load_tokenizer(base: Path):
 
 def cut(e: Experiment, base: Path, split: str, out: Path) -> dict:
     """The chunk table of a split."""
-    counts = workdir.read_manifest(base / corpus_of(split))["counts"]
-    total = counts["train_documents" if split in ("train", "database") else "heldout_documents"]
     refuse = functools.partial(collect.refuse_or_skip, e.corpus)
+    documents = functools.partial(documents_of, base, split)
+    total = documents_in(base, split)
     with progress.bar(f"tokenizing {split}", total) as advance:
-        documents = ((advance(1), d)[1] for d in documents_of(base, split))
-        short = chunks.build(documents, load_tokenizer(base), e.model.chunk, out, refuse)
-    table = ChunkTable(out)
+        short = chunks.build(
+            documents, total, load_tokenizer(base), e.model.chunk, out, refuse, advance
+        )
+    return chunk_counts(ChunkTable(out), split, short)
+
+
+def chunk_counts(table: ChunkTable, split: str, short: int) -> dict:
+    """The counts of a chunk table; refuses an empty one."""
     if not len(table):
         raise UserError(
-            f"no {split} document is as long as a chunk ({e.model.chunk} tokens): give longer "
-            "documents"
+            f"no {split} document is as long as a chunk: give longer documents, or a smaller "
+            "model.chunk"
         )
+    documents, step = table.documents, chunks.BLOCK
+    blocks = (documents.range(i, i + step) for i in range(0, len(documents), step))
     return {
-        "documents": len(table.documents),
+        "documents": len(documents),
         "chunks": len(table),
-        "tokens": sum(d["tokens"] for d in table.documents),
+        "tokens": sum(d["tokens"] for block in blocks for d in block),
         "short_documents_skipped": short,
     }
 
@@ -119,19 +133,19 @@ def table_of(base: Path, split: str) -> ChunkTable:
     return ChunkTable(base / "chunks" / split)
 
 
-def text_of(base: Path, split: str):
-    """Row of the chunk table -> what its tokens say, and how many rows there are. Live queries are
-    made of the same text (retriever.py)."""
-    pieces, table = load_tokenizer(base), table_of(base, split)
-    return lambda row: pieces.decode(table.tokens[row].tolist()), len(table)
+def texts_of(pieces, table: ChunkTable, rows) -> list[str]:
+    """What the tokens of rows of a chunk table say: live queries are made of the same text
+    (retriever.py)."""
+    return [pieces.decode(row) for row in np.asarray(table.tokens[rows]).tolist()]
 
 
 def fit_embedder(e: Experiment, base: Path, out: Path) -> dict:
     """What an embedder learns of the database; most learn nothing."""
     if e.retrieval.embedder == "tfidf":
         progress.say("fitting the tfidf embedder")
-        text, count = text_of(base, database_split(e))
-        embed.fit_tfidf([text(row) for row in embed.sample(count)], e.retrieval.dim).save(out)
+        pieces, table = load_tokenizer(base), table_of(base, database_split(e))
+        texts = [texts_of(pieces, table, [row])[0] for row in embed.sample(len(table))]
+        embed.fit_tfidf(texts, e.retrieval.dim).save(out)
     return {"width": embed.load(e.retrieval, out, e.model.chunk).width}
 
 
@@ -142,13 +156,13 @@ def load_embedder(e: Experiment, base: Path):
 
 def embed_chunks(e: Experiment, base: Path, split: str, out: Path) -> dict:
     """A vector for each chunk of a split."""
-    embedder, (text, count) = load_embedder(e, base), text_of(base, split)
-    writer = columns.Writer(out, {"vectors": (embedder.dtype, (embedder.width,))})
+    embedder, pieces, table = load_embedder(e, base), load_tokenizer(base), table_of(base, split)
+    writer, count = columns.Writer(out, embedding_columns(embedder)), len(table)
     start = writer.rows("vectors")
     with progress.bar(f"embedding {split} chunks", count) as advance:
         advance(start)
         for begin in range(start, count, EMBEDDED):
-            made = embed_block(embedder, text, begin, count)
+            made = embed_block(embedder, pieces, table, begin)
             writer.append(vectors=made)
             writer.commit()
             advance(len(made))
@@ -156,9 +170,14 @@ def embed_chunks(e: Experiment, base: Path, split: str, out: Path) -> dict:
     return {"vectors": count}
 
 
-def embed_block(embedder, text, begin: int, count: int) -> np.ndarray:
-    """Vectors of the chunks from `begin` on: a block of them, or what is left of `count`."""
-    return embedder.embed([text(row) for row in range(begin, min(begin + EMBEDDED, count))])
+def embedding_columns(embedder) -> dict:
+    """The columns of the embeddings."""
+    return {"vectors": (embedder.dtype, (embedder.width,))}
+
+
+def embed_block(embedder, pieces, table: ChunkTable, begin: int) -> np.ndarray:
+    """Vectors of the block of chunks from `begin` on."""
+    return embedder.embed(texts_of(pieces, table, slice(begin, begin + EMBEDDED)))
 
 
 def vectors_of(base: Path, split: str) -> np.ndarray:
@@ -177,7 +196,7 @@ def find_neighbours(e: Experiment, base: Path, split: str, out: Path) -> dict:
     """ids and distances of the k nearest of every chunk; counts those with fewer than k."""
     search = Search(e, base, split)
     k, count = e.retrieval.neighbours, len(search.table)
-    writer = columns.Writer(out, {"ids": ("<i8", (k,)), "distances": ("<f4", (k,))})
+    writer = columns.Writer(out, neighbour_columns(k))
     writer.state = {"fewer": 0} | writer.state
     with progress.bar(f"neighbours of {split} chunks", count) as advance:
         advance(writer.rows("ids"))
@@ -198,34 +217,50 @@ def load_retriever(e: Experiment, base: Path) -> Retriever:
     )  # fmt: skip
 
 
+def neighbour_columns(k: int) -> dict:
+    """The columns of the neighbours."""
+    return {"ids": ("<i8", (k,)), "distances": ("<f4", (k,))}
+
+
 class Search:
     """The search for the neighbours of a split's chunks, a block at a time.
 
-    table: the split's chunk table. block: chunks of a block.
+    Args:
+      only: the shard of the index that is searched; by default one after the other is.
+
+    Attributes:
+      table: the split's chunk table. block: chunks of a block.
     """
 
-    def __init__(self, e: Experiment, base: Path, split: str):
+    def __init__(self, e: Experiment, base: Path, split: str, only: int | None = None):
         self.table, self._vectors = table_of(base, split), vectors_of(base, split)
         self._index = index.load(base / "index", keep=False)
         self._k = e.retrieval.neighbours
-        database = table_of(base, database_split(e))
-        self._owners = neighbours.Owners(database.document, sequences.copies(database))
-        words = e.retrieval.index == "bm25"
-        self._compared = None if words else vectors_of(base, database_split(e))
-        self._own = sequences.own_documents(self.table, database)
-        self._together = e.chunks if split == "train" else 1  # chunks that are of one sequence
         # Whole sequences, and many where each block opens every shard of the index.
         size = neighbours.BLOCK if self._index.shards == 1 else 2**16
+        self._together = e.chunks if split == "train" else 1  # chunks that are of one sequence
         self.block = self._together * -(-size // self._together)
+        database = table_of(base, database_split(e))
+        self._own = sequences.own_documents(self.table, database)
+        self._first, last = 0, len(self._index)
+        if only is not None:
+            self._first, last = self._index.bounds(only)
+            self._index = self._index.shard(only)
+        document = database.document[self._first : last]
+        self._owners = neighbours.Owners(document, sequences.copies(database))
+        words = e.retrieval.index == "bm25"
+        vectors = vectors_of(base, database_split(e))
+        self._compared = None if words else vectors[self._first : last]
 
     def neighbours(self, begin: int, advance=lambda done: None) -> tuple[np.ndarray, np.ndarray]:
         """ids [n, K] int64 and distances [n, K] float32 of the block from `begin` on."""
         end = min(begin + self.block, len(self.table))
         forbidden = sequences.forbidden(self.table, self._own, begin, end, self._together)
-        return neighbours.find(
+        ids, distances = neighbours.find(
             self._index.search, self._vectors[begin:end], forbidden, self._owners, self._k,
             self._compared, advance, self.block,
         )  # fmt: skip
+        return np.where(ids < 0, -1, ids + self._first), distances
 
 
 def write_shards(e: Experiment, base: Path, split: str, out: Path) -> dict:
@@ -236,9 +271,9 @@ def write_shards(e: Experiment, base: Path, split: str, out: Path) -> dict:
     with progress.bar(f"writing {split} shards", None) as advance:
 
         def examples(start):
-            cuts = sequences.cuts(table, split, e.chunks, e.evaluate.stride // table.chunk)
-            for rows, scored in itertools.islice(cuts, start, None):
+            stride = e.evaluate.stride // table.chunk
+            for rows, scored in sequences.cuts(table, split, e.chunks, stride, start):
                 advance(1)
-                yield sequences.record(table, database, rows, scored, ids, distances)
+                yield sequences.record(table, database.values, rows, scored, ids, distances)
 
         return {"records": records.write(out, examples)}

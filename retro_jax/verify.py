@@ -104,19 +104,24 @@ def _chunks(e, base, split, some):
 
 
 def _embeddings(e, base, split, some):
-    embedder, (text, count) = steps.load_embedder(e, base), steps.text_of(base, split)
+    embedder, pieces = steps.load_embedder(e, base), steps.load_tokenizer(base)
+    table, count = steps.table_of(base, split), len(steps.table_of(base, split))
     vectors = steps.vectors_of(base, split)
     # Whole blocks, as they were made: a batch of another shape may round otherwise.
     for block in sorted(some(-(-count // steps.EMBEDDED))):
         begin = block * steps.EMBEDDED
-        again = steps.embed_block(embedder, text, begin, count)
+        again = steps.embed_block(embedder, pieces, table, begin)
         yield f"chunks from {begin} on", np.array_equal(again, vectors[begin : begin + len(again)])
 
 
 def _index(e, base, split, some):
-    vectors, first = steps.vectors_of(base, steps.database_split(e)), 0
-    for number, (shard, size) in enumerate(index.load(base / "index").parts()):
-        own = np.asarray(vectors[first : first + size])
+    vectors, opened = (
+        steps.vectors_of(base, steps.database_split(e)),
+        index.load(base / "index", False),
+    )
+    for number in range(opened.shards):
+        shard, (begin, end) = opened.shard(number), opened.bounds(number)
+        own = np.asarray(vectors[begin:end])
         if shard.kind == "exact":
             yield f"shard {number}", np.array_equal(shard.vectors, own)
         elif shard.kind == "bm25":
@@ -128,7 +133,6 @@ def _index(e, base, split, some):
         else:
             recall = tree.recall_of(own, e.retrieval.neighbours)(shard)
             yield f"shard {number}, recall {recall:.3f}", recall >= e.retrieval.min_recall
-        first += size
 
 
 def _neighbours(e, base, split, some):
@@ -154,7 +158,7 @@ def _shards(e, base, split, some):
         sequences.cuts(table, split, e.chunks, e.evaluate.stride // table.chunk), 1
     ):
         if count - 1 in chosen:
-            again = sequences.record(table, database, rows, scored, ids, distances)
+            again = sequences.record(table, database.values, rows, scored, ids, distances)
             record = stored[count - 1]
             same = again.keys() == record.keys() and all(
                 np.array_equal(record[name], again[name]) for name in again

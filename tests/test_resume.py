@@ -15,7 +15,7 @@ from retro_jax import prepare, records, steps
 from retro_jax.corpus import chunks, collect
 from retro_jax.retrieval import neighbours
 
-collect._BLOCK, chunks._BLOCK, steps.EMBEDDED, neighbours.BLOCK = 7, 5, 16, 8
+collect._BLOCK, chunks.BLOCK, steps.EMBEDDED, neighbours.BLOCK = 7, 5, 16, 8
 records._SHARD_BYTES = 20_000
 experiment = small_experiment(Path(sys.argv[1]))
 sys.stderr = open(os.devnull, "w")

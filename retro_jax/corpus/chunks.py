@@ -5,7 +5,6 @@ its continuation: the next chunk of the same document, or -1. The rows of a docu
 A document's tokens are BOS, its text, EOS; its chunk grid starts at BOS.
 """
 
-import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -15,14 +14,15 @@ from retro_jax import columns
 from retro_jax.corpus.sources import BadDocument, Document, digest
 from retro_jax.corpus.tokenizer import BOS, EOS, PAD, Tokenizer
 
-_BLOCK = 1000  # documents
+BLOCK = 1000  # documents
 
 
 class ChunkTable:
     """A table on disk, opened read-only and memory-mapped.
 
     tokens [N, M] uint16 or int32, document [N] int32, continuation [N] int64;
-    documents: for each one a dict with id, metadata, first (row), chunks, tokens and bytes;
+    documents: for each one a dict with id, text (its hash), metadata, first (row), chunks, tokens and
+    bytes;
     ids, texts: for each one a hash of its id and of its text.
     """
 
@@ -69,67 +69,97 @@ def split_document(ids: list[int], chunk: int) -> np.ndarray:
     return out.reshape(rows, chunk)
 
 
-def build(
+def encode(
     documents: Iterable[Document],
     tokenizer: Tokenizer,
     chunk: int,
-    directory: Path,
     refuse: Callable[[BadDocument], None] = lambda document: None,
-) -> int:
-    """Writes the chunk table of `documents` into a directory, or goes on where a call was killed.
+) -> tuple[list[np.ndarray], list[dict]]:
+    """The chunks [rows, M] and the entry of each document, but for its first row.
 
-    refuse: called with each document shorter than a chunk, which has none to retrieve with and is
-    left out; may raise.
-
-    Returns:
-      The number of documents left out.
+    A document shorter than a chunk, which has none to retrieve with, is left out; `refuse` is called
+    with it, and may raise.
     """
-    dtype = np.uint16 if tokenizer.vocab <= 2**16 else np.int32  # TensorFlow decodes no uint32
-    writer = columns.Writer(
-        directory,
-        {
-            "tokens": (dtype, (chunk,)),
-            "document": (np.int32, ()),
-            "continuation": (np.int64, ()),
-            "documents": columns.LINES,
-            "ids": ("S8", ()),
-            "texts": ("S16", ()),
-        },
-    )
-    state = writer.state = {"read": 0, "short": 0} | writer.state
-    documents = iter(documents)
-    for _ in itertools.islice(documents, state["read"]):
-        pass
+    rows, entries = [], []
     for document in documents:
-        state["read"] += 1
         ids = tokenizer.encode(document.text)
         if len(ids) + 2 < chunk:
             reason = f"the document has {len(ids)} tokens, fewer than a chunk of {chunk}"
             refuse(BadDocument(document.id, reason))
-            state["short"] += 1
-        else:
-            first, rows = writer.rows("tokens"), split_document(ids, chunk)
-            following = np.arange(first + 1, first + len(rows) + 1)
-            following[-1] = -1
-            entry = {
+            continue
+        rows.append(split_document(ids, chunk))
+        entries.append(
+            {
                 "id": document.id,
-                "first": first,
-                "chunks": len(rows),
+                "text": digest(document.text, 16).hex(),
+                "chunks": len(rows[-1]),
                 "tokens": len(ids),
                 "bytes": len(document.text.encode()),
                 "metadata": document.metadata,
             }
-            number = writer.rows("documents")
-            writer.append(
-                tokens=rows,
-                document=np.full(len(rows), number),
-                continuation=following,
-                documents=[entry],
-                ids=np.array([digest(document.id, 8)]),
-                texts=np.array([digest(document.text, 16)]),
-            )
-        if state["read"] % _BLOCK == 0:
-            writer.commit()
-    writer.commit()
+        )
+    return rows, entries
+
+
+def layout(tokenizer: Tokenizer, chunk: int) -> dict:
+    """The columns of a chunk table."""
+    return {
+        # TensorFlow, which may read the shards, decodes no uint32.
+        "tokens": (np.uint16 if tokenizer.vocab <= 2**16 else np.int32, (chunk,)),
+        "document": (np.int32, ()),
+        "continuation": (np.int64, ()),
+        "documents": columns.LINES,
+        "ids": ("S8", ()),
+        "texts": ("S16", ()),
+    }
+
+
+def place(rows: list[np.ndarray], entries: list[dict], row: int, number: int) -> dict:
+    """The columns of what `encode` gave, where it begins at a row and at a number of a document."""
+    counts = np.array([e["chunks"] for e in entries], np.int64)
+    first = row + np.cumsum(counts) - counts
+    following = np.arange(row + 1, row + 1 + counts.sum())
+    following[np.cumsum(counts) - 1] = -1
+    return {
+        "tokens": np.concatenate(rows),
+        "document": np.repeat(np.arange(number, number + len(counts)), counts),
+        "continuation": following,
+        "documents": [{"first": int(f)} | e for f, e in zip(first, entries)],
+        "ids": np.array([digest(e["id"], 8) for e in entries], "S8"),
+        "texts": np.array([bytes.fromhex(e["text"]) for e in entries], "S16"),
+    }
+
+
+def build(
+    documents: Callable[[int, int], Iterable[Document]],
+    count: int,
+    tokenizer: Tokenizer,
+    chunk: int,
+    directory: Path,
+    refuse: Callable[[BadDocument], None] = lambda document: None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> int:
+    """Writes the chunk table of `count` documents into a directory, or goes on where a call was killed.
+
+    Args:
+      documents: from two numbers to the documents between them.
+      refuse: see `encode`.
+      progress: called with the number of documents done since the last call.
+
+    Returns:
+      The number of documents left out.
+    """
+    writer = columns.Writer(directory, layout(tokenizer, chunk))
+    state = writer.state = {"read": 0, "short": 0} | writer.state
+    progress(state["read"])
+    for begin in range(state["read"], count, BLOCK):
+        end = min(begin + BLOCK, count)
+        rows, entries = encode(documents(begin, end), tokenizer, chunk, refuse)
+        if entries:
+            placed = place(rows, entries, writer.rows("tokens"), writer.rows("documents"))
+            writer.append(**placed)
+        state |= {"read": end, "short": state["short"] + end - begin - len(entries)}
+        writer.commit()
+        progress(end - begin)
     writer.close()
     return state["short"]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from upath import UPath
 
 from retro_jax import columns, progress
 from retro_jax.config import CorpusConfig
@@ -77,13 +78,16 @@ def collect(
     return result
 
 
-def read(corpus: Path, split: str) -> Iterator[Document]:
-    """The documents of a split, but for those left out."""
+def read(corpus: Path, split: str, begin: int = 0, end: int | None = None) -> Iterator[Document]:
+    """The documents of a split, but for those left out; from number `begin` to before `end` of them."""
     documents = columns.Columns(corpus)[split]
-    dropped = set(np.load(corpus / f"{split}_dropped.npy").tolist())
-    for row, fields in enumerate(documents):
-        if row not in dropped:
-            yield Document(**fields)
+    with (UPath(corpus) / f"{split}_dropped.npy").open("rb") as file:
+        kept = np.delete(np.arange(len(documents)), np.load(file))[begin:end]
+    for start in range(0, len(kept), _BLOCK):
+        rows = kept[start : start + _BLOCK]
+        lines = documents.range(int(rows[0]), int(rows[-1]) + 1)
+        for row in rows:
+            yield Document(**lines[row - rows[0]])
 
 
 def is_heldout(id: str, share: float) -> bool:
@@ -155,7 +159,7 @@ def _drop_near_duplicates(config: CorpusConfig, documents, splits, others, out: 
             advance(compared)
             for lines in training:
                 for begin in range(max(0, compared - first), len(lines), _BLOCK):
-                    block = [lines[i] for i in range(begin, min(begin + _BLOCK, len(lines)))]
+                    block = lines.range(begin, begin + _BLOCK)
                     pairs = [[row, d["id"]] for d in block for row in sketches.near(d["text"])]
                     writer.append(pairs=pairs)
                     writer.state["compared"] = first + begin + len(block)

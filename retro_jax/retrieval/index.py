@@ -7,6 +7,7 @@ A database is searched in shards, each an index of its own of at most `retrieval
 memory is that of one shard, and what the shards find is merged.
 """
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -44,18 +45,20 @@ class ShardedIndex:
         """How many."""
         return len(self._sizes)
 
-    def parts(self):
-        """Yields (shard, how many vectors it holds), one after another."""
-        for number, size in enumerate(self._sizes):
-            yield self._open[number] if self._open else _load(self._directories[number]), size
+    def shard(self, number: int):
+        """One shard, as an index of its own."""
+        return self._open[number] if self._open else _load(self._directories[number])
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """The first vector of a shard and the first one after it."""
+        return sum(self._sizes[:number]), sum(self._sizes[: number + 1])
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """queries [Q, E] -> ids [Q, k] int64, distances [Q, k] float32."""
-        first, found = 0, []
-        for shard, size in self.parts():
-            ids, distances = shard.search(queries, k)
-            found.append((np.where(ids < 0, -1, ids + first), distances))
-            first += size
+        found = []
+        for number in range(self.shards):
+            ids, distances = self.shard(number).search(queries, k)
+            found.append((np.where(ids < 0, -1, ids + self.bounds(number)[0]), distances))
         return merge(found, k)
 
 
@@ -87,25 +90,40 @@ def build(
     """
     if not len(vectors):
         raise UserError("the database is empty: the corpus has no training chunk")
-    count = -(-len(vectors) // shard)
-    bounds = [len(vectors) * i // count for i in range(count + 1)]
-    reports = []
-    for number in range(count):
-        own = Path(directory) / f"{number:05d}"
+    bounds = shard_bounds(len(vectors), shard)
+    for number, (begin, end) in enumerate(itertools.pairwise(bounds)):
+        own = Path(directory) / shard_name(number)
         if not (own / "index.json").exists():
             shutil.rmtree(own, ignore_errors=True)
             own.mkdir()
-            part = vectors[bounds[number] : bounds[number + 1]]
-            _build(part, own, kind, min_recall, k, bounds[number])
-        reports.append(json.loads((own / "index.json").read_text()))
+            build_shard(vectors[begin:end], own, kind, min_recall, k, begin)
+    return finish(Path(directory), len(bounds) - 1)
+
+
+def shard_bounds(count: int, shard: int) -> list[int]:
+    """Where each shard of `count` vectors begins, and where the last one ends."""
+    shards = -(-count // shard)
+    return [count * i // shards for i in range(shards + 1)]
+
+
+def shard_name(number: int) -> str:
+    """The directory of a shard."""
+    return f"{number:05d}"
+
+
+def finish(directory: Path, shards: int) -> dict:
+    """Writes what all shards are together, once each is built, and returns it."""
+    reports = [
+        json.loads((directory / shard_name(i) / "index.json").read_text()) for i in range(shards)
+    ]
     report = {
         "kind": reports[0]["kind"],
-        "size": len(vectors),
-        "shards": count,
+        "size": sum(r["size"] for r in reports),
+        "shards": shards,
         "sizes": [r["size"] for r in reports],
         "recall": min(r["recall"] for r in reports),
     }
-    workdir.write_json(Path(directory) / "index.json", report)
+    (directory / "index.json").write_text(json.dumps(report, indent=2) + "\n")
     return report
 
 
@@ -114,8 +132,8 @@ def load(directory: Path, keep: bool = True) -> ShardedIndex:
     return ShardedIndex(directory, keep)
 
 
-def _build(vectors, directory: Path, kind: str, min_recall: float, k: int, first: int):
-    """One shard, whose first vector is number `first` of the database."""
+def build_shard(vectors, directory: Path, kind: str, min_recall: float, k: int, first: int):
+    """Builds one shard in an existing directory; its first vector is number `first` of the database."""
     if kind == "bm25":
         bm25.build(vectors, directory)
         report = {"kind": "bm25", "size": len(vectors), "recall": 1.0}

@@ -41,6 +41,7 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
         progress.say(f"train/{name}: complete")
         return done
 
+    sharding.keep_memory()
     mesh = sharding.make_mesh(e.mesh)
     vocab = steps.load_tokenizer(base).vocab
     sharding.check_divides(mesh, e.model, vocab, train_batch=e.train.batch)

@@ -21,14 +21,17 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def set_up_cpu(devices: int):
-    """What is said to the host before JAX first runs on it; an accelerator's memory is not touched.
-
-    Splits the CPU into `devices`, unless JAX_NUM_CPU_DEVICES or a test did. And has this process keep the
-    memory of a step for the next: otherwise it goes back to the system, which hands it out again page
-    by page, and a small model's train step takes a sixth longer.
-    """
+    """Splits the CPU into `devices`, unless JAX_NUM_CPU_DEVICES or a test did; before JAX first runs."""
     if jax.config.jax_num_cpu_devices < 0:
         jax.config.update("jax_num_cpu_devices", devices)
+
+
+def keep_memory():
+    """Has this process keep the memory of a step for the next one, where the CPU trains: otherwise it
+    goes back to the system, which hands it out again page by page, and a small model's train step
+    takes a sixth longer."""
+    if jax.default_backend() != "cpu":
+        return
     libc = ctypes.CDLL(None)
     if sys.platform == "linux" and hasattr(libc, "mallopt"):
         for option, value in _KEEP:

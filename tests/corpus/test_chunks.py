@@ -21,7 +21,8 @@ def table(tmp_path, pieces):
         Document("b", "second document, which follows the first in the table"),
     ]
     short = []
-    assert chunks.build(documents, pieces, M, tmp_path, short.append) == 1
+    between = lambda begin, end: documents[begin:end]  # noqa: E731
+    assert chunks.build(between, len(documents), pieces, M, tmp_path, short.append) == 1
     assert [d.id for d in short] == ["short"]
     return chunks.ChunkTable(tmp_path)
 
