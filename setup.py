@@ -27,6 +27,7 @@ setup(
         "google-crc32c>=1.6",
         "tensorflow-datasets>=4.9.9",
         "fsspec>=2024.6",
+        "universal_pathlib>=0.2.6",
         "pyarrow>=17",
         "zstandard>=0.22",
         "rich>=13",
@@ -34,6 +35,15 @@ setup(
         "scann>=1.4; platform_system == 'Linux' and platform_machine == 'x86_64' "
         "and python_version < '3.14'",
     ],
-    extras_require={"test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.9"]},
+    extras_require={
+        "beam": ["apache-beam>=2.60"],  # prepare on Dataflow, Flink, Spark
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6",
+            "ruff>=0.9",
+            "apache-beam>=2.60",
+        ],
+    },
     entry_points={"console_scripts": ["retro=retro_jax.cli:main"]},
 )

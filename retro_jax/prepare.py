@@ -92,7 +92,7 @@ def prepare(experiment: Experiment, root: Path) -> dict[str, dict]:
         progress.say(f"prepare/{name}" + (": complete" if done else ""))
         manifests[name] = done or workdir.build(base / name, settings, inputs, make)
     if changed or not (base / "shards" / "dataset_info.json").exists():
-        records.write_tfds_info(base / "shards", steps.shard_splits(experiment))
+        records.write_tfds_info(base / "shards", steps.shard_splits(experiment), base / "shards")
     return manifests
 
 

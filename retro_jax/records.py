@@ -27,6 +27,27 @@ def describe(example: dict[str, np.ndarray]) -> dict:
     }
 
 
+def framed(example: dict[str, np.ndarray]) -> bytes:
+    """A record as it stands in a shard."""
+    return _frame(_example(example))
+
+
+def per_shard(example: dict[str, np.ndarray]) -> int:
+    """Records of a shard that all are like `example`."""
+    return max(1, _SHARD_BYTES // len(framed(example)))
+
+
+def shard_name(number: int) -> str:
+    """The file of a shard."""
+    return f"{number:05d}.tfrecord"
+
+
+def write_layout(directory: Path, layout: dict, count: int):
+    """Writes what `count` records hold, once all shards are there."""
+    text = {"format": "tf.train.Example", "features": layout, "records": count}
+    (directory / "layout.json").write_text(json.dumps(text, indent=2))
+
+
 def write(directory: Path, examples: Callable[[int], Iterable[dict[str, np.ndarray]]]) -> int:
     """Writes examples, all of the same dtypes and shapes, into an existing directory.
 
@@ -42,7 +63,7 @@ def write(directory: Path, examples: Callable[[int], Iterable[dict[str, np.ndarr
     directory, rest = Path(directory), iter(examples(0))
     first = example = next(rest, None)
     layout = describe(first) if first else {}
-    stride = len(_frame(_example(first))) if first else 1
+    stride = len(framed(first)) if first else 1
     shards = sorted(directory.glob("*.tfrecord"))
     count = sum(path.stat().st_size for path in shards) // stride
     number = len(shards)
@@ -52,44 +73,43 @@ def write(directory: Path, examples: Callable[[int], Iterable[dict[str, np.ndarr
     while example is not None:
         aside = directory / f".{number:05d}.partial"
         with aside.open("wb") as file:
-            for _ in range(max(1, _SHARD_BYTES // stride)):
+            for _ in range(per_shard(first)):
                 if describe(example) != layout:
                     raise ValueError(f"record {count} has another layout: {describe(example)}")
-                file.write(_frame(_example(example)))
+                file.write(framed(example))
                 count, example = count + 1, next(rest, None)
                 if example is None:
                     break
             file.flush()
             os.fsync(file.fileno())
-        aside.rename(directory / f"{number:05d}.tfrecord")
+        aside.rename(directory / shard_name(number))
         number += 1
-    text = {"format": "tf.train.Example", "features": layout, "records": count}
-    (directory / "layout.json").write_text(json.dumps(text, indent=2))
+    write_layout(directory, layout, count)
     return count
 
 
-def write_tfds_info(directory: Path, splits: tuple[str, ...]):
-    """Makes a directory of such directories, one a split, what `tfds.builder_from_directory` loads.
-
-    TFDS gives a split that has no record no place, so neither do we.
-    """
+def write_tfds_info(directory: Path, splits: tuple[str, ...], out: Path):
+    """Writes into `out`, a local directory, the files by which `tfds.builder_from_directory` loads a
+    directory of such directories, one a split. It finds its shards where the files lie."""
     import tensorflow_datasets as tfds  # takes seconds
     from tensorflow_datasets.core import dataset_info, file_adapters
 
     features, infos = {}, []
     for split in splits:
-        records = Records(directory / split)
-        if not len(records):
-            continue
+        shapes, _ = _layout_of(directory / split)
+        _, stride = _offsets(shapes)
+        sizes = [path.stat().st_size for path in sorted((directory / split).glob("*.tfrecord"))]
+        if not shapes:
+            continue  # TFDS knows no split without records
         features = {
             name: tfds.features.Tensor(
                 shape=shape, dtype=dtype.type, encoding=tfds.features.Encoding.BYTES
             )
-            for name, (dtype, shape) in records.features.items()
+            for name, (dtype, shape) in shapes.items()
         }
         template = tfds.core.ShardedFileTemplate(
-            data_dir=directory,
-            template="{SPLIT}/{SHARD_INDEX}.{FILEFORMAT}",  # 00000.tfrecord, as `write` names them
+            data_dir=out,
+            template="{SPLIT}/{SHARD_INDEX}.{FILEFORMAT}",  # as `shard_name` has it
             dataset_name="retro",
             split=split,
             filetype_suffix="tfrecord",
@@ -97,13 +117,13 @@ def write_tfds_info(directory: Path, splits: tuple[str, ...]):
         infos.append(
             tfds.core.SplitInfo(
                 name=split,
-                shard_lengths=records.shard_lengths,
-                num_bytes=sum(p.stat().st_size for p in (directory / split).glob("*.tfrecord")),
+                shard_lengths=[size // stride for size in sizes],
+                num_bytes=sum(sizes),
                 filename_template=template,
             )
         )
     identity = dataset_info.DatasetIdentity(
-        name="retro", version="1.0.0", data_dir=str(directory), module_name=""
+        name="retro", version="1.0.0", data_dir=str(out), module_name=""
     )
     info = dataset_info.DatasetInfo(
         builder=identity,
@@ -113,7 +133,7 @@ def write_tfds_info(directory: Path, splits: tuple[str, ...]):
     )
     info.set_file_format(file_adapters.FileFormat.TFRECORD)
     info.set_splits(tfds.core.splits.SplitDict(infos))
-    info.write_to_directory(directory)
+    info.write_to_directory(out)
 
 
 class Records:
@@ -127,13 +147,8 @@ class Records:
     """
 
     def __init__(self, directory: Path):
-        layout = json.loads((Path(directory) / "layout.json").read_text())
+        self.features, self._count = _layout_of(Path(directory))
         self._paths = sorted(Path(directory).glob("*.tfrecord"))
-        self.features = {
-            name: (np.dtype(f["dtype"]), tuple(f["shape"]))
-            for name, f in layout["features"].items()
-        }
-        self._count = layout["records"]
         self._offsets, self._stride = _offsets(self.features)
         self._shards, self._starts, total = [], [], 0
         for path in self._paths:
@@ -178,6 +193,13 @@ class Records:
             .copy()
             for name, (dtype, shape) in self.features.items()
         }
+
+
+def _layout_of(directory: Path) -> tuple[dict, int]:
+    """({feature: (dtype, shape)}, how many records)."""
+    layout = json.loads((directory / "layout.json").read_text())
+    features = {n: (np.dtype(f["dtype"]), tuple(f["shape"])) for n, f in layout["features"].items()}
+    return features, layout["records"]
 
 
 def _offsets(features: dict) -> tuple[dict[str, int], int]:

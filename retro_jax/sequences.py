@@ -31,6 +31,13 @@ def cuts(
     yield from itertools.islice(every, start, None)
 
 
+def count(table: ChunkTable, split: str, chunks_per_sequence: int, stride: int) -> int:
+    """How many records `cuts` gives."""
+    if split == "train":
+        return -(-len(table) // chunks_per_sequence)
+    return sum(1 for _ in cuts(table, split, chunks_per_sequence, stride))
+
+
 def copies(database: ChunkTable) -> np.ndarray:
     """For each document of the database the number of the first one with the same text [D] int64."""
     _, first, of = np.unique(np.asarray(database.texts), return_index=True, return_inverse=True)
@@ -42,6 +49,7 @@ def own_documents(table: ChunkTable, database: ChunkTable) -> np.ndarray:
     the one with its text and the one with its id; -1 for none."""
     number, own = copies(database), []
     for mine, theirs in ((table.texts, database.texts), (table.ids, database.ids)):
+        mine, theirs = np.asarray(mine), np.asarray(theirs)
         order = np.argsort(theirs, kind="stable")
         at = np.minimum(np.searchsorted(theirs, mine, sorter=order), len(order) - 1)
         own.append(np.where(theirs[order[at]] == mine, number[order[at]], -1))

@@ -4,6 +4,7 @@
 """
 
 import functools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -222,35 +223,41 @@ def neighbour_columns(k: int) -> dict:
     return {"ids": ("<i8", (k,)), "distances": ("<f4", (k,))}
 
 
+def searched_at_a_time(e: Experiment, split: str, shards: int) -> int:
+    """Chunks of a block of queries: whole sequences, and many where each block opens every shard."""
+    size, together = neighbours.BLOCK if shards == 1 else 2**16, _together(e, split)
+    return together * -(-size // together)
+
+
+def _together(e: Experiment, split: str) -> int:
+    """Chunks that are of one sequence."""
+    return e.chunks if split == "train" else 1
+
+
 class Search:
     """The search for the neighbours of a split's chunks, a block at a time.
 
     Args:
-      only: the shard of the index that is searched; by default one after the other is.
+      shard: what is searched; by default the whole index of the working directory.
+      first: the shard's first chunk, in the database.
 
     Attributes:
       table: the split's chunk table. block: chunks of a block.
     """
 
-    def __init__(self, e: Experiment, base: Path, split: str, only: int | None = None):
+    def __init__(self, e: Experiment, base: Path, split: str, shard=None, first: int = 0):
         self.table, self._vectors = table_of(base, split), vectors_of(base, split)
-        self._index = index.load(base / "index", keep=False)
-        self._k = e.retrieval.neighbours
-        # Whole sequences, and many where each block opens every shard of the index.
-        size = neighbours.BLOCK if self._index.shards == 1 else 2**16
-        self._together = e.chunks if split == "train" else 1  # chunks that are of one sequence
-        self.block = self._together * -(-size // self._together)
-        database = table_of(base, database_split(e))
+        shards = json.loads((base / "index" / "index.json").read_text())["shards"]
+        self.block = searched_at_a_time(e, split, shards)
+        self._k, self._together, self._first = e.retrieval.neighbours, _together(e, split), first
+        self._index = index.load(base / "index", keep=False) if shard is None else shard
+        database, last = table_of(base, database_split(e)), first + len(self._index)
         self._own = sequences.own_documents(self.table, database)
-        self._first, last = 0, len(self._index)
-        if only is not None:
-            self._first, last = self._index.bounds(only)
-            self._index = self._index.shard(only)
-        document = database.document[self._first : last]
+        document = database.document[first:last]
         self._owners = neighbours.Owners(document, sequences.copies(database))
         words = e.retrieval.index == "bm25"
         vectors = vectors_of(base, database_split(e))
-        self._compared = None if words else vectors[self._first : last]
+        self._compared = None if words else vectors[first:last]
 
     def neighbours(self, begin: int, advance=lambda done: None) -> tuple[np.ndarray, np.ndarray]:
         """ids [n, K] int64 and distances [n, K] float32 of the block from `begin` on."""

@@ -139,9 +139,13 @@ def require(path: Path, stage: str) -> dict:
 
 
 def write_json(path: Path, value):
-    """Writes JSON aside, then renames."""
+    """Writes JSON aside, then renames; in a bucket a file is whole or absent anyway."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    if not isinstance(path, Path):
+        path.write_text(text, encoding="utf-8")
+        return
     aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
 
 
@@ -171,7 +175,7 @@ def _purpose(partial: Path) -> dict | None:
 
 
 def _name(artefact: Path, beside: Path) -> str:
-    return os.path.relpath(artefact, beside.parent)
+    return os.path.relpath(str(artefact), str(beside.parent))
 
 
 def _fingerprint(artefact: Path) -> str:

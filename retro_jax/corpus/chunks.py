@@ -40,6 +40,15 @@ class ChunkTable:
         """M, tokens of a chunk."""
         return self.tokens.shape[1]
 
+    def part(self, begin: int, end: int) -> "ChunkTable":
+        """Chunks begin .. end - 1 and what continues them, read into memory; ids count from `begin`.
+        What continues the last one is the last row itself, which is not of the part."""
+        part = object.__new__(ChunkTable)
+        part.tokens = np.asarray(self.tokens[begin : end + 1])
+        following = np.asarray(self.continuation[begin : end + 1])
+        part.continuation = np.where(following < 0, -1, following - begin)
+        return part
+
     def values(self, ids: np.ndarray) -> np.ndarray:
         """[N, F]: chunks and their continuations, ids [...] -> tokens [..., 2 M].
 
@@ -74,13 +83,13 @@ def encode(
     tokenizer: Tokenizer,
     chunk: int,
     refuse: Callable[[BadDocument], None] = lambda document: None,
-) -> tuple[list[np.ndarray], list[dict]]:
-    """The chunks [rows, M] and the entry of each document, but for its first row.
+) -> tuple[np.ndarray, list[dict]]:
+    """The chunks [n, M] of documents and the entry of each, but for its first row.
 
     A document shorter than a chunk, which has none to retrieve with, is left out; `refuse` is called
     with it, and may raise.
     """
-    rows, entries = [], []
+    rows, entries = [np.zeros((0, chunk), np.int64)], []
     for document in documents:
         ids = tokenizer.encode(document.text)
         if len(ids) + 2 < chunk:
@@ -98,7 +107,7 @@ def encode(
                 "metadata": document.metadata,
             }
         )
-    return rows, entries
+    return np.concatenate(rows), entries
 
 
 def layout(tokenizer: Tokenizer, chunk: int) -> dict:
@@ -114,14 +123,14 @@ def layout(tokenizer: Tokenizer, chunk: int) -> dict:
     }
 
 
-def place(rows: list[np.ndarray], entries: list[dict], row: int, number: int) -> dict:
+def place(tokens: np.ndarray, entries: list[dict], row: int, number: int) -> dict:
     """The columns of what `encode` gave, where it begins at a row and at a number of a document."""
     counts = np.array([e["chunks"] for e in entries], np.int64)
     first = row + np.cumsum(counts) - counts
     following = np.arange(row + 1, row + 1 + counts.sum())
     following[np.cumsum(counts) - 1] = -1
     return {
-        "tokens": np.concatenate(rows),
+        "tokens": tokens,
         "document": np.repeat(np.arange(number, number + len(counts)), counts),
         "continuation": following,
         "documents": [{"first": int(f)} | e for f, e in zip(first, entries)],
@@ -154,10 +163,9 @@ def build(
     progress(state["read"])
     for begin in range(state["read"], count, BLOCK):
         end = min(begin + BLOCK, count)
-        rows, entries = encode(documents(begin, end), tokenizer, chunk, refuse)
-        if entries:
-            placed = place(rows, entries, writer.rows("tokens"), writer.rows("documents"))
-            writer.append(**placed)
+        tokens, entries = encode(documents(begin, end), tokenizer, chunk, refuse)
+        at = writer.rows("tokens"), writer.rows("documents")
+        writer.append(**place(tokens, entries, *at))
         state |= {"read": end, "short": state["short"] + end - begin - len(entries)}
         writer.commit()
         progress(end - begin)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
+from upath import UPath
 
 from retro_jax.corpus.pretrained import PretrainedTokenizer
 from retro_jax.corpus.vocabulary import Vocabulary
@@ -102,7 +103,7 @@ def load(path: Path):
     Raises:
       UserError: the file is missing, damaged, or of a tokenizer that loses text.
     """
-    path = Path(path)
+    path = UPath(path)
     if not path.is_file():
         raise UserError(f"{path}: no such tokenizer file")
     if path.suffix == ".json":

@@ -35,7 +35,7 @@ class ShardedIndex:
         self._directories = sorted(p for p in Path(directory).iterdir() if p.is_dir())
         self._sizes = json.loads((Path(directory) / "index.json").read_text())["sizes"]
         keep = keep or len(self._sizes) == 1
-        self._open = [_load(p) for p in self._directories] if keep else None
+        self._open = [load_shard(p) for p in self._directories] if keep else None
 
     def __len__(self) -> int:
         return sum(self._sizes)
@@ -47,7 +47,7 @@ class ShardedIndex:
 
     def shard(self, number: int):
         """One shard, as an index of its own."""
-        return self._open[number] if self._open else _load(self._directories[number])
+        return self._open[number] if self._open else load_shard(self._directories[number])
 
     def bounds(self, number: int) -> tuple[int, int]:
         """The first vector of a shard and the first one after it."""
@@ -127,6 +127,12 @@ def finish(directory: Path, shards: int) -> dict:
     return report
 
 
+def report_bounds(directory: Path, shard: int) -> tuple[int, int]:
+    """The first vector of a shard of an index, and the first one after it."""
+    sizes = json.loads((directory / "index.json").read_text())["sizes"]
+    return sum(sizes[:shard]), sum(sizes[: shard + 1])
+
+
 def load(directory: Path, keep: bool = True) -> ShardedIndex:
     """Opens an index that `build` wrote; see `ShardedIndex`."""
     return ShardedIndex(directory, keep)
@@ -166,7 +172,8 @@ def build_shard(vectors, directory: Path, kind: str, min_recall: float, k: int, 
     workdir.write_json(directory / "index.json", report)
 
 
-def _load(directory: Path) -> ExactIndex | ScannIndex | Bm25Index:
+def load_shard(directory: Path) -> ExactIndex | ScannIndex | Bm25Index:
+    """Opens one shard that `build_shard` wrote."""
     report = json.loads((directory / "index.json").read_text())
     if report["kind"] == "bm25":
         return Bm25Index(directory, report["size"])

@@ -25,6 +25,7 @@ class Owners:
         counts = np.bincount(document)
         self._document = document
         self._number = np.arange(len(counts)) if number is None else number
+        counts = np.pad(counts, (0, len(self._number) - len(counts)))
         self.chunks = np.bincount(self._number, counts).astype(np.int64)  # of each number
 
     def __len__(self) -> int:

@@ -1,0 +1,105 @@
+"""The pipeline on Apache Beam's direct runner makes what `retro prepare` makes, bit for bit."""
+
+import dataclasses
+import uuid
+
+import pytest
+from conftest import small_experiment, write_corpus
+from upath import UPath
+
+from retro_jax import columns, prepare, records, steps, workdir
+from retro_jax.beam import run
+from retro_jax.config import RetrievalConfig
+from retro_jax.corpus import chunks
+from retro_jax.retrieval import neighbours
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    """With a database of its own, another held-out corpus, and documents shorter than a chunk."""
+    directory = tmp_path_factory.mktemp("corpus")
+    write_corpus(directory / "train", 50)
+    write_corpus(directory / "database", 70, seed=1)
+    write_corpus(directory / "other", 3, seed=2)
+    (directory / "train" / "short.txt").write_text("kara")
+    base = small_experiment(directory / "train")
+    corpus = dataclasses.replace(
+        base.corpus,
+        bad_documents="skip",
+        heldout_sources=(f"other=text:{directory}/other/*.txt",),
+    )
+    retrieval = RetrievalConfig(
+        dim=16, source=f"text:{directory}/database/*.txt", index_shard=300, index="exact"
+    )
+    return dataclasses.replace(base, corpus=corpus, retrieval=retrieval)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(chunks, "BLOCK", 7)
+    monkeypatch.setattr(steps, "EMBEDDED", 64)
+    monkeypatch.setattr(neighbours, "BLOCK", 40)
+    monkeypatch.setattr(records, "_SHARD_BYTES", 20_000)
+
+
+def contents(root):
+    """File -> bytes, but for manifests, which have times, and their counts."""
+    root = UPath(root)
+    files = [p for p in root.rglob("*") if p.is_file()]
+    name = {p: str(p)[len(str(root)) :] for p in files}
+    data = {name[p]: p.read_bytes() for p in files if p.name != "manifest.json"}
+    manifests = [p.parent for p in files if p.name == "manifest.json"]
+    return data, {name[p / "manifest.json"]: workdir.read_manifest(p)["counts"] for p in manifests}
+
+
+@pytest.mark.parametrize(
+    ("where", "fields"),
+    [
+        ("folder", {}),
+        ("bucket", {}),
+        ("folder", {"embedder": "words", "index": "bm25", "index_shard": 10**6}),
+    ],
+)
+def test_its_output_is_that_of_one_machine(experiment, small_blocks, tmp_path, where, fields):
+    e = dataclasses.replace(
+        experiment, retrieval=dataclasses.replace(experiment.retrieval, **fields)
+    )
+    prepare.prepare(e, tmp_path / "one")
+    many = tmp_path / "many" if where == "folder" else UPath(f"memory://{uuid.uuid4()}")
+    run.run(e, str(many))
+    one, many = contents(tmp_path / "one" / "prepare"), contents(many / "prepare")
+    assert one[0].keys() == many[0].keys()
+    assert [n for n in one[0] if one[0][n] != many[0][n]] == []
+    assert one[1] == many[1]
+    assert sum(n.endswith(".tfrecord") for n in one[0]) > 4
+    assert sum("/index/0" in n for n in one[0]) >= (4 if not fields else 1)
+
+
+def test_what_is_there_is_not_made_again(experiment, small_blocks, tmp_path, monkeypatch):
+    """Killed after the workers are done and before their parts are joined."""
+    embedded, embed, join = [], steps.embed_block, columns.join
+    monkeypatch.setattr(steps, "embed_block", lambda *a: embedded.append(len(a[2])) or embed(*a))
+
+    def killed(directory, *rest):
+        if directory.parts[-2:] == ("embeddings", "database"):
+            raise KeyboardInterrupt
+        join(directory, *rest)
+
+    monkeypatch.setattr(columns, "join", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(experiment, str(tmp_path))
+    monkeypatch.setattr(columns, "join", join)
+    before, table = len(embedded), steps.table_of(tmp_path / "prepare", "other")
+    run.run(experiment, str(tmp_path))
+    assert set(embedded[before:]) == {len(table)}  # what comes after it, and none of it
+    made = contents(tmp_path)
+    run.run(experiment, str(tmp_path))
+    assert contents(tmp_path) == made
+
+
+def test_the_command_says_what_is_missing(capsys):
+    assert run.main(["--config=experiments/quickstart.py"]) == 2
+    assert "--workdir is missing" in capsys.readouterr().err
+    assert run.main(["--workdir=x"]) == 2
+    assert "--config is missing" in capsys.readouterr().err
+    assert run.main(["--help"]) == 0
