@@ -47,9 +47,8 @@ class Data:
 
     def __init__(self, base: Path, count: int | None):
         self.train, self.heldout = steps.table_of(base, "train"), steps.table_of(base, "heldout")
-        self.train_text, _ = steps.text_of(base, "train")
-        self.heldout_text, _ = steps.text_of(base, "heldout")
-        self.vocab = steps.load_tokenizer(base).vocab
+        self.pieces = steps.load_tokenizer(base)
+        self.vocab = self.pieces.vocab
         self.database = np.arange(min(count or len(self.train), len(self.train)))
         self.queries = np.flatnonzero(np.asarray(self.heldout.continuation) >= 0)
         self.documents = np.asarray(self.heldout.document)[self.queries]
@@ -73,10 +72,10 @@ def neighbours(data: Data, embedder, kind: str, out: Path) -> tuple[np.ndarray, 
     vectors = []
     total = len(data.database) + len(data.queries)
     with progress.bar("embedding chunks", total) as advance:
-        for text, chosen in ((data.train_text, data.database), (data.heldout_text, data.queries)):
+        for table, chosen in ((data.train, data.database), (data.heldout, data.queries)):
             made = []
             for rows in _blocks(chosen):
-                made.append(embedder.embed([text(int(row)) for row in rows]))
+                made.append(embedder.embed(steps.texts_of(data.pieces, table, rows)))
                 advance(len(rows))
             vectors.append(np.concatenate(made))
     embedded = time.perf_counter() - start
@@ -125,7 +124,7 @@ def embedders(data: Data, base: Path, bert: Path | None):
     chunk, sample = data.train.chunk, embed.sample(len(data.database))
     yield (
         f"tfidf, {DIM}",
-        lambda: embed.fit_tfidf([data.train_text(row) for row in sample], DIM),
+        lambda: embed.fit_tfidf(steps.texts_of(data.pieces, data.train, sample), DIM),
         "exact",
     )
     if bert:

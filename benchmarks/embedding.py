@@ -130,8 +130,9 @@ def sample(base: Path, count: int) -> list[str]:
     """Texts of training chunks, spread evenly."""
     from retro_jax import steps
 
-    text, rows = steps.text_of(base, "train")
-    return [text(int(row)) for row in np.linspace(0, rows - 1, min(count, rows))]
+    table = steps.table_of(base, "train")
+    rows = np.linspace(0, len(table) - 1, min(count, len(table))).astype(int)
+    return steps.texts_of(steps.load_tokenizer(base), table, rows)
 
 
 def compare(bert: Path, texts: list[str], rounds: int) -> list[dict]:

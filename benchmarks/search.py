@@ -11,8 +11,8 @@ refined one the fastest pair of nprobe and k_factor) whose recall is not below o
 reached, then bisected. Recall is by distance: a neighbour counts that is as near as the true k-th.
 Building has all threads, and ours includes measuring its recall. Searches take turns, round by round;
 printed are medians of a batch of all queries, and their ratio to ours (above 1: ours is faster). One
-thread is `search_batched` of ScaNN, which is what `ScannIndex.search` calls; all threads is
-`search_batched_parallel` with the same arguments, which hands out 256 queries at a time.
+thread is `search_batched` of ScaNN, which `ScannIndex.search` calls for few queries; all threads is
+`search_batched_parallel`, which it calls for many and which hands out 256 queries at a time.
 
 With --vectors: a database of so many vectors, a mixture of Gaussians with a decaying spectrum, built
 by `retrieval.index.build` (auto, k = 2, the default min_recall) in a process of its own, as one shard
@@ -128,9 +128,10 @@ def ours(vectors, directory: Path) -> dict:
     start = time.perf_counter()
     index.build(vectors, directory, "scann", MIN_RECALL, K, 10**9)
     seconds = time.perf_counter() - start
-    ((one, _),) = index.load(directory).parts()
-    parallel = SimpleNamespace(search_batched=one._searcher.search_batched_parallel)
-    every = ScannIndex(parallel, len(one), vectors.shape[1], one.leaves, one.leaves_to_search)
+    one = index.load(directory).shard(0)
+    every, alone = one, one._searcher.search_batched
+    single = SimpleNamespace(search_batched=alone, search_batched_parallel=alone)
+    one = ScannIndex(single, len(every), vectors.shape[1], every.leaves, every.leaves_to_search)
     setting = f"leaves {one.leaves_to_search} of {one.leaves}"
     return {"search": (one, every), "build": seconds, "setting": setting}
 

@@ -10,7 +10,7 @@ from retro_jax import prepare, progress, sequences, steps
 from retro_jax.columns import Columns
 from retro_jax.config import Experiment
 from retro_jax.corpus import collect, sources
-from retro_jax.corpus.chunks import split_document
+from retro_jax.corpus.chunks import split_document, token_ids
 from retro_jax.errors import UserError
 from retro_jax.records import Records
 from retro_jax.retrieval import bm25, index, tree
@@ -94,7 +94,7 @@ def _chunks(e, base, split, some):
         if document.id != entry["id"]:
             continue  # shorter than a chunk
         if number in chosen:
-            rows = split_document(pieces.encode(document.text), table.chunk)
+            rows = split_document(token_ids(document.text, pieces), table.chunk)
             at = slice(entry["first"], entry["first"] + entry["chunks"])
             same = np.array_equal(rows, table.tokens[at]) and (table.document[at] == number).all()
             yield document.id, same

@@ -57,14 +57,14 @@ def _tokenize(key, block):
         "documents": len(entries),
         "short": len(documents) - len(entries),
     }
-    files = {"cut": tokens.astype("<i8").tobytes(), "entries": json.dumps(entries).encode()}
+    files = {"cut": tokens.astype("<i4").tobytes(), "entries": json.dumps(entries).encode()}
     job.put(block, files, counts)
 
 
 def _place(key, at, block):
     job = Job.of(key)
     part, m = job.part(block), job.e.model.chunk
-    tokens = np.frombuffer((part / "cut").read_bytes(), "<i8").reshape(-1, m)
+    tokens = np.frombuffer((part / "cut").read_bytes(), "<i4").reshape(-1, m)
     entries = json.loads((part / "entries").read_bytes())
     layout = chunks.layout(steps.load_tokenizer(job.base), m)
     files = columns.encode(layout, chunks.place(tokens, entries, *at[block]), {})

@@ -15,6 +15,7 @@ from retro_jax.corpus.sources import BadDocument, Document, digest
 from retro_jax.corpus.tokenizer import BOS, EOS, PAD, Tokenizer
 
 BLOCK = 1000  # documents
+_PART = 2**20  # characters
 
 
 class ChunkTable:
@@ -69,12 +70,18 @@ class ChunkTable:
         return np.where((ids < 0)[..., None], PAD, self.tokens[np.maximum(ids, 0)])
 
 
-def split_document(ids: list[int], chunk: int) -> np.ndarray:
-    """Token ids of a text -> [rows, chunk]: BOS and EOS added, the tail filled with PAD."""
-    ids = [BOS, *ids, EOS]
-    rows = -(-len(ids) // chunk)
-    out = np.full(rows * chunk, PAD, np.int64)
-    out[: len(ids)] = ids
+def token_ids(text: str, tokenizer: Tokenizer) -> np.ndarray:
+    """The token ids of a document's text [n] int32. A text of more than a million characters is encoded
+    in parts: a tokenizer's list of numbers takes many times the memory of an array."""
+    parts = (text[i : i + _PART] for i in range(0, max(1, len(text)), _PART))
+    return np.concatenate([np.array(tokenizer.encode(part), np.int32) for part in parts])
+
+
+def split_document(ids: np.ndarray, chunk: int) -> np.ndarray:
+    """Token ids of a text -> [rows, chunk] int32: BOS and EOS added, the tail filled with PAD."""
+    rows = -(-(len(ids) + 2) // chunk)
+    out = np.full(rows * chunk, PAD, np.int32)
+    out[: len(ids) + 2] = np.concatenate([[BOS], ids, [EOS]])
     return out.reshape(rows, chunk)
 
 
@@ -89,9 +96,9 @@ def encode(
     A document shorter than a chunk, which has none to retrieve with, is left out; `refuse` is called
     with it, and may raise.
     """
-    rows, entries = [np.zeros((0, chunk), np.int64)], []
+    rows, entries = [np.zeros((0, chunk), np.int32)], []
     for document in documents:
-        ids = tokenizer.encode(document.text)
+        ids = token_ids(document.text, tokenizer)
         if len(ids) + 2 < chunk:
             reason = f"the document has {len(ids)} tokens, fewer than a chunk of {chunk}"
             refuse(BadDocument(document.id, reason))

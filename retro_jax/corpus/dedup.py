@@ -5,6 +5,8 @@ The paper's rule (section 2.1 there): MinHash over 13-grams, similarity 0.8.
 
 import re
 import zlib
+from array import array
+from collections import deque
 from collections.abc import Iterable
 
 import numpy as np
@@ -16,9 +18,12 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 def shingles(text: str) -> np.ndarray:
     """Hashes of the text's 13-grams of words, sorted, once each; of the whole for a shorter text."""
-    words = [m.group().encode() for m in _WORD.finditer(text)]
-    count = max(1, len(words) - N_GRAM + 1)
-    return np.unique([zlib.crc32(b" ".join(words[i : i + N_GRAM])) for i in range(count)])
+    words, hashes = deque(maxlen=N_GRAM), array("L")  # as large a text as may be: hashes only
+    for number, match in enumerate(_WORD.finditer(text), 1):
+        words.append(match.group().encode())
+        if number >= N_GRAM:
+            hashes.append(zlib.crc32(b" ".join(words)))
+    return np.unique(np.array(hashes or [zlib.crc32(b" ".join(words))], np.int64))
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:

@@ -7,7 +7,8 @@ in the order of ids. So the nearest of a whole are the nearest of the nearest of
 
 import numpy as np
 
-_BLOCK = 2_000_000  # entries of a distance matrix that are held at a time
+_BLOCK = 2_000_000  # numbers of vectors that are held at a time
+_QUERIES, _VECTORS = 256, 4096  # compared at a time: their distances stay in the processor's cache
 
 
 class ExactIndex:
@@ -31,24 +32,52 @@ class ExactIndex:
         found = min(k, len(self))
         if not found:
             return ids, distances
-        block = max(1, _BLOCK // len(self))
+        block = max(1, min(_QUERIES, _BLOCK // found))
         for start in range(0, len(queries), block):
             q = queries[start : start + block]
-            size = np.einsum("qe,qe->q", q, q)
-            d = self._norms - 2 * (q @ self.vectors.T) + size[:, None]
-            # A product's last bits depend on its shape. It only proposes: all that could be among
-            # the nearest.
-            bound = np.partition(d, found - 1, axis=1)[:, found - 1]
-            slack = 1e-5 * (size + self._norms.max() + 1e-30)
-            row, id = np.nonzero(d <= (bound + slack)[:, None])
+            row, id = self._candidates(q, found)
             near = squared_distances(q, row, self.vectors, id)
             order = np.lexsort((id, near, row))
             # Each row has at least `found`: the first of each are the answer.
-            first = np.searchsorted(row, np.arange(len(q)))
+            first = np.searchsorted(row[order], np.arange(len(q)))
             chosen = order[first[:, None] + np.arange(found)]
             ids[start : start + block, :found] = id[chosen]
             distances[start : start + block, :found] = near[chosen]
         return ids, distances
+
+    def _candidates(self, queries, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs (row of a query, id) of all that could be among a query's k nearest.
+
+        A product's last bits depend on its shape: it only proposes, and leaves room for them.
+        """
+        slack = 1e-5 * (np.einsum("qe,qe->q", queries, queries) + self._norms.max() + 1e-30)
+        best = np.full(
+            (len(queries), k), np.inf, np.float32
+        )  # distances, less the query's own norm
+        rows, ids, values = [], [], []
+        for begin in range(0, len(self), _VECTORS):
+            d = queries @ self.vectors[begin : begin + _VECTORS].T
+            d *= -2
+            d += self._norms[begin : begin + _VECTORS]
+            bound = best.max(axis=1)
+            if d.shape[1] > k and np.isinf(bound).any():
+                bound = np.minimum(bound, np.partition(d, k - 1, axis=1)[:, k - 1])
+            row, id = np.divmod(np.flatnonzero(d <= (bound + slack)[:, None]), d.shape[1])
+            if not len(row):
+                continue
+            value = d[row, id]
+            rows.append(row)
+            ids.append(id + begin)
+            values.append(value)
+            order = np.lexsort((value, row))
+            row, value = row[order], value[order]
+            rank = np.arange(len(row)) - np.searchsorted(row, row)
+            nearest = np.full_like(best, np.inf)
+            nearest[row[rank < k], rank[rank < k]] = value[rank < k]
+            best = np.partition(np.concatenate([best, nearest], axis=1), k - 1, axis=1)[:, :k]
+        row, id, value = map(np.concatenate, (rows, ids, values))
+        still = value <= (best.max(axis=1) + slack)[row]
+        return row[still], id[still]
 
 
 def squared_distances(queries, rows, vectors, ids) -> np.ndarray:

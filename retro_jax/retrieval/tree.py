@@ -7,6 +7,8 @@ import numpy as np
 from retro_jax.errors import UserError
 from retro_jax.retrieval.exact import ExactIndex, checked, nothing
 
+_BATCH = 256  # queries that ScaNN gives to a thread
+
 
 class ScannIndex:
     """ScaNN: a tree of about sqrt(N) leaves, asymmetric hashing, exact reordering."""
@@ -31,7 +33,9 @@ class ScannIndex:
         # Who asks for many neighbours is about to discard most: search leaves in proportion, all of
         # them long before k = N, so that a larger k can reach every vector.
         share = min(1.0, 10 * found / len(self))
-        near, d = self._searcher.search_batched(
+        many = len(queries) > _BATCH
+        search = self._searcher.search_batched_parallel if many else self._searcher.search_batched
+        near, d = search(
             queries,
             final_num_neighbors=found,
             pre_reorder_num_neighbors=min(len(self), max(100, 4 * found)),
