@@ -17,6 +17,7 @@ import numpy as np
 from upath import UPath
 
 LINES = "lines"  # in place of (dtype, shape of a row)
+_AT_ONCE = 16  # files
 
 
 class Writer:
@@ -115,15 +116,22 @@ def join(directory: UPath, columns: dict, parts: Sequence[UPath], blocks: int, s
         for file in _files(name, column):
             size, lines = 0, 0
             with (directory / file).open("wb") as out:
-                for part in parts:
-                    data = (part / file).read_bytes()
-                    if file.endswith(".ends.bin"):
-                        data = (np.frombuffer(data, "<u8") + np.uint64(lines)).tobytes()
-                        lines += (part / f"{name}.jsonl").stat().st_size
+                for data in _contents([part / file for part in parts]):
+                    if file.endswith(".ends.bin") and data:
+                        ends = np.frombuffer(data, "<u8") + np.uint64(lines)
+                        data, lines = ends.tobytes(), int(ends[-1])
                     out.write(data)
                     size += len(data)
             sizes[file] = size
     (directory / "columns.json").write_text(_journal(layout, blocks, sizes, state))
+
+
+def _contents(paths: Sequence[UPath]) -> Iterator[bytes]:
+    """What files hold; in a bucket several are asked for at a time."""
+    for begin in range(0, len(paths), _AT_ONCE):
+        some = [path.path for path in paths[begin : begin + _AT_ONCE]]
+        found = paths[0].fs.cat(some)
+        yield from (found[path] for path in some)
 
 
 class Columns:

@@ -4,11 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import write_corpus
 
 # In a process of its own, because it forks. Blocks are made small, so that every step has many.
 SCRIPT = """
-import os, random, signal, sys, time
+import dataclasses, os, random, shutil, signal, sys, time
 from pathlib import Path
 from conftest import small_experiment
 from retro_jax import prepare, records, steps
@@ -18,6 +19,10 @@ from retro_jax.retrieval import neighbours
 collect._BLOCK, chunks.BLOCK, steps.EMBEDDED, neighbours.BLOCK = 7, 5, 16, 8
 records._SHARD_BYTES = 20_000
 experiment = small_experiment(Path(sys.argv[1]))
+kind = sys.argv[4]
+experiment = dataclasses.replace(
+    experiment, retrieval=dataclasses.replace(experiment.retrieval, index=kind)
+)
 sys.stderr = open(os.devnull, "w")
 
 def run(root, seconds):
@@ -37,6 +42,15 @@ def run(root, seconds):
 begin = time.time()
 assert run(Path(sys.argv[2]), 600)
 whole = time.time() - begin
+if kind == "scann":  # built once and kept: no two are the same
+    shutil.copytree(sys.argv[2], sys.argv[3])
+    begin = time.time()
+    for step in ("neighbours", "shards"):
+        shutil.rmtree(Path(sys.argv[3]) / "prepare" / step)
+    assert run(Path(sys.argv[3]), 600)
+    whole = time.time() - begin
+    for step in ("neighbours", "shards"):
+        shutil.rmtree(Path(sys.argv[3]) / "prepare" / step)
 rng, kills, inside = random.Random(0), 0, 0
 while kills < 20:
     # Longer and longer: a step that is one block has to come to its end at last.
@@ -49,11 +63,12 @@ print(kills, inside)
 """
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
+@pytest.mark.parametrize("kind", ["exact", "scann"])
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, kind):
     write_corpus(tmp_path / "corpus")
     names = ("corpus", "whole", "killed")
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *(str(tmp_path / n) for n in names)],
+        [sys.executable, "-c", SCRIPT, *(str(tmp_path / n) for n in names), kind],
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,

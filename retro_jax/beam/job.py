@@ -44,15 +44,22 @@ class Job:
             (part / name).write_bytes(data)
         (part / "counts.json").write_text(json.dumps(counts))
 
-    def make(self, count: int, transform: Callable, done: Callable = lambda counts: True):
-        """Runs `transform`, of a collection of numbers of parts, on those that are not done."""
-        missing = [n for n in range(count) if (c := self._counts(n)) is None or not done(c)]
+    def make(
+        self,
+        count: int,
+        transform: Callable,
+        done: Callable = lambda counts: True,
+        element: Callable = lambda number: number,
+    ):
+        """Runs `transform`, of a collection of an element for each part, on those that are not done."""
+        there = self._found()
+        missing = [n for n in range(count) if n not in there or not done(there[n])]
         if missing:
             import apache_beam as beam
             from apache_beam.options.pipeline_options import PipelineOptions
 
             with beam.Pipeline(options=PipelineOptions(self.options)) as pipeline:
-                transform(pipeline | beam.Create(missing) | beam.Reshuffle())
+                transform(pipeline | beam.Create(map(element, missing)) | beam.Reshuffle())
 
     def map(self, count: int, function: Callable[[str, int], None]):
         """Makes parts 0 .. count - 1, each by function(key, number), which puts it."""
@@ -63,11 +70,15 @@ class Job:
 
     def counts(self, count: int) -> list[dict]:
         """What `put` was told of each part."""
-        return [self._counts(n) for n in range(count)]
+        found = self._found()
+        return [found[n] for n in range(count)]
 
-    def _counts(self, number: int) -> dict | None:
-        path = self.part(number) / "counts.json"
-        return json.loads(path.read_text()) if path.exists() else None
+    def _found(self) -> dict[int, dict]:
+        """The counts of the parts that are there."""
+        fs = self.parts.fs
+        paths = fs.glob(f"{self.parts.path}/*/counts.json")
+        data = fs.cat(paths) if paths else {}  # of a bucket many at a time
+        return {int(path.split("/")[-2]): json.loads(text) for path, text in data.items()}
 
     def join(self, layout: dict, count: int, state: dict):
         """Makes the step's columns of its parts."""

@@ -29,16 +29,14 @@ def cut(job: Job) -> dict:
     job.map(blocks, _tokenize)
     counts, row, number, at = job.counts(blocks), 0, 0, {}
     for block, c in enumerate(counts):
-        at[block] = (row, number)
+        at[block] = (block, row, number)
         row, number = row + c["chunks"], number + c["documents"]
     short = sum(c["short"] for c in counts)
     import apache_beam as beam
 
     # Each part is placed where the ones before it end.
-    place = functools.partial(_place, job.key, at)
-    job.make(
-        blocks, lambda numbers: numbers | "place" >> beam.Map(place), lambda c: c.get("placed")
-    )
+    place = "place" >> beam.Map(functools.partial(_place, job.key))
+    job.make(blocks, lambda numbers: numbers | place, lambda c: c.get("placed"), at.get)
     state = {"read": steps.documents_in(job.base, job.split), "short": short}
     layout = chunks.layout(steps.load_tokenizer(job.base), job.e.model.chunk)
     job.join(layout, blocks, state)
@@ -61,13 +59,13 @@ def _tokenize(key, block):
     job.put(block, files, counts)
 
 
-def _place(key, at, block):
-    job = Job.of(key)
+def _place(key, at):
+    job, (block, row, number) = Job.of(key), at
     part, m = job.part(block), job.e.model.chunk
     tokens = np.frombuffer((part / "cut").read_bytes(), "<i4").reshape(-1, m)
     entries = json.loads((part / "entries").read_bytes())
     layout = chunks.layout(steps.load_tokenizer(job.base), m)
-    files = columns.encode(layout, chunks.place(tokens, entries, *at[block]), {})
+    files = columns.encode(layout, chunks.place(tokens, entries, row, number), {})
     job.put(block, files, json.loads((part / "counts.json").read_text()) | {"placed": True})
 
 

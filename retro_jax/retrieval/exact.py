@@ -16,11 +16,9 @@ class ExactIndex:
 
     kind = "exact"
 
-    def __init__(self, vectors: np.ndarray):
+    def __init__(self, vectors: np.ndarray, norms: np.ndarray | None = None):
         self.vectors = vectors
-        self._norms = np.concatenate(
-            [np.einsum("ne,ne->n", v, v) for v in _parts(vectors, _BLOCK)] or [np.zeros(0)]
-        )
+        self._norms = squared_norms(vectors) if norms is None else norms
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -80,6 +78,16 @@ class ExactIndex:
         return row[still], id[still]
 
 
+def squared_norms(vectors: np.ndarray) -> np.ndarray:
+    """|v|^2 of each vector [N] float32."""
+    out = np.empty(len(vectors), np.float32)
+    step = max(1, _BLOCK // max(1, vectors.shape[1]))
+    for start in range(0, len(vectors), step):
+        part = vectors[start : start + step]
+        out[start : start + step] = np.einsum("ne,ne->n", part, part)
+    return out
+
+
 def squared_distances(queries, rows, vectors, ids) -> np.ndarray:
     """|queries[rows] - vectors[ids]|^2 of each pair, float32, computed in float64."""
     out = np.empty(len(rows), np.float32)
@@ -108,9 +116,3 @@ def checked(queries: np.ndarray, width: int) -> np.ndarray:
 def nothing(rows: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     """ids and distances where nothing was found: -1 and +inf."""
     return np.full((rows, k), -1, np.int64), np.full((rows, k), np.inf, np.float32)
-
-
-def _parts(vectors: np.ndarray, most: int) -> list[np.ndarray]:
-    """The rows of an array, a few at a time."""
-    step = max(1, most // max(1, vectors.shape[1]))
-    return [vectors[start : start + step] for start in range(0, len(vectors), step)]

@@ -18,7 +18,7 @@ from retro_jax import workdir
 from retro_jax.errors import UserError
 from retro_jax.retrieval import bm25, tree
 from retro_jax.retrieval.bm25 import Bm25Index
-from retro_jax.retrieval.exact import ExactIndex
+from retro_jax.retrieval.exact import ExactIndex, squared_norms
 from retro_jax.retrieval.tree import ScannIndex
 
 SCANN_FROM = 20_000  # chunks; below it exact search is fast enough and has no recall to lose
@@ -158,6 +158,7 @@ def build_shard(vectors, directory: Path, kind: str, min_recall: float, k: int, 
         )
     if scann is None:
         np.save(directory / "vectors.npy", vectors)
+        np.save(directory / "norms.npy", squared_norms(vectors))
         report = {"kind": "exact", "size": len(vectors), "recall": 1.0}
     else:
         index, recall = tree.build(scann, vectors, directory, min_recall, k)
@@ -178,7 +179,10 @@ def load_shard(directory: Path) -> ExactIndex | ScannIndex | Bm25Index:
     if report["kind"] == "bm25":
         return Bm25Index(directory, report["size"])
     if report["kind"] == "exact":
-        return ExactIndex(np.load(directory / "vectors.npy", mmap_mode="r"))
+        vectors, norms = (
+            np.load(directory / f"{name}.npy", mmap_mode="r") for name in ("vectors", "norms")
+        )
+        return ExactIndex(vectors, norms)
     scann = tree.library()
     if scann is None:
         raise UserError(f"{directory}: this index needs the scann package; pip install scann")
