@@ -131,7 +131,8 @@ def ours(vectors, directory: Path) -> dict:
     one = index.load(directory).shard(0)
     every, alone = one, one._searcher.search_batched
     single = SimpleNamespace(search_batched=alone, search_batched_parallel=alone)
-    one = ScannIndex(single, len(every), vectors.shape[1], every.leaves, every.leaves_to_search)
+    settings = every.leaves, every.leaves_to_search, every.reorder
+    one = ScannIndex(single, len(every), vectors.shape[1], *settings)
     setting = f"leaves {one.leaves_to_search} of {one.leaves}"
     return {"search": (one, every), "build": seconds, "setting": setting}
 

@@ -10,7 +10,8 @@
   retro sizes    [--json]                        the paper's four sizes, counted from the model
   retro prepare  --config=FILE --estimate=1TB    what it would cost for so much text, from a sample
 
-A stage that is complete is skipped, one that was interrupted continues. Without --workdir the
+A stage that is complete is skipped, one that was interrupted continues; one that was made with another
+config is refused, but `retro prepare --rebuild` makes again what depends on what was changed. Without --workdir the
 artefacts go to runs/NAME, NAME being the config's. Any field of the config can be set:
 
   retro run --config=experiments/quickstart.py --config.train.steps=100 --workdir=runs/short
@@ -18,6 +19,7 @@ artefacts go to runs/NAME, NAME being the config's. Any field of the config can 
 """
 
 import contextlib
+import functools
 import sys
 import time
 from pathlib import Path
@@ -65,7 +67,8 @@ def _dispatch(stage: str, argv: list[str]) -> int:
                 " for example: retro describe runs/quickstart/prepare/shards/train 2"
             )
         return describe(Path(argv[0]), *map(int, argv[1:]))
-    experiment, root, estimated = _parse(argv)
+    rebuild = stage == "prepare" and "--rebuild" in argv
+    experiment, root, estimated = _parse([a for a in argv if not (rebuild and a == "--rebuild")])
     from retro_jax.train import sharding
     from retro_jax.train.loop import Interrupted
 
@@ -77,7 +80,7 @@ def _dispatch(stage: str, argv: list[str]) -> int:
     try:
         {
             "run": run,
-            "prepare": prepare,
+            "prepare": functools.partial(prepare, rebuild=rebuild),
             "train": train,
             "evaluate": evaluate,
             "generate": generate,
@@ -127,11 +130,11 @@ def _parse(argv: list[str]):
     return experiment, Path(values.workdir or Path("runs") / experiment.name), values.estimate
 
 
-def prepare(experiment, root: Path):
+def prepare(experiment, root: Path, rebuild: bool = False):
     """Text to shards."""
     from retro_jax import prepare as stage
 
-    stage.prepare(experiment, root)
+    stage.prepare(experiment, root, rebuild)
 
 
 def estimate(experiment, size: str) -> int:

@@ -129,7 +129,7 @@ def join(directory: UPath, columns: dict, parts: Sequence[UPath], blocks: int, s
 def _contents(paths: Sequence[UPath]) -> Iterator[bytes]:
     """What files hold; in a bucket several are asked for at a time."""
     for begin in range(0, len(paths), _AT_ONCE):
-        some = [path.path for path in paths[begin : begin + _AT_ONCE]]
+        some = [str(path.path) for path in paths[begin : begin + _AT_ONCE]]
         found = paths[0].fs.cat(some)
         yield from (found[path] for path in some)
 
@@ -167,8 +167,8 @@ class Columns:
 class Ranges:
     """An array [rows, ...] in a bucket: what is indexed is read, a range of rows at a time."""
 
-    def __init__(self, path: UPath, dtype: np.dtype, shape: tuple[int, ...]):
-        self._path, self.dtype, self.shape = path, dtype, shape
+    def __init__(self, path: UPath, dtype: np.dtype, shape: tuple[int, ...], first: int = 0):
+        self._path, self.dtype, self.shape, self._first = path, dtype, shape, first
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -184,6 +184,10 @@ class Ranges:
         first = int(rows.min())
         return self._read(first, int(rows.max()) + 1)[rows - first]
 
+    def part(self, begin: int, end: int) -> "Ranges":
+        """Rows begin .. end - 1, not read yet."""
+        return Ranges(self._path, self.dtype, (end - begin, *self.shape[1:]), self._first + begin)
+
     def __array__(self, dtype=None, copy=None):
         return self[:].astype(dtype or self.dtype)
 
@@ -191,7 +195,7 @@ class Ranges:
         shape = (end - begin, *self.shape[1:])
         row = self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=int))
         with self._path.open("rb") as file:
-            file.seek(begin * row)
+            file.seek((self._first + begin) * row)
             return np.frombuffer(file.read((end - begin) * row), self.dtype).reshape(shape)
 
 
@@ -209,6 +213,10 @@ class Lines(Sequence):
             raise IndexError(f"line {i} of {len(self)}")
         i %= len(self)
         return self.range(i, i + 1)[0]
+
+    def __iter__(self):
+        for begin in range(0, len(self), 1000):
+            yield from self.range(begin, begin + 1000)
 
     def range(self, begin: int, end: int) -> list:
         """Lines begin .. end - 1, or up to the last."""

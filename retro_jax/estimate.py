@@ -53,6 +53,15 @@ def estimate(experiment: Experiment, size: float) -> dict:
     Raises:
       UserError: the source is unreadable, or the sample does not go through.
     """
+    for name, value in (
+        ("retrieval.source", experiment.retrieval.source),
+        ("corpus.heldout_sources", experiment.corpus.heldout_sources),
+    ):
+        if value:
+            raise UserError(
+                f"config field {name} = {value!r}: an estimate is of one corpus; leave it empty, and "
+                "estimate each source by itself as corpus.source"
+            )
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         sample = _sample(experiment, root / "sample.jsonl")

@@ -9,12 +9,14 @@ database is the training split otherwise); and one for each of `corpus.heldout_s
 """
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from retro_jax import progress, records, steps, workdir
 from retro_jax.config import Experiment
+from retro_jax.errors import UserError
 
 
 class Step(NamedTuple):
@@ -82,12 +84,22 @@ def recipe(e: Experiment, base: Path) -> dict[str, Step]:
     return made
 
 
-def prepare(experiment: Experiment, root: Path) -> dict[str, dict]:
-    """Runs every step that is not done; returns each step's manifest by name."""
+def prepare(experiment: Experiment, root: Path, rebuild: bool = False) -> dict[str, dict]:
+    """Runs every step that is not done; returns each step's manifest by name.
+
+    rebuild: delete steps that were made with other settings or from other inputs, and make them again;
+    without it they are refused.
+    """
     base, manifests, changed = Path(root) / "prepare", {}, False
     for name, (settings, inputs, make) in recipe(experiment, base).items():
         inputs = [base / i for i in inputs]
-        done = workdir.check(base / name, settings, inputs)
+        try:
+            done = workdir.check(base / name, settings, inputs)
+        except UserError as error:
+            if not rebuild:
+                raise UserError(f"{error}; `retro prepare --rebuild` does the latter") from error
+            shutil.rmtree(base / name)
+            done = None
         changed |= not done
         progress.say(f"prepare/{name}" + (": complete" if done else ""))
         manifests[name] = done or workdir.build(base / name, settings, inputs, make)

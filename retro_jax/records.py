@@ -42,6 +42,11 @@ def shard_name(number: int) -> str:
     return f"{number:05d}.tfrecord"
 
 
+def _shard_files(directory: Path) -> list[Path]:
+    """The shards in order; from 100,000 on their names are longer."""
+    return sorted(directory.glob("*.tfrecord"), key=lambda path: (len(path.name), path.name))
+
+
 def write_layout(directory: Path, layout: dict, count: int):
     """Writes what `count` records hold, once all shards are there."""
     text = {"format": "tf.train.Example", "features": layout, "records": count}
@@ -64,7 +69,7 @@ def write(directory: Path, examples: Callable[[int], Iterable[dict[str, np.ndarr
     first = example = next(rest, None)
     layout = describe(first) if first else {}
     stride = len(framed(first)) if first else 1
-    shards = sorted(directory.glob("*.tfrecord"))
+    shards = _shard_files(directory)
     count = sum(path.stat().st_size for path in shards) // stride
     number = len(shards)
     if count:
@@ -98,7 +103,7 @@ def write_tfds_info(directory: Path, splits: tuple[str, ...], out: Path):
     for split in splits:
         shapes, _ = _layout_of(directory / split)
         _, stride = _offsets(shapes)
-        sizes = [path.stat().st_size for path in sorted((directory / split).glob("*.tfrecord"))]
+        sizes = [path.stat().st_size for path in _shard_files(directory / split)]
         if not shapes:
             continue  # TFDS knows no split without records
         features = {
@@ -148,7 +153,7 @@ class Records:
 
     def __init__(self, directory: Path):
         self.features, self._count = _layout_of(Path(directory))
-        self._paths = sorted(Path(directory).glob("*.tfrecord"))
+        self._paths = _shard_files(Path(directory))
         self._offsets, self._stride = _offsets(self.features)
         self._shards, self._starts, total = [], [], 0
         for path in self._paths:

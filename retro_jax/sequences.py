@@ -100,7 +100,9 @@ def record(
     [C, K] int64, rows of the database's chunk table; distances [C, K] float32; neighbours [C, K, R],
     their tokens; first_scored [1] int32, the position from which evaluation scores.
     """
-    at = np.maximum(rows, 0)
+    at = np.where(
+        rows < 0, rows.max(), rows
+    )  # any row that is near: of a bucket all between are read
     padding = (rows < 0)[:, None]
     near = np.where(padding, -1, ids[at])
     return {

@@ -58,7 +58,7 @@ def _part(split: str) -> str:
 
 def collect_corpus(e: Experiment, base: Path, out: Path) -> dict:
     """The training corpus and its held-out split."""
-    others = (base / "corpora" / "database",) if e.retrieval.source else ()
+    others = compared_with(e, base, "")
     split_of = lambda id: "heldout" if collect.is_heldout(id, e.corpus.heldout) else "train"  # noqa: E731
     return collect.collect(e.corpus, e.corpus.source, out, split_of, ("train", "heldout"), others)
 
@@ -71,11 +71,17 @@ def collect_database(e: Experiment, out: Path) -> dict:
 
 def collect_heldout(e: Experiment, base: Path, name: str, out: Path) -> dict:
     """A held-out corpus of its own."""
-    others = [base / "corpus"]
-    others += [base / "corpora" / "database"] if e.retrieval.source else []
+    others = compared_with(e, base, name)
     return collect.collect(
-        e.corpus, heldout_sources(e)[name], out, lambda id: "heldout", ("heldout",), tuple(others)
+        e.corpus, heldout_sources(e)[name], out, lambda id: "heldout", ("heldout",), others
     )
+
+
+def compared_with(e: Experiment, base: Path, split: str) -> tuple[Path, ...]:
+    """The corpora that must not nearly repeat a held-out document of the training corpus (split "") or
+    of a held-out corpus, beside its own."""
+    others = (base / "corpus",) if split else ()
+    return others + ((base / "corpora" / "database",) if e.retrieval.source else ())
 
 
 def tokenize(e: Experiment, base: Path, out: Path) -> dict:
@@ -257,7 +263,8 @@ class Search:
         self._owners = neighbours.Owners(document, sequences.copies(database))
         words = e.retrieval.index == "bm25"
         vectors = vectors_of(base, database_split(e))
-        self._compared = None if words else vectors[first:last]
+        part = vectors.part if isinstance(vectors, columns.Ranges) else lambda a, b: vectors[a:b]
+        self._compared = None if words else part(first, last)  # read only where it is needed
 
     def neighbours(self, begin: int, advance=lambda done: None) -> tuple[np.ndarray, np.ndarray]:
         """ids [n, K] int64 and distances [n, K] float32 of the block from `begin` on."""

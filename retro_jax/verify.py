@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from retro_jax import prepare, progress, sequences, steps
+from retro_jax import columns, prepare, progress, sequences, steps
 from retro_jax.columns import Columns
 from retro_jax.config import Experiment
-from retro_jax.corpus import collect, sources
-from retro_jax.corpus.chunks import split_document, token_ids
+from retro_jax.corpus import chunks, collect, dedup, sources
 from retro_jax.errors import UserError
 from retro_jax.records import Records
 from retro_jax.retrieval import bm25, index, tree
@@ -84,6 +83,30 @@ def _corpus(e, base, split, some):
     for part, lines in stored.items():
         if last[part] + 1 != len(lines):
             yield f"{len(lines)} {part} documents, the source has {last[part] + 1}", False
+    yield from _left_out(e, base, split, documents, stored, some)
+
+
+def _left_out(e, base, split, documents, stored, some):
+    """What duplicates were left out: of what is recorded, and for a share of what is compared with."""
+    out = base / "corpora" / split if split else base / "corpus"
+    if "train" in stored:
+        drop = e.corpus.exact_duplicates == "drop"
+        copies = sorted(columns.repeated(documents["train_texts"])) if drop else []
+        yield "exact copies", np.load(out / "train_dropped.npy").tolist() == copies
+    if "heldout" not in stored:
+        return
+    pairs = [tuple(pair) for pair in Columns(out / "near_duplicates")["pairs"]]
+    dropped = np.load(out / "heldout_dropped.npy").tolist()
+    yield "near-duplicates left out", dropped == sorted({row for row, _ in pairs})
+    texts = ((row, d["text"]) for row, d in enumerate(stored["heldout"]))
+    sketches = dedup.HeldOut(texts, e.corpus.near_duplicate)
+    training = [stored["train"]] if "train" in stored else []
+    training += [Columns(path)["train"] for path in steps.compared_with(e, base, split)]
+    for lines in training:
+        for row in sorted(some(len(lines))):
+            id = lines[row]["id"]
+            near = {(other, id) for other in sketches.near(lines[row]["text"])}
+            yield f"near-duplicates of {id}", near <= set(pairs)
 
 
 def _chunks(e, base, split, some):
@@ -92,11 +115,23 @@ def _chunks(e, base, split, some):
     for document in steps.documents_of(base, split):
         entry = table.documents[number] if number < len(table.documents) else {"id": None}
         if document.id != entry["id"]:
-            continue  # shorter than a chunk
+            short = len(chunks.token_ids(document.text, pieces)) + 2 < table.chunk
+            if not short:
+                yield f"{document.id}, which is missing", False
+            continue
         if number in chosen:
-            rows = split_document(token_ids(document.text, pieces), table.chunk)
-            at = slice(entry["first"], entry["first"] + entry["chunks"])
-            same = np.array_equal(rows, table.tokens[at]) and (table.document[at] == number).all()
+            first, end = entry["first"], entry["first"] + entry["chunks"]
+            again = chunks.place(*chunks.encode([document], pieces, table.chunk), first, number)
+            stored = {
+                "tokens": table.tokens[first:end],
+                "document": table.document[first:end],
+                "continuation": table.continuation[first:end],
+                "ids": table.ids[number : number + 1],
+                "texts": table.texts[number : number + 1],
+            }
+            same = again["documents"] == [entry] and all(
+                np.array_equal(again[name], value) for name, value in stored.items()
+            )
             yield document.id, same
         number += 1
     if number != len(table.documents):

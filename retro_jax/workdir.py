@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from retro_jax.errors import UserError
 
-_PURPOSE = "building.json"  # in a directory that is being built: settings and inputs
+PURPOSE = "building.json"  # in a directory that is being built: settings and inputs
 _PACKAGES = ("retro_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "scann", "numpy")
 
 
@@ -48,17 +48,17 @@ def build(path: Path, settings: dict, inputs: Iterable[Path], make: Callable[[Pa
     if done:
         return done
     partial = path.with_name(f".{path.name}.partial")
-    purpose = {"settings": settings, "inputs": {_name(i, path): _fingerprint(i) for i in inputs}}
+    purpose = purpose_of(path, settings, inputs)
     try:
-        if _purpose(partial) != json.loads(json.dumps(purpose)):
+        if read_purpose(partial) != purpose:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            write_json(partial / _PURPOSE, purpose)
+            write_json(partial / PURPOSE, purpose)
         start, cpu = time.perf_counter(), time.process_time()
         counts = make(partial)
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         write_manifest(partial, settings, inputs, seconds, counts, cpu)
-        (partial / _PURPOSE).unlink()
+        (partial / PURPOSE).unlink()
         os.rename(partial, path)
     except (OSError, SafetensorError) as error:
         raise UserError(
@@ -172,10 +172,16 @@ def versions() -> dict:
     return found
 
 
-def _purpose(partial: Path) -> dict | None:
+def purpose_of(path: Path, settings: dict, inputs: Iterable[Path]) -> dict:
+    """What the artefact at `path` is to be made with and from."""
+    found = {"settings": settings, "inputs": {_name(i, path): _fingerprint(i) for i in inputs}}
+    return json.loads(json.dumps(found))
+
+
+def read_purpose(partial: Path) -> dict | None:
     """What a directory that was left aside was to become."""
     try:
-        return json.loads((partial / _PURPOSE).read_text())
+        return json.loads((partial / PURPOSE).read_text())
     except (OSError, json.JSONDecodeError):
         return None
 

@@ -3,11 +3,12 @@
 import dataclasses
 import uuid
 
+import numpy as np
 import pytest
 from conftest import small_experiment, write_corpus
 from upath import UPath
 
-from retro_jax import columns, prepare, records, steps, workdir
+from retro_jax import columns, prepare, records, sequences, steps, workdir
 from retro_jax.beam import run
 from retro_jax.config import RetrievalConfig
 from retro_jax.corpus import chunks
@@ -95,6 +96,47 @@ def test_what_is_there_is_not_made_again(experiment, small_blocks, tmp_path, mon
     made = contents(tmp_path)
     run.run(experiment, str(tmp_path))
     assert contents(tmp_path) == made
+
+
+def test_parts_of_another_config_are_not_joined(experiment, small_blocks, tmp_path, monkeypatch):
+    """Killed while tokenizing, then run with chunks of another length."""
+    join = columns.join
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(columns, "join", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(experiment, str(tmp_path / "many"))
+    monkeypatch.setattr(columns, "join", join)
+    model = dataclasses.replace(experiment.model, chunk=32, retrieved=64)
+    other = dataclasses.replace(experiment, model=model)
+    run.run(other, str(tmp_path / "many"))
+    prepare.prepare(other, tmp_path / "one")
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+
+
+def test_a_record_reads_what_it_holds_and_no_more():
+    """Its padding must not make it read a bucket's column from the first row on."""
+    read = []
+
+    class Counting(columns.Ranges):
+        def _read(self, begin, end):
+            read.append(end - begin)
+            return np.zeros((end - begin, *self.shape[1:]), self.dtype)
+
+    def column(dtype, *shape):
+        return Counting(None, np.dtype(dtype), (1000, *shape))
+
+    table = object.__new__(chunks.ChunkTable)
+    table.tokens, table.document = column("<u2", 4), column("<i4")
+    record = sequences.record(
+        table, lambda ids: np.zeros((*ids.shape, 8)), np.array([998, 999, -1, -1]), 0,
+        column("<i8", 2), column("<f4", 2),
+    )  # fmt: skip
+    assert record["documents"].tolist() == [0, 0, -1, -1]
+    assert read
+    assert max(read) == 2
 
 
 def test_the_command_says_what_is_missing(capsys):

@@ -121,6 +121,26 @@ def test_a_held_out_corpus_can_be_added_and_uses_the_same_index(prepared, experi
     assert all(verify.verify(more, tmp_path / "w", share=0.3).values())
 
 
+def test_a_changed_setting_makes_again_what_depends_on_it_if_asked_to(
+    experiment, prepared, tmp_path
+):
+    shutil.copytree(prepared, tmp_path / "w")
+    retrieval = dataclasses.replace(experiment.retrieval, neighbours=3)
+    other = dataclasses.replace(experiment, retrieval=retrieval)
+    with pytest.raises(UserError, match=r"retrieval\.neighbours was 2.*--rebuild"):
+        prepare.prepare(other, tmp_path / "w")
+    steps_made = {p: p.read_bytes() for p in (tmp_path / "w" / "prepare").rglob("manifest.json")}
+    prepare.prepare(other, tmp_path / "w", rebuild=True)
+    changed = {
+        p.parent.relative_to(tmp_path / "w" / "prepare").parts[0]
+        for p, data in steps_made.items()
+        if p.read_bytes() != data
+    }
+    assert changed == {"index", "neighbours", "shards"}
+    record = Records(tmp_path / "w" / "prepare" / "shards" / "train")[0]
+    assert record["neighbours"].shape[1] == 3
+
+
 def test_every_later_stage_works_on_them(prepared, experiment, tmp_path, capfd):
     shutil.copytree(prepared, tmp_path / "w")
     cli.run(experiment, tmp_path / "w")

@@ -33,6 +33,10 @@ def spoil_json(path):
     path.write_bytes(text[:at] + b"lopo" + text[at + 4 :])
 
 
+def spoil_dropped(path):
+    np.save(path, np.append(np.load(path), 10**6))
+
+
 def spoil_last_bytes(path):
     data = bytearray(path.read_bytes())
     data[-8:] = bytes(8) if any(data[-8:]) else b"\1" * 8
@@ -43,7 +47,10 @@ def spoil_last_bytes(path):
     ("step", "file", "spoil"),
     [
         ("corpus", "corpus/train.jsonl", spoil_json),
+        ("corpus", "corpus/heldout_dropped.npy", spoil_dropped),
         ("chunks", "chunks/train/document.bin", spoil_last_bytes),
+        ("chunks", "chunks/train/continuation.bin", spoil_last_bytes),
+        ("chunks", "chunks/heldout/texts.bin", spoil_last_bytes),
         ("embeddings", "embeddings/heldout/vectors.bin", spoil_last_bytes),
         ("index", "index/00000/vectors.npy", spoil_last_bytes),
         ("neighbours", "neighbours/train/distances.bin", spoil_last_bytes),

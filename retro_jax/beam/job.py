@@ -2,14 +2,19 @@
 
 import functools
 import json
+import shutil
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from upath import UPath
 
-from retro_jax import columns
+from retro_jax import columns, workdir
 from retro_jax.config import Experiment, from_config_dict, to_config_dict
+
+_COPIES: dict[str, tempfile.TemporaryDirectory] = {}
+_COPYING = threading.Lock()
 
 
 class Job:
@@ -42,18 +47,18 @@ class Job:
         part.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
             (part / name).write_bytes(data)
-        (part / "counts.json").write_text(json.dumps(counts))
+        workdir.write_json(part / "counts.json", counts)
 
     def make(
         self,
-        count: int,
+        numbers: Iterable[int],
         transform: Callable,
         done: Callable = lambda counts: True,
         element: Callable = lambda number: number,
     ):
         """Runs `transform`, of a collection of an element for each part, on those that are not done."""
         there = self._found()
-        missing = [n for n in range(count) if n not in there or not done(there[n])]
+        missing = [n for n in numbers if n not in there or not done(there[n])]
         if missing:
             import apache_beam as beam
             from apache_beam.options.pipeline_options import PipelineOptions
@@ -61,12 +66,12 @@ class Job:
             with beam.Pipeline(options=PipelineOptions(self.options)) as pipeline:
                 transform(pipeline | beam.Create(map(element, missing)) | beam.Reshuffle())
 
-    def map(self, count: int, function: Callable[[str, int], None]):
-        """Makes parts 0 .. count - 1, each by function(key, number), which puts it."""
+    def map(self, numbers: Iterable[int], function: Callable[[str, int], None]):
+        """Makes parts, each by function(key, number), which puts it."""
         import apache_beam as beam
 
         make = "make parts" >> beam.Map(functools.partial(function, self.key))
-        self.make(count, lambda numbers: numbers | make)
+        self.make(numbers, lambda elements: elements | make)
 
     def counts(self, count: int) -> list[dict]:
         """What `put` was told of each part."""
@@ -76,7 +81,8 @@ class Job:
     def _found(self) -> dict[int, dict]:
         """The counts of the parts that are there."""
         fs = self.parts.fs
-        paths = fs.glob(f"{self.parts.path}/*/counts.json")
+        paths = fs.find(str(self.parts.path)) if self.parts.exists() else []
+        paths = [path for path in paths if path.endswith("/counts.json")]
         data = fs.cat(paths) if paths else {}  # of a bucket many at a time
         return {int(path.split("/")[-2]): json.loads(text) for path, text in data.items()}
 
@@ -90,23 +96,26 @@ def remove(directory: UPath):
         directory.fs.rm(directory.path, recursive=True)
 
 
-def copy(source: Path, target: UPath):
-    """Copies what is in a local directory."""
+def copy(source: UPath, target: UPath):
+    """Copies what is in a directory, a piece at a time."""
+    source, target = UPath(source), UPath(target)
     for file in sorted(p for p in source.rglob("*") if p.is_file()):
-        to = target / file.relative_to(source).as_posix()
+        to = target / str(file.path)[len(str(source.path)) :].lstrip("/")
         to.parent.mkdir(parents=True, exist_ok=True)
-        to.write_bytes(file.read_bytes())
+        with file.open("rb") as data, to.open("wb") as out:
+            shutil.copyfileobj(data, out, 2**22)
 
 
-@functools.lru_cache(maxsize=4)
 def local(where: str) -> Path:
-    """A directory as a local one: itself, or a copy of it that lives as long as the process."""
+    """A directory as a local one: itself, or a copy of it that stays until two others are asked for."""
     source = UPath(where)
     if isinstance(source, Path):
         return Path(source)
-    aside = Path(tempfile.mkdtemp(prefix="retro_jax_"))
-    for file in (p for p in source.rglob("*") if p.is_file()):
-        to = aside / file.path[len(source.path) :].lstrip("/")
-        to.parent.mkdir(parents=True, exist_ok=True)
-        to.write_bytes(file.read_bytes())
-    return aside
+    with _COPYING:
+        if where not in _COPIES:
+            if len(_COPIES) > 1:  # on Linux who has its files open can still read them
+                _COPIES.pop(next(iter(_COPIES))).cleanup()
+            aside = tempfile.TemporaryDirectory(prefix="retro_jax_")
+            copy(source, UPath(aside.name))
+            _COPIES[where] = aside
+        return Path(_COPIES[where].name)

@@ -68,6 +68,11 @@ def run(experiment: Experiment, where: str, options: Iterable[str] = ()):
         progress.say(f"beam/{name}" + (": complete" if done else ""))
         if done:
             continue
+        purpose = workdir.purpose_of(out, step.settings, inputs)
+        if workdir.read_purpose(out) != purpose:  # parts of another config are no parts of this one
+            remove(out)
+            out.mkdir(parents=True, exist_ok=True)
+            workdir.write_json(out / workdir.PURPOSE, purpose)
         if kind in by_workers:
             job = Job(e, base, split, out, list(options))
             counts = by_workers[kind](job)
@@ -76,8 +81,8 @@ def run(experiment: Experiment, where: str, options: Iterable[str] = ()):
             with tempfile.TemporaryDirectory() as aside:
                 counts = step.make(Path(aside))
                 copy(Path(aside), out)
-        out.mkdir(parents=True, exist_ok=True)
         workdir.write_manifest(out, step.settings, inputs, None, counts)
+        (out / workdir.PURPOSE).unlink()
     with tempfile.TemporaryDirectory() as aside:
         records.write_tfds_info(base / "shards", steps.shard_splits(e), Path(aside))
         copy(Path(aside), base / "shards")

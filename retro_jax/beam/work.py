@@ -21,12 +21,13 @@ from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.corpus.tokenizer import PAD
 from retro_jax.retrieval import embed, index
 
+_GROUP = 16  # blocks of queries that a shard is opened for
 _GATHERED = 4096  # chunks of the database whose tokens are read at a time
 
 
 def cut(job: Job) -> dict:
     blocks = -(-steps.documents_in(job.base, job.split) // chunks.BLOCK)
-    job.map(blocks, _tokenize)
+    job.map(range(blocks), _tokenize)
     counts, row, number, at = job.counts(blocks), 0, 0, {}
     for block, c in enumerate(counts):
         at[block] = (block, row, number)
@@ -36,7 +37,7 @@ def cut(job: Job) -> dict:
 
     # Each part is placed where the ones before it end.
     place = "place" >> beam.Map(functools.partial(_place, job.key))
-    job.make(blocks, lambda numbers: numbers | place, lambda c: c.get("placed"), at.get)
+    job.make(range(blocks), lambda numbers: numbers | place, lambda c: c.get("placed"), at.get)
     state = {"read": steps.documents_in(job.base, job.split), "short": short}
     layout = chunks.layout(steps.load_tokenizer(job.base), job.e.model.chunk)
     job.join(layout, blocks, state)
@@ -72,7 +73,7 @@ def _place(key, at):
 def embed_chunks(job: Job) -> dict:
     count = len(steps.table_of(job.base, job.split))
     blocks = -(-count // steps.EMBEDDED)
-    job.map(blocks, _embed)
+    job.map(range(blocks), _embed)
     job.join(steps.embedding_columns(_embedder(job.key)), blocks, {})
     return {"vectors": count}
 
@@ -95,7 +96,7 @@ def _embed(key, block):
 def build_index(job: Job) -> dict:
     vectors = steps.vectors_of(job.base, steps.database_split(job.e))
     shards = len(index.shard_bounds(len(vectors), job.e.retrieval.index_shard)) - 1
-    job.map(shards, _build)
+    job.map(range(shards), _build)
     return index.finish(job.out, shards)
 
 
@@ -112,43 +113,50 @@ def _build(key, shard):
 
 def find_neighbours(job: Job) -> dict:
     """Every block of queries meets every shard, and what the shards found of it is merged."""
-    import apache_beam as beam
-
-    shards = json.loads((job.base / "index" / "index.json").read_text())["shards"]
-    count = len(steps.table_of(job.base, job.split))
-    block = steps.searched_at_a_time(job.e, job.split, shards)
-    blocks = -(-count // block)
-    search, merge = functools.partial(_search, job.key), functools.partial(_merge, job.key)
-    job.make(
-        blocks,
-        lambda numbers: (
-            numbers
-            | "every shard" >> beam.FlatMap(lambda n: [(s, n) for s in range(shards)])
-            | "by shard" >> beam.GroupByKey()  # opened once, then searched
-            | "search" >> beam.FlatMap(search)
-            | "by block" >> beam.GroupByKey()
-            | "merge" >> beam.Map(merge)
-        ),
-    )
+    shards, blocks, groups = _searched(job)
+    job.map(range(blocks, blocks + shards * groups), _search)
+    job.map(range(blocks), _merge)
     fewer = sum(c["fewer"] for c in job.counts(blocks))
     job.join(steps.neighbour_columns(job.e.retrieval.neighbours), blocks, {"fewer": fewer})
-    return {"share_with_fewer_than_k": fewer / count}
+    return {"share_with_fewer_than_k": fewer / len(steps.table_of(job.base, job.split))}
 
 
-def _search(key, work):
-    job, (shard, blocks) = Job.of(key), work
+def _searched(job: Job) -> tuple[int, int, int]:
+    """Shards of the index, blocks of queries, and groups of blocks that are searched in one go."""
+    shards = json.loads((job.base / "index" / "index.json").read_text())["shards"]
+    block = steps.searched_at_a_time(job.e, job.split, shards)
+    blocks = -(-len(steps.table_of(job.base, job.split)) // block)
+    return shards, blocks, -(-blocks // _GROUP)
+
+
+def _search(key, number):
+    """One group of blocks in one shard; these parts stand after those of the blocks."""
+    job = Job.of(key)
+    _, blocks, groups = _searched(job)
+    shard, group = divmod(number - blocks, groups)
     begin, _ = index.report_bounds(job.base / "index", shard)
     opened = index.load_shard(local(str(job.base / "index" / index.shard_name(shard))))
     search = steps.Search(job.e, job.base, job.split, opened, begin)
-    for block in sorted(blocks):
-        yield block, search.neighbours(block * search.block)
+    layout, files = steps.neighbour_columns(job.e.retrieval.neighbours), {}
+    for block in range(group * _GROUP, min((group + 1) * _GROUP, blocks)):
+        ids, distances = search.neighbours(block * search.block)
+        made = columns.encode(layout, {"ids": ids, "distances": distances}, {})
+        files |= {f"{block}.{name}": data for name, data in made.items()}
+    job.put(number, files, {})
 
 
-def _merge(key, found):
-    job, (block, parts) = Job.of(key), found
-    k = job.e.retrieval.neighbours
-    # Where the nearest are equally far the smaller id wins, but a missing one never does.
-    ids, distances = index.merge(list(parts), k)
+def _merge(key, block):
+    job = Job.of(key)
+    shards, blocks, groups = _searched(job)
+    k, best = job.e.retrieval.neighbours, None
+    for shard in range(shards):
+        part = job.part(blocks + shard * groups + block // _GROUP)
+        ids, distances = (
+            np.frombuffer((part / f"{block}.{name}.bin").read_bytes(), dtype).reshape(-1, k)
+            for name, dtype in (("ids", "<i8"), ("distances", "<f4"))
+        )
+        best = index.merge([best, (ids, distances)], k) if best else (ids, distances)
+    ids, distances = best
     layout = steps.neighbour_columns(k)
     files = columns.encode(layout, {"ids": ids, "distances": distances}, {})
     job.put(block, files, {"fewer": int((ids < 0).any(axis=1).sum())})
@@ -163,7 +171,7 @@ def write_shards(job: Job) -> dict:
     layout, per_shard = _record_layout(job)
     shards = -(-count // per_shard)
     job.make(
-        shards,
+        range(shards),
         lambda numbers: (
             numbers
             | "ask" >> beam.FlatMap(functools.partial(_ask, job.key, per_shard))

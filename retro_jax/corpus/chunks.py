@@ -14,7 +14,7 @@ from retro_jax import columns
 from retro_jax.corpus.sources import BadDocument, Document, digest
 from retro_jax.corpus.tokenizer import BOS, EOS, PAD, Tokenizer
 
-BLOCK = 1000  # documents
+BLOCK = 256  # documents
 _PART = 2**20  # characters
 
 
@@ -67,7 +67,10 @@ class ChunkTable:
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """Chunks alone, ids [...] -> tokens [..., M]; PAD for -1."""
         ids = np.asarray(ids)
-        return np.where((ids < 0)[..., None], PAD, self.tokens[np.maximum(ids, 0)])
+        near = np.where(
+            ids < 0, max(0, ids.max(initial=0)), ids
+        )  # of a bucket all between are read
+        return np.where((ids < 0)[..., None], PAD, self.tokens[near])
 
 
 def token_ids(text: str, tokenizer: Tokenizer) -> np.ndarray:

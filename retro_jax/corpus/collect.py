@@ -21,7 +21,7 @@ from retro_jax.corpus.sources import BadDocument, Document, digest
 from retro_jax.errors import UserError
 
 TRAIN, HELDOUT = "train", "heldout"
-_BLOCK = 1000  # documents
+_BLOCK = 256  # documents
 
 
 def collect(
@@ -82,9 +82,13 @@ def read(corpus: Path, split: str, begin: int = 0, end: int | None = None) -> It
     """The documents of a split, but for those left out; from number `begin` to before `end` of them."""
     documents = columns.Columns(corpus)[split]
     with (UPath(corpus) / f"{split}_dropped.npy").open("rb") as file:
-        kept = np.delete(np.arange(len(documents)), np.load(file))[begin:end]
-    for start in range(0, len(kept), _BLOCK):
-        rows = kept[start : start + _BLOCK]
+        dropped = np.load(file)
+    count = len(documents) - len(dropped)
+    end = count if end is None else min(end, count)
+    before = dropped - np.arange(len(dropped))  # how many are kept before each that is not
+    for start in range(begin, end, _BLOCK):
+        numbers = np.arange(start, min(start + _BLOCK, end))
+        rows = numbers + np.searchsorted(before, numbers, side="right")
         lines = documents.range(int(rows[0]), int(rows[-1]) + 1)
         for row in rows:
             yield Document(**lines[row - rows[0]])

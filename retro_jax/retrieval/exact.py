@@ -33,18 +33,28 @@ class ExactIndex:
         block = max(1, min(_QUERIES, _BLOCK // found))
         for start in range(0, len(queries), block):
             q = queries[start : start + block]
-            row, id = self._candidates(q, found)
-            near = squared_distances(q, row, self.vectors, id)
-            order = np.lexsort((id, near, row))
-            # Each row has at least `found`: the first of each are the answer.
-            first = np.searchsorted(row[order], np.arange(len(q)))
-            chosen = order[first[:, None] + np.arange(found)]
-            ids[start : start + block, :found] = id[chosen]
-            distances[start : start + block, :found] = near[chosen]
+            at = slice(start, start + block)
+            ids[at, :found], distances[at, :found] = self._nearest(q, found)
         return ids, distances
 
-    def _candidates(self, queries, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs (row of a query, id) of all that could be among a query's k nearest.
+    def _nearest(self, queries, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """ids and distances [Q, k] of the nearest; there are as many."""
+        candidates = self._candidates(queries, k)
+        if candidates is None:  # thousands equally near, of duplicates: fewer queries at a time
+            half = len(queries) // 2
+            parts = self._nearest(queries[:half], k), self._nearest(queries[half:], k)
+            return tuple(np.concatenate(x) for x in zip(*parts))
+        row, id = candidates
+        near = squared_distances(queries, row, self.vectors, id)
+        order = np.lexsort((id, near, row))
+        # Each row has at least k: the first of each are the answer.
+        first = np.searchsorted(row[order], np.arange(len(queries)))
+        chosen = order[first[:, None] + np.arange(k)]
+        return id[chosen], near[chosen]
+
+    def _candidates(self, queries, k: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Pairs (row of a query, id) of all that could be among a query's k nearest; None if they are too
+        many for several queries.
 
         A product's last bits depend on its shape: it only proposes, and leaves room for them.
         """
@@ -52,7 +62,7 @@ class ExactIndex:
         best = np.full(
             (len(queries), k), np.inf, np.float32
         )  # distances, less the query's own norm
-        rows, ids, values = [], [], []
+        rows, ids, values, total = [], [], [], 0
         for begin in range(0, len(self), _VECTORS):
             d = queries @ self.vectors[begin : begin + _VECTORS].T
             d *= -2
@@ -64,6 +74,9 @@ class ExactIndex:
             if not len(row):
                 continue
             value = d[row, id]
+            total += len(row)
+            if total > _BLOCK and len(queries) > 1:
+                return None
             rows.append(row)
             ids.append(id + begin)
             values.append(value)

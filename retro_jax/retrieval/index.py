@@ -55,11 +55,12 @@ class ShardedIndex:
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """queries [Q, E] -> ids [Q, k] int64, distances [Q, k] float32."""
-        found = []
+        best = None
         for number in range(self.shards):
             ids, distances = self.shard(number).search(queries, k)
-            found.append((np.where(ids < 0, -1, ids + self.bounds(number)[0]), distances))
-        return merge(found, k)
+            found = np.where(ids < 0, -1, ids + self.bounds(number)[0]), distances
+            best = merge([best, found], k) if best else found
+        return best
 
 
 def merge(found: list[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -168,6 +169,7 @@ def build_shard(vectors, directory: Path, kind: str, min_recall: float, k: int, 
             "recall": recall,
             "leaves": index.leaves,
             "leaves_to_search": index.leaves_to_search,
+            "reorder": index.reorder,
             "width": vectors.shape[1],
         }
     workdir.write_json(directory / "index.json", report)
@@ -187,6 +189,5 @@ def load_shard(directory: Path) -> ExactIndex | ScannIndex | Bm25Index:
     if scann is None:
         raise UserError(f"{directory}: this index needs the scann package; pip install scann")
     searcher = scann.scann_ops_pybind.load_searcher(str(directory / "scann"))
-    return ScannIndex(
-        searcher, report["size"], report["width"], report["leaves"], report["leaves_to_search"]
-    )
+    names = ("size", "width", "leaves", "leaves_to_search", "reorder")
+    return ScannIndex(searcher, *(report[name] for name in names))

@@ -22,7 +22,11 @@ class Owners:
     """
 
     def __init__(self, document: np.ndarray, number: np.ndarray | None = None):
-        counts = np.bincount(document)
+        counts = np.zeros(0, np.int64)
+        for begin in range(0, len(document), 2**22):
+            part = np.bincount(document[begin : begin + 2**22])
+            counts = np.pad(counts, (0, max(0, len(part) - len(counts))))
+            counts[: len(part)] += part
         self._document = document
         self._number = np.arange(len(counts)) if number is None else number
         counts = np.pad(counts, (0, len(self._number) - len(counts)))

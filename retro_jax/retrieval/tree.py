@@ -7,6 +7,7 @@ import numpy as np
 from retro_jax.errors import UserError
 from retro_jax.retrieval.exact import ExactIndex, checked, nothing
 
+_REORDER = 100  # candidates that are compared exactly, at least
 _BATCH = 256  # queries that ScaNN gives to a thread
 
 
@@ -15,10 +16,12 @@ class ScannIndex:
 
     kind = "scann"
 
-    def __init__(self, searcher, size: int, width: int, leaves: int, leaves_to_search: int):
+    def __init__(
+        self, searcher, size: int, width: int, leaves: int, leaves_to_search: int, reorder: int
+    ):
         self._searcher = searcher
         self._size, self._width = size, width
-        self.leaves, self.leaves_to_search = leaves, leaves_to_search
+        self.leaves, self.leaves_to_search, self.reorder = leaves, leaves_to_search, reorder
 
     def __len__(self) -> int:
         return self._size
@@ -38,7 +41,7 @@ class ScannIndex:
         near, d = search(
             queries,
             final_num_neighbors=found,
-            pre_reorder_num_neighbors=min(len(self), max(100, 4 * found)),
+            pre_reorder_num_neighbors=min(len(self), max(self.reorder, 4 * found)),
             leaves_to_search=max(self.leaves_to_search, int(np.ceil(share * self.leaves))),
         )
         # Where the searched leaves held fewer than k, ScaNN writes id 0 with a NaN distance.
@@ -98,18 +101,24 @@ def build(scann, vectors, directory, min_recall: float, k: int) -> tuple[ScannIn
     builder = builder.tree(leaves, max(1, leaves // 10), training_sample_size=min(size, 250_000))
     searcher = builder.score_ah(2).reorder(100).build()
     measure = recall_of(vectors, k)
-    # The share of leaves to search depends on the data; double it until the recall is reached.
-    searched = max(1, leaves // 10)
-    while True:
-        index = ScannIndex(searcher, size, width, leaves, searched)
-        recall = measure(index)
-        if recall >= min_recall or searched >= leaves:
-            break
-        searched = min(leaves, 2 * searched)
+    # How many leaves to search and how many candidates to compare exactly depends on the data (where
+    # much is nearly equal, on the second); double what helps more until the recall is reached.
+    searched, reorder = max(1, leaves // 10), _REORDER
+    index = ScannIndex(searcher, size, width, leaves, searched, reorder)
+    recall = measure(index)
+    while recall < min_recall and (searched < leaves or reorder < size):
+        wider = [(min(leaves, 2 * searched), reorder), (searched, min(size, 2 * reorder))]
+        tried = [
+            ScannIndex(searcher, size, width, leaves, *setting)
+            for setting in wider
+            if setting != (searched, reorder)
+        ]
+        recall, index = max(((measure(t), t) for t in tried), key=lambda pair: pair[0])
+        searched, reorder = index.leaves_to_search, index.reorder
     if recall < min_recall:
         raise UserError(
             f"config field retrieval.min_recall = {min_recall}: the ScaNN index reaches recall@{k} "
-            f"{recall:.3f} with every leaf searched; lower it or use retrieval.index = 'exact'"
+            f"{recall:.3f} with everything searched; lower it or use retrieval.index = 'exact'"
         )
     (directory / "scann").mkdir()
     try:

@@ -75,6 +75,15 @@ def test_more_neighbours_than_vectors_leaves_places_empty(kind, tmp_path):
     assert np.isfinite(distances[ids >= 0]).all()
 
 
+def test_thousands_of_equal_vectors_are_found_by_id_and_in_little_memory(tmp_path):
+    """Queries that are equally near to everything go fewer at a time."""
+    same = np.ones((30_000, 4), np.float32)
+    built, _ = build(same, tmp_path, "exact", 0.9, 3)
+    ids, distances = built.search(same[:200], 3)
+    assert (ids == [0, 1, 2]).all()
+    assert (distances == 0).all()
+
+
 def test_leaves_that_hold_fewer_than_k_give_missing_and_not_row_0(vectors, tmp_path):
     built = build(vectors, tmp_path, "scann", 0.0, 5)[0]._open[0]
     built.leaves = built.leaves_to_search = 1  # visit one leaf, whatever k is
