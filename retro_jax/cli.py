@@ -68,7 +68,7 @@ def _dispatch(stage: str, argv: list[str]) -> int:
             )
         return describe(Path(argv[0]), *map(int, argv[1:]))
     rebuild = stage == "prepare" and "--rebuild" in argv
-    experiment, root, estimated = _parse([a for a in argv if not (rebuild and a == "--rebuild")])
+    experiment, root, estimated = parse([a for a in argv if not (rebuild and a == "--rebuild")])
     from retro_jax.train import sharding
     from retro_jax.train.loop import Interrupted
 
@@ -92,7 +92,7 @@ def _dispatch(stage: str, argv: list[str]) -> int:
     return 0
 
 
-def _parse(argv: list[str]):
+def parse(argv: list[str]):
     """--config, --workdir and --estimate -> (Experiment, Path, a size or None)."""
     from absl import flags
     from ml_collections import config_flags

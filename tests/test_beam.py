@@ -8,7 +8,7 @@ import pytest
 from conftest import small_experiment, write_corpus
 from upath import UPath
 
-from retro_jax import columns, prepare, records, sequences, steps, workdir
+from retro_jax import cli, columns, prepare, records, sequences, steps, workdir
 from retro_jax.beam import run
 from retro_jax.config import RetrievalConfig
 from retro_jax.corpus import chunks
@@ -137,6 +137,18 @@ def test_a_record_reads_what_it_holds_and_no_more():
     assert record["documents"].tolist() == [0, 0, -1, -1]
     assert read
     assert max(read) == 2
+
+
+def test_the_command_prepares_and_training_goes_on_from_it(tmp_path):
+    arguments = [
+        "--config=experiments/quickstart.py", f"--workdir={tmp_path}/w",
+        "--config.corpus.source=text:retro_jax/**/*.py", "--config.retrieval.dim=32",
+        "--config.corpus.vocab=600", "--config.corpus.heldout=0.2", "--config.train.steps=1",
+    ]  # fmt: skip
+    assert run.main([*arguments, "--runner=DirectRunner"]) == 0
+    before = contents(tmp_path / "w")
+    assert cli.main(["prepare", *arguments]) == 0  # everything is there
+    assert contents(tmp_path / "w") == before
 
 
 def test_the_command_says_what_is_missing(capsys):
