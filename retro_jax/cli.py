@@ -11,8 +11,8 @@
   retro prepare  --config=FILE --estimate=1TB    what it would cost for so much text, from a sample
 
 A stage that is complete is skipped, one that was interrupted continues; one that was made with another
-config is refused, but `retro prepare --rebuild` makes again what depends on what was changed. Without --workdir the
-artefacts go to runs/NAME, NAME being the config's. Any field of the config can be set:
+config is refused, but `retro prepare --rebuild` makes again what depends on what was changed. Without
+--workdir the artefacts go to runs/NAME, NAME being the config's. Any field of the config can be set:
 
   retro run --config=experiments/quickstart.py --config.train.steps=100 --workdir=runs/short
   retro generate --config=experiments/quickstart.py --config.generate.prompt='import os'

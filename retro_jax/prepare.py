@@ -44,13 +44,17 @@ def recipe(e: Experiment, base: Path) -> dict[str, Step]:
 
     if r.source:
         settings = reading | {"retrieval.source": r.source}
-        made["corpora/database"] = Step(settings, (), lambda out: steps.collect_database(e, out))
+        made["corpora/database"] = Step(
+            settings, (), lambda out: steps.collect_documents(e, base, "database", out)
+        )
     retrieved = tuple(made)
     settings = reading | {"corpus.source": c.source}
-    made["corpus"] = Step(settings, retrieved, lambda out: steps.collect_corpus(e, base, out))
+    made["corpus"] = Step(
+        settings, retrieved, lambda out: steps.collect_documents(e, base, "", out)
+    )
     for name in held_out:
         settings = reading | {"corpus.heldout_sources": steps.heldout_sources(e)[name]}
-        make = lambda out, n=name: steps.collect_heldout(e, base, n, out)  # noqa: E731
+        make = lambda out, n=name: steps.collect_documents(e, base, n, out)  # noqa: E731
         made[f"corpora/{name}"] = Step(settings, ("corpus", *retrieved), make)
     made["tokenizer"] = Step(vocabulary, ("corpus",), lambda out: steps.tokenize(e, base, out))
     for split in ("train", "heldout", *(["database"] if r.source else []), *held_out):

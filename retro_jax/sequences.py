@@ -44,10 +44,10 @@ def copies(database: ChunkTable) -> np.ndarray:
     return first[of]
 
 
-def own_documents(table: ChunkTable, database: ChunkTable) -> np.ndarray:
-    """For each document of `table` those of the database that it is, as `copies` numbers them [D, 2]:
+def own_documents(table: ChunkTable, database: ChunkTable, number: np.ndarray) -> np.ndarray:
+    """For each document of `table` those of the database that it is, by `number` (see `copies`) [D, 2]:
     the one with its text and the one with its id; -1 for none."""
-    number, own = copies(database), []
+    own = []
     for mine, theirs in ((table.texts, database.texts), (table.ids, database.ids)):
         mine, theirs = np.asarray(mine), np.asarray(theirs)
         order = np.argsort(theirs, kind="stable")
@@ -100,9 +100,8 @@ def record(
     [C, K] int64, rows of the database's chunk table; distances [C, K] float32; neighbours [C, K, R],
     their tokens; first_scored [1] int32, the position from which evaluation scores.
     """
-    at = np.where(
-        rows < 0, rows.max(), rows
-    )  # any row that is near: of a bucket all between are read
+    # For padding any row that is near: of a bucket all between are read.
+    at = np.where(rows < 0, rows.max(), rows)
     padding = (rows < 0)[:, None]
     near = np.where(padding, -1, ids[at])
     return {

@@ -5,6 +5,7 @@
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,32 +57,33 @@ def _part(split: str) -> str:
     return "train" if split in ("train", "database") else "heldout"
 
 
-def collect_corpus(e: Experiment, base: Path, out: Path) -> dict:
-    """The training corpus and its held-out split."""
-    others = compared_with(e, base, "")
-    split_of = lambda id: "heldout" if collect.is_heldout(id, e.corpus.heldout) else "train"  # noqa: E731
-    return collect.collect(e.corpus, e.corpus.source, out, split_of, ("train", "heldout"), others)
+def source_of(e: Experiment, split: str) -> tuple[str, Callable[[str], str | None]]:
+    """The source of a corpus, and which of its splits a document goes into by its id; None: neither.
 
-
-def collect_database(e: Experiment, out: Path) -> dict:
-    """The retrieval corpus, less what the hash holds out: it may hold the same documents."""
-    split_of = lambda id: None if collect.is_heldout(id, e.corpus.heldout) else "train"  # noqa: E731
-    return collect.collect(e.corpus, e.retrieval.source, out, split_of, ("train",))
-
-
-def collect_heldout(e: Experiment, base: Path, name: str, out: Path) -> dict:
-    """A held-out corpus of its own."""
-    others = compared_with(e, base, name)
-    return collect.collect(
-        e.corpus, heldout_sources(e)[name], out, lambda id: "heldout", ("heldout",), others
-    )
+    split: "" is the training corpus and its held-out split; `database` the retrieval corpus, less what
+    the hash holds out, because it may hold the same documents; others are held out as a whole.
+    """
+    held_out = lambda id: collect.is_heldout(id, e.corpus.heldout)  # noqa: E731
+    if split == "":
+        return e.corpus.source, lambda id: "heldout" if held_out(id) else "train"
+    if split == "database":
+        return e.retrieval.source, lambda id: None if held_out(id) else "train"
+    return heldout_sources(e)[split], lambda id: "heldout"
 
 
 def compared_with(e: Experiment, base: Path, split: str) -> tuple[Path, ...]:
-    """The corpora that must not nearly repeat a held-out document of the training corpus (split "") or
-    of a held-out corpus, beside its own."""
+    """The corpora that must not nearly repeat a held-out document of a corpus, beside its own."""
+    if split == "database":
+        return ()
     others = (base / "corpus",) if split else ()
     return others + ((base / "corpora" / "database",) if e.retrieval.source else ())
+
+
+def collect_documents(e: Experiment, base: Path, split: str, out: Path) -> dict:
+    """The documents of a corpus; `split` as in `source_of`."""
+    source, split_of = source_of(e, split)
+    splits = ("train", "heldout") if split == "" else (_part(split),)
+    return collect.collect(e.corpus, source, out, split_of, splits, compared_with(e, base, split))
 
 
 def tokenize(e: Experiment, base: Path, out: Path) -> dict:
@@ -125,12 +127,10 @@ def chunk_counts(table: ChunkTable, split: str, short: int) -> dict:
             f"no {split} document is as long as a chunk: give longer documents, or a smaller "
             "model.chunk"
         )
-    documents, step = table.documents, chunks.BLOCK
-    blocks = (documents.range(i, i + step) for i in range(0, len(documents), step))
     return {
-        "documents": len(documents),
+        "documents": len(table.documents),
         "chunks": len(table),
-        "tokens": sum(d["tokens"] for block in blocks for d in block),
+        "tokens": sum(d["tokens"] for d in table.documents),
         "short_documents_skipped": short,
     }
 
@@ -258,9 +258,10 @@ class Search:
         self._k, self._together, self._first = e.retrieval.neighbours, _together(e, split), first
         self._index = index.load(base / "index", keep=False) if shard is None else shard
         database, last = table_of(base, database_split(e)), first + len(self._index)
-        self._own = sequences.own_documents(self.table, database)
+        number = sequences.copies(database)
+        self._own = sequences.own_documents(self.table, database, number)
         document = database.document[first:last]
-        self._owners = neighbours.Owners(document, sequences.copies(database))
+        self._owners = neighbours.Owners(document, number)
         words = e.retrieval.index == "bm25"
         vectors = vectors_of(base, database_split(e))
         part = vectors.part if isinstance(vectors, columns.Ranges) else lambda a, b: vectors[a:b]

@@ -9,7 +9,7 @@ import numpy as np
 from retro_jax import columns, prepare, progress, sequences, steps
 from retro_jax.columns import Columns
 from retro_jax.config import Experiment
-from retro_jax.corpus import chunks, collect, dedup, sources
+from retro_jax.corpus import chunks, dedup, sources
 from retro_jax.errors import UserError
 from retro_jax.records import Records
 from retro_jax.retrieval import bm25, index, tree
@@ -64,11 +64,7 @@ def verify(experiment: Experiment, root: Path, share: float = 0.05, seed: int = 
 
 
 def _corpus(e, base, split, some):
-    held_out = lambda id: collect.is_heldout(id, e.corpus.heldout)  # noqa: E731
-    source, split_of = {
-        "": (e.corpus.source, lambda id: "heldout" if held_out(id) else "train"),
-        "database": (e.retrieval.source, lambda id: None if held_out(id) else "train"),
-    }.get(split) or (steps.heldout_sources(e)[split], lambda id: "heldout")
+    source, split_of = steps.source_of(e, split)
     documents = Columns(base / "corpora" / split if split else base / "corpus")
     stored = {part: documents[part] for part in ("train", "heldout") if part in documents}
     chosen = {part: some(len(lines)) for part, lines in stored.items()}

@@ -79,9 +79,7 @@ def write_manifest(
     cpu_seconds: float | None = None,
 ):
     """Writes (aside, then renames) the manifest of the artefact at `path`."""
-    manifest = {
-        "settings": settings,
-        "inputs": {_name(i, path): _fingerprint(i) for i in inputs},
+    manifest = purpose_of(path, settings, inputs) | {
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,  # of all threads
         "counts": counts,

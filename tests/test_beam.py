@@ -147,6 +147,9 @@ def test_the_command_prepares_and_training_goes_on_from_it(tmp_path):
     ]  # fmt: skip
     assert run.main([*arguments, "--runner=DirectRunner"]) == 0
     before = contents(tmp_path / "w")
+    made = [workdir.read_manifest(p.parent) for p in (tmp_path / "w").rglob("manifest.json")]
+    assert made
+    assert all(m["seconds"] > 0 for m in made)  # the summary of a run adds them up
     assert cli.main(["prepare", *arguments]) == 0  # everything is there
     assert contents(tmp_path / "w") == before
 

@@ -66,12 +66,12 @@ class Job:
             with beam.Pipeline(options=PipelineOptions(self.options)) as pipeline:
                 transform(pipeline | beam.Create(map(element, missing)) | beam.Reshuffle())
 
-    def map(self, numbers: Iterable[int], function: Callable[[str, int], None]):
-        """Makes parts, each by function(key, number), which puts it."""
+    def map(self, numbers: Iterable[int], function: Callable, *done_and_element: Callable):
+        """Makes parts, each by function(key, its element), which puts it; the rest as in `make`."""
         import apache_beam as beam
 
         make = "make parts" >> beam.Map(functools.partial(function, self.key))
-        self.make(numbers, lambda elements: elements | make)
+        self.make(numbers, lambda elements: elements | make, *done_and_element)
 
     def counts(self, count: int) -> list[dict]:
         """What `put` was told of each part."""

@@ -19,6 +19,7 @@ A step that is complete is skipped, and so is a block that is there.
 
 import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def run(experiment: Experiment, where: str, options: Iterable[str] = ()):
         progress.say(f"beam/{name}" + (": complete" if done else ""))
         if done:
             continue
+        start = time.perf_counter()
         purpose = workdir.purpose_of(out, step.settings, inputs)
         if workdir.read_purpose(out) != purpose:  # parts of another config are no parts of this one
             remove(out)
@@ -81,7 +83,7 @@ def run(experiment: Experiment, where: str, options: Iterable[str] = ()):
             with tempfile.TemporaryDirectory() as aside:
                 counts = step.make(Path(aside))
                 copy(Path(aside), out)
-        workdir.write_manifest(out, step.settings, inputs, None, counts)
+        workdir.write_manifest(out, step.settings, inputs, time.perf_counter() - start, counts)
         (out / workdir.PURPOSE).unlink()
     with tempfile.TemporaryDirectory() as aside:
         records.write_tfds_info(base / "shards", steps.shard_splits(e), Path(aside))

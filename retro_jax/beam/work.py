@@ -33,11 +33,8 @@ def cut(job: Job) -> dict:
         at[block] = (block, row, number)
         row, number = row + c["chunks"], number + c["documents"]
     short = sum(c["short"] for c in counts)
-    import apache_beam as beam
-
     # Each part is placed where the ones before it end.
-    place = "place" >> beam.Map(functools.partial(_place, job.key))
-    job.make(range(blocks), lambda numbers: numbers | place, lambda c: c.get("placed"), at.get)
+    job.map(range(blocks), _place, lambda c: c.get("placed"), at.get)
     state = {"read": steps.documents_in(job.base, job.split), "short": short}
     layout = chunks.layout(steps.load_tokenizer(job.base), job.e.model.chunk)
     job.join(layout, blocks, state)
@@ -134,7 +131,8 @@ def _search(key, number):
     job = Job.of(key)
     _, blocks, groups = _searched(job)
     shard, group = divmod(number - blocks, groups)
-    begin, _ = index.report_bounds(job.base / "index", shard)
+    size = len(steps.vectors_of(job.base, steps.database_split(job.e)))
+    begin = index.shard_bounds(size, job.e.retrieval.index_shard)[shard]
     opened = index.load_shard(local(str(job.base / "index" / index.shard_name(shard))))
     search = steps.Search(job.e, job.base, job.split, opened, begin)
     layout, files = steps.neighbour_columns(job.e.retrieval.neighbours), {}

@@ -57,7 +57,7 @@ def violations(
     number, document = sequences.copies(database), np.asarray(database.document)
     same = wrong = shared = 0
     for split, records in shards.items():
-        own = sequences.own_documents(tables[split], database)
+        own = sequences.own_documents(tables[split], database, number)
         if split != "train":  # unrelated corpora may use the same ids, a split may not
             known = own if split == "heldout" else own[:, :1]
             shared += int((known >= 0).any(axis=1).sum())

@@ -128,12 +128,6 @@ def finish(directory: Path, shards: int) -> dict:
     return report
 
 
-def report_bounds(directory: Path, shard: int) -> tuple[int, int]:
-    """The first vector of a shard of an index, and the first one after it."""
-    sizes = json.loads((directory / "index.json").read_text())["sizes"]
-    return sum(sizes[:shard]), sum(sizes[: shard + 1])
-
-
 def load(directory: Path, keep: bool = True) -> ShardedIndex:
     """Opens an index that `build` wrote; see `ShardedIndex`."""
     return ShardedIndex(directory, keep)
