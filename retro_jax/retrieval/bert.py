@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from retro_jax.errors import UserError
 
-_STEP = 8  # tokens, between the lengths of batches
+_STEP = 4  # tokens, between the lengths of batches
 
 # S texts, T tokens, D width, N heads, H head size
 
@@ -208,7 +208,7 @@ class BertEmbedder:
         pending = []
         for start in range(0, len(order), self._batch):
             rows = order[start : start + self._batch]
-            # Few shapes, so few compilations: lengths in steps of 8, and the last batch a power of 2.
+            # Few shapes, so few compilations: lengths in steps of _STEP, and the last batch a power of 2.
             longest = max(1, len(encoded[rows[-1]]))
             length = min(self._positions, -(-longest // _STEP) * _STEP)
             size = min(self._batch, -(-(1 << (len(rows) - 1).bit_length()) // spread) * spread)

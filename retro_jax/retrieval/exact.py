@@ -5,10 +5,16 @@ are the same bits wherever a vector lies and however many are searched at a time
 in the order of ids. So the nearest of a whole are the nearest of the nearest of its parts.
 """
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 _BLOCK = 2_000_000  # numbers of vectors that are held at a time
-_QUERIES, _VECTORS = 256, 4096  # compared at a time: their distances stay in the processor's cache
+_QUERIES, _VECTORS = 512, 2048  # compared at a time: their distances stay in the processor's cache
+_GROUP = 32  # vectors that are looked at one by one only if the nearest of them is near enough
+_PARALLEL = threading.Lock()
 
 
 class ExactIndex:
@@ -31,10 +37,12 @@ class ExactIndex:
         if not found:
             return ids, distances
         block = max(1, min(_QUERIES, _BLOCK // found))
-        for start in range(0, len(queries), block):
-            q = queries[start : start + block]
+
+        def nearest(start: int):
             at = slice(start, start + block)
-            ids[at, :found], distances[at, :found] = self._nearest(q, found)
+            ids[at, :found], distances[at, :found] = self._nearest(queries[at], found)
+
+        _in_parallel(nearest, range(0, len(queries), block))
         return ids, distances
 
     def _nearest(self, queries, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -59,21 +67,19 @@ class ExactIndex:
         A product's last bits depend on its shape: it only proposes, and leaves room for them.
         """
         slack = 1e-5 * (np.einsum("qe,qe->q", queries, queries) + self._norms.max() + 1e-30)
-        best = np.full(
-            (len(queries), k), np.inf, np.float32
-        )  # distances, less the query's own norm
+        double = queries * np.float32(-2)
+        # Distances, less the query's own norm, of the k nearest so far.
+        best = np.full((len(queries), k), np.inf, np.float32)
         rows, ids, values, total = [], [], [], 0
+        product = np.empty(min(_VECTORS, len(self)) * len(queries), np.float32)
         for begin in range(0, len(self), _VECTORS):
-            d = queries @ self.vectors[begin : begin + _VECTORS].T
-            d *= -2
-            d += self._norms[begin : begin + _VECTORS]
-            bound = best.max(axis=1)
-            if d.shape[1] > k and np.isinf(bound).any():
-                bound = np.minimum(bound, np.partition(d, k - 1, axis=1)[:, k - 1])
-            row, id = np.divmod(np.flatnonzero(d <= (bound + slack)[:, None]), d.shape[1])
+            vectors = self.vectors[begin : begin + _VECTORS]
+            d = product[: len(vectors) * len(queries)].reshape(len(vectors), -1)
+            np.matmul(vectors, double.T, out=d)
+            d += self._norms[begin : begin + _VECTORS, None]
+            row, id, value = _below(d, best.max(axis=1), slack, k)
             if not len(row):
                 continue
-            value = d[row, id]
             total += len(row)
             if total > _BLOCK and len(queries) > 1:
                 return None
@@ -89,6 +95,37 @@ class ExactIndex:
         row, id, value = map(np.concatenate, (rows, ids, values))
         still = value <= (best.max(axis=1) + slack)[row]
         return row[still], id[still]
+
+
+def _below(d: np.ndarray, bound: np.ndarray, slack: np.ndarray, k: int):
+    """Of distances d [V, Q], those up to bound + slack [Q]: rows of Q, rows of V, values [n].
+
+    Where a bound is infinite yet, the k nearest of V bound it.
+    """
+    size = _GROUP if len(d) % _GROUP == 0 else 1
+    groups = d.reshape(-1, size, d.shape[1])
+    least = groups.min(axis=1)
+    if np.isinf(bound).any() and len(d) > k:
+        # A group's nearest is one of the vectors, so k groups bound as k vectors do.
+        some = least if len(least) > k else d
+        bound = np.minimum(bound, np.partition(some, k - 1, axis=0)[k - 1])
+    limit = bound + slack
+    group, row = np.divmod(np.flatnonzero(least <= limit), d.shape[1])
+    near = groups[group, :, row]
+    which, member = np.divmod(np.flatnonzero(near <= limit[row, None]), size)
+    return row[which], group[which] * size + member, near[which, member]
+
+
+def _in_parallel(do, starts: range):
+    """do(start) for each, on as many threads as BLAS has, each of whose products has one."""
+    if len(starts) == 1:  # a few queries: BLAS knows best
+        return do(starts[0])
+    with _PARALLEL:
+        blas = ThreadpoolController().select(user_api="blas")
+        threads = max((library["num_threads"] for library in blas.info()), default=1)
+        with blas.limit(limits=1), ThreadPoolExecutor(threads) as pool:
+            list(pool.map(do, starts))
+    return None
 
 
 def squared_norms(vectors: np.ndarray) -> np.ndarray:
