@@ -37,6 +37,10 @@ setup(
         "and python_version < '3.14'",
     ],
     extras_require={
+        "plan": ["libtpu==0.0.42.*"],  # the TPU compiler of jax 0.10.2 (retro plan)
+        "tensorboard": ["tensorboardX>=2.6"],
+        "tpu": ["jax[tpu]>=0.10"],
+        "cuda": ["jax[cuda12]>=0.10"],
         "beam": ["apache-beam>=2.60"],  # prepare on Dataflow, Flink, Spark
         "test": [
             "pytest>=8",

@@ -54,11 +54,11 @@ def retro_jax(s: dict, threads: int):
 
     from retro_jax.config import ModelConfig, TrainConfig
     from retro_jax.model import functional, sizes
-    from retro_jax.train.sharding import set_up_cpu
+    from retro_jax.train import sharding
     from retro_jax.train.step import init_state, make_train_step
 
-    set_up_cpu(1)
-    jax.set_mesh(jax.make_mesh((1, 1), ("data", "model")))
+    sharding.set_up_cpu(1)
+    jax.set_mesh(sharding.one_device())
     size = s["inner"] // s["heads"]
     config = ModelConfig(
         d=s["d"], layers=s["layers"], heads=s["heads"], head_size=size, cca_layers=s["cca"],

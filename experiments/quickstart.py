@@ -46,7 +46,7 @@ def get_config():
         Experiment(
             name="quickstart",
             corpus=CorpusConfig(source="python:", bad_documents="skip", heldout=0.05, vocab=4096),
-            retrieval=RetrievalConfig(embedder="tfidf", dim=256, neighbours=2),
+            retrieval=RetrievalConfig(embedder="words", index="bm25", neighbours=2),
             model=ModelConfig(
                 d=128,
                 layers=4,
@@ -68,7 +68,7 @@ def get_config():
                 b2=0.98,
                 own_continuation=1.0,
                 own_continuation_until=0.42,
-                baseline=True,
+                models=("retro", "baseline"),
             ),
             evaluate=EvaluateConfig(stride=192, batch=16),
             generate=GenerateConfig(prompt=PROMPT, tokens=128),

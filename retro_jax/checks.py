@@ -30,6 +30,8 @@ def check(e):
         "model.encoder_head_size": m.encoder_head_size,
         "model.attention_block": m.attention_block,
         "train.batch": t.batch,
+        "train.accumulate": t.accumulate,
+        "train.keep": t.keep,
         "train.steps": t.steps,
         "train.checkpoint_every": t.checkpoint_every,
         "train.log_every": t.log_every,
@@ -40,6 +42,8 @@ def check(e):
         require(value >= 1, name, value, "must be at least 1")
     for name, value, choices in (
         ("corpus.bad_documents", c.bad_documents, ("refuse", "skip")),
+        ("evaluate.checkpoint", v.checkpoint, ("last", "best")),
+        ("train.nonfinite", t.nonfinite, ("stop", "skip")),
         ("corpus.exact_duplicates", c.exact_duplicates, ("keep", "drop")),
         ("retrieval.index", r.index, ("auto", "exact", "scann", "bm25")),
         ("retrieval.dtype", r.dtype, ("float32", "bfloat16")),
@@ -143,7 +147,11 @@ def check(e):
         ("train.final", t.final),
     ):
         require(0 <= value <= 1, name, value, "must lie between 0 and 1")
-    for name, value in (("mesh.data", e.mesh.data), ("mesh.model", e.mesh.model)):
+    for name, value in (
+        ("mesh.replica", e.mesh.replica),
+        ("mesh.data", e.mesh.data),
+        ("mesh.model", e.mesh.model),
+    ):
         require(value >= 1 or value == -1, name, value, "must be a number of devices, or -1")
     for name, value in (
         ("train.learning_rate", t.learning_rate),
@@ -152,6 +160,19 @@ def check(e):
         ("generate.temperature", e.generate.temperature),
     ):
         require(value >= 0, name, value, "must not be negative")
-    for name, value in (("train.b1", t.b1), ("train.b2", t.b2)):
+    for name, value in (("train.b1", t.b1), ("train.b2", t.b2), ("train.ema", t.ema)):
         require(0 <= value < 1, name, value, "must be at least 0 and below 1")
+    require(
+        t.models and set(t.models) <= {"retro", "baseline"},
+        "train.models",
+        t.models,
+        "must be ('retro',), ('baseline',) or ('retro', 'baseline')",
+    )
+    require(t.validate >= 0, "train.validate", t.validate, "must not be negative")
+    require(
+        t.batch % t.accumulate == 0,
+        "train.accumulate",
+        t.accumulate,
+        f"must divide train.batch = {t.batch}",
+    )
     require(t.clip > 0, "train.clip", t.clip, "must be positive")

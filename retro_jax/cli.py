@@ -6,6 +6,9 @@
   retro evaluate --config=FILE [--workdir=DIR]   checkpoints -> held-out bits per byte
   retro generate --config=FILE [--workdir=DIR]   a prompt -> text, with the neighbours it read
   retro verify   --config=FILE [--workdir=DIR]   a random share of `prepare`, made again and compared
+  retro replay   --config=FILE [--workdir=DIR]   a training step that was not finite, made again
+  retro plan     --config=FILE --topology=v5e:4x4 [--mesh=1x16x1] [--baseline] [--json]
+                                                 what a train step needs on a machine that is not here
   retro describe PATH [RECORDS]                  what shards or a working directory hold
   retro sizes    [--json]                        the paper's four sizes, counted from the model
   retro prepare  --config=FILE --estimate=1TB    what it would cost for so much text, from a sample
@@ -20,15 +23,31 @@ config is refused, but `retro prepare --rebuild` makes again what depends on wha
 
 import contextlib
 import functools
+import os
 import sys
 import time
 from pathlib import Path
 
-STAGES = ("run", "prepare", "train", "evaluate", "generate", "verify", "describe", "sizes")
+STAGES = (
+    "run", "prepare", "train", "evaluate", "generate", "verify", "replay", "plan", "describe",
+    "sizes",
+)  # fmt: skip
+
+# Flags of one stage.
+FLAGS = {
+    "estimate": ("prepare", str),
+    "rebuild": ("prepare", bool),
+    "distributed": ("train", bool),
+    "topology": ("plan", str),
+    "mesh": ("plan", str),
+    "baseline": ("plan", bool),
+    "json": ("plan", bool),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit status. 2: bad input. 130: interrupted, and resumable."""
+    """Entry point; returns the exit status. 2: bad input. 1: training stopped at a step that was not
+    finite. 75: SIGTERM (a preempted machine), 130: Ctrl-C; the same command continues."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(__doc__)
@@ -67,33 +86,46 @@ def _dispatch(stage: str, argv: list[str]) -> int:
                 " for example: retro describe runs/quickstart/prepare/shards/train 2"
             )
         return describe(Path(argv[0]), *map(int, argv[1:]))
-    rebuild = stage == "prepare" and "--rebuild" in argv
-    experiment, root, estimated = parse([a for a in argv if not (rebuild and a == "--rebuild")])
-    from retro_jax.train import sharding
-    from retro_jax.train.loop import Interrupted
+    if stage == "plan":  # libtpu is to compile only: it looks for no chip, and says nothing
+        quiet = {
+            "JAX_PLATFORMS": "cpu",
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        }
+        os.environ |= quiet | {"TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
+    experiment, root, flags = parse(stage, argv)
+    if flags.topology is not None:
+        return plan(experiment, flags)
+    from retro_jax.train import processes, sharding
+    from retro_jax.train.failure import NotFinite
 
+    if flags.distributed:
+        processes.join()
     sharding.set_up_cpu(experiment.mesh.cpu_devices)
-    if estimated is not None:
-        if stage != "prepare":
-            raise UserError(f"--estimate is for retro prepare, not retro {stage}")
-        return estimate(experiment, estimated)
+    if flags.estimate is not None:
+        return estimate(experiment, flags.estimate)
     try:
         {
             "run": run,
-            "prepare": functools.partial(prepare, rebuild=rebuild),
+            "prepare": functools.partial(prepare, rebuild=flags.rebuild),
             "train": train,
             "evaluate": evaluate,
             "generate": generate,
             "verify": verify,
+            "replay": replay,
         }[stage](experiment, root)
-    except Interrupted as stop:
+    except processes.Interrupted as stop:
         print(f"retro: {stop}", file=sys.stderr)
-        return 130
+        return stop.status
+    except NotFinite as error:
+        print(f"retro: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
-def parse(argv: list[str]):
-    """--config, --workdir and --estimate -> (Experiment, Path, a size or None)."""
+def parse(stage: str, argv: list[str]):
+    """--config, --workdir and the stage's own flags -> (Experiment, Path, flags)."""
     from absl import flags
     from ml_collections import config_flags
 
@@ -103,7 +135,9 @@ def parse(argv: list[str]):
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "Experiment file.", flag_values=values)
     flags.DEFINE_string("workdir", None, "Directory of the artefacts.", flag_values=values)
-    flags.DEFINE_string("estimate", None, "Bytes of text.", flag_values=values)
+    for name, (own, kind) in FLAGS.items():
+        define, unset = (flags.DEFINE_bool, False) if kind is bool else (flags.DEFINE_string, None)
+        define(name, unset, f"Of {own}.", flag_values=values)
     for path in (a.removeprefix("--config=") for a in argv if a.startswith("--config=")):
         if not Path(path.partition(":")[0]).is_file():
             raise UserError(f"--config={path}: no such file")
@@ -126,8 +160,13 @@ def parse(argv: list[str]):
         raise UserError("--config is missing, for example --config=experiments/quickstart.py")
     if left:
         raise UserError(f"not understood: {' '.join(left)} (retro --help)")
+    for name, (own, _) in FLAGS.items():
+        if values[name].present and own != stage:
+            raise UserError(f"--{name} is for retro {own}, not retro {stage}")
+    if stage == "plan" and values.topology is None:
+        raise UserError("retro plan: --topology is missing, for example --topology=v5e:4x4")
     experiment = from_config_dict(config)
-    return experiment, Path(values.workdir or Path("runs") / experiment.name), values.estimate
+    return experiment, Path(values.workdir or Path("runs") / experiment.name), values
 
 
 def prepare(experiment, root: Path, rebuild: bool = False):
@@ -145,13 +184,28 @@ def estimate(experiment, size: str) -> int:
     return 0
 
 
+def plan(experiment, flags) -> int:
+    """What a train step needs on a machine that is not here. Exit status 0 also if it does not fit."""
+    import dataclasses
+
+    from retro_jax.plan import plan as stage
+    from retro_jax.plan import topology
+
+    if flags.mesh is not None:
+        experiment = dataclasses.replace(experiment, mesh=stage.parse_mesh(flags.mesh))
+    on = topology.parse(flags.topology)
+    stage.show(
+        stage.plan(experiment, on, stage.vocab_of(experiment), not flags.baseline), flags.json
+    )
+    return 0
+
+
 def train(experiment, root: Path):
-    """Shards to checkpoints: RETRO, and its baseline if the config asks for one."""
+    """Shards to checkpoints: RETRO, its baseline, or both."""
     from retro_jax.train import loop
 
-    loop.train(experiment, root, retrieval=True)
-    if experiment.train.baseline:
-        loop.train(experiment, root, retrieval=False)
+    for model in experiment.train.models:
+        loop.train(experiment, root, retrieval=model == "retro")
 
 
 def evaluate(experiment, root: Path):
@@ -180,6 +234,13 @@ def verify(experiment, root: Path):
     progress.say(
         "the same, bit for bit: " + ", ".join(f"{n} {name}" for name, n in compared.items())
     )
+
+
+def replay(experiment, root: Path):
+    """The last training step that was not finite, made again."""
+    from retro_jax.train import failure
+
+    failure.replay(experiment, root)
 
 
 def run(experiment, root: Path):

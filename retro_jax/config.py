@@ -104,6 +104,7 @@ class TrainConfig:
 
     length: int = 2048  # tokens of a sequence, a multiple of model.chunk
     batch: int = 256  # sequences of a step
+    accumulate: int = 1  # parts that a batch is computed in, one after the other, to save memory
     steps: int = 1000
     learning_rate: float = 2e-4
     warmup: int = 750  # steps, from 1e-7
@@ -112,15 +113,23 @@ class TrainConfig:
     b2: float = 0.95
     weight_decay: float = 0.1  # on matrices only
     clip: float = 1.0  # of the gradient's global norm
+    ema: float = (
+        0.0  # decay of an average of the parameters, which is then what is evaluated; 0: none
+    )
+    nonfinite: str = "stop"  # stop | skip: a step whose loss or gradient is not finite
     # Share of the training chunks one of whose neighbours is replaced by the chunk's own
     # continuation: `own_continuation` at first; from half of `own_continuation_until`, a fraction of
     # the run, it falls linearly, to be 0 there. An augmentation of this project, not of the paper.
     own_continuation: float = 0.0
     own_continuation_until: float = 0.5
-    baseline: bool = False  # also train the same decoder without retrieval, for comparison
+    # retro, and baseline: the same decoder without retrieval, for comparison
+    models: tuple[str, ...] = ("retro",)
     seed: int = 0
     checkpoint_every: int = 200  # steps
+    keep: int = 2  # the newest checkpoints that stay, beside the best
+    validate: int = 2  # batches of held-out sequences that are scored at every checkpoint
     log_every: int = 20  # steps
+    tensorboard: bool = False  # also write events for it (pip install 'retro_jax[tensorboard]')
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,7 @@ class EvaluateConfig:
 
     stride: int = 1024  # tokens between windows of train.length; a multiple of model.chunk
     batch: int = 16  # windows of a batch
+    checkpoint: str = "last"  # last | best (by train.validate): what is evaluated, and generates
     filter_overlap: float = 0.125  # also report the loss on chunks that share less than this
 
 
@@ -146,6 +156,7 @@ class GenerateConfig:
 class MeshConfig:
     """Devices along each axis; -1 is what is left."""
 
+    replica: int = 1  # copies of the model, each on data x model devices; TPU slices, or hosts
     data: int = -1
     model: int = 1
     # Devices that a host without an accelerator pretends to have. XLA runs many operations of a

@@ -10,6 +10,7 @@ from retro_jax.config import Experiment, ModelConfig
 from retro_jax.corpus.tokenizer import BOS, EOS, PAD, UNK
 from retro_jax.model import functional
 from retro_jax.prepare import check_prepared
+from retro_jax.train import sharding
 from retro_jax.train.loop import restore_trained
 
 
@@ -24,7 +25,7 @@ def generate(experiment: Experiment, root: Path) -> dict:
     check_prepared(e, root)
     tokenizer = steps.load_tokenizer(base)
     retriever = steps.load_retriever(e, base)
-    mesh = jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1])  # a batch of one
+    mesh = sharding.one_device()  # a batch of one
     with jax.set_mesh(mesh):
         params = restore_trained(e, root, True, mesh)
         prompt = [BOS, *tokenizer.encode(g.prompt)]

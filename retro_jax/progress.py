@@ -25,6 +25,16 @@ def bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
         yield lambda n=1: progress.advance(task, n)
 
 
+def be_quiet():
+    """Nothing more is shown: of several processes one speaks for all."""
+    console.quiet = True
+
+
+def show(what):
+    """Something that rich can draw."""
+    console.print(what)
+
+
 def say(line: str):
     """One line on the terminal or in the log."""
     console.print(line, markup=False, soft_wrap=True)

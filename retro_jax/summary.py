@@ -33,8 +33,7 @@ def summarise(experiment: Experiment, root: Path, sample: dict, seconds: dict[st
     root = Path(root)
     prepared = check_prepared(experiment, root)
     trained = {
-        name: workdir.read_manifest(root / "train" / name)
-        for name in (("retro", "baseline") if experiment.train.baseline else ("retro",))
+        name: workdir.read_manifest(root / "train" / name) for name in experiment.train.models
     }
     evaluated = {
         split: workdir.read_manifest(root / "evaluate" / split)

@@ -99,24 +99,28 @@ def check(path: Path, settings: dict, inputs: Iterable[Path]) -> dict | None:
     manifest = read_manifest(path)
     if manifest is None:
         return None
-    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
-    old = manifest["settings"]
-    differing = [
-        f"{name} was {old.get(name)!r}, is now {settings.get(name)!r}"
-        for name in sorted(old.keys() | settings.keys())
-        if old.get(name) != settings.get(name)
-    ]
-    differing += [
+    changed = differing(manifest["settings"], settings)
+    changed += [
         f"{name} was made anew"
         for name, fingerprint in ((_name(i, path), _fingerprint(i)) for i in inputs)
         if manifest["inputs"].get(name) != fingerprint
     ]
-    if differing:
+    if changed:
         raise UserError(
-            f"{path} was made with another config ({'; '.join(differing)}): use another --workdir, "
+            f"{path} was made with another config ({'; '.join(changed)}): use another --workdir, "
             "or delete it and every stage after it to have them made again"
         )
     return manifest
+
+
+def differing(old: dict, settings: dict) -> list[str]:
+    """Which settings are not those that a file holds, in words."""
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
+    return [
+        f"{name} was {old.get(name)!r}, is now {settings.get(name)!r}"
+        for name in sorted(old.keys() | settings.keys())
+        if old.get(name) != settings.get(name)
+    ]
 
 
 def read_manifest(path: Path) -> dict | None:

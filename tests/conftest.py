@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+jax.config.update("jax_platforms", "cpu")  # libtpu, where it is installed, looks for a TPU
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -25,18 +26,20 @@ from retro_jax.config import (  # noqa: E402
 )
 from retro_jax.corpus.chunks import ChunkTable  # noqa: E402
 from retro_jax.model import functional  # noqa: E402
+from retro_jax.model.layers import AXES  # noqa: E402
 
-MESHES = ((1, 1), (8, 1), (4, 2), (2, 4))
+MESHES = ((1, 1, 1), (1, 8, 1), (1, 4, 2), (1, 2, 4), (2, 2, 2))
 
 
-def make_mesh(data: int, model: int) -> jax.sharding.Mesh:
-    return jax.make_mesh((data, model), ("data", "model"), devices=jax.devices()[: data * model])
+def make_mesh(replica: int, data: int, model: int) -> jax.sharding.Mesh:
+    size = replica * data * model
+    return jax.make_mesh((replica, data, model), AXES, devices=jax.devices()[:size])
 
 
 @pytest.fixture
 def mesh():
     """A mesh of one device, in context."""
-    mesh = make_mesh(1, 1)
+    mesh = make_mesh(1, 1, 1)
     with jax.set_mesh(mesh):
         yield mesh
 
@@ -100,7 +103,7 @@ def small_experiment(corpus: Path, **train) -> Experiment:
         ),
         train=TrainConfig(
             **{"length": 64, "batch": 8, "steps": 6, "warmup": 2, "learning_rate": 1e-2,
-               "own_continuation": 0.5, "baseline": True, "log_every": 1} | train
+               "own_continuation": 0.5, "models": ("retro", "baseline"), "log_every": 1} | train
         ),
         evaluate=EvaluateConfig(stride=32, batch=8),
         generate=GenerateConfig(prompt="kara lopo minel ", tokens=40),

@@ -130,7 +130,7 @@ def test_a_stopped_training_continues_to_the_same_weights(tmp_path, how):
     uninterrupted run."""
     corpus = tmp_path / "corpus"
     write_corpus(corpus)
-    experiment = small_experiment(corpus, steps=40, checkpoint_every=5, baseline=False)
+    experiment = small_experiment(corpus, steps=40, checkpoint_every=5, models=("retro",))
     config = tmp_path / "config.py"
     config.write_text(
         "import json, ml_collections\n"
@@ -147,19 +147,19 @@ def test_a_stopped_training_continues_to_the_same_weights(tmp_path, how):
     log = directory / "metrics.jsonl"
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.time() + 200
-        while time.time() < deadline and not (log.exists() and log.read_text().count("\n") >= 12):
+        while time.time() < deadline and not (log.exists() and log.read_text().count("\n") >= 14):
             time.sleep(0.01)
         process.send_signal(how)
         error = process.communicate(timeout=200)[1]
     if how == signal.SIGTERM:
-        assert process.returncode == 130, error
+        assert process.returncode == 75, error
         assert "run the same command to continue" in error
     stopped = Checkpoints(directory / "checkpoints").latest()
     assert 5 <= stopped < 40
     with log.open("a") as file:
         file.write('{"step": 4')  # as a crash in the middle of a line leaves it
     loop.train(experiment, tmp_path / "resumed", retrieval=True)
-    mesh = make_mesh(4, 2)
+    mesh = make_mesh(1, 4, 2)
     with jax.set_mesh(mesh):
         whole, resumed = (
             loop.restore_trained(experiment, tmp_path / name, True, mesh)
@@ -167,13 +167,14 @@ def test_a_stopped_training_continues_to_the_same_weights(tmp_path, how):
         )
     for name in whole:
         np.testing.assert_array_equal(whole[name], resumed[name])
-    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    rows = map(json.loads, log.read_text().splitlines())
+    steps = [row["step"] for row in rows if "loss" in row]
     assert steps == list(range(1, 41))
 
 
 def test_a_checkpoint_restores_on_another_mesh(finished, small):
     restored = []
-    for shape in ((1, 1), (2, 2)):
+    for shape in ((1, 1, 1), (2, 2, 2)):
         mesh = make_mesh(*shape)
         with jax.set_mesh(mesh):
             params = loop.restore_trained(small, finished, True, mesh)
@@ -190,7 +191,7 @@ def test_a_damaged_checkpoint_is_named_with_the_remedy(finished, small, tmp_path
     for file in step.rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    with pytest.raises(UserError, match=r"checkpoints/6: the checkpoint cannot be read"):
+    with pytest.raises(UserError, match=r"checkpoints/6: the checkpoint is damaged"):
         loop.restore_trained(small, root, True, mesh)
 
 

@@ -22,11 +22,16 @@ def evaluate(experiment: Experiment, root: Path) -> dict[str, dict]:
     """
     e, root = experiment, Path(root)
     prepared = check_prepared(e, root)
-    models = ["retro", "baseline"] if e.train.baseline else ["retro"]
+    models = e.train.models
+    if "retro" not in models:
+        raise UserError(
+            f"config field train.models: {models}: `retro evaluate` needs retro; for its baseline beside "
+            "it --config.train.models=\"('retro', 'baseline')\""
+        )
     for name in models:
         check_trained(e, root, retrieval=name == "retro")
     settings = {f"evaluate.{k}": v for k, v in dataclasses.asdict(e.evaluate).items()}
-    settings["train.baseline"] = e.train.baseline
+    settings["train.models"] = models
     shards, results = root / "prepare" / "shards", {}
     for split in steps.shard_splits(e)[1:]:
         inputs = [shards / "train", shards / split, *(root / "train" / name for name in models)]
@@ -72,7 +77,7 @@ def _evaluate(e: Experiment, root: Path, split: str, prepared: dict, out: Path) 
             s: prepared[f"neighbours/{s}"]["counts"]["share_with_fewer_than_k"] for s in tables
         },
     }
-    if e.train.baseline:
+    if "baseline" in e.train.models:
         result["system_effect"] = signals.effect(rows, "baseline", "on")
     workdir.write_json(out / "result.json", result)
     return result

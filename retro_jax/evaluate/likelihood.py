@@ -36,7 +36,7 @@ def score(experiment: Experiment, root: Path, split: str) -> dict[str, np.ndarra
     byte_counts, rng, rows = tokenizer.byte_counts, np.random.default_rng(0), []
     with jax.set_mesh(mesh):
         models = {"retro": restore_trained(e, root, True, mesh)}
-        if e.train.baseline:
+        if "baseline" in e.train.models:
             models["baseline"] = restore_trained(e, root, False, mesh)
         logprobs = jax.jit(lambda p, x, n: functional.token_logprobs(e.model, p, x, n))
         with progress.bar(f"scoring {split} windows", len(records)) as advance:

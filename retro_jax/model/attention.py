@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from retro_jax.config import ModelConfig
 from retro_jax.model.attend import attend, attend_causal, self_distances
-from retro_jax.model.layers import constant, gather, weight
+from retro_jax.model.layers import ROWS, constant, gather, weight
 from retro_jax.model.positions import distances, rotate, sinusoid
 from retro_jax.model.product import project
 
@@ -99,7 +99,7 @@ class Attention(nnx.Module):
             y, mass = attend_causal(q, k, v, mask, relative, block), None
         else:
             y, mass = attend(q, k, v, mask, relative, statistics=statistics)
-        y = project(y, gather(self.out, dtype), over=3, out_sharding=P("data"))
+        y = project(y, gather(self.out, dtype), over=3, out_sharding=ROWS)
         if self.config.out_bias:
             # Not where there is no key: an attention to nothing is exactly 0.
             any_key = mask.any((-2, -1))[:, :, None, None]

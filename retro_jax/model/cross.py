@@ -7,11 +7,10 @@ memory
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 
 from retro_jax.config import ModelConfig
 from retro_jax.model.attention import Attention, Heads
-from retro_jax.model.layers import Norm, RetroParam
+from retro_jax.model.layers import ROWS, Norm, RetroParam
 
 
 class CrossAttention(nnx.Module):
@@ -41,11 +40,11 @@ def chunked_cross_attention(cross: CrossAttention, h, memory, mask, m: int, stat
     chunks = memory.shape[1]
     x = h[:, m - 1 :]  # no row at all where the sequence is shorter than a chunk
     x = jnp.pad(x, ((0, 0), (0, chunks * m - x.shape[1]), (0, 0)))
-    x = jnp.reshape(x, (batch, chunks, m, d), out_sharding=P("data"))
+    x = jnp.reshape(x, (batch, chunks, m, d), out_sharding=ROWS)
     y, mass = cross(x, memory, mask, offset=m - 1, statistics=statistics)
 
     def back(rows):  # [B, C, M, ...] -> [B, L, ...]
-        rows = jnp.reshape(rows, (batch, chunks * m, *rows.shape[3:]), out_sharding=P("data"))
+        rows = jnp.reshape(rows, (batch, chunks * m, *rows.shape[3:]), out_sharding=ROWS)
         return jnp.pad(rows, ((0, 0), (m - 1, 0)) + ((0, 0),) * (rows.ndim - 2))[:, :length]
 
     return back(y), None if mass is None else back(mass)

@@ -5,12 +5,11 @@ B batch, C chunks, M chunk length, K neighbours, R retrieved length, D decoder w
 
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 
 from retro_jax.config import ModelConfig
 from retro_jax.model.attention import Attention, Heads
 from retro_jax.model.cross import CrossAttention
-from retro_jax.model.layers import FeedForward, Norm, RetroParam, embedding, remat
+from retro_jax.model.layers import ROWS, FeedForward, Norm, RetroParam, embedding, remat
 
 
 class EncoderBlock(nnx.Module):
@@ -63,9 +62,9 @@ class Encoder(nnx.Module):
           [B, C, K, R, E].
         """
         b, c, k, r, width = e.shape
-        e = jnp.reshape(e, (b, c * k, r, width), out_sharding=P("data"))
-        own = jnp.reshape(mask, (b, c * k, r), out_sharding=P("data"))[:, :, None]
+        e = jnp.reshape(e, (b, c * k, r, width), out_sharding=ROWS)
+        own = jnp.reshape(mask, (b, c * k, r), out_sharding=ROWS)[:, :, None]
         layer_call = remat(self.config, lambda layer, *args: layer(*args))
         for layer in self.layers:
             e = layer_call(layer, e, own, h[:, :, None], h_mask[:, :, None])
-        return jnp.reshape(self.norm(e), (b, c, k, r, width), out_sharding=P("data"))
+        return jnp.reshape(self.norm(e), (b, c, k, r, width), out_sharding=ROWS)

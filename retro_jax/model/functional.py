@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, AxisType, get_abstract_mesh, use_abstract
 
 from retro_jax.config import ModelConfig
 from retro_jax.model.init import draw
-from retro_jax.model.layers import RetroParam
+from retro_jax.model.layers import AXES, RetroParam
 from retro_jax.model.retro import Retro
 
 _READOUT_BLOCK = 256  # tokens
@@ -26,7 +26,7 @@ def _structure(config: ModelConfig, vocab: int, retrieval: bool):
     # Shapes are the same on every mesh; without one in context, a mesh of one will do.
     mesh = get_abstract_mesh()
     if mesh.empty:
-        mesh = AbstractMesh((1, 1), ("data", "model"), (AxisType.Explicit,) * 2)
+        mesh = AbstractMesh((1, 1, 1), AXES, (AxisType.Explicit,) * 3)
     with use_abstract_mesh(mesh):
         model = nnx.eval_shape(lambda: Retro(config, vocab, retrieval))
     graph, state = nnx.split(model)

@@ -13,6 +13,11 @@ from retro_jax.config import ModelConfig
 from retro_jax.model.attend import SAVED
 from retro_jax.model.product import project
 
+# Axes of the mesh. `replica` and `data` split the rows of a batch; `data` splits, at rest, every matrix;
+# `model` splits heads, feed-forward width and vocabulary.
+AXES = ("replica", "data", "model")
+ROWS = P(("replica", "data"))
+
 
 class RetroParam(nnx.Param):
     """A weight that retrieval adds to a language model: encoder and chunked cross-attention."""
@@ -101,7 +106,7 @@ class FeedForward(nnx.Module):
     def _down(self, up, gate, down):
         act = ACTIVATIONS[self.config.activation]
         y = act(up) if gate is None else up * act(gate)
-        return project(y, down, out_sharding=P("data"))
+        return project(y, down, out_sharding=ROWS)
 
 
 def embedding(kind: type, vocab: int, d: int):
@@ -111,7 +116,7 @@ def embedding(kind: type, vocab: int, d: int):
 
 def look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
     """Rows of a table [V, D] (as `gather` gives it): ids [...] -> [..., D]."""
-    return table.at[ids].get(out_sharding=P("data"))
+    return table.at[ids].get(out_sharding=ROWS)
 
 
 def remat(config: ModelConfig, function):

@@ -18,7 +18,16 @@ from retro_jax.config import ModelConfig
 from retro_jax.model.attention import Attention, Heads
 from retro_jax.model.cross import CrossAttention, chunked_cross_attention, statistics_of
 from retro_jax.model.encoder import Encoder
-from retro_jax.model.layers import FeedForward, Norm, embedding, gather, look_up, remat, weight
+from retro_jax.model.layers import (
+    ROWS,
+    FeedForward,
+    Norm,
+    embedding,
+    gather,
+    look_up,
+    remat,
+    weight,
+)
 from retro_jax.model.product import product
 
 PAD = 0
@@ -185,7 +194,7 @@ class Retro(nnx.Module):
             )
         fill = chunks * m - length
         # A batch of one: which of its axes of length 1 is the batch has to be said.
-        rows = {"out_sharding": P("data")}
+        rows = {"out_sharding": ROWS}
         h = jnp.reshape(jnp.pad(h, ((0, 0), (0, fill), (0, 0))), (b, chunks, m, d), **rows)
         real = jnp.reshape(jnp.pad(real, ((0, 0), (0, fill))), (b, chunks, m), **rows)
         if not self.config.share_embedding:

@@ -7,6 +7,7 @@ from jax.extend.core import jaxprs_in_params
 
 from retro_jax.config import ModelConfig
 from retro_jax.model import functional
+from retro_jax.model.layers import AXES
 
 VOCAB = 128_000
 LENGTH = 2048
@@ -49,7 +50,7 @@ def forward_flops(config: ModelConfig, vocab: int, length: int, neighbours: int)
     self-attention, what is computed (see `attend.attend_causal`), not all that is masked.
     neighbours = 0 is the model without retrieval.
     """
-    with jax.set_mesh(jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1])):
+    with jax.set_mesh(jax.make_mesh((1, 1, 1), AXES, devices=jax.local_devices()[:1])):
         params = {
             name: jax.ShapeDtypeStruct(shape, jnp.float32)
             for name, shape in functional.shapes(config, vocab, neighbours > 0).items()
@@ -60,10 +61,11 @@ def forward_flops(config: ModelConfig, vocab: int, length: int, neighbours: int)
         if neighbours:
             args.append(jax.ShapeDtypeStruct(retrieved, jnp.int32))
         traced = jax.make_jaxpr(lambda *a: functional.apply(config, *a))(*args)
-    return _dot_flops(traced.jaxpr)
+    return dot_flops(traced.jaxpr)
 
 
-def _dot_flops(jaxpr) -> int:
+def dot_flops(jaxpr) -> int:
+    """FLOPs of the matrix products of a traced program, loops counted as often as they run."""
     total = 0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
@@ -71,7 +73,7 @@ def _dot_flops(jaxpr) -> int:
             shared = np.prod([eqn.invars[0].aval.shape[i] for i in contracted])
             total += 2 * int(shared) * int(np.prod(eqn.outvars[0].aval.shape))
         times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-        total += times * sum(map(_dot_flops, jaxprs_in_params(eqn.params)))
+        total += times * sum(map(dot_flops, jaxprs_in_params(eqn.params)))
     return total
 
 

@@ -34,9 +34,10 @@ class ExactIndex:
         queries = checked(queries, self.vectors.shape[1])
         ids, distances = nothing(len(queries), k)
         found = min(k, len(self))
-        if not found:
+        if not found or not len(queries):
             return ids, distances
         block = max(1, min(_QUERIES, _BLOCK // found))
+        block = -(-len(queries) // -(-len(queries) // block))  # equal shares for the threads
 
         def nearest(start: int):
             at = slice(start, start + block)

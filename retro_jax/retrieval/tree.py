@@ -103,18 +103,27 @@ def build(scann, vectors, directory, min_recall: float, k: int) -> tuple[ScannIn
     measure = recall_of(vectors, k)
     # How many leaves to search and how many candidates to compare exactly depends on the data (where
     # much is nearly equal, on the second); double what helps more until the recall is reached.
-    searched, reorder = max(1, leaves // 10), _REORDER
-    index = ScannIndex(searcher, size, width, leaves, searched, reorder)
+    at = lambda *setting: ScannIndex(searcher, size, width, leaves, *setting)  # noqa: E731
+    setting = before = max(1, leaves // 10), _REORDER
+    index = at(*setting)
     recall = measure(index)
-    while recall < min_recall and (searched < leaves or reorder < size):
-        wider = [(min(leaves, 2 * searched), reorder), (searched, min(size, 2 * reorder))]
-        tried = [
-            ScannIndex(searcher, size, width, leaves, *setting)
-            for setting in wider
-            if setting != (searched, reorder)
-        ]
+    while recall < min_recall and setting != (leaves, size):
+        searched, reorder = before = setting
+        wider = {(min(leaves, 2 * searched), reorder), (searched, min(size, 2 * reorder))}
+        tried = [at(*wide) for wide in sorted(wider - {setting})]
         recall, index = max(((measure(t), t) for t in tried), key=lambda pair: pair[0])
-        searched, reorder = index.leaves_to_search, index.reorder
+        setting = index.leaves_to_search, index.reorder
+    # Then back, halving the way between too narrow and wide enough: what is searched is time.
+    which = 0 if setting[0] != before[0] else 1
+    low, high = before[which], setting[which]
+    while recall >= min_recall and high - low > max(1, low // 8):
+        middle = (low + high) // 2
+        narrower = at(*(middle, setting[1]) if which == 0 else (setting[0], middle))
+        reached = measure(narrower)
+        if reached < min_recall:
+            low = middle
+        else:
+            high, recall, index = middle, reached, narrower
     if recall < min_recall:
         raise UserError(
             f"config field retrieval.min_recall = {min_recall}: the ScaNN index reaches recall@{k} "

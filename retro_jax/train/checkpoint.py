@@ -2,47 +2,93 @@
 
 import contextlib
 import logging
+import os
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from orbax.checkpoint import checkpoint_managers as policies
 
+from retro_jax import progress, workdir
 from retro_jax.errors import UserError
 from retro_jax.train.step import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every file that it writes
 
 
-class Checkpoints:
-    """The checkpoints of one training run, the newest two of them kept."""
+class Damaged(UserError):
+    """A checkpoint that cannot be read, or that does not hold what was written."""
 
-    def __init__(self, directory: Path):
+
+class Checkpoints:
+    """The checkpoints of one training run: the newest `keep`, and the best.
+
+    Each holds the state, what it was trained with (settings, versions, the next step of the data) and a
+    fingerprint of all its numbers. Writing goes on while training does.
+    """
+
+    def __init__(self, directory: Path, settings: dict | None = None, keep: int = 2):
         self._directory = Path(directory).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+        self._settings = settings
+        score = lambda metrics: -metrics["nats"]  # noqa: E731 (the highest is the best)
+        best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
+        policy = policies.AnyPreservationPolicy([policies.LatestN(keep), best])
+        # Without best_fn, orbax does not read the metrics of checkpoints that were there before.
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy, best_fn=score, create=True
+        )
+        self._open()
+
+    def _open(self):
         with self._writing():
-            self._manager = ocp.CheckpointManager(self._directory, options=options)
+            self._manager = ocp.CheckpointManager(self._directory, options=self._options)
 
     def latest(self) -> int | None:
         """The newest complete checkpoint's step, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, step: int):
+    def best(self) -> tuple[int, float] | None:
+        """Step and held-out nats a token of the best checkpoint, or None if none was scored."""
+        found = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+        scored = [(m["nats"], step) for step, m in found.items() if m]
+        return min(scored)[::-1] if scored else None
+
+    def save(self, state: TrainState, step: int, nats: float | None = None):
         """Starts to write a checkpoint; `close` (or the next save) waits for it.
+
+        nats: a token, of held-out text; the lowest is the best.
 
         Raises:
           UserError: it, or the one before it, cannot be written.
         """
+        if step == self.latest():
+            return
+        about = {
+            "fingerprint": int(fingerprint(state)),
+            "settings": self._settings,
+            "next_step": step,  # whose batch comes next: all that the order of the data needs
+            "versions": workdir.versions(),
+        }
         with self._writing():
-            if step != self.latest():
-                self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
+            self._manager.save(
+                step,
+                args=ocp.args.StandardSave(state),
+                metrics=None if nats is None else {"nats": nats},
+                custom_metadata=about,
+                force=True,
+            )
 
     def restore(self, step: int, like: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
         """The state of a step, laid on `mesh` as `like` (from `jax.eval_shape`) says.
 
         Raises:
-          UserError: the checkpoint is damaged or of another model.
+          Damaged: it cannot be read, or holds other numbers than were written.
+          UserError: it was made with other settings.
         """
 
         def on_mesh(x):
@@ -51,12 +97,40 @@ class Checkpoints:
 
         target = jax.tree.map(on_mesh, like)
         try:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(target))
+            about = self._manager.metadata(step).custom_metadata or {}
+            if self._settings is not None:
+                differing = workdir.differing(about["settings"], self._settings)
+                if differing:
+                    raise UserError(
+                        f"{self._directory}/{step} was made with another config "
+                        f"({'; '.join(differing)}): use another --workdir, or delete it"
+                    )
+            state = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+            fine = int(fingerprint(state)) == about["fingerprint"]
+            why = "its numbers are not those that were written"
         except (ValueError, KeyError, OSError) as error:
-            raise UserError(
-                f"{self._directory}/{step}: the checkpoint cannot be read "
-                f"({str(error).splitlines()[0]}); delete it to go on from the one before"
-            ) from error
+            state, fine, why = None, False, str(error).splitlines()[0][:200]
+        if not _all(fine):
+            raise Damaged(f"{self._directory}/{step}: the checkpoint is damaged ({why}); delete it")
+        return state
+
+    def restore_newest(self, like: TrainState, mesh: jax.sharding.Mesh) -> tuple[TrainState, int]:
+        """The newest state that can be read, and its step; (None, 0) if there is none.
+
+        A damaged one is reported and moved aside, out of the way of the one that will replace it.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return self.restore(step, like, mesh), step
+            except Damaged as error:
+                aside = self._directory / f"damaged-{step}"
+                progress.say(f"{error}; now {aside.name}. Going back to the one before")
+                if jax.process_index() == 0:
+                    os.rename(self._directory / str(step), aside)
+                _all(True)
+                self._manager.close()
+                self._open()
+        return None, 0
 
     def close(self):
         """Waits for writes that are under way."""
@@ -73,3 +147,20 @@ class Checkpoints:
                 f"{self._directory}: a checkpoint cannot be written "
                 f"({' '.join(str(error).split())[:300]}); make room, and run the same command again"
             ) from error
+
+
+@jax.jit
+def fingerprint(state: TrainState) -> jax.Array:
+    """A number of all bits of a state, the same on every mesh: sums of integers know no order."""
+    total = jnp.zeros((), jnp.uint32)
+    for i, leaf in enumerate(jax.tree.leaves(state)):
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+        total += jnp.uint32(2 * i + 1) * bits.sum(dtype=jnp.uint32)
+    return total
+
+
+def _all(fine: bool) -> bool:
+    """Whether all processes are fine; each has to ask."""
+    if jax.process_count() == 1:
+        return fine
+    return bool(multihost_utils.process_allgather(np.array(fine)).all())

@@ -1,4 +1,7 @@
-"""Training batches: the order is a function of seed and step alone, so a resumed run continues it."""
+"""Training batches: the order is a function of seed and step alone.
+
+So a resumed run continues it, and any number of processes sees the same batches.
+"""
 
 import functools
 from collections.abc import Iterator
@@ -11,33 +14,59 @@ from retro_jax.model.retro import PAD
 from retro_jax.records import Records
 
 
-def batches(records: Records, config: TrainConfig, start: int, retrieval: bool) -> Iterator[dict]:
-    """Batches of the steps from `start` on.
+def batches(
+    records: Records, config: TrainConfig, start: int, retrieval: bool, rows: range | None = None
+) -> Iterator[dict]:
+    """Batches of the steps from `start` on, read ahead while the caller computes.
+
+    rows: those of each batch that this process wants; all, if None.
 
     Yields:
-      tokens [B, L] int32 and, with retrieval, neighbours [B, C, K, R] int32.
+      tokens [B, L] int32, with retrieval neighbours [B, C, K, R] int32, and records [B] int64: where in
+      the shards they are from.
     """
-    dataset = (
-        grain.MapDataset.source(records)
-        .seed(config.seed)
-        .shuffle()
-        .repeat()
-        .map_with_index(functools.partial(_example, config=config, retrieval=retrieval))
-        .batch(config.batch)
+    rows = range(config.batch) if rows is None else rows
+    make = functools.partial(_example, records=records, config=config, retrieval=retrieval)
+    examples = order(len(records), config.seed).map_with_index(make)
+    stream = iter(
+        grain.MapDataset.source(_Share(examples, config.batch, rows))
+        .batch(len(rows))
+        .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
     )
-    stream = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
     stream.set_state({"next_index": start})
     return stream
 
 
-def _example(index: int, record: dict, config: TrainConfig, retrieval: bool) -> dict:
-    example = {"tokens": record["tokens"].astype(np.int32)}
+def order(count: int, seed: int) -> grain.MapDataset:
+    """The record of the i-th example of a run: a new permutation of `count` records in every epoch."""
+    return grain.MapDataset.range(count).seed(seed).shuffle().repeat()
+
+
+class _Share:
+    """Of examples that come in batches, the rows that one process wants."""
+
+    def __init__(self, examples: grain.MapDataset, batch: int, rows: range):
+        self._examples, self._batch, self._rows = examples, batch, rows
+
+    def __len__(self) -> int:
+        return len(self._examples) // self._batch * len(self._rows)
+
+    def __getitem__(self, i: int) -> dict:
+        step, row = divmod(i, len(self._rows))
+        return self._examples[step * self._batch + self._rows[row]]
+
+
+def _example(
+    index: int, record: int, records: Records, config: TrainConfig, retrieval: bool
+) -> dict:
+    read = records[record]
+    example = {"tokens": read["tokens"].astype(np.int32), "records": np.int64(record)}
     if retrieval:
-        neighbours = record["neighbours"].astype(np.int32)
+        neighbours = read["neighbours"].astype(np.int32)
         share = own_continuation_share(index // config.batch, config)
         if share > 0:
             rng = np.random.default_rng((config.seed, index))
-            add_own_continuations(neighbours, example["tokens"], record["documents"], share, rng)
+            add_own_continuations(neighbours, example["tokens"], read["documents"], share, rng)
         example["neighbours"] = neighbours
     return example
 

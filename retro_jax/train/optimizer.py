@@ -22,6 +22,11 @@ def decayed(params: dict) -> dict:
     return {name: not name.endswith(("scale", "_bias")) for name in params}
 
 
+def averaged(average: dict, params: dict, decay: float) -> dict:
+    """The exponential moving average of the parameters, one step on; empty stays empty."""
+    return {name: decay * a + (1 - decay) * params[name] for name, a in average.items()}
+
+
 def adamw(config: TrainConfig) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW."""
     return optax.chain(

@@ -1,19 +1,22 @@
 """The mesh, and how arrays lie on it.
 
-Axes: `data` splits the batch and, at rest, every matrix; `model` splits attention heads, feed-forward
-width and the vocabulary. A weight is gathered over `data` where it is used (`gather`, model/layers.py).
+Axes: `replica` and `data` split the rows of a batch; `data` splits, at rest, every matrix; `model` splits
+attention heads, feed-forward width and the vocabulary. A weight is gathered over `data` where it is used
+(`gather`, model/layers.py); between replicas only gradients travel.
 """
 
 import ctypes
+import math
 import sys
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, NamedSharding
 
 from retro_jax.config import MeshConfig, ModelConfig
 from retro_jax.errors import UserError
+from retro_jax.model.layers import AXES, ROWS
 
 # glibc's malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX, and what keeps all memory in one heap.
 _KEEP = ((-4, 0), (-1, -1), (-8, 1))
@@ -42,28 +45,55 @@ def keep_memory():
         )
 
 
-def make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
-    """A mesh of all devices; -1 in the config is what is left.
+def mesh_shape(config: MeshConfig, devices: int, slices: int = 1) -> tuple[int, int, int]:
+    """Sizes of replica, data and model; -1 in the config is what is left.
 
     Raises:
-      UserError: the axes do not multiply to the number of devices.
+      UserError: they do not multiply to the number of devices, or `replica` is no multiple of the TPU
+        slices, over which it runs because the network between them is the slow one.
     """
-    shape, devices = [config.data, config.model], jax.device_count()
+    shape = [config.replica, config.data, config.model]
     if shape.count(-1) == 1:
-        shape[shape.index(-1)] = max(1, devices // max(1, -shape[0] * shape[1]))
-    if -1 in shape or shape[0] * shape[1] != devices:
+        shape[shape.index(-1)] = max(1, devices // max(1, -math.prod(shape)))
+    if -1 in shape or math.prod(shape) != devices:
         raise UserError(
-            f"config field mesh = (data {config.data}, model {config.model}): does not multiply to "
-            f"the {devices} device(s) of this machine; set one axis to -1"
+            f"config field mesh = (replica {config.replica}, data {config.data}, model "
+            f"{config.model}): does not multiply to the {devices} device(s); set one axis to -1"
         )
-    return jax.make_mesh(tuple(shape), ("data", "model"))
+    if shape[0] % slices:
+        raise UserError(
+            f"config field mesh.replica: {shape[0]} must be a multiple of the {slices} slices"
+        )
+    return tuple(shape)
+
+
+def make_mesh(config: MeshConfig, devices: list | None = None) -> jax.sharding.Mesh:
+    """A mesh of all devices, or of those given.
+
+    Raises:
+      UserError: as `mesh_shape`.
+    """
+    devices = jax.devices() if devices is None else devices
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    shape = mesh_shape(config, len(devices), slices)
+    if slices == 1:
+        return jax.make_mesh(shape, AXES, devices=devices)
+    grid = mesh_utils.create_hybrid_device_mesh(
+        (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices
+    )
+    return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 3)
+
+
+def one_device() -> jax.sharding.Mesh:
+    """A mesh of the first device of this process."""
+    return jax.make_mesh((1, 1, 1), AXES, devices=jax.local_devices()[:1])
 
 
 def check_divides(mesh: jax.sharding.Mesh, model: ModelConfig, vocab: int, **batches: int):
-    """Raises UserError if a sharded dimension is not a multiple of its mesh axis."""
-    data, axis = mesh.shape["data"], mesh.shape["model"]
+    """Raises UserError if a sharded dimension is not a multiple of its mesh axes."""
+    replica, data, axis = (mesh.shape[name] for name in AXES)
     for name, size, parts in (
-        *((name.replace("_batch", ".batch"), size, data) for name, size in batches.items()),
+        *((name.replace("_", "."), size, replica * data) for name, size in batches.items()),
         ("model.d", model.d, data),
         ("model.encoder_d", model.encoder_d, data),
         ("model.ffw", model.ffw or 4 * model.d, axis),
@@ -76,14 +106,34 @@ def check_divides(mesh: jax.sharding.Mesh, model: ModelConfig, vocab: int, **bat
         if size % parts:
             raise UserError(
                 f"config field {name}: {size} must be a multiple of {parts}, the size of its mesh "
-                f"axis (mesh: data {data}, model {axis})"
+                f"axis (mesh: replica {replica}, data {data}, model {axis})"
             )
 
 
-def shard_batch(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Host arrays [B / processes, ...] to global arrays [B, ...] split over `data`."""
-    sharding = NamedSharding(mesh, P("data"))
+def rows_of(mesh: jax.sharding.Mesh, size: int) -> range:
+    """Which rows of a batch of `size` this process has to give."""
+    parts = NamedSharding(mesh, ROWS).addressable_devices_indices_map((size,)).values()
+    found = [part.indices(size) for (part,) in parts]
+    rows = range(min(start for start, *_ in found), max(stop for _, stop, _ in found))
+    if len(rows) != sum(stop - start for start, stop, _ in set(found)):
+        raise UserError(
+            "config field mesh: the devices of a process do not hold consecutive rows of a batch; "
+            "let mesh.model be a divisor of the devices of a process"
+        )
+    return rows
+
+
+def shard_batch(
+    mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray], size: int | None = None
+) -> dict[str, jax.Array]:
+    """Host arrays [rows of this process, ...] to global arrays [size, ...], split over the rows.
+
+    size: of the whole batch; without it, this process has all rows.
+    """
+    sharding = NamedSharding(mesh, ROWS)
     return {
-        name: jax.make_array_from_process_local_data(sharding, value)
+        name: jax.make_array_from_process_local_data(
+            sharding, value, (size or len(value), *value.shape[1:])
+        )
         for name, value in batch.items()
     }

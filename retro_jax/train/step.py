@@ -9,6 +9,7 @@ import optax
 
 from retro_jax.config import ModelConfig, TrainConfig
 from retro_jax.model import functional
+from retro_jax.model.layers import ROWS
 from retro_jax.model.retro import PAD
 from retro_jax.train import optimizer
 
@@ -30,10 +31,12 @@ class TrainState:
     params: dict  # trained
     opt_state: optax.OptState
     frozen: dict  # the other weights, of a base model that stays as it is
+    average: dict  # of params over the steps, with train.ema; else empty
+    skipped: jax.Array  # steps whose loss or gradient was not finite, and which changed nothing
 
     def weights(self) -> dict:
-        """All weights of the network."""
-        return self.frozen | self.params
+        """All weights of the network, as it is evaluated: averaged, if there is an average."""
+        return self.frozen | (self.average or self.params)
 
 
 def init_state(
@@ -51,36 +54,83 @@ def init_state(
     fresh = functional.init(model, vocab, train.seed, retrieval)
     params = {name: p for name, p in fresh.items() if name not in frozen}
     # Adam's moments take shape and sharding of the parameters.
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.adamw(train).init(params), frozen)
+    opt_state = optimizer.adamw(train).init(params)
+    average = jax.tree.map(jnp.copy, params) if train.ema else {}
+    zero = lambda: jnp.zeros((), jnp.int32)  # noqa: E731 (donated: two arrays, not one twice)
+    return TrainState(zero(), params, opt_state, frozen, average, zero())
+
+
+def total_loss(model: ModelConfig, params: dict, tokens, neighbours=None):
+    """Negative log-probability (nats) of all tokens that are not padding, and how many they are."""
+    weights = (tokens != PAD).at[:, 0].set(False)
+    logprobs = functional.token_logprobs(model, params, tokens, neighbours)
+    return -jnp.sum(logprobs * weights), weights.sum()
 
 
 def loss(model: ModelConfig, params: dict, tokens, neighbours=None) -> jax.Array:
     """Mean negative log-probability (nats) of the tokens that are not padding."""
-    weights = (tokens != PAD).at[:, 0].set(False)
-    logprobs = functional.token_logprobs(model, params, tokens, neighbours)
-    return -jnp.sum(logprobs * weights) / jnp.maximum(weights.sum(), 1)
+    total, count = total_loss(model, params, tokens, neighbours)
+    return total / jnp.maximum(count, 1)
 
 
 def make_train_step(model: ModelConfig, train: TrainConfig) -> Callable:
     """The jitted step: (state, tokens [B, L], neighbours [B, C, K, R] | None) -> (state, metrics).
 
-    The state is donated. Metrics: loss (nats a token), grad_norm (before clipping), learning_rate.
+    The state is donated. With train.accumulate = A, gradients of A parts of the batch are added up, one
+    after the other: the same step in the memory of a part. Where the loss or the norm of the gradient
+    is not finite, the step changes nothing but counts; with train.nonfinite = stop, neither does any
+    step after it, so that the state stays the one that the failing step had.
+
+    Metrics: loss (nats a token), grad_norm (before clipping), learning_rate, skipped (steps so far).
     """
     update = optimizer.adamw(train).update
     rate = optimizer.schedule(train)
 
     def train_step(state: TrainState, tokens, neighbours):
-        of_params = lambda params: loss(model, state.frozen | params, tokens, neighbours)  # noqa: E731
-        value, grads = jax.value_and_grad(of_params)(state.params)
+        def of_params(params, *batch):
+            return total_loss(model, state.frozen | params, *batch)
+
+        grad = jax.value_and_grad(of_params, has_aux=True)
+        (total, count), grads = _accumulated(
+            grad, state.params, (tokens, neighbours), train.accumulate
+        )
+        count = jnp.maximum(count, 1)
+        value, grads = total / count, jax.tree.map(lambda g: g / count, grads)
+        norm = optax.tree.norm(grads)
         updates, opt_state = update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        average = optimizer.averaged(state.average, params, train.ema)
+        fine = jnp.isfinite(value) & jnp.isfinite(norm)
+        skipped = state.skipped + ~fine
+        if train.nonfinite == "stop":
+            fine &= state.skipped == 0
+        new, old = (params, opt_state, average), (state.params, state.opt_state, state.average)
+        params, opt_state, average = jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)
         metrics = {
             "loss": value,
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": norm,
             "learning_rate": rate(state.step),
+            "skipped": skipped,
         }
-        return TrainState(state.step + 1, params, opt_state, state.frozen), metrics
+        step = state.step + 1
+        return TrainState(step, params, opt_state, state.frozen, average, skipped), metrics
 
-    return jax.jit(
-        train_step, donate_argnums=0, compiler_options=COMPILER.get(jax.default_backend())
-    )
+    mesh = jax.sharding.get_mesh()  # its devices may be only compiled for (plan/)
+    platform = jax.default_backend() if mesh.empty else mesh.devices.flat[0].platform
+    return jax.jit(train_step, donate_argnums=0, compiler_options=COMPILER.get(platform))
+
+
+def _accumulated(grad: Callable, params: dict, batch: tuple, parts: int):
+    """((total, count), gradients) of a batch, summed over its `parts`."""
+    if parts == 1:
+        return grad(params, *batch)
+
+    def split(x):  # [B, ...] -> [parts, B / parts, ...]; each device cuts the rows that it has
+        shape = (x.shape[0] // parts, parts, *x.shape[1:])
+        return jnp.moveaxis(jnp.reshape(x, shape, out_sharding=ROWS), 1, 0)
+
+    def add(sums, part):
+        return jax.tree.map(jnp.add, sums, grad(params, *part)), None
+
+    zeros = (jnp.zeros(()), jnp.zeros((), jnp.int32)), jax.tree.map(jnp.zeros_like, params)
+    return jax.lax.scan(add, zeros, jax.tree.map(split, batch))[0]

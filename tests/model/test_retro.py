@@ -11,6 +11,7 @@ from conftest import weights
 
 from retro_jax.model import functional
 from retro_jax.model.cross import chunked_cross_attention, full_cross_attention
+from retro_jax.model.layers import ROWS
 from retro_jax.model.retro import PAD, layer_names
 
 VOCAB = 40
@@ -170,7 +171,7 @@ def test_rows_of_a_batch_are_independent(f):
 def test_encoder_reads_the_chunk_that_retrieved_and_no_other(mesh, tiny):
     encoder = functional.network(tiny, weights(tiny, VOCAB)).encoder
     rng = np.random.default_rng(0)
-    batch = jax.NamedSharding(mesh, jax.P("data"))
+    batch = jax.NamedSharding(mesh, ROWS)
     e = jax.device_put(rng.normal(size=(1, 3, K, R, 24)).astype(np.float32), batch)
     h = jax.device_put(rng.normal(size=(1, 3, M, 16)).astype(np.float32), batch)
     ok = jnp.ones((1, 3, K, R), bool), jnp.ones((1, 3, M), bool)

@@ -5,9 +5,11 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from conftest import make_mesh
 
 from retro_jax.config import ModelConfig, TrainConfig
 from retro_jax.model import sizes
+from retro_jax.model.layers import ROWS
 from retro_jax.train.step import init_state, make_train_step
 
 # Millions, projections only. The paper prints 132 172 368 425 1309 1451 6982 7532; 6979 is the
@@ -89,7 +91,7 @@ def test_cca_layers_are_every_third_from_6():
 def test_the_whole_train_step_of_the_largest_retro_lowers_without_its_weights():
     """7.5 B parameters: forward, gradient and AdamW traced for a mesh by shapes alone."""
     config = dataclasses.replace(sizes.PAPER[-1][2], dtype="bfloat16", remat="full")
-    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    mesh = make_mesh(1, 4, 2)
     train = TrainConfig(length=2048, batch=8)
     with jax.set_mesh(mesh):
         state = jax.eval_shape(lambda: init_state(config, train, sizes.VOCAB, True))
@@ -99,7 +101,7 @@ def test_the_whole_train_step_of_the_largest_retro_lowers_without_its_weights():
             sharding=jax.NamedSharding(mesh, x.sharding.spec if x.ndim else jax.P()),
         )
         state = jax.tree.map(on_mesh, state)
-        batch = jax.NamedSharding(mesh, jax.P("data"))
+        batch = jax.NamedSharding(mesh, ROWS)
         tokens = jax.ShapeDtypeStruct((8, 2048), np.int32, sharding=batch)
         neighbours = jax.ShapeDtypeStruct((8, 32, 2, 128), np.int32, sharding=batch)
         lowered = make_train_step(config, train).lower(state, tokens, neighbours)

@@ -50,6 +50,26 @@ def test_an_epoch_shows_every_sequence_once_and_the_next_in_another_order(shards
     assert (first != second).any()
 
 
+@pytest.mark.parametrize("processes", [2, 3])
+def test_any_number_of_processes_reads_the_same_batches_each_its_rows(shards, processes):
+    config = dataclasses.replace(CONFIG, batch=6, own_continuation=0.5)
+    whole = take(shards, config, 2, 9)
+    share = 6 // processes
+    for p in range(processes):
+        rows = range(p * share, (p + 1) * share)
+        stream = data.batches(shards, config, 2, True, rows)
+        for batch in whole:
+            own = next(stream)
+            for name in ("tokens", "neighbours", "records"):
+                np.testing.assert_array_equal(own[name], batch[name][rows.start : rows.stop])
+
+
+def test_a_batch_says_which_records_it_has(shards):
+    (batch,) = take(shards, CONFIG, 5, 1)
+    for tokens, record in zip(batch["tokens"], batch["records"]):
+        np.testing.assert_array_equal(tokens, shards[int(record)]["tokens"])
+
+
 def test_baseline_and_retro_see_the_same_text(shards):
     for a, b in zip(take(shards, CONFIG, 0, 5), take(shards, CONFIG, 0, 5, retrieval=False)):
         np.testing.assert_array_equal(a["tokens"], b["tokens"])

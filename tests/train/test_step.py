@@ -31,11 +31,11 @@ def batch(seed, size=8, length=16, m=4, k=2):
     }
 
 
-def run(model, shape, steps=3):
+def run(model, shape, steps=3, train=TRAIN):
     mesh = make_mesh(*shape)
     with jax.set_mesh(mesh):
-        state = init_state(model, TRAIN, VOCAB, True)
-        step = make_train_step(model, TRAIN)
+        state = init_state(model, train, VOCAB, True)
+        step = make_train_step(model, train)
         losses = []
         for i in range(steps):
             arrays = sharding.shard_batch(mesh, batch(i))
@@ -57,8 +57,76 @@ def test_every_mesh_gives_the_same_losses_and_parameters(tiny):
             assert difference.max() < 5e-3, (name, shape, difference.max())
 
 
+def test_twenty_steps_are_the_same_on_every_mesh(tiny):
+    """To float tolerance, with everything that a step can do: parts, average, skipping."""
+    train = dataclasses.replace(TRAIN, accumulate=2, ema=0.9, nonfinite="skip", learning_rate=1e-3)
+    found = {}
+    for shape in MESHES:
+        if shape != (1, 8, 1):  # 4 rows a part
+            found[shape] = run(tiny, shape, 20, train)[0]
+    for losses in found.values():
+        np.testing.assert_allclose(losses, found[1, 1, 1], rtol=2e-5)
+    plain = dataclasses.replace(TRAIN, learning_rate=1e-3)
+    np.testing.assert_allclose(run(tiny, (1, 8, 1), 20, plain)[0], found[1, 1, 1], rtol=2e-5)
+
+
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(tiny):
+    """Also where padding makes the parts of different weight."""
+    whole, parts = (dataclasses.replace(TRAIN, accumulate=a, steps=1) for a in (1, 4))
+    made = []
+    for train in (whole, parts):
+        with jax.set_mesh(make_mesh(1, 2, 2)):
+            state = init_state(tiny, train, VOCAB, True)
+            given = batch(0)
+            given["tokens"][:3, 5:] = 0
+            state, metrics = make_train_step(tiny, train)(state, *given.values())
+            made.append((metrics, optimizer_moments(state)))
+    np.testing.assert_allclose(made[0][0]["loss"], made[1][0]["loss"], rtol=1e-6)
+    np.testing.assert_allclose(made[0][0]["grad_norm"], made[1][0]["grad_norm"], rtol=1e-5)
+    for name, moment in made[0][1].items():
+        np.testing.assert_allclose(moment, made[1][1][name], atol=2e-7, err_msg=name)
+
+
+def test_the_average_follows_the_parameters_and_is_what_is_evaluated(tiny, mesh):
+    train = dataclasses.replace(TRAIN, ema=0.75)
+    state = init_state(tiny, train, VOCAB, True)
+    expected = {n: np.asarray(p) for n, p in state.params.items()}
+    step = make_train_step(tiny, train)
+    for i in range(3):
+        state, _ = step(state, *batch(i).values())
+        expected = {n: 0.75 * a + 0.25 * np.asarray(state.params[n]) for n, a in expected.items()}
+    for name, value in state.weights().items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-7)
+    assert any((np.asarray(state.params[n]) != v).any() for n, v in expected.items())
+
+
+@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
+def test_a_step_that_is_not_finite_changes_nothing_but_counts(tiny, mesh, nonfinite):
+    """And with stop, nothing after it does: the state stays the one that the failing step had."""
+    train = dataclasses.replace(TRAIN, ema=0.9, nonfinite=nonfinite)
+    state = init_state(tiny, train, VOCAB, True)
+    step = make_train_step(tiny, train)
+    state, metrics = step(state, *batch(0).values())
+    assert metrics["skipped"] == 0
+    broken = state.params | {"norm.scale": state.params["norm.scale"].at[0].set(np.inf)}
+    state = dataclasses.replace(state, params=broken)
+    before = jax.tree.map(np.asarray, (state.params, state.opt_state, state.average))
+    state, metrics = step(state, *batch(1).values())
+    assert metrics["skipped"] == 1
+    assert state.step == 2
+    jax.tree.map(
+        np.testing.assert_array_equal, (state.params, state.opt_state, state.average), before
+    )
+    healed = state.params | {"norm.scale": np.ones_like(state.params["norm.scale"])}
+    state = dataclasses.replace(state, params=healed)
+    state, metrics = step(state, *batch(2).values())
+    changed = (np.asarray(state.params["embedding"]) != before[0]["embedding"]).any()
+    assert changed == (nonfinite == "skip")
+    assert metrics["skipped"] == 1
+
+
 def test_parameters_and_moments_are_spread_over_the_whole_mesh(tiny):
-    with jax.set_mesh(make_mesh(4, 2)):
+    with jax.set_mesh(make_mesh(1, 4, 2)):
         state = init_state(tiny, TRAIN, VOCAB, True)
         for tree in (state.params, optimizer_moments(state)):
             for name, value in tree.items():
@@ -78,7 +146,7 @@ def optimizer_moments(state):
 def test_the_compiled_step_communicates_as_planned(tiny):
     """Weights are gathered and gradients reduced; nothing is sent from all to all, and nothing moves
     between neighbours, which would say that an array changed its layout on the way."""
-    mesh = make_mesh(4, 2)
+    mesh = make_mesh(1, 4, 2)
     with jax.set_mesh(mesh):
         state = init_state(tiny, TRAIN, VOCAB, True)
         arrays = sharding.shard_batch(mesh, batch(0))
@@ -102,7 +170,7 @@ def test_the_compiled_step_communicates_as_planned(tiny):
 
 def test_a_frozen_base_stays_bit_for_bit_and_off_is_the_base(tiny):
     """RETROfit: decay, clipping and moments never touch what is not trained (traps 25, 26)."""
-    mesh, train = make_mesh(4, 2), dataclasses.replace(TRAIN, clip=1e-3, weight_decay=1.0)
+    mesh, train = make_mesh(1, 4, 2), dataclasses.replace(TRAIN, clip=1e-3, weight_decay=1.0)
     with jax.set_mesh(mesh):
         base = functional.init(tiny, VOCAB, 7, retrieval=False)
         before = {n: np.asarray(p) for n, p in base.items()}
@@ -127,7 +195,7 @@ def test_a_frozen_base_stays_bit_for_bit_and_off_is_the_base(tiny):
 def test_one_small_batch_is_learnt_by_heart(tiny):
     train = dataclasses.replace(TRAIN, steps=300, warmup=10, weight_decay=0.0)
     one = batch(0, size=2)
-    with jax.set_mesh(make_mesh(1, 1)):
+    with jax.set_mesh(make_mesh(1, 1, 1)):
         state = init_state(tiny, train, VOCAB, True)
         step = make_train_step(tiny, train)
         for _ in range(train.steps):
@@ -163,7 +231,7 @@ def test_a_model_whose_neighbours_hold_the_answer_learns_to_read_them(tiny):
     )  # fmt: skip
     train = TrainConfig(length=64, batch=16, steps=400, learning_rate=2e-3, warmup=20, clip=1.0)
     chance = np.log(32)
-    with jax.set_mesh(make_mesh(1, 1)):
+    with jax.set_mesh(make_mesh(1, 1, 1)):
         state = init_state(model, train, 33, True)
         step = make_train_step(model, train)
         score = jax.jit(functools.partial(functional.token_logprobs, model))
@@ -194,13 +262,17 @@ def copies(seed):
 
 
 def test_a_mesh_that_does_not_fit_is_refused_by_field():
-    with pytest.raises(UserError, match=r"mesh = \(data 3, model 1\).*8 device"):
-        sharding.make_mesh(MeshConfig(3, 1))
-    assert sharding.make_mesh(MeshConfig(-1, 2)).shape == {"data": 4, "model": 2}
+    with pytest.raises(UserError, match=r"mesh = \(replica 1, data 3, model 1\).*8 device"):
+        sharding.make_mesh(MeshConfig(data=3))
+    assert sharding.make_mesh(MeshConfig(data=-1, model=2)).shape == {
+        "replica": 1,
+        "data": 4,
+        "model": 2,
+    }
 
 
 def test_sizes_that_do_not_divide_are_refused_by_field(tiny):
-    mesh = make_mesh(4, 2)
+    mesh = make_mesh(1, 4, 2)
     with pytest.raises(UserError, match=r"train\.batch: 6 must be a multiple of 4"):
         sharding.check_divides(mesh, tiny, VOCAB, train_batch=6)
     with pytest.raises(UserError, match=r"corpus\.vocab: 63"):

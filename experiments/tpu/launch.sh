@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Trains on Cloud TPU: a queued resource of one slice or of several, the code on every worker, one command.
+# Run it again after a preemption: what is there is kept, and training goes on from its last checkpoint.
+#
+#   experiments/tpu/launch.sh --name=retro172m --tpu=v5litepod-16 --zone=us-west4-a --bucket=BUCKET -- \
+#       --config=experiments/retro.py:172m --workdir=/mnt/BUCKET/172m
+#
+# --slices=2 several slices (set mesh.replica to a multiple of it); --spot or --reserved; --version=RUNTIME
+# (v2-alpha-tpuv5-lite for v5e, v2-alpha-tpuv5 for v5p, v2-alpha-tpuv6e for v6e, tpu-ubuntu2204-base for v4);
+# --dry-run prints the commands. GKE: docs/training.md. Give it back: gcloud ... queued-resources delete.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+name='' tpu='' zone='' bucket='' slices=1 kind='' version=v2-alpha-tpuv5-lite run=''
+while [[ $# -gt 0 && $1 != -- ]]; do
+  case $1 in
+    --name=* | --tpu=* | --zone=* | --bucket=* | --slices=* | --version=*)
+      field=${1%%=*} && printf -v "${field#--}" %s "${1#*=}" ;;
+    --spot | --reserved) kind=$1 ;;
+    --dry-run) run='echo' ;;
+    *) echo "launch.sh: not understood: $1 (see the top of this file)" >&2 && exit 2 ;;
+  esac
+  shift
+done
+[[ $# -gt 1 && $name && $tpu && $zone && $bucket ]] || {
+  echo "launch.sh: --name, --tpu, --zone, --bucket, and after -- the flags of retro train" >&2 && exit 2
+}
+shift
+
+nodes=(--node-id="$name") && names=("$name")
+if [[ $slices -gt 1 ]]; then
+  nodes=(--node-count="$slices" --node-prefix="$name") && names=()
+  for ((i = 0; i < slices; i++)); do names+=("$name-$i"); done
+fi
+if [[ $run ]] || ! gcloud compute tpus queued-resources describe "$name" --zone="$zone" &>/dev/null; then
+  $run gcloud compute tpus queued-resources create "$name" --zone="$zone" "${nodes[@]}" \
+    --accelerator-type="$tpu" --runtime-version="$version" ${kind:+"$kind"}
+fi
+until [[ $run ]] || [[ $(gcloud compute tpus queued-resources describe "$name" --zone="$zone" \
+  --format='value(state.state)') == ACTIVE ]]; do sleep 30; done
+
+# One archive of the committed files; the bucket is a folder on every worker; one process a worker.
+$run git archive --format=tar.gz --output=/tmp/retro_jax.tar.gz HEAD
+setup="mkdir -p ~/retro_jax && tar xzf /tmp/retro_jax.tar.gz -C ~/retro_jax && pip install -q -e ~/retro_jax[tpu] &&
+ sudo mkdir -p /mnt/$bucket && (mountpoint -q /mnt/$bucket || sudo gcsfuse --implicit-dirs -o allow_other $bucket /mnt/$bucket)"
+train="cd ~/retro_jax && python3 -m retro_jax.cli train --distributed $(printf '%q ' "$@")"
+for node in "${names[@]}"; do
+  $run gcloud compute tpus tpu-vm scp /tmp/retro_jax.tar.gz "$node:/tmp/" --worker=all --zone="$zone"
+  $run gcloud compute tpus tpu-vm ssh "$node" --worker=all --zone="$zone" --command="$setup"
+done
+pids=()
+for node in "${names[@]}"; do
+  $run gcloud compute tpus tpu-vm ssh "$node" --worker=all --zone="$zone" --command="$train" &
+  pids+=($!)
+done
+for pid in "${pids[@]}"; do wait "$pid"; done

@@ -1,0 +1,183 @@
+"""`retro plan`: the real train step compiled for a TPU slice that is not here, and what it needs there.
+
+With libtpu (`pip install 'retro_jax[plan]'`) the figures are the TPU compiler's own. Without it, and for
+GPUs, they are counted from shapes (`count.needs`) and marked as an estimate.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+
+import jax
+from rich.table import Table
+
+from retro_jax import progress
+from retro_jax.config import Experiment, MeshConfig
+from retro_jax.corpus import tokenizer
+from retro_jax.errors import UserError
+from retro_jax.plan import count, hlo, topology
+from retro_jax.train import sharding
+from retro_jax.train.step import make_train_step
+
+GIB = 2**30
+_RESERVED = 0.06  # share of a chip's memory that XLA and the runtime keep for themselves
+_MFU = 0.4  # what the hours assume
+
+
+def parse_mesh(text: str) -> MeshConfig:
+    """`REPLICAxDATAxMODEL`, one of them may be -1.
+
+    Raises:
+      UserError: it is not that.
+    """
+    parts = text.split("x")
+    if len(parts) != 3 or not all(p.removeprefix("-").isdecimal() for p in parts):
+        raise UserError(f"--mesh={text}: write it as REPLICAxDATAxMODEL, for example 1x16x1")
+    return MeshConfig(*map(int, parts))
+
+
+def vocab_of(e: Experiment) -> int:
+    """Tokens of the vocabulary, without a working directory."""
+    if e.corpus.tokenizer == "train":
+        return e.corpus.vocab
+    return tokenizer.load(Path(e.corpus.tokenizer)).vocab
+
+
+def plan(
+    e: Experiment, on: topology.Topology, vocab: int, retrieval: bool = True, compiles: bool = True
+) -> dict:
+    """What a train step of `e` needs on each chip of a machine.
+
+    Returns:
+      fits, compiled (or estimated), bytes a chip by kind and in all, collectives by kind (count and
+      bytes a chip and step; None if not compiled), FLOPs a step and what is computed again, hours of the
+      run at 40 % of the chips' peak, and the smallest slice whose estimate fits.
+
+    Raises:
+      UserError: the mesh does not fit the machine or the model.
+    """
+    abstract = topology.abstract_mesh(on, e.mesh)
+    sharding.check_divides(
+        abstract, e.model, vocab, train_batch=e.train.batch // e.train.accumulate
+    )
+    needed = count.needs(e, vocab, abstract, retrieval)
+    mesh = topology.device_mesh(on, e.mesh) if compiles else None
+    made = _compile(e, vocab, mesh, retrieval) if mesh else None
+    memory = {k: needed[k] for k in ("parameters", "optimizer", "batch", "activations")}
+    if made:
+        memory["temporaries"] = max(0, made["temporary"] - memory["activations"])
+        memory["activations"] = min(memory["activations"], made["temporary"])
+    else:
+        memory["temporaries"] = sum(needed[k] for k in ("gradients", "gathered", "readout"))
+    total = made["total"] if made else sum(memory.values())
+    flops = needed["flops"]
+    seconds = flops / (on.chips * on.chip.flops * _MFU)
+    return {
+        "experiment": e.name if retrieval else f"{e.name}, baseline",
+        "topology": str(on),
+        "chips": on.chips,
+        "mesh": dict(abstract.shape),
+        "batch": e.train.batch,
+        "accumulate": e.train.accumulate,
+        "compiled": bool(made),
+        "fits": total <= on.chip.memory * (1 - _RESERVED),
+        "bytes_per_chip": memory | {"total": total, "of": on.chip.memory},
+        "collectives": made and made["collectives"],
+        "flops_per_step": flops,
+        "recomputed": needed["recomputed"] / flops,
+        "seconds_per_step": seconds,
+        "hours": seconds * e.train.steps / 3600,
+        "smallest_that_fits": _smallest(e, on, vocab, retrieval),
+    }
+
+
+def _compile(e: Experiment, vocab: int, mesh: jax.sharding.Mesh, retrieval: bool) -> dict:
+    with jax.set_mesh(mesh):
+        step = count.shapes(e, vocab, mesh, retrieval)
+        progress.say(f"compiling the train step for {mesh.size} chips (minutes)")
+        lowered = make_train_step(e.model, e.train).lower(step.state, step.tokens, step.neighbours)
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            needed = _refused(str(error))
+            if needed is None:
+                raise
+            held = count.bytes_of((step.state, step.tokens, step.neighbours))
+            return {"total": needed, "temporary": needed - held, "collectives": None}
+    memory = compiled.memory_analysis()
+    return {
+        "temporary": memory.temp_size_in_bytes,
+        "total": memory.temp_size_in_bytes
+        + memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.generated_code_size_in_bytes,
+        "collectives": hlo.collectives(compiled.as_text()),
+    }
+
+
+def _refused(message: str) -> int | None:
+    """Bytes that the compiler wanted, where it says that they do not fit."""
+    found = re.search(r"Used ([\d.]+)([KMG]) of", message)
+    if "RESOURCE_EXHAUSTED" not in message or not found:
+        return None
+    return int(float(found[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[found[2]])
+
+
+def _smallest(e: Experiment, on: topology.Topology, vocab: int, retrieval: bool) -> str | None:
+    """The smallest slice of the same chips whose estimate fits, with its mesh, the batch being the
+    same; `data` takes what is left."""
+    for smaller in topology.larger(on):
+        # A batch and a width that do not divide by so many chips: the rest are replicas.
+        data = math.gcd(smaller.chips // max(1, e.mesh.model), e.model.d, e.model.encoder_d)
+        mesh = MeshConfig(-1, max(1, data), e.mesh.model)
+        try:
+            abstract = topology.abstract_mesh(smaller, mesh)
+            fitted = dataclasses.replace(e, mesh=mesh)
+            sharding.check_divides(
+                abstract, e.model, vocab, train_batch=e.train.batch // e.train.accumulate
+            )
+        except UserError:
+            continue
+        n = count.needs(fitted, vocab, abstract, retrieval)
+        total = sum(v for k, v in n.items() if k not in ("flops", "recomputed"))
+        if total <= smaller.chip.memory * (1 - _RESERVED):
+            return f"{smaller} (estimated)"
+    return None
+
+
+def show(result: dict, as_json: bool):
+    """Prints a plan as tables, or as JSON."""
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    r, memory = result, result["bytes_per_chip"]
+    how = "compiled by libtpu" if r["compiled"] else "ESTIMATE, not compiled"
+    mesh = " x ".join(f"{name} {size}" for name, size in r["mesh"].items())
+    table = Table(
+        "GiB a chip",
+        "",
+        title=f"{r['experiment']} on {r['topology']}: {how}",
+        title_justify="left",
+        min_width=40,
+    )
+    table.columns[1].justify = "right"
+    for name in ("parameters", "optimizer", "batch", "activations", "temporaries", "total", "of"):
+        table.add_row(name, f"{memory[name] / GIB:.2f}", end_section=name in ("temporaries", "of"))
+    progress.show(table)
+    progress.say(("It fits." if r["fits"] else "It does NOT fit.") + f" Mesh: {mesh}.")
+    if r["collectives"]:
+        sent = Table("collective", "times a step", "GiB a chip and step")
+        for name, value in r["collectives"].items():
+            sent.add_row(name, f"{value['count']:,}", f"{value['bytes'] / GIB:.2f}")
+        progress.show(sent)
+    progress.say(
+        f"{r['flops_per_step']:.3e} FLOPs a step of {r['batch']} sequences"
+        + (f" in {r['accumulate']} parts" if r["accumulate"] > 1 else "")
+        + f"; rematerialisation adds {r['recomputed']:.0%}.\n"
+        f"{r['seconds_per_step']:.2f} s a step and {r['hours']:,.0f} hours in all at "
+        f"{_MFU:.0%} of the peak.\n"
+        f"Smallest {r['topology'].partition(':')[0]} that fits: {r['smallest_that_fits'] or 'none'}."
+    )

@@ -1,0 +1,177 @@
+"""What a machine that is not here would need: counted, and compiled by the TPU's own compiler."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import make_mesh, small_experiment
+
+from retro_jax import cli
+from retro_jax.config import MeshConfig, ModelConfig, TrainConfig
+from retro_jax.errors import UserError
+from retro_jax.plan import count, hlo, plan, topology
+from retro_jax.train.step import make_train_step
+
+VOCAB = 320
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    return dataclasses.replace(small_experiment(tmp_path), mesh=MeshConfig(data=4, model=2))
+
+
+def test_bytes_a_chip_are_those_that_training_holds(experiment):
+    mesh = make_mesh(1, 4, 2)
+    needed = count.needs(experiment, VOCAB, mesh.abstract_mesh)
+    from retro_jax.train.step import init_state
+
+    with jax.set_mesh(mesh):
+        state = init_state(experiment.model, experiment.train, VOCAB, True)
+    held = lambda tree: sum(  # noqa: E731
+        x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree)
+    )
+    assert needed["parameters"] == held(state.params)
+    assert needed["optimizer"] == held(state.opt_state)
+
+
+def test_activations_follow_the_batch_and_remat_trades_them_for_flops(experiment):
+    mesh = make_mesh(1, 4, 2).abstract_mesh
+    needs = {}
+    for name, model, batch in (("none", "none", 8), ("full", "full", 8), ("more", "none", 16)):
+        e = dataclasses.replace(
+            experiment,
+            model=dataclasses.replace(experiment.model, remat=model),
+            train=dataclasses.replace(experiment.train, batch=batch),
+        )
+        needs[name] = count.needs(e, VOCAB, mesh)
+    assert 1.8 < needs["more"]["activations"] / needs["none"]["activations"] < 2.2
+    assert needs["full"]["activations"] < needs["none"]["activations"]
+    assert needs["full"]["recomputed"] > needs["none"]["recomputed"]
+    halves = dataclasses.replace(
+        experiment, train=dataclasses.replace(experiment.train, batch=16, accumulate=2)
+    )
+    assert count.needs(halves, VOCAB, mesh)["activations"] == needs["none"]["activations"]
+
+
+def test_collectives_are_read_off_the_program_and_loops_count_as_often_as_they_run(experiment):
+    """Two parts of a batch send the gradients' products twice."""
+    sent = {}
+    for parts in (1, 2):
+        e = dataclasses.replace(
+            experiment, train=dataclasses.replace(experiment.train, batch=16, accumulate=parts)
+        )
+        mesh = make_mesh(1, 4, 2)
+        with jax.set_mesh(mesh):
+            step = count.shapes(e, VOCAB, mesh, True)
+            lowered = make_train_step(e.model, e.train).lower(
+                step.state, step.tokens, step.neighbours
+            )
+            sent[parts] = hlo.collectives(lowered.compile().as_text())
+    assert sent[1]["all-gather"]["bytes"] > 0
+    ratio = sent[2]["all-gather"]["bytes"] / sent[1]["all-gather"]["bytes"]
+    assert 1.7 < ratio < 2.3, sent
+
+
+TEXT = """HloModule step
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %a = f32[8,4]{1,0} all-gather(%x), dimensions={0}
+  ROOT %t = (s32[], f32[8]) tuple(%i, %y)
+}
+
+%called (p: f32[2]) -> f32[2] {
+  ROOT %r = bf16[16]{0} reduce-scatter(%p), to_apply=%sum
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %w = (s32[], f32[8]) while(%init), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %s = (f32[4]{0}, f32[32]{0}) all-gather-start(%p), dimensions={0}
+  %d = f32[32]{0} all-gather-done(%s)
+  ROOT %f = f32[2] fusion(%p), kind=kLoop, calls=%called
+}
+"""
+
+
+def test_collectives_of_a_known_program():
+    assert hlo.collectives(TEXT) == {
+        "all-gather": {"count": 6, "bytes": 5 * 8 * 4 * 4 + 32 * 4},
+        "reduce-scatter": {"count": 1, "bytes": 16 * 2},
+    }
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Small, and of widths that a TPU has: it compiles in seconds."""
+    return ModelConfig(
+        d=128, layers=2, heads=2, head_size=64, cca_layers=(2,), encoder_d=128, encoder_layers=1,
+        encoder_heads=2, encoder_head_size=64, dtype="bfloat16", remat="full",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("on", "mesh"), [("v5e:2x4", "1x4x2"), ("v5e:2x2*2", "2x4x1")])
+def test_the_tpu_compiler_says_what_a_slice_needs(experiment, model, on, mesh):
+    e = dataclasses.replace(
+        experiment, model=model, train=TrainConfig(length=256, batch=16), mesh=plan.parse_mesh(mesh)
+    )
+    made = plan.plan(e, topology.parse(on), VOCAB)
+    assert made["compiled"]
+    assert made["fits"]
+    assert made["chips"] == 8
+    memory = made["bytes_per_chip"]
+    parts = sum(memory[k] for k in ("parameters", "optimizer", "activations", "temporaries"))
+    assert 0.9 < parts / memory["total"] < 1.1
+    assert made["collectives"]["all-gather"]["bytes"] > 0
+    assert made["smallest_that_fits"] == "v5e:1x1 (estimated)"
+    assert json.loads(json.dumps(made)) == made
+    estimated = plan.plan(e, topology.parse(on), VOCAB, compiles=False)
+    assert not estimated["compiled"]
+    assert estimated["bytes_per_chip"]["parameters"] == memory["parameters"]
+
+
+def test_a_gpu_is_estimated_and_marked_so(capfd):
+    config = "--config=experiments/quickstart.py"
+    mesh = "--config.train.batch=8"
+    assert cli.main(["plan", config, mesh, "--topology=h100:8", "--json"]) == 0
+    made = json.loads(capfd.readouterr().out)
+    assert (made["compiled"], made["collectives"], made["fits"]) == (False, None, True)
+    assert cli.main(["plan", config, mesh, "--topology=h100:8"]) == 0
+    assert "ESTIMATE, not compiled" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--topology is missing"),
+        (["--topology=v9:2x2"], "no chip 'v9'; known: v4, v5e"),
+        (["--topology=v5e:16"], "write it as v5e:4x4"),
+        (["--topology=v5e:2x4", "--mesh=8"], "REPLICAxDATAxMODEL"),
+        (["--topology=v5e:2x4", "--mesh=1x4x1"], "does not multiply to the 8 device(s)"),
+        (["--topology=v5e:2x4*2", "--mesh=1x16x1"], "must be a multiple of the 2 slices"),
+        (["--topology=v5e:2x4", "--rebuild"], "--rebuild is for retro prepare, not retro plan"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_in_one_line(capfd, flags, message):
+    status = cli.main(["plan", "--config=experiments/quickstart.py", *flags])
+    error = capfd.readouterr().err
+    assert (status, error.count("\n")) == (2, 1), error
+    assert message in error
+
+
+def test_peaks_and_memories_are_of_the_kind_that_jax_names():
+    from types import SimpleNamespace
+
+    from retro_jax.train.hardware import peak_flops
+
+    named = lambda kind: [SimpleNamespace(device_kind=kind)] * 2  # noqa: E731
+    assert peak_flops(named("TPU v5 lite")) == 2 * 197e12
+    assert peak_flops(named("TPU v5")) == 2 * 459e12
+    assert peak_flops(named("NVIDIA H100 80GB HBM3")) == 2 * 989e12
+    assert peak_flops(named("cpu")) is None
+    assert np.isfinite(topology.CHIPS["v4"].flops)
+
+
+def test_a_mesh_that_is_not_written_as_one_is_refused():
+    with pytest.raises(UserError, match="REPLICAxDATAxMODEL"):
+        plan.parse_mesh("a")

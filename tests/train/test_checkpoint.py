@@ -1,0 +1,101 @@
+"""Checkpoints: the newest and the best stay, and what is damaged is never trained on."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import make_mesh
+
+from retro_jax.config import TrainConfig
+from retro_jax.errors import UserError
+from retro_jax.train import checkpoint
+from retro_jax.train.step import init_state
+
+VOCAB, TRAIN = 64, TrainConfig(length=16, batch=8, steps=10)
+
+
+@pytest.fixture
+def state(tiny, mesh):
+    return init_state(tiny, TRAIN, VOCAB, True)
+
+
+@pytest.fixture
+def like(tiny, mesh):
+    return jax.eval_shape(lambda: init_state(tiny, TRAIN, VOCAB, True))
+
+
+def saved(directory, state, scores: dict, settings=None):
+    """Checkpoints of changing states, {step: held-out nats}."""
+    made = checkpoint.Checkpoints(directory, settings, keep=2)
+    for step, nats in scores.items():
+        params = {n: p + step for n, p in state.params.items()}
+        made.save(dataclasses.replace(state, params=params), step, nats)
+    made.close()
+    return checkpoint.Checkpoints(directory, settings, keep=2)
+
+
+def test_the_newest_two_and_the_best_stay(state, tmp_path):
+    made = saved(tmp_path, state, {1: 3.0, 2: 1.0, 3: 2.0, 4: 2.5, 5: 2.6})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "4", "5"]
+    assert made.latest() == 5
+    assert made.best() == (2, 1.0)
+
+
+def test_without_scores_the_newest_two_stay_and_none_is_the_best(state, tmp_path):
+    made = saved(tmp_path, state, {1: None, 2: None, 3: None})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
+    assert made.best() is None
+
+
+@pytest.mark.parametrize("how", ["emptied", "bit", "lost"])
+def test_a_damaged_newest_is_reported_and_the_one_before_is_used(
+    state, like, mesh, tmp_path, capfd, how
+):
+    saved(tmp_path, state, {1: None, 2: None})
+    files = [f for f in (tmp_path / "2").rglob("*") if f.is_file()]
+    if how == "lost":
+        shutil.rmtree(tmp_path / "2" / "default")
+    elif how == "emptied":
+        for file in files:
+            file.write_bytes(b"")
+    else:
+        for file in files:  # a bit in every thousand bytes
+            content = bytearray(file.read_bytes())
+            for at in range(500, len(content), 1000):
+                content[at] ^= 1
+            file.write_bytes(content)
+    found, step = checkpoint.Checkpoints(tmp_path).restore_newest(like, mesh)
+    assert step == 1
+    for name, value in found.params.items():
+        np.testing.assert_array_equal(value, state.params[name] + 1)
+    assert "/2: the checkpoint is damaged" in (error := capfd.readouterr().err.replace("\n", " "))
+    assert "damaged-2" in error
+    assert (tmp_path / "damaged-2").exists()
+
+
+def test_where_all_are_damaged_there_is_none(state, like, mesh, tmp_path):
+    saved(tmp_path, state, {1: None})
+    shutil.rmtree(tmp_path / "1" / "default")
+    assert checkpoint.Checkpoints(tmp_path).restore_newest(like, mesh) == (None, 0)
+
+
+def test_another_config_is_refused_with_the_fields(state, like, mesh, tmp_path):
+    saved(tmp_path, state, {1: None}, {"train.batch": 8, "train.seed": 0})
+    other = checkpoint.Checkpoints(tmp_path, {"train.batch": 16, "train.seed": 0})
+    with pytest.raises(UserError, match=r"train\.batch was 8, is now 16"):
+        other.restore_newest(like, mesh)
+    assert (tmp_path / "1").exists()
+
+
+def test_a_fingerprint_is_the_same_on_every_mesh_and_another_for_other_numbers(tiny):
+    prints = set()
+    for shape in ((1, 1, 1), (1, 4, 2), (2, 2, 2)):
+        with jax.set_mesh(make_mesh(*shape)):
+            state = init_state(tiny, TRAIN, VOCAB, True)
+            prints.add(int(checkpoint.fingerprint(state)))
+            scale = state.params["norm.scale"].at[0].add(1e-7)
+            changed = dataclasses.replace(state, params=state.params | {"norm.scale": scale})
+            assert int(checkpoint.fingerprint(changed)) not in prints
+    assert len(prints) == 1

@@ -1,0 +1,125 @@
+"""Two real processes of four devices each: they train, stop together, and go on as one."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import small_experiment, write_corpus
+
+from retro_jax import prepare
+from retro_jax.config import to_config_dict
+from retro_jax.train import loop
+from retro_jax.train.checkpoint import Checkpoints
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(experiment, config file, prepared directory, losses of a run in one process)."""
+    corpus, root = tmp_path_factory.mktemp("corpus"), tmp_path_factory.mktemp("whole")
+    write_corpus(corpus)
+    e = small_experiment(corpus, steps=24, checkpoint_every=4, models=("retro",), validate=1)
+    config = root / "config.py"
+    config.write_text(
+        "import json, ml_collections\n"
+        f"fields = json.loads({to_config_dict(e).to_json()!r})\n"
+        "def get_config():\n    return ml_collections.ConfigDict(fields)\n"
+    )
+    prepare.prepare(e, root)
+    loop.train(e, root, True)
+    return e, config, root, losses(root)
+
+
+def losses(root: Path) -> dict[int, float]:
+    rows = map(json.loads, (root / "train/retro/metrics.jsonl").read_text().splitlines())
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def start(config: Path, root: Path) -> list[subprocess.Popen]:
+    """`retro train --distributed` in two processes, which see the prepared data of `config`'s folder."""
+    root.mkdir(exist_ok=True)
+    if not (root / "prepare").exists():
+        (root / "prepare").symlink_to(config.parent / "prepare")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "4",
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parent.parent / ".jax_cache"),
+    }
+    command = [sys.executable, "-m", "retro_jax.cli", "train", "--distributed",
+               f"--config={config}", f"--workdir={root}"]  # fmt: skip
+    return [
+        subprocess.Popen(
+            command, env=env | {"JAX_PROCESS_ID": str(i)}, stderr=subprocess.PIPE, text=True
+        )
+        for i in (0, 1)
+    ]
+
+
+def wait_for(log: Path, lines: int, processes):
+    deadline = time.time() + 200
+    while not (log.exists() and log.read_text().count("\n") >= lines):
+        assert time.time() < deadline
+        assert all(p.poll() is None for p in processes), [p.communicate() for p in processes]
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_two_processes_are_stopped_and_one_goes_on_with_the_same_losses(undisturbed, tmp_path, how):
+    e, config, _, expected = undisturbed
+    root = tmp_path / "w"
+    processes = start(config, root)
+    wait_for(root / "train/retro/metrics.jsonl", 9, processes)
+    for process in processes:
+        process.send_signal(how)
+    errors = [process.communicate(timeout=200)[1] for process in processes]
+    if how == signal.SIGTERM:
+        assert [p.returncode for p in processes] == [75, 75], errors
+        assert "run the same command to continue" in errors[0]
+    stopped = Checkpoints(root / "train/retro/checkpoints").latest()
+    assert 4 <= stopped < 24
+    loop.train(e, root, True)  # here, in one process of eight devices
+    found = losses(root)
+    assert found.keys() == expected.keys()
+    np.testing.assert_allclose(
+        [found[s] for s in sorted(found)], [expected[s] for s in sorted(found)], rtol=2e-5
+    )
+
+
+def test_two_processes_train_to_the_end_and_only_one_speaks(undisturbed, tmp_path):
+    _, config, whole, expected = undisturbed
+    root = tmp_path / "w"
+    processes = start(config, root)
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [p.returncode for p in processes] == [0, 0], errors
+    found = losses(root)
+    np.testing.assert_allclose(
+        [found[s] for s in sorted(expected)], [expected[s] for s in sorted(expected)], rtol=2e-5
+    )
+    assert "parameters" in errors[0]
+    assert "step" not in errors[1]
+    manifests = [json.loads((r / "train/retro/manifest.json").read_text()) for r in (root, whole)]
+    assert manifests[0]["counts"]["best"]["step"] == manifests[1]["counts"]["best"]["step"]
+
+
+def test_processes_that_cannot_be_found_are_an_error_with_the_remedy(undisturbed, tmp_path):
+    _, config, _, _ = undisturbed
+    done = subprocess.run(
+        [sys.executable, "-m", "retro_jax.cli", "train", "--distributed", f"--config={config}",
+         f"--workdir={tmp_path}/w"],
+        env={k: v for k, v in os.environ.items() if not k.startswith("JAX_")},
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "JAX_COORDINATOR_ADDRESS=HOST:PORT" in done.stderr
+    assert not (tmp_path / "w").exists()
