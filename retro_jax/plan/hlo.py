@@ -9,41 +9,56 @@ _BITS = {"pred": 8, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s16": 16, "u16": 1
 _START = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _ARRAY = re.compile(r"\b(" + "|".join(_BITS) + r")\[([\d,]*)\]")
 _COLLECTIVE = re.compile(r"= (.*?) (" + "|".join(KINDS) + r")(-start)?\(")
-_CALLED = re.compile(r"(?:calls|to_apply|condition|body|branch_computations)=\{?%?([\w.\-, %]+)\}?")
-_TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"')
+_CALLED = re.compile(r"(?:calls|to_apply|body|branch_computations)=\{?%?([\w.\-, %]+)\}?")
+_CONDITION = re.compile(r" while\(.*condition=%?([\w.\-]+)")
+_CONSTANT = re.compile(r"s32\[\].* constant\((\d+)\)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 
 
 def collectives(text: str) -> dict[str, dict]:
     """{kind: {count, bytes}} of a step on one chip: of the results, loops counted as often as they run.
 
-    text: `compiled.as_text()`.
+    text: `compiled.as_text()`. A collective that the compiler spreads over several fusions, so that it
+    runs beside them, stands in each of them, with one channel: it counts once.
     """
     bodies, entry = _computations(text)
     times: dict[str, int] = defaultdict(int)
 
     def visit(name: str, factor: int):
         times[name] += factor
-        for line in bodies.get(name, ()):
-            trips = _TRIPS.search(line)
+        for line in bodies[name]:
+            condition = _CONDITION.search(line)
+            often = _trips(bodies[condition[1]]) if condition else 1
             for group in _CALLED.finditer(line):
-                often = int(trips[1]) if trips and " while(" in line else 1
                 for called in re.findall(r"[\w.\-]+", group[1]):
                     if called in bodies:
                         visit(called, factor * often)
 
     visit(entry, 1)
-    found = {kind: {"count": 0, "bytes": 0} for kind in KINDS}
+    channels: dict[tuple, tuple[int, int]] = {}
     for name, factor in times.items():
-        for line in bodies[name]:
+        for at, line in enumerate(bodies[name]):
             match = _COLLECTIVE.search(line)
-            if match and factor:
+            if match:
                 sizes = [_size(*array) for array in _ARRAY.findall(match[1])]
                 # A started one holds its operand beside its result, the larger or the smaller of them.
                 pick = min if match[2] == "reduce-scatter" else max
                 size = pick(sizes) if match[3] else sum(sizes)
-                found[match[2]]["count"] += factor
-                found[match[2]]["bytes"] += factor * size
-    return {kind: value for kind, value in found.items() if value["count"]}
+                channel = _CHANNEL.search(line)
+                key = (match[2], channel[1] if channel else (name, at))
+                channels[key] = max(channels.get(key, (0, 0)), (factor, size))
+    found = {}
+    for kind in KINDS:
+        sent = [value for (of, _), value in channels.items() if of == kind]
+        if sent:
+            count, size = sum(n for n, _ in sent), sum(n * s for n, s in sent)
+            found[kind] = {"count": count, "bytes": size}
+    return found
+
+
+def _trips(condition: list[str]) -> int:
+    """How often a loop runs: the number that its counter is compared with."""
+    return max((int(m[1]) for line in condition if (m := _CONSTANT.search(line))), default=1)
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:

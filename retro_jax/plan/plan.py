@@ -1,6 +1,6 @@
 """`retro plan`: the real train step compiled for a TPU slice that is not here, and what it needs there.
 
-With libtpu (`pip install 'retro_jax[plan]'`) the figures are the TPU compiler's own. Without it, and for
+With libtpu (`pip install 'retro_jax[tpu]'`) the figures are the TPU compiler's own. Without it, and for
 GPUs, they are counted from shapes (`count.needs`) and marked as an estimate.
 """
 

@@ -81,13 +81,19 @@ TEXT = """HloModule step
   ROOT %t = (s32[], f32[8]) tuple(%i, %y)
 }
 
+%cond (p: (s32[], f32[8])) -> pred[] {
+  %c = s32[]{:T(128)} constant(5)
+  ROOT %lt = pred[] compare(%i, %c), direction=LT
+}
+
 %called (p: f32[2]) -> f32[2] {
   ROOT %r = bf16[16]{0} reduce-scatter(%p), to_apply=%sum
 }
 
 ENTRY %main (p: f32[8]) -> f32[8] {
-  %w = (s32[], f32[8]) while(%init), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"5"}}
-  %s = (f32[4]{0}, f32[32]{0}) all-gather-start(%p), dimensions={0}
+  %w = (s32[], f32[8]) while(%init), condition=%cond, body=%body
+  %s = (f32[4]{0}, f32[32]{0}) all-gather-start(%p), channel_id=3, dimensions={0}
+  %b = f32[32]{0} all-gather(%p), channel_id=3, dimensions={0}
   %d = f32[32]{0} all-gather-done(%s)
   ROOT %f = f32[2] fusion(%p), kind=kLoop, calls=%called
 }
