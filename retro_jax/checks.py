@@ -170,6 +170,12 @@ def check(e):
     )
     require(t.validate >= 0, "train.validate", t.validate, "must not be negative")
     require(
+        v.checkpoint == "last" or t.validate > 0,
+        "evaluate.checkpoint",
+        v.checkpoint,
+        "needs train.validate > 0, by which the best is found",
+    )
+    require(
         t.batch % t.accumulate == 0,
         "train.accumulate",
         t.accumulate,

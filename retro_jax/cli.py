@@ -87,22 +87,25 @@ def _dispatch(stage: str, argv: list[str]) -> int:
             )
         return describe(Path(argv[0]), *map(int, argv[1:]))
     if stage == "plan":  # libtpu is to compile only: it looks for no chip, and says nothing
-        quiet = {
+        os.environ |= {
             "JAX_PLATFORMS": "cpu",
             "TPU_SKIP_MDS_QUERY": "1",
             "TPU_WORKER_HOSTNAMES": "localhost",
             "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+            "TPU_STDERR_LOG_LEVEL": "3",
+            "TPU_MIN_LOG_LEVEL": "3",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # another plan may be under way
         }
-        os.environ |= quiet | {"TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
     experiment, root, flags = parse(stage, argv)
     if flags.topology is not None:
         return plan(experiment, flags)
+    from retro_jax import progress
     from retro_jax.train import processes, sharding
     from retro_jax.train.failure import NotFinite
 
+    sharding.set_up_cpu(experiment.mesh.cpu_devices)
     if flags.distributed:
         processes.join()
-    sharding.set_up_cpu(experiment.mesh.cpu_devices)
     if flags.estimate is not None:
         return estimate(experiment, flags.estimate)
     try:
@@ -116,10 +119,10 @@ def _dispatch(stage: str, argv: list[str]) -> int:
             "replay": replay,
         }[stage](experiment, root)
     except processes.Interrupted as stop:
-        print(f"retro: {stop}", file=sys.stderr)
+        progress.say(f"retro: {stop}")  # of several processes one says it
         return stop.status
     except NotFinite as error:
-        print(f"retro: {error}", file=sys.stderr)
+        progress.say(f"retro: {error}")
         return 1
     return 0
 

@@ -2,6 +2,8 @@
 
 import shlex
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -27,13 +29,33 @@ def test_a_slice_is_queued_gets_the_code_and_trains_on_all_workers():
     assert "--accelerator-type=v5litepod-16" in lines[0]
     assert lines[0].endswith("--spot")
     assert text.count("--worker=all") == 3
-    train = next(line for line in lines if "retro_jax.cli train" in line)
-    command = train.partition("--command=")[2].partition(" && ")[2]
+    command = text.partition("retro_jax.cli train")[2].partition(">~/train.log")[0]
     # The flags reach the worker as they were given.
-    assert shlex.split(command)[2:] == [
-        "retro_jax.cli", "train", "--distributed", "--config=c.py",
-        "--config.generate.prompt=it's a b",
+    assert shlex.split(command) == [
+        "--distributed", "--config=c.py", "--config.generate.prompt=it's a b",
     ]  # fmt: skip
+
+
+def test_on_a_worker_it_starts_once_and_shows_the_log_of_the_run_under_way(tmp_path):
+    """The command itself, in a home of its own, with a program that counts its starts."""
+    text = "\n".join(dry(*NEEDED, "--", "--config=c.py"))
+    command = text.rpartition("--command=")[2]
+    python = tmp_path / "retro_jax" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$@"; sleep 3; echo end\n')
+    python.chmod(0o755)
+    run = lambda: subprocess.run(  # noqa: E731
+        ["bash", "-c", command], env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(run)
+        time.sleep(1)
+        second = pool.submit(run)
+    for done in (first.result(), second.result()):
+        assert done.stdout.split("\n")[:2] == [
+            "-m retro_jax.cli train --distributed --config=c.py", "end"
+        ], done  # fmt: skip
 
 
 def test_several_slices_are_one_resource_of_several_nodes():
@@ -59,7 +81,6 @@ def test_slurm_starts_one_process_a_gpu():
     assert done.stdout.split() == (
         [
             "srun",
-            "--kill-on-bad-exit=1",
             "python",
             "-m",
             "retro_jax.cli",

@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, NamedSharding, use_abstract_mesh
 from retro_jax.config import Experiment
 from retro_jax.model import sizes
 from retro_jax.model.layers import ROWS
+from retro_jax.train.log import step_flops
 from retro_jax.train.step import TrainState, init_state, make_train_step, total_loss
 
 
@@ -76,18 +77,12 @@ def needs(e: Experiment, vocab: int, mesh: AbstractMesh, retrieval: bool = True)
 
     Returns:
       parameters, optimizer, batch, gradients, activations (kept from the forward pass to its gradient):
-      bytes a chip; gathered: the weights of the widest group of layers as they are used; readout: its
+      bytes a chip; gathered: the embedding as it is used, twice; readout: its
       logits; flops: of the model (see `log.step_flops`), recomputed: what the gradient computes again.
     """
     with use_abstract_mesh(mesh):
         step = shapes(e, vocab, mesh, retrieval)
-        of_model = (
-            3
-            * e.train.batch
-            * sizes.forward_flops(
-                e.model, vocab, e.train.length, e.retrieval.neighbours if retrieval else 0
-            )
-        )
+        of_model = step_flops(e, vocab, retrieval)
         part = e.train.batch // e.train.accumulate
         step_fn = make_train_step(e.model, e.train)
         traced = step_fn.trace(step.state, step.tokens, step.neighbours)

@@ -16,7 +16,9 @@ _CHANNEL = re.compile(r"channel_id=(\d+)")
 
 
 def collectives(text: str) -> dict[str, dict]:
-    """{kind: {count, bytes}} of a step on one chip: of the results, loops counted as often as they run.
+    """{kind: {count, bytes}} of a step on one chip, loops counted as often as they run.
+
+    Bytes are those of the whole array: of the result, for a reduce-scatter of the operand.
 
     text: `compiled.as_text()`. A collective that the compiler spreads over several fusions, so that it
     runs beside them, stands in each of them, with one channel: it counts once.
@@ -41,11 +43,15 @@ def collectives(text: str) -> dict[str, dict]:
             match = _COLLECTIVE.search(line)
             if match:
                 sizes = [_size(*array) for array in _ARRAY.findall(match[1])]
-                # A started one holds its operand beside its result, the larger or the smaller of them.
+                # A started one holds its operand beside its result: the larger or the smaller.
                 pick = min if match[2] == "reduce-scatter" else max
-                size = pick(sizes) if match[3] else sum(sizes)
+                kind, size = match[2], pick(sizes) if match[3] else sum(sizes)
+                if name.startswith("all-reduce-scatter"):  # fused, its result scattered at once
+                    kind = "reduce-scatter"
+                elif kind == "reduce-scatter":
+                    size *= _group(line)
                 channel = _CHANNEL.search(line)
-                key = (match[2], channel[1] if channel else (name, at))
+                key = (kind, channel[1] if channel else (name, at))
                 channels[key] = max(channels.get(key, (0, 0)), (factor, size))
     found = {}
     for kind in KINDS:
@@ -54,6 +60,14 @@ def collectives(text: str) -> dict[str, dict]:
             count, size = sum(n for n, _ in sent), sum(n * s for n, s in sent)
             found[kind] = {"count": count, "bytes": size}
     return found
+
+
+def _group(line: str) -> int:
+    """Chips that a collective is among, of `replica_groups=[4,2]<=[8]` or `{{0,1},{2,3}}`."""
+    found = re.search(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\})", line)
+    if not found:
+        return 1
+    return int(found[1]) if found[1] else found[2].count(",") + 1
 
 
 def _trips(condition: list[str]) -> int:

@@ -22,7 +22,10 @@ from retro_jax.train import sharding
 from retro_jax.train.step import make_train_step
 
 GIB = 2**30
-_RESERVED = 0.06  # share of a chip's memory that XLA and the runtime keep for themselves
+# Share of a chip's memory that programs get; of a GPU's, what train.slurm has XLA take.
+_USABLE = 0.94
+_TEMPORARIES = 2.3  # what libtpu needed, over what is counted (docs/training.md, the compiled rows)
+_HELD = ("parameters", "optimizer", "batch", "activations")
 _MFU = 0.4  # what the hours assume
 
 
@@ -65,14 +68,14 @@ def plan(
     needed = count.needs(e, vocab, abstract, retrieval)
     mesh = topology.device_mesh(on, e.mesh) if compiles else None
     made = _compile(e, vocab, mesh, retrieval) if mesh else None
-    memory = {k: needed[k] for k in ("parameters", "optimizer", "batch", "activations")}
+    memory = {k: needed[k] for k in _HELD}
     if made:
         memory["temporaries"] = max(0, made["temporary"] - memory["activations"])
         memory["activations"] = min(memory["activations"], made["temporary"])
     else:
-        memory["temporaries"] = sum(needed[k] for k in ("gradients", "gathered", "readout"))
+        memory["temporaries"] = _temporaries(needed)
     total = made["total"] if made else sum(memory.values())
-    flops = needed["flops"]
+    flops, fits = needed["flops"], total <= on.chip.memory * _USABLE
     seconds = flops / (on.chips * on.chip.flops * _MFU)
     return {
         "experiment": e.name if retrieval else f"{e.name}, baseline",
@@ -82,15 +85,19 @@ def plan(
         "batch": e.train.batch,
         "accumulate": e.train.accumulate,
         "compiled": bool(made),
-        "fits": total <= on.chip.memory * (1 - _RESERVED),
+        "fits": fits,
         "bytes_per_chip": memory | {"total": total, "of": on.chip.memory},
         "collectives": made and made["collectives"],
         "flops_per_step": flops,
         "recomputed": needed["recomputed"] / flops,
         "seconds_per_step": seconds,
         "hours": seconds * e.train.steps / 3600,
-        "smallest_that_fits": _smallest(e, on, vocab, retrieval),
+        "smallest_that_fits": _smallest(e, on, vocab, retrieval, fits),
     }
+
+
+def _temporaries(needed: dict) -> int:
+    return int(_TEMPORARIES * sum(needed[k] for k in ("gradients", "gathered", "readout")))
 
 
 def _compile(e: Experiment, vocab: int, mesh: jax.sharding.Mesh, retrieval: bool) -> dict:
@@ -126,25 +133,29 @@ def _refused(message: str) -> int | None:
     return int(float(found[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[found[2]])
 
 
-def _smallest(e: Experiment, on: topology.Topology, vocab: int, retrieval: bool) -> str | None:
-    """The smallest slice of the same chips whose estimate fits, with its mesh, the batch being the
-    same; `data` takes what is left."""
-    for smaller in topology.larger(on):
-        # A batch and a width that do not divide by so many chips: the rest are replicas.
-        data = math.gcd(smaller.chips // max(1, e.mesh.model), e.model.d, e.model.encoder_d)
+def _smallest(
+    e: Experiment, on: topology.Topology, vocab: int, retrieval: bool, fits: bool
+) -> str | None:
+    """The smallest slice of the same chips whose estimate fits, the batch being the same: `on` itself
+    at most if that fits, and more than `on` if it does not."""
+    for other in topology.larger(on):
+        if other.chips >= on.chips and fits:
+            return str(on)
+        if other.chips <= on.chips and not fits:
+            continue
+        # A width that does not divide by so many chips: the rest are replicas.
+        data = math.gcd(other.chips // max(1, e.mesh.model), e.model.d, e.model.encoder_d)
         mesh = MeshConfig(-1, max(1, data), e.mesh.model)
         try:
-            abstract = topology.abstract_mesh(smaller, mesh)
-            fitted = dataclasses.replace(e, mesh=mesh)
-            sharding.check_divides(
-                abstract, e.model, vocab, train_batch=e.train.batch // e.train.accumulate
-            )
+            abstract = topology.abstract_mesh(other, mesh)
+            part = e.train.batch // e.train.accumulate
+            sharding.check_divides(abstract, e.model, vocab, train_batch=part)
         except UserError:
             continue
-        n = count.needs(fitted, vocab, abstract, retrieval)
-        total = sum(v for k, v in n.items() if k not in ("flops", "recomputed"))
-        if total <= smaller.chip.memory * (1 - _RESERVED):
-            return f"{smaller} (estimated)"
+        n = count.needs(dataclasses.replace(e, mesh=mesh), vocab, abstract, retrieval)
+        total = sum(n[k] for k in _HELD) + _temporaries(n)
+        if total <= other.chip.memory * _USABLE:
+            return f"{other} (estimated)"
     return None
 
 
@@ -165,11 +176,14 @@ def show(result: dict, as_json: bool):
     )
     table.columns[1].justify = "right"
     for name in ("parameters", "optimizer", "batch", "activations", "temporaries", "total", "of"):
-        table.add_row(name, f"{memory[name] / GIB:.2f}", end_section=name in ("temporaries", "of"))
+        counted = " (counted from shapes)" if r["compiled"] and name == "activations" else ""
+        table.add_row(
+            name + counted, f"{memory[name] / GIB:.2f}", end_section=name in ("temporaries", "of")
+        )
     progress.show(table)
     progress.say(("It fits." if r["fits"] else "It does NOT fit.") + f" Mesh: {mesh}.")
     if r["collectives"]:
-        sent = Table("collective", "times a step", "GiB a chip and step")
+        sent = Table("collective", "times a step", "GiB of whole arrays a step")
         for name, value in r["collectives"].items():
             sent.add_row(name, f"{value['count']:,}", f"{value['bytes'] / GIB:.2f}")
         progress.show(sent)

@@ -1,21 +1,23 @@
 """Checkpoints of a TrainState with orbax: written aside, complete or absent, restored on any mesh."""
 
 import contextlib
+import itertools
+import json
 import logging
+import math
 import os
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import checkpoint_managers as policies
 
 from retro_jax import progress, workdir
 from retro_jax.errors import UserError
+from retro_jax.train import processes
 from retro_jax.train.step import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every file that it writes
@@ -40,13 +42,23 @@ class Checkpoints:
         policy = policies.AnyPreservationPolicy([policies.LatestN(keep), best])
         # Without best_fn, orbax does not read the metrics of checkpoints that were there before.
         self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy, best_fn=score, create=True
+            preservation_policy=policy, best_fn=score, create=True, cleanup_tmp_directories=True
         )
         self._open()
 
     def _open(self):
-        with self._writing():
+        try:
             self._manager = ocp.CheckpointManager(self._directory, options=self._options)
+        except json.JSONDecodeError as error:  # orbax reads the scores of all of them at once
+            bad = [f for f in self._directory.glob("*/metrics/*") if not _is_json(f)]
+            raise UserError(
+                f"{', '.join(map(str, bad)) or self._directory}: the score of a checkpoint is damaged "
+                "(after a loss of power?); delete this file's folder, `metrics`, and run again"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"{self._directory}: checkpoints cannot be kept here ({error})"
+            ) from error
 
     def latest(self) -> int | None:
         """The newest complete checkpoint's step, or None."""
@@ -54,6 +66,7 @@ class Checkpoints:
 
     def best(self) -> tuple[int, float] | None:
         """Step and held-out nats a token of the best checkpoint, or None if none was scored."""
+        self._manager.wait_until_finished()
         found = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
         scored = [(m["nats"], step) for step, m in found.items() if m]
         return min(scored)[::-1] if scored else None
@@ -77,8 +90,8 @@ class Checkpoints:
         with self._writing():
             self._manager.save(
                 step,
-                args=ocp.args.StandardSave(state),
-                metrics=None if nats is None else {"nats": nats},
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
+                metrics=None if nats is None or not math.isfinite(nats) else {"nats": nats},
                 custom_metadata=about,
                 force=True,
             )
@@ -105,32 +118,56 @@ class Checkpoints:
                         f"{self._directory}/{step} was made with another config "
                         f"({'; '.join(differing)}): use another --workdir, or delete it"
                     )
-            state = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+            read = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+            state = self._manager.restore(step, args=read).state
             fine = int(fingerprint(state)) == about["fingerprint"]
             why = "its numbers are not those that were written"
         except (ValueError, KeyError, OSError) as error:
-            state, fine, why = None, False, str(error).splitlines()[0][:200]
-        if not _all(fine):
+            fine, why = False, str(error).splitlines()[0][:200]
+            if jax.process_count() > 1:  # the others may read on, and cannot be asked
+                raise UserError(
+                    f"{self._directory}/{step}: cannot be read ({why}); move it away"
+                ) from error
+        if not fine:
             raise Damaged(f"{self._directory}/{step}: the checkpoint is damaged ({why}); delete it")
         return state
 
     def restore_newest(self, like: TrainState, mesh: jax.sharding.Mesh) -> tuple[TrainState, int]:
-        """The newest state that can be read, and its step; (None, 0) if there is none.
+        """The newest state that can be read, and its step.
 
-        A damaged one is reported and moved aside, out of the way of the one that will replace it.
+        Damaged ones are reported and, once an older one has been read, moved aside, out of the way of
+        what will replace them.
+
+        Raises:
+          UserError: none of them can be read.
         """
+        damaged, reason = [], None
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return self.restore(step, like, mesh), step
+                state = self.restore(step, like, mesh)
+                break
             except Damaged as error:
-                aside = self._directory / f"damaged-{step}"
-                progress.say(f"{error}; now {aside.name}. Going back to the one before")
-                if jax.process_index() == 0:
-                    os.rename(self._directory / str(step), aside)
-                _all(True)
-                self._manager.close()
-                self._open()
-        return None, 0
+                progress.say(f"{error}; going back to the one before")
+                damaged, reason = [*damaged, step], reason or error
+        else:
+            raise UserError(
+                f"{self._directory}: no checkpoint can be read; the newest: {reason}. If that was a "
+                "moment's failure, run again; to begin anew, delete the directory"
+            )
+        if damaged:
+            processes.wait("before damaged checkpoints are moved")
+            if jax.process_index() == 0:
+                for bad in damaged:
+                    os.rename(self._directory / str(bad), self._aside(bad))
+            processes.wait("after damaged checkpoints were moved")
+            self._manager.close()
+            self._open()
+        return state, step
+
+    def _aside(self, step: int) -> Path:
+        """A name that is free."""
+        names = (f"damaged-{step}" + (f"-{i}" if i else "") for i in itertools.count())
+        return next(p for name in names if not (p := self._directory / name).exists())
 
     def close(self):
         """Waits for writes that are under way."""
@@ -154,13 +191,15 @@ def fingerprint(state: TrainState) -> jax.Array:
     """A number of all bits of a state, the same on every mesh: sums of integers know no order."""
     total = jnp.zeros((), jnp.uint32)
     for i, leaf in enumerate(jax.tree.leaves(state)):
-        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+        kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+        bits = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
         total += jnp.uint32(2 * i + 1) * bits.sum(dtype=jnp.uint32)
     return total
 
 
-def _all(fine: bool) -> bool:
-    """Whether all processes are fine; each has to ask."""
-    if jax.process_count() == 1:
-        return fine
-    return bool(multihost_utils.process_allgather(np.array(fine)).all())
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return False
+    return True

@@ -4,7 +4,7 @@ So a resumed run continues it, and any number of processes sees the same batches
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -15,7 +15,11 @@ from retro_jax.records import Records
 
 
 def batches(
-    records: Records, config: TrainConfig, start: int, retrieval: bool, rows: range | None = None
+    records: Records,
+    config: TrainConfig,
+    start: int,
+    retrieval: bool,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[dict]:
     """Batches of the steps from `start` on, read ahead while the caller computes.
 
@@ -45,7 +49,7 @@ def order(count: int, seed: int) -> grain.MapDataset:
 class _Share:
     """Of examples that come in batches, the rows that one process wants."""
 
-    def __init__(self, examples: grain.MapDataset, batch: int, rows: range):
+    def __init__(self, examples: grain.MapDataset, batch: int, rows: Sequence[int]):
         self._examples, self._batch, self._rows = examples, batch, rows
 
     def __len__(self) -> int:

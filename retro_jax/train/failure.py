@@ -1,7 +1,7 @@
 """When a loss or a gradient is not finite: what is kept of the step, and the step made again from it."""
 
 import json
-from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -13,9 +13,11 @@ from retro_jax.config import Experiment
 from retro_jax.errors import UserError
 from retro_jax.model import functional
 from retro_jax.model.retro import PAD
-from retro_jax.train import sharding
+from retro_jax.train import processes, sharding
 from retro_jax.train.checkpoint import Checkpoints
-from retro_jax.train.step import TrainState, init_state, loss
+from retro_jax.train.step import TrainState, gradients, init_state
+
+_IN_A_ROW = 10  # skipped steps after which a run that skips stops, too
 
 
 class NotFinite(Exception):
@@ -23,53 +25,80 @@ class NotFinite(Exception):
 
 
 class Watch:
-    """Remembers the batches of the last steps, until it is known that their losses are finite."""
+    """Looks at the metrics of every step.
 
-    def __init__(self, directory: Path, settings: dict):
+    Args:
+      directory: of the run.
+      settings: of the run, for the dump.
+      stops: whether the first such step ends the run (train.nonfinite = stop).
+      batch_of: step (from 0) -> its whole batch as arrays, `records` among them.
+    """
+
+    def __init__(
+        self, directory: Path, settings: dict, stops: bool, batch_of: Callable[[int], dict]
+    ):
         self._directory, self._settings = directory, settings
-        self._batches = deque(maxlen=2)  # metrics come one step late
+        self._stops, self._batch_of = stops, batch_of
+        self._seen, self._in_a_row = None, 0
 
-    def remember(self, step: int, batch: dict[str, np.ndarray]):
-        """Keeps the rows that this process gave to a step (counted from 0)."""
-        self._batches.append((step, batch))
+    def check(self, metrics: dict | None, state: TrainState):
+        """Takes the metrics of a step, fetched at last, or None.
 
-    def check(self, metrics: dict, state: TrainState):
-        """Writes a dump and raises NotFinite if the step of `metrics` (from `Log.last`) failed.
-
-        `state` is the one that the failing step had: later steps have changed nothing but counts.
+        Raises:
+          NotFinite: the run has to stop. `state` is the one that the failing step had, because no step
+            after it has changed anything but counts; it and the batch are written.
         """
-        if not metrics.get("skipped"):
+        if metrics is None:
             return
+        skipped, before = metrics["skipped"], self._seen or 0
+        self._seen = skipped
+        if skipped == before:
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
         step = metrics["step"] - 1
-        batch = next(batch for at, batch in self._batches if at == step)
+        batch = self._batch_of(step)
+        what = f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}"
+        what += f", on records {_short(batch['records'])} of the training shards"
+        if not self._stops and self._in_a_row < _IN_A_ROW:
+            progress.say(f"skipped {what}")
+            return
         out = self._directory / f"failure-{step}"
-        out.mkdir(parents=True, exist_ok=True)
-        np.savez(out / f"batch-{jax.process_index()}.npz", **batch)
         checkpoints = Checkpoints(out / "checkpoints", self._settings)
         checkpoints.save(state, step)
         checkpoints.close()
         if jax.process_index() == 0:
-            about = {
+            np.savez(out / "batch.npz", **batch)
+            about = {name: str(metrics[name]) for name in ("loss", "grad_norm")}
+            about |= {
                 "step": step,
-                "loss": str(metrics["loss"]),
-                "grad_norm": str(metrics["grad_norm"]),
+                "records": batch["records"].tolist(),
+                "settings": self._settings,
             }
-            about |= {"records": batch["records"].tolist(), "settings": self._settings}
             workdir.write_json(out / "failure.json", about)
+        processes.wait("failure")
         raise NotFinite(
-            f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}, on records "
-            f"{_short(batch['records'])} of the training shards. State and batch are in {out}; `retro "
-            "replay` makes the step again. Lower train.learning_rate, or set train.nonfinite=skip"
+            f"{what}. State and batch are in {out}; `retro replay` makes the step again. Lower "
+            "train.learning_rate" + (", or set train.nonfinite=skip" if self._stops else "")
         )
+
+    def start_at(self, state: TrainState):
+        """Steps that were skipped before are not looked at again."""
+        self._seen = int(state.skipped)
 
 
 def replay(experiment: Experiment, root: Path) -> dict:
     """Makes the last failed step of a working directory again, and says where it is not finite.
 
     Returns:
-      step, loss, rows (of the batch, whose own loss is not finite, with their record), parameters and
+      step, loss, records (of the training shards, whose own loss is not finite), parameters and
       gradients: the names of those that are not finite.
+
+    Raises:
+      UserError: no step has failed there, or it was trained with other settings.
     """
+    from retro_jax.train.loop import train_settings  # which imports this file
+
     e = experiment
     found = sorted(
         Path(root).glob("train/*/failure-*/failure.json"), key=lambda p: p.stat().st_mtime
@@ -78,20 +107,18 @@ def replay(experiment: Experiment, root: Path) -> dict:
         raise UserError(f"{root}/train: no step has failed here")
     out = found[-1].parent
     about, retrieval = json.loads(found[-1].read_text()), out.parent.name == "retro"
-    parts = sorted(out.glob("batch-*.npz"), key=lambda p: int(p.stem.partition("-")[2]))
-    read = [np.load(part) for part in parts]
-    batch = {name: np.concatenate([part[name] for part in read]) for name in read[0].files}
+    batch = dict(np.load(out / "batch.npz"))
     vocab = steps.load_tokenizer(Path(root) / "prepare").vocab
     mesh = sharding.make_mesh(e.mesh)
     with jax.set_mesh(mesh):
         like = jax.eval_shape(lambda: init_state(e.model, e.train, vocab, retrieval))
-        checkpoints = Checkpoints(out / "checkpoints", about["settings"])
+        checkpoints = Checkpoints(out / "checkpoints", train_settings(e, retrieval))
         state = checkpoints.restore(about["step"], like, mesh)
         checkpoints.close()
         given = sharding.shard_batch(mesh, {k: v for k, v in batch.items() if k != "records"})
         given = (given["tokens"], given.get("neighbours"))
-        of_params = lambda params, *batch: loss(e.model, state.frozen | params, *batch)  # noqa: E731
-        value, gradients = jax.jit(jax.value_and_grad(of_params))(state.params, *given)
+        make = jax.jit(lambda state, *batch: gradients(e.model, e.train, state, *batch))
+        value, grads = make(state, *given)
         score = jax.jit(lambda p, x, n: functional.token_logprobs(e.model, p, x, n))
         logprobs = np.asarray(score(state.frozen | state.params, *given))
     scored = (batch["tokens"] != PAD) & (np.arange(batch["tokens"].shape[1]) > 0)
@@ -99,13 +126,12 @@ def replay(experiment: Experiment, root: Path) -> dict:
     result = {
         "step": about["step"],
         "loss": float(value),
-        "rows": [{"row": int(i), "record": int(batch["records"][i])} for i in np.flatnonzero(bad)],
+        "records": batch["records"][bad].tolist(),
         "parameters": _not_finite(state.params),
-        "gradients": _not_finite(gradients),
+        "gradients": _not_finite(grads),
     }
     progress.say(f"{out}: step {result['step']} again: loss {result['loss']}")
-    progress.say(f"rows without a finite loss: {_short([r['record'] for r in result['rows']])}")
-    for kind in ("parameters", "gradients"):
+    for kind in ("records", "parameters", "gradients"):
         progress.say(f"{kind} that are not finite: {_short(result[kind])}")
     return result
 
@@ -116,7 +142,5 @@ def _not_finite(values: dict) -> list[str]:
 
 def _short(values) -> str:
     values = list(map(str, values))
-    return (
-        ", ".join(values[:8]) + (f" and {len(values) - 8} more" if len(values) > 8 else "")
-        or "none"
-    )
+    shown = ", ".join(values[:8]) + (f" and {len(values) - 8} more" if len(values) > 8 else "")
+    return shown or "none"

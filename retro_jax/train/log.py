@@ -33,9 +33,9 @@ class Log:
         self._peak = peak_flops(jax.devices())
         self._waiting, self.last = None, {}
         self._begin = time.perf_counter() - earlier
-        self._after_compile, self._measured = None, 0
+        self._since = self._reported = self._end = None
         self._writes = jax.process_index() == 0
-        self._board = _board(directory) if e.train.tensorboard and self._writes else None
+        self._board = _board(directory, start) if e.train.tensorboard and self._writes else None
         if self._writes:
             self._cut(start)
 
@@ -55,29 +55,30 @@ class Log:
         aside.write_text("".join(kept))
         os.replace(aside, self._path)
 
-    def report(self, step: int, metrics: dict):
-        """Takes the metrics of a step that was just started; fetches those of the one before."""
-        self.finish()
+    def report(self, step: int, metrics: dict) -> dict | None:
+        """Takes the metrics of a step that was just started; fetches and returns those of the one before."""
+        fetched = self.finish()
         self._waiting = (step, metrics)
+        return fetched
 
-    def finish(self):
-        """Fetches and reports the metrics that are still waited for."""
+    def finish(self) -> dict | None:
+        """Fetches, reports and returns the metrics that are still waited for."""
         if self._waiting is None:
-            return
+            return None
         step, metrics = self._waiting
-        rate = self.tokens_per_second()
-        self.last = {"step": step, "tokens_per_second": rate}
+        self.last = {"step": step}
         self.last |= {k: int(v) if k == "skipped" else float(v) for k, v in metrics.items()}
-        self._waiting, self._end = None, time.perf_counter()
-        if self._after_compile is None:
-            self._after_compile = self._end
-        else:
-            self._measured += 1
+        self._waiting, now = None, time.perf_counter()
+        if self._since is None:  # the first step compiles
+            self._since = self._reported = now, step
+        self._end = now, step
         if step % self._every and step != self._steps:
-            return
-        self.last["tokens_per_second"] = round(self.tokens_per_second(), 1)
-        if self.mfu() is not None:
-            self.last["mfu"] = round(self.mfu(), 4)
+            return self.last
+        rate = self._rate(self._reported)
+        self._reported = self._end
+        self.last["tokens_per_second"] = round(rate, 1)
+        if self._peak:
+            self.last["mfu"] = round(self._mfu(rate), 4)
         self._write(self.last)
         progress.say(
             f"step {step:>6}  loss {self.last['loss']:.4f}  "
@@ -86,6 +87,7 @@ class Log:
             + (f"  MFU {self.last['mfu']:.1%}" if "mfu" in self.last else "")
             + (f"  {self.last['skipped']} skipped" if self.last["skipped"] else "")
         )
+        return self.last
 
     def validated(self, step: int, nats: float):
         """Reports the held-out loss at a checkpoint."""
@@ -102,17 +104,26 @@ class Log:
                 if name != "step":
                     self._board.add_scalar(name, value, row["step"])
 
+    def _rate(self, since) -> float:
+        """Tokens a second since a (time, step); of a pause for a checkpoint nothing is left out."""
+        (begin, first), (end, last) = since, self._end
+        return (last - first) * self._tokens / (end - begin) if last > first else 0.0
+
+    def _mfu(self, rate: float) -> float:
+        return rate / self._tokens * self._flops / self._peak
+
     def tokens_per_second(self) -> float:
-        """Training tokens a second, without the first step (which compiles)."""
-        if not self._measured:
-            return self.last.get("tokens_per_second", 0.0)
-        return self._measured * self._tokens / (self._end - self._after_compile)
+        """Training tokens a second of this process's run, without the first step (which compiles)."""
+        return self._rate(self._since) if self._since else self.last.get("tokens_per_second", 0.0)
 
     def mfu(self) -> float | None:
         """Share of the devices' peak that the model's own FLOPs are, or None where the peak is unknown."""
-        if not self._peak or not self._measured:
-            return None
-        return self.tokens_per_second() / self._tokens * self._flops / self._peak
+        return self._mfu(self.tokens_per_second()) if self._peak and self._since else None
+
+    def close(self):
+        """Writes what TensorBoard's writer still holds."""
+        if self._board:
+            self._board.close()
 
     def seconds(self) -> float:
         """Since the run began, those before an interruption included."""
@@ -147,11 +158,11 @@ def show_parameters(state: TrainState):
     progress.show(table)
 
 
-def _board(directory: Path):
+def _board(directory: Path, start: int):
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise UserError(
             "config field train.tensorboard: pip install 'retro_jax[tensorboard]', or set it to False"
         ) from error
-    return SummaryWriter(str(directory / "tensorboard"))
+    return SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)

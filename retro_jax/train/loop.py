@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from retro_jax import progress, steps, workdir
 from retro_jax.config import Experiment
@@ -54,20 +55,24 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
     records = Records(base / "shards" / "train")
     with jax.set_mesh(mesh), processes.StopRequest() as stop:
         checkpoints = Checkpoints(directory / "checkpoints", settings, e.train.keep)
-        start, state = 0, None
-        if checkpoints.latest() is not None:
-            like = jax.eval_shape(lambda: init_state(e.model, e.train, vocab, retrieval))
-            state, start = checkpoints.restore_newest(like, mesh)
-        if state is None:
-            state = init_state(e.model, e.train, vocab, retrieval)
+        if status := stop.status():
+            raise processes.Interrupted("stopped before the first step", status)
+        if checkpoints.latest() is None:
+            start, state = 0, init_state(e.model, e.train, vocab, retrieval)
             show_parameters(state)
         else:
+            like = jax.eval_shape(lambda: init_state(e.model, e.train, vocab, retrieval))
+            state, start = checkpoints.restore_newest(like, mesh)
             progress.say(f"train/{name}: continues from step {start}")
+            if e.train.nonfinite == "stop":  # a run that skipped before
+                state = dataclasses.replace(state, skipped=jnp.zeros_like(state.skipped))
         parameters = sum(p.size for p in (state.frozen | state.params).values())
         progress.say(f"train/{name}: {parameters:,} parameters, {e.train.steps} steps")
         earlier = (done and done["seconds"]) or 0.0  # of the runs that this one continues
         log = Log(directory, start, earlier, e, step_flops(e, vocab, retrieval))
-        watch = Watch(directory, settings)
+        whole = lambda step: next(data.batches(records, e.train, step, retrieval))  # noqa: E731
+        watch = Watch(directory, settings, e.train.nonfinite == "stop", whole)
+        watch.start_at(state)
         step_fn = make_train_step(e.model, e.train)
         validate = make_validation(e, Records(base / "shards" / "heldout"), mesh, retrieval)
         batches = data.batches(
@@ -76,25 +81,21 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
         with progress.bar(f"training {name}", e.train.steps) as advance:
             advance(start)
             for step in range(start, e.train.steps):
-                local = next(batches)
-                watch.remember(step, local)
-                batch = sharding.shard_batch(mesh, local, e.train.batch)
+                batch = sharding.shard_batch(mesh, next(batches), e.train.batch)
                 state, metrics = step_fn(state, batch["tokens"], batch.get("neighbours"))
-                log.report(step + 1, metrics)
-                if e.train.nonfinite == "stop":
-                    watch.check(log.last, state)
+                watch.check(log.report(step + 1, metrics), state)
                 advance(1)
-                last, status = step + 1 == e.train.steps, stop.status(step + 1)
+                last, status = step + 1 == e.train.steps, stop.status()
                 if (step + 1) % e.train.checkpoint_every == 0 or last or status:
-                    log.finish()
-                    if e.train.nonfinite == "stop":
-                        watch.check(log.last, state)
-                    nats = None if status else validate(state)  # who is preempted has no time
+                    watch.check(log.finish(), state)
+                    # Who is preempted has no time to score.
+                    nats = None if status and not last else validate(state)
                     if nats is not None:
                         log.validated(step + 1, nats)
                     checkpoints.save(state, step + 1, nats)
                 if status and not last:
                     checkpoints.close()
+                    log.close()
                     if writes:
                         workdir.write_manifest(directory, settings, inputs, log.seconds(), {})
                     raise processes.Interrupted(
@@ -104,6 +105,7 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
                     )
         best = checkpoints.best()
         checkpoints.close()
+        log.close()
     counts = {
         "complete": True,
         "parameters": parameters,
@@ -118,10 +120,9 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
     if writes:
         workdir.write_manifest(directory, settings, inputs, log.seconds(), counts)
     processes.wait("manifest")
-    if stop.status(e.train.steps):
+    if status:
         raise processes.Interrupted(
-            f"train/{name} is complete; run the same command to continue",
-            stop.status(e.train.steps),
+            f"train/{name} is complete; run the same command to continue", status
         )
     return workdir.read_manifest(directory)
 
@@ -132,7 +133,7 @@ def train_settings(e: Experiment, retrieval: bool) -> dict:
     settings |= {f"model.{k}": v for k, v in dataclasses.asdict(e.model).items()}
     ours = ("cca_", "retrieved", "encoder_", "share_embedding", "own_continuation")
     # How it is computed, kept and told, not what.
-    free = {"models", "checkpoint_every", "log_every", "keep", "validate", "tensorboard"}
+    free = {"models", "checkpoint_every", "log_every", "keep", "tensorboard"}
     free = {f"train.{name}" for name in free | {"accumulate", "nonfinite"}}
     free |= {"model.remat", "model.attention_block"}
     return {

@@ -53,6 +53,8 @@ class Interrupted(Exception):
 class StopRequest:
     """Turns SIGTERM (a preempted machine) and Ctrl-C into a request that the loop sees after a step."""
 
+    _asked = 0
+
     def __init__(self):
         self._signal = None
 
@@ -74,11 +76,16 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def status(self, step: int) -> int:
-        """The exit status to stop with after `step`, or 0 to go on; the same in all processes.
+    def status(self) -> int:
+        """The exit status to stop with now, or 0 to go on; the same in all processes, which have to ask
+        equally often, and once before what takes long (restoring, compiling).
 
         75 (EX_TEMPFAIL of sysexits.h: try again later) after SIGTERM, 130 after Ctrl-C.
         """
-        if jax.distributed.is_initialized() and multihost_utils.reached_preemption_sync_point(step):
-            return 75
+        if jax.distributed.is_initialized():
+            # JAX lets all stop at one number: the highest that one has asked with, and 1. So numbers
+            # are those of this process's questions; steps begin anew with the next model.
+            StopRequest._asked += 1
+            if multihost_utils.reached_preemption_sync_point(StopRequest._asked):
+                return 75
         return {None: 0, signal.SIGTERM: 75, signal.SIGINT: 130}[self._signal]

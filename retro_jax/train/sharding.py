@@ -74,13 +74,18 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> jax.sharding.M
       UserError: as `mesh_shape`.
     """
     devices = jax.devices() if devices is None else devices
-    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    tpu = devices[0].platform == "tpu"  # GPUs call every host a slice
+    slices = len({getattr(d, "slice_index", 0) for d in devices}) if tpu else 1
     shape = mesh_shape(config, len(devices), slices)
-    if slices == 1:
-        return jax.make_mesh(shape, AXES, devices=devices)
-    grid = mesh_utils.create_hybrid_device_mesh(
-        (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices
-    )
+    if slices > 1:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (shape[0] // slices, *shape[1:]),
+            (slices, 1, 1),
+            devices,
+            allow_split_physical_axes=True,
+        )
+    else:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 3)
 
 
@@ -110,17 +115,14 @@ def check_divides(mesh: jax.sharding.Mesh, model: ModelConfig, vocab: int, **bat
             )
 
 
-def rows_of(mesh: jax.sharding.Mesh, size: int) -> range:
-    """Which rows of a batch of `size` this process has to give."""
+def rows_of(mesh: jax.sharding.Mesh, size: int) -> list[int]:
+    """Which rows of a batch of `size` this process has to give, in order.
+
+    They need not follow one another: a mesh lays its axes along the wires between chips, and a host's
+    chips are a square of them.
+    """
     parts = NamedSharding(mesh, ROWS).addressable_devices_indices_map((size,)).values()
-    found = [part.indices(size) for (part,) in parts]
-    rows = range(min(start for start, *_ in found), max(stop for _, stop, _ in found))
-    if len(rows) != sum(stop - start for start, stop, _ in set(found)):
-        raise UserError(
-            "config field mesh: the devices of a process do not hold consecutive rows of a batch; "
-            "let mesh.model be a divisor of the devices of a process"
-        )
-    return rows
+    return sorted({row for (part,) in parts for row in range(*part.indices(size))})
 
 
 def shard_batch(

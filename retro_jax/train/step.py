@@ -87,15 +87,7 @@ def make_train_step(model: ModelConfig, train: TrainConfig) -> Callable:
     rate = optimizer.schedule(train)
 
     def train_step(state: TrainState, tokens, neighbours):
-        def of_params(params, *batch):
-            return total_loss(model, state.frozen | params, *batch)
-
-        grad = jax.value_and_grad(of_params, has_aux=True)
-        (total, count), grads = _accumulated(
-            grad, state.params, (tokens, neighbours), train.accumulate
-        )
-        count = jnp.maximum(count, 1)
-        value, grads = total / count, jax.tree.map(lambda g: g / count, grads)
+        value, grads = gradients(model, train, state, tokens, neighbours)
         norm = optax.tree.norm(grads)
         updates, opt_state = update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -109,7 +101,7 @@ def make_train_step(model: ModelConfig, train: TrainConfig) -> Callable:
         metrics = {
             "loss": value,
             "grad_norm": norm,
-            "learning_rate": rate(state.step),
+            "learning_rate": rate(state.step - state.skipped),  # which the optimizer does not count
             "skipped": skipped,
         }
         step = state.step + 1
@@ -118,6 +110,18 @@ def make_train_step(model: ModelConfig, train: TrainConfig) -> Callable:
     mesh = jax.sharding.get_mesh()  # its devices may be only compiled for (plan/)
     platform = jax.default_backend() if mesh.empty else mesh.devices.flat[0].platform
     return jax.jit(train_step, donate_argnums=0, compiler_options=COMPILER.get(platform))
+
+
+def gradients(model: ModelConfig, train: TrainConfig, state: TrainState, tokens, neighbours):
+    """The loss of a batch (nats a token) and its gradient, computed in train.accumulate parts."""
+
+    def of_params(params, *batch):
+        return total_loss(model, state.frozen | params, *batch)
+
+    grad = jax.value_and_grad(of_params, has_aux=True)
+    (total, count), grads = _accumulated(grad, state.params, (tokens, neighbours), train.accumulate)
+    count = jnp.maximum(count, 1)
+    return total / count, jax.tree.map(lambda g: g / count, grads)
 
 
 def _accumulated(grad: Callable, params: dict, batch: tuple, parts: int):

@@ -18,7 +18,7 @@ def make_validation(
     """A function from a state to nats a token of `train.validate` batches of held-out windows, spread
     evenly; or to None, if there are none."""
     size = e.train.batch // e.train.accumulate
-    count = min(len(records), e.train.validate * size)
+    count = min(len(records), e.train.validate * e.train.batch)
     if not count:
         return lambda state: None
     chosen = np.linspace(0, len(records) - 1, count).astype(int)

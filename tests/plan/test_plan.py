@@ -87,7 +87,12 @@ TEXT = """HloModule step
 }
 
 %called (p: f32[2]) -> f32[2] {
-  ROOT %r = bf16[16]{0} reduce-scatter(%p), to_apply=%sum
+  ROOT %r = bf16[16]{0} reduce-scatter(%p), replica_groups=[2,4]<=[8], to_apply=%sum
+}
+
+%all-reduce-scatter.1 (p: bf16[64,2]) -> (bf16[16,2], bf16[4]) {
+  %r = (bf16[64,2]{1,0}, bf16[16]{0}) all-reduce(%p, %q), channel_id=9, to_apply=%sum
+  ROOT %t = (bf16[16,2], bf16[4]) tuple(%i, %y)
 }
 
 ENTRY %main (p: f32[8]) -> f32[8] {
@@ -95,6 +100,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   %s = (f32[4]{0}, f32[32]{0}) all-gather-start(%p), channel_id=3, dimensions={0}
   %b = f32[32]{0} all-gather(%p), channel_id=3, dimensions={0}
   %d = f32[32]{0} all-gather-done(%s)
+  %g = (bf16[16,2]{1,0}, bf16[4]{0}) fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
   ROOT %f = f32[2] fusion(%p), kind=kLoop, calls=%called
 }
 """
@@ -103,7 +109,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 def test_collectives_of_a_known_program():
     assert hlo.collectives(TEXT) == {
         "all-gather": {"count": 6, "bytes": 5 * 8 * 4 * 4 + 32 * 4},
-        "reduce-scatter": {"count": 1, "bytes": 16 * 2},
+        "reduce-scatter": {"count": 2, "bytes": 4 * 16 * 2 + (64 * 2 + 16) * 2},
     }
 
 

@@ -53,10 +53,10 @@ def test_without_scores_the_newest_two_stay_and_none_is_the_best(state, tmp_path
 def test_a_damaged_newest_is_reported_and_the_one_before_is_used(
     state, like, mesh, tmp_path, capfd, how
 ):
-    saved(tmp_path, state, {1: None, 2: None})
-    files = [f for f in (tmp_path / "2").rglob("*") if f.is_file()]
+    saved(tmp_path, state, {1: 1.0, 2: 2.0})
+    files = [f for f in (tmp_path / "2" / "state").rglob("*") if f.is_file()]
     if how == "lost":
-        shutil.rmtree(tmp_path / "2" / "default")
+        shutil.rmtree(tmp_path / "2" / "state")
     elif how == "emptied":
         for file in files:
             file.write_bytes(b"")
@@ -71,14 +71,41 @@ def test_a_damaged_newest_is_reported_and_the_one_before_is_used(
     for name, value in found.params.items():
         np.testing.assert_array_equal(value, state.params[name] + 1)
     assert "/2: the checkpoint is damaged" in (error := capfd.readouterr().err.replace("\n", " "))
-    assert "damaged-2" in error
+    assert "going back to the one before" in error
     assert (tmp_path / "damaged-2").exists()
 
 
-def test_where_all_are_damaged_there_is_none(state, like, mesh, tmp_path):
-    saved(tmp_path, state, {1: None})
-    shutil.rmtree(tmp_path / "1" / "default")
-    assert checkpoint.Checkpoints(tmp_path).restore_newest(like, mesh) == (None, 0)
+def test_where_none_can_be_read_nothing_is_moved_and_training_does_not_begin_anew(
+    state, like, mesh, tmp_path
+):
+    saved(tmp_path, state, {1: None, 2: None})
+    for step in "12":
+        shutil.rmtree(tmp_path / step / "state")
+    with pytest.raises(UserError, match=r"no checkpoint can be read; the newest: .*/2"):
+        checkpoint.Checkpoints(tmp_path).restore_newest(like, mesh)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_a_damaged_score_is_named_with_the_remedy(state, like, mesh, tmp_path):
+    saved(tmp_path, state, {1: 2.0, 2: 1.0})
+    score = tmp_path / "2" / "metrics" / "metrics"
+    score.write_bytes(b"")
+    with pytest.raises(UserError, match=r"2/metrics/.*: the score of a checkpoint is damaged"):
+        checkpoint.Checkpoints(tmp_path)
+    shutil.rmtree(score.parent)  # the remedy
+    assert checkpoint.Checkpoints(tmp_path).restore_newest(like, mesh)[1] == 2
+
+
+def test_a_score_that_is_no_number_is_none(state, tmp_path):
+    assert saved(tmp_path, state, {1: 2.0, 2: float("nan")}).best() == (1, 2.0)
+
+
+def test_the_best_is_also_the_one_that_is_just_being_written(state, tmp_path):
+    made = checkpoint.Checkpoints(tmp_path)
+    made.save(state, 1, 2.0)
+    made.save(state, 2, 1.0)
+    assert made.best() == (2, 1.0)
+    made.close()
 
 
 def test_another_config_is_refused_with_the_fields(state, like, mesh, tmp_path):

@@ -65,12 +65,12 @@ def test_the_command_ends_with_status_1_and_one_line(prepared, tmp_path, capfd):
     assert "that are not finite" in capfd.readouterr().err
 
 
-def test_with_skip_it_goes_on_and_counts(prepared, tmp_path):
+def test_with_skip_it_goes_on_and_says_so_but_not_for_ever(prepared, tmp_path, capfd):
     corpus, root = prepared
-    e = exploding(corpus, nonfinite="skip")
-    done = loop.train(e, linked(root, tmp_path / "w"), True)
-    assert 0 < done["counts"]["skipped"] < e.train.steps
-    assert done["counts"]["complete"]
+    e = exploding(corpus, nonfinite="skip", steps=30)
+    with pytest.raises(failure.NotFinite, match=r"step 10: loss"):  # after one that was finite
+        loop.train(e, linked(root, tmp_path / "w"), True)
+    assert capfd.readouterr().err.replace("\n", " ").count("skipped step ") == 9
 
 
 def test_nothing_to_replay_is_said(prepared, tmp_path, capfd):

@@ -16,7 +16,7 @@ from retro_jax import prepare
 from retro_jax.train import loop
 
 corpus, whole, killed = map(Path, sys.argv[1:])
-e = small_experiment(corpus, steps=60, checkpoint_every=3, validate=1, models=("retro",))
+e = small_experiment(corpus, steps=400, checkpoint_every=5, validate=1, models=("retro",))
 sys.stderr = open(os.devnull, "w")
 
 def child(do):
@@ -42,25 +42,36 @@ def weights(root):
         params = loop.restore_trained(e, root, True, mesh)
     np.savez(root / "weights.npz", **{n: np.asarray(p) for n, p in params.items()})
 
+def waited(until, seconds):
+    deadline = time.time() + seconds
+    while time.time() < deadline and not until():
+        time.sleep(0.001)
+
 assert ended(child(lambda: prepare.prepare(e, whole)), 300)
 shutil.copytree(whole, killed)
-begin = time.time()
 assert ended(child(lambda: loop.train(e, whole, True)), 300)
-length = time.time() - begin
 rng, kills, saving, reached = random.Random(0), 0, 0, set()
-directory = killed / "train" / "retro" / "checkpoints"
+log, directory = (killed / "train" / "retro" / n for n in ("metrics.jsonl", "checkpoints"))
+length = lambda: log.stat().st_size if log.exists() else 0
+being_saved = lambda: any(directory.glob("*tmp*"))
 while kills < 20:
+    before, begin = length(), time.time()
     pid = child(lambda: loop.train(e, killed, True))
-    # Any time from before the first step on, and more often where something is being written.
-    if ended(pid, rng.uniform(0.1, 0.8) * length):
-        break
-    deadline = time.time() + 0.5
-    while kills % 2 and time.time() < deadline and not any(directory.glob("*tmp*")):
-        pass
+    if kills % 2:  # in the middle of one of its saves
+        for _ in range(rng.randint(1, 4)):
+            waited(lambda: not being_saved(), 1)
+            waited(being_saved, 60)
+        time.sleep(rng.uniform(0, 0.02))
+    elif kills % 4:  # soon after it has started to train
+        waited(lambda: length() > before, 60)
+        time.sleep(rng.uniform(0, 1))
+    else:  # before
+        time.sleep(rng.uniform(0, 3))
+    assert os.waitpid(pid, os.WNOHANG) == (0, 0), "it came to its end: give it more steps"
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     kills += 1
-    saving += any(directory.glob("*tmp*"))
+    saving += being_saved()
     reached.add(max([0, *(int(p.name) for p in directory.glob("*") if p.name.isdecimal())]))
 assert ended(child(lambda: loop.train(e, killed, True)), 300)
 for root in (whole, killed):

@@ -1,5 +1,6 @@
 """Two real processes of four devices each: they train, stop together, and go on as one."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -24,7 +25,8 @@ def undisturbed(tmp_path_factory):
     """(experiment, config file, prepared directory, losses of a run in one process)."""
     corpus, root = tmp_path_factory.mktemp("corpus"), tmp_path_factory.mktemp("whole")
     write_corpus(corpus)
-    e = small_experiment(corpus, steps=24, checkpoint_every=4, models=("retro",), validate=1)
+    e = small_experiment(corpus, steps=200, checkpoint_every=20, models=("retro",), validate=1)
+    e = dataclasses.replace(e, mesh=dataclasses.replace(e.mesh, cpu_devices=4))
     config = root / "config.py"
     config.write_text(
         "import json, ml_collections\n"
@@ -49,9 +51,9 @@ def start(config: Path, root: Path) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    env = os.environ | {
+    env = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
+    env |= {
         "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "4",
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": "2",
         "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parent.parent / ".jax_cache"),
@@ -79,7 +81,7 @@ def test_two_processes_are_stopped_and_one_goes_on_with_the_same_losses(undistur
     e, config, _, expected = undisturbed
     root = tmp_path / "w"
     processes = start(config, root)
-    wait_for(root / "train/retro/metrics.jsonl", 9, processes)
+    wait_for(root / "train/retro/metrics.jsonl", 45, processes)
     for process in processes:
         process.send_signal(how)
     errors = [process.communicate(timeout=200)[1] for process in processes]
@@ -87,12 +89,12 @@ def test_two_processes_are_stopped_and_one_goes_on_with_the_same_losses(undistur
         assert [p.returncode for p in processes] == [75, 75], errors
         assert "run the same command to continue" in errors[0]
     stopped = Checkpoints(root / "train/retro/checkpoints").latest()
-    assert 4 <= stopped < 24
+    assert 20 <= stopped < 200
     loop.train(e, root, True)  # here, in one process of eight devices
     found = losses(root)
     assert found.keys() == expected.keys()
     np.testing.assert_allclose(
-        [found[s] for s in sorted(found)], [expected[s] for s in sorted(found)], rtol=2e-5
+        [found[s] for s in sorted(found)], [expected[s] for s in sorted(found)], rtol=1e-3
     )
 
 
@@ -104,7 +106,7 @@ def test_two_processes_train_to_the_end_and_only_one_speaks(undisturbed, tmp_pat
     assert [p.returncode for p in processes] == [0, 0], errors
     found = losses(root)
     np.testing.assert_allclose(
-        [found[s] for s in sorted(expected)], [expected[s] for s in sorted(expected)], rtol=2e-5
+        [found[s] for s in sorted(expected)], [expected[s] for s in sorted(expected)], rtol=1e-3
     )
     assert "parameters" in errors[0]
     assert "step" not in errors[1]
