@@ -26,9 +26,11 @@ def parser(doc: str, corpus: bool = True) -> argparse.ArgumentParser:
 
 
 def prepare(source: str, root: Path) -> Path:
-    """WORKDIR/prepare of the quickstart on `source`, made in a process of its own; what is complete
-    is not made again."""
+    """WORKDIR/prepare of the quickstart, but with vectors, on `source`, made in a process of its own;
+    what is complete is not made again."""
     command = [sys.executable, "-m", "retro_jax.cli", "prepare", f"--config={QUICKSTART}"]
+    retrieval = {"embedder": "tfidf", "dim": "256", "index": "auto"}
+    command += [f"--config.retrieval.{name}={value}" for name, value in retrieval.items()]
     done = subprocess.run([*command, f"--config.corpus.source={source}", f"--workdir={root}"])
     if done.returncode:
         sys.exit(done.returncode)

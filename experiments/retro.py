@@ -14,10 +14,10 @@ Hours are FLOPs (`retro plan`) at 40 % of the peak; expected is the paper's, on 
 
 | | TPU | chips | hours | bits per byte on C4: baseline, off, on |
 |---|---|---|---|---|
-| 172m | v5e 4x4 | 16 | H172 | 0.98, 0.98, 0.82 |
-| 425m | v5e 8x8 | 64 | H425 | 0.92, 0.92, 0.77 |
-| 1.5b | v5p 4x4x4 | 64 | H15 | 0.84, 0.84, 0.71 |
-| 7.5b | v5p 4x4x8 | 128 | H75 | 0.78, 0.78, 0.66 |
+| 172m | v5e 4x4 | 16 | 229 | 0.98, 0.98, 0.82 |
+| 425m | v5e 8x8 | 64 | 107 | 0.92, 0.92, 0.77 |
+| 1.5b | v5p 4x4x4 | 64 | 120 | 0.84, 0.84, 0.71 |
+| 7.5b | v5p 4x4x8 | 128 | 258 | 0.78, 0.78, 0.66 |
 
 None of them has been run.
 """

@@ -188,9 +188,9 @@ def _shards(e, base, split, some):
     for count, (rows, scored) in enumerate(
         sequences.cuts(table, split, e.chunks, e.evaluate.stride // table.chunk), 1
     ):
+        record = stored[count - 1]  # whose checksum is looked at, chosen or not
         if count - 1 in chosen:
             again = sequences.record(table, database.values, rows, scored, ids, distances)
-            record = stored[count - 1]
             same = again.keys() == record.keys() and all(
                 np.array_equal(record[name], again[name]) for name in again
             )

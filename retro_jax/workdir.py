@@ -107,8 +107,8 @@ def check(path: Path, settings: dict, inputs: Iterable[Path]) -> dict | None:
     ]
     if changed:
         raise UserError(
-            f"{path} was made with another config ({'; '.join(changed)}): use another --workdir, "
-            "or delete it and every stage after it to have them made again"
+            f"{path} was made with another config ({'; '.join(changed)}): give the flags that it "
+            "was made with, use another --workdir, or delete it and every stage after it to have them made again"
         )
     return manifest
 

@@ -151,7 +151,9 @@ def test_a_directory_that_cannot_be_written(capfd, tmp_path):
 )
 def test_a_full_disk_stops_with_one_line_and_no_half_artefact(tmp_path, bytes_a_file, dim, step):
     """A limit on the size of a file fails the write just as a full disk does."""
-    arguments = [*bad_corpus(tmp_path, None, None), f"--config.retrieval.dim={dim}"]
+    vectors = {"embedder": "tfidf", "index": "auto", "dim": dim}
+    arguments = [*bad_corpus(tmp_path, None, None)]
+    arguments += [f"--config.retrieval.{name}={value}" for name, value in vectors.items()]
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_a_file, bytes_a_file))

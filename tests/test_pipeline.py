@@ -187,7 +187,7 @@ def test_a_checkpoint_restores_on_another_mesh(finished, small):
 def test_a_damaged_checkpoint_is_named_with_the_remedy(finished, small, tmp_path, mesh):
     root = tmp_path / "w"
     shutil.copytree(finished, root)
-    step = root / "train" / "retro" / "checkpoints" / "6"
+    step = root / "train" / "retro" / "checkpoints" / "6" / "state"
     for file in step.rglob("*"):
         if file.is_file():
             file.write_bytes(b"")

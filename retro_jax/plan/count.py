@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, NamedSharding, use_abstract_mesh
 from retro_jax.config import Experiment
 from retro_jax.model import sizes
 from retro_jax.model.layers import ROWS
+from retro_jax.train import sharding
 from retro_jax.train.log import step_flops
 from retro_jax.train.step import TrainState, init_state, make_train_step, total_loss
 
@@ -26,18 +27,13 @@ class Step:
 
 def shapes(e: Experiment, vocab: int, mesh, retrieval: bool) -> Step:
     """The arguments of a train step on a mesh, which has to be in context."""
-
-    def on_mesh(x):
-        sharding = NamedSharding(mesh, x.sharding.spec if x.ndim else jax.P())
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
     state = jax.eval_shape(lambda: init_state(e.model, e.train, vocab, retrieval))
     batch, length = e.train.batch, e.train.length
     rows = NamedSharding(mesh, ROWS)
     given = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)  # noqa: E731
     k = e.retrieval.neighbours
     neighbours = given(batch, e.chunks, k, e.model.retrieved) if retrieval else None
-    return Step(jax.tree.map(on_mesh, state), given(batch, length), neighbours)
+    return Step(sharding.shapes_on(mesh, state), given(batch, length), neighbours)
 
 
 def bytes_of(tree) -> int:

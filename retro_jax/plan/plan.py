@@ -167,13 +167,8 @@ def show(result: dict, as_json: bool):
     r, memory = result, result["bytes_per_chip"]
     how = "compiled by libtpu" if r["compiled"] else "ESTIMATE, not compiled"
     mesh = " x ".join(f"{name} {size}" for name, size in r["mesh"].items())
-    table = Table(
-        "GiB a chip",
-        "",
-        title=f"{r['experiment']} on {r['topology']}: {how}",
-        title_justify="left",
-        min_width=40,
-    )
+    progress.say(f"{r['experiment']} on {r['topology']}: {how}")
+    table = Table("GiB a chip", "")
     table.columns[1].justify = "right"
     for name in ("parameters", "optimizer", "batch", "activations", "temporaries", "total", "of"):
         counted = " (counted from shapes)" if r["compiled"] and name == "activations" else ""
@@ -191,7 +186,7 @@ def show(result: dict, as_json: bool):
         f"{r['flops_per_step']:.3e} FLOPs a step of {r['batch']} sequences"
         + (f" in {r['accumulate']} parts" if r["accumulate"] > 1 else "")
         + f"; rematerialisation adds {r['recomputed']:.0%}.\n"
-        f"{r['seconds_per_step']:.2f} s a step and {r['hours']:,.0f} hours in all at "
+        f"{r['seconds_per_step']:.3g} s a step and {r['hours']:,.3g} hours in all at "
         f"{_MFU:.0%} of the peak.\n"
         f"Smallest {r['topology'].partition(':')[0]} that fits: {r['smallest_that_fits'] or 'none'}."
     )

@@ -5,6 +5,7 @@ a distance is minus the BM25 score, so that nearer is smaller; a chunk that shar
 neighbour at all. The statistics of words are those of a shard.
 """
 
+import logging
 import re
 import zlib
 from collections.abc import Sequence
@@ -44,12 +45,10 @@ class Bm25Index:
     kind = "bm25"
 
     def __init__(self, directory: Path, size: int):
-        from bm25s import BM25  # only who searches by words needs it
-
         self.directory, self._size = directory, size
         self._words = np.load(directory / "words.npy")
         if len(self._words):
-            self._index = BM25.load(directory / "bm25", mmap=True, load_vocab=False)
+            self._index = _library().load(directory / "bm25", mmap=True, load_vocab=False)
 
     def __len__(self) -> int:
         return self._size
@@ -74,14 +73,19 @@ class Bm25Index:
 
 def build(chunks: np.ndarray, directory: Path):
     """Writes the index of chunks [N, W] from `WordEmbedder` into an existing directory."""
-    from bm25s import BM25
-
     words = np.unique(chunks)
     words = words[words != _NONE]
     np.save(directory / "words.npy", words)
     if not len(words):  # symbols only: nothing can be found, and the library cannot index it
         return
     numbers = [np.searchsorted(words, row[row != _NONE]).tolist() for row in chunks]
-    index = BM25()
+    index = _library()()
     index.index((numbers, {str(i): i for i in range(len(words))}), show_progress=False)
     index.save(directory / "bm25", show_progress=False)
+
+
+def _library():
+    from bm25s import BM25  # only who searches by words needs it
+
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of every index
+    return BM25

@@ -6,18 +6,17 @@ import json
 import logging
 import math
 import os
+import shutil
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import checkpoint_managers as policies
 
 from retro_jax import progress, workdir
 from retro_jax.errors import UserError
-from retro_jax.train import processes
+from retro_jax.train import processes, sharding
 from retro_jax.train.step import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every file that it writes
@@ -42,7 +41,7 @@ class Checkpoints:
         policy = policies.AnyPreservationPolicy([policies.LatestN(keep), best])
         # Without best_fn, orbax does not read the metrics of checkpoints that were there before.
         self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy, best_fn=score, create=True, cleanup_tmp_directories=True
+            preservation_policy=policy, best_fn=score, create=True
         )
         self._open()
 
@@ -103,12 +102,7 @@ class Checkpoints:
           Damaged: it cannot be read, or holds other numbers than were written.
           UserError: it was made with other settings.
         """
-
-        def on_mesh(x):
-            spec = x.sharding.spec if x.sharding else P()  # a scalar has none
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
-
-        target = jax.tree.map(on_mesh, like)
+        target = sharding.shapes_on(mesh, like)
         try:
             about = self._manager.metadata(step).custom_metadata or {}
             if self._settings is not None:
@@ -184,6 +178,12 @@ class Checkpoints:
                 f"{self._directory}: a checkpoint cannot be written "
                 f"({' '.join(str(error).split())[:300]}); make room, and run the same command again"
             ) from error
+
+
+def clear(directory: Path):
+    """Removes what saves that were killed have left, before anything is saved there."""
+    for left in Path(directory).glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 @jax.jit

@@ -11,7 +11,7 @@ from retro_jax.config import Experiment
 from retro_jax.errors import UserError
 from retro_jax.prepare import check_prepared
 from retro_jax.records import Records
-from retro_jax.train import data, processes, sharding
+from retro_jax.train import checkpoint, data, processes, sharding
 from retro_jax.train.checkpoint import Checkpoints
 from retro_jax.train.failure import Watch
 from retro_jax.train.log import Log, show_parameters, step_flops
@@ -49,6 +49,7 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
     writes = jax.process_index() == 0
     if writes:
         directory.mkdir(parents=True, exist_ok=True)
+        checkpoint.clear(directory / "checkpoints")
         if not done:  # claims the directory, so that no other config continues it
             workdir.write_manifest(directory, settings, inputs, None, {})
     processes.wait("directory")

@@ -63,7 +63,8 @@ class StopRequest:
             if self._signal:
                 raise KeyboardInterrupt
             self._signal = number
-            progress.say("stopping after this step; press Ctrl-C again to stop at once")
+            again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+            progress.say(f"stopping after this step{again}")
 
         # Where processes were joined JAX itself listens for SIGTERM, and finds a step for all of them;
         # Ctrl-C reaches one of several, which cannot stop the others: it ends at once.

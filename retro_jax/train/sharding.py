@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from retro_jax.config import MeshConfig, ModelConfig
 from retro_jax.errors import UserError
@@ -113,6 +114,16 @@ def check_divides(mesh: jax.sharding.Mesh, model: ModelConfig, vocab: int, **bat
                 f"config field {name}: {size} must be a multiple of {parts}, the size of its mesh "
                 f"axis (mesh: replica {replica}, data {data}, model {axis})"
             )
+
+
+def shapes_on(mesh: jax.sharding.Mesh, tree):
+    """What `jax.eval_shape` gives, which lies on no mesh, on a mesh."""
+
+    def on_mesh(x):
+        spec = x.sharding.spec if x.sharding else P()  # a scalar has none
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(on_mesh, tree)
 
 
 def rows_of(mesh: jax.sharding.Mesh, size: int) -> list[int]:

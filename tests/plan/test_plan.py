@@ -9,7 +9,7 @@ import pytest
 from conftest import make_mesh, small_experiment
 
 from retro_jax import cli
-from retro_jax.config import MeshConfig, ModelConfig, TrainConfig
+from retro_jax.config import EvaluateConfig, MeshConfig, ModelConfig, TrainConfig
 from retro_jax.errors import UserError
 from retro_jax.plan import count, hlo, plan, topology
 from retro_jax.train.step import make_train_step
@@ -56,22 +56,18 @@ def test_activations_follow_the_batch_and_remat_trades_them_for_flops(experiment
 
 
 def test_collectives_are_read_off_the_program_and_loops_count_as_often_as_they_run(experiment):
-    """Two parts of a batch send the gradients' products twice."""
+    """A longer stack of equal layers is a loop that runs more often, not a longer program."""
     sent = {}
-    for parts in (1, 2):
-        e = dataclasses.replace(
-            experiment, train=dataclasses.replace(experiment.train, batch=16, accumulate=parts)
-        )
+    for layers in (4, 7):
+        model = dataclasses.replace(experiment.model, layers=layers, cca_layers=(layers,))
         mesh = make_mesh(1, 4, 2)
         with jax.set_mesh(mesh):
-            step = count.shapes(e, VOCAB, mesh, True)
-            lowered = make_train_step(e.model, e.train).lower(
-                step.state, step.tokens, step.neighbours
-            )
-            sent[parts] = hlo.collectives(lowered.compile().as_text())
-    assert sent[1]["all-gather"]["bytes"] > 0
-    ratio = sent[2]["all-gather"]["bytes"] / sent[1]["all-gather"]["bytes"]
-    assert 1.7 < ratio < 2.3, sent
+            step = count.shapes(dataclasses.replace(experiment, model=model), VOCAB, mesh, True)
+            made = make_train_step(model, experiment.train)
+            lowered = made.lower(step.state, step.tokens, step.neighbours)
+            sent[layers] = hlo.collectives(lowered.compile().as_text())["all-gather"]
+    assert sent[7]["count"] > sent[4]["count"]
+    assert sent[7]["bytes"] > sent[4]["bytes"]
 
 
 TEXT = """HloModule step
@@ -125,7 +121,11 @@ def model():
 @pytest.mark.parametrize(("on", "mesh"), [("v5e:2x4", "1x4x2"), ("v5e:2x2*2", "2x4x1")])
 def test_the_tpu_compiler_says_what_a_slice_needs(experiment, model, on, mesh):
     e = dataclasses.replace(
-        experiment, model=model, train=TrainConfig(length=256, batch=16), mesh=plan.parse_mesh(mesh)
+        experiment,
+        model=model,
+        train=TrainConfig(length=256, batch=16),
+        evaluate=EvaluateConfig(stride=128),
+        mesh=plan.parse_mesh(mesh),
     )
     made = plan.plan(e, topology.parse(on), VOCAB)
     assert made["compiled"]
@@ -133,7 +133,7 @@ def test_the_tpu_compiler_says_what_a_slice_needs(experiment, model, on, mesh):
     assert made["chips"] == 8
     memory = made["bytes_per_chip"]
     parts = sum(memory[k] for k in ("parameters", "optimizer", "activations", "temporaries"))
-    assert 0.9 < parts / memory["total"] < 1.1
+    assert 0 <= memory["total"] - parts < 2**26  # the program itself, and the batch
     assert made["collectives"]["all-gather"]["bytes"] > 0
     assert made["smallest_that_fits"] == "v5e:1x1 (estimated)"
     assert json.loads(json.dumps(made)) == made
@@ -149,7 +149,7 @@ def test_a_gpu_is_estimated_and_marked_so(capfd):
     made = json.loads(capfd.readouterr().out)
     assert (made["compiled"], made["collectives"], made["fits"]) == (False, None, True)
     assert cli.main(["plan", config, mesh, "--topology=h100:8"]) == 0
-    assert "ESTIMATE, not compiled" in capfd.readouterr().err
+    assert "ESTIMATE" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
