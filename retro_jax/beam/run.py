@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
             raise UserError(
                 "--workdir is missing: a folder that all workers share, or gs://BUCKET/RUN"
             )
-        experiment, _, _ = cli.parse(ours)
+        experiment, _, _ = cli.parse("prepare", ours)
         run(experiment, where[-1], [a for a in argv if a not in ours])
     except UserError as error:
         print(f"retro_jax.beam: {error}", file=sys.stderr)
