@@ -22,7 +22,6 @@ setup(
         "tokenizers>=0.22",
         "safetensors>=0.6",
         "scikit-learn>=1.6",
-        "threadpoolctl>=3.5",
         "bm25s>=0.3",
         "datasketch>=1.6",
         "google-crc32c>=1.6",

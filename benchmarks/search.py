@@ -11,8 +11,9 @@ refined one the fastest pair of nprobe and k_factor) whose recall is not below o
 reached, then bisected. Recall is by distance: a neighbour counts that is as near as the true k-th.
 Building has all threads, and ours includes measuring its recall. Searches take turns, round by round;
 printed are medians of a batch of all queries, and their ratio to ours (above 1: ours is faster). One
-thread is `search_batched` of ScaNN, which `ScannIndex.search` calls for few queries; all threads is
-`search_batched_parallel`, which it calls for many and which hands out 256 queries at a time.
+thread is one core for the whole process, and of ScaNN `search_batched`, which `ScannIndex.search` calls
+for few queries; all threads is `search_batched_parallel`, which it calls for many and which hands out
+256 queries at a time.
 
 With --vectors: a database of so many vectors, a mixture of Gaussians with a decaying spectrum, built
 by `retrieval.index.build` (auto, k = 2, the default min_recall) in a process of its own, as one shard
@@ -20,6 +21,7 @@ and as four. Its peak memory counts pages of the mapped file of vectors, which t
 back; anonymous memory, sampled, does not. Queries are of the same mixture; ScaNN has one thread.
 """
 
+import os
 import statistics
 import tempfile
 import time
@@ -39,6 +41,7 @@ from retro_jax.retrieval.tree import ScannIndex
 
 K, QUERIES, MIN_RECALL = 10, 2000, 0.95
 K_FACTORS = (2, 4, 8, 16, 32, 64)  # of k are compared exactly after product quantization
+CORES = sorted(os.sched_getaffinity(0))
 WIDTH, CENTRES, SHARDS, BLOCK = 384, 1000, 4, 16_384
 FORMATS = {
     "build s": ",.1f", "CPU s": ",.1f", "µs, 1 thread": ",.1f", "µs, all threads": ",.1f",
@@ -140,11 +143,11 @@ def ours(vectors, directory: Path) -> dict:
 def compare(vectors, queries, rounds: int) -> dict[str, list[dict]]:
     """Tables of approximate and of exact search."""
     import faiss
-    from threadpoolctl import threadpool_limits
 
     def threads(number: int):
-        threadpool_limits(number)  # BLAS, of ExactIndex
         faiss.omp_set_num_threads(number)
+        for task in os.listdir("/proc/self/task"):  # XLA's, of ExactIndex, among them
+            os.sched_setaffinity(int(task), CORES[:number])
 
     def seconds(method) -> float:
         start = time.perf_counter()

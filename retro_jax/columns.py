@@ -2,7 +2,7 @@
 
 A directory of columns: `NAME.bin` holds rows of one dtype and shape, `NAME.jsonl` lines of JSON (with
 `NAME.ends.bin`, where each line ends). `columns.json` is their journal: what the columns are, how many
-blocks and bytes are complete, and whatever the writer wants to know when it goes on. It is replaced
+bytes are complete, and whatever the writer wants to know when it goes on. It is replaced
 after each block; bytes that it does not count were never written.
 
 The directory may lie in a bucket (a UPath): there it is read by ranges, and written whole by `join`.
@@ -28,7 +28,7 @@ class Writer:
       columns: name -> (dtype, shape of a row), or LINES.
 
     Attributes:
-      blocks: complete blocks. state: a dict, saved with each block.
+      state: a dict, saved with each block.
     """
 
     def __init__(self, directory: Path, columns: dict):
@@ -38,7 +38,7 @@ class Writer:
         files = {f: 0 for name, c in self._columns.items() for f in _files(name, c)}
         path = self._directory / "columns.json"
         journal = json.loads(path.read_text()) if path.exists() else {}
-        self.blocks, self.state = journal.get("blocks", 0), journal.get("state", {})
+        self.state = journal.get("state", {})
         self._bytes = files | journal.get("bytes", {})
         self._open = {}
         for name, size in self._bytes.items():
@@ -68,7 +68,6 @@ class Writer:
         for file in self._open.values():
             file.flush()
             os.fsync(file.fileno())
-        self.blocks += 1
         self._save()
 
     def close(self):
@@ -79,7 +78,7 @@ class Writer:
     def _save(self):
         self._saved = dict(self._bytes), dict(self.state)
         aside = self._directory / ".columns.json.partial"
-        aside.write_text(_journal(self._columns, self.blocks, self._bytes, self.state))
+        aside.write_text(_journal(self._columns, self._bytes, self.state))
         os.replace(aside, self._directory / "columns.json")
 
 
@@ -108,9 +107,9 @@ def encode(columns: dict, rows: dict, sizes: dict[str, int]) -> dict[str, bytes]
     return out
 
 
-def join(directory: UPath, columns: dict, parts: Sequence[UPath], blocks: int, state: dict):
+def join(directory: UPath, columns: dict, parts: Sequence[UPath], state: dict):
     """Writes a directory of columns from the directories that hold its blocks, in order: each has what
-    `encode` gave for it, lines counted from 0. `blocks` and `state` are what a Writer would have had."""
+    `encode` gave for it, lines counted from 0. `state` is what a Writer would have had."""
     layout, sizes = _layout(columns), {}
     for name, column in layout.items():
         for file in _files(name, column):
@@ -123,7 +122,7 @@ def join(directory: UPath, columns: dict, parts: Sequence[UPath], blocks: int, s
                     out.write(data)
                     size += len(data)
             sizes[file] = size
-    (directory / "columns.json").write_text(_journal(layout, blocks, sizes, state))
+    (directory / "columns.json").write_text(_journal(layout, sizes, state))
 
 
 def _contents(paths: Sequence[UPath]) -> Iterator[bytes]:
@@ -218,6 +217,16 @@ class Lines(Sequence):
         for begin in range(0, len(self), 1000):
             yield from self.range(begin, begin + 1000)
 
+    def blocks(self, begin: int, end: int, rows: int, size: int) -> Iterator[list]:
+        """Lines begin .. end - 1, at most `rows` of them and, but for single ones, `size` bytes at a
+        time."""
+        while begin < end:
+            ends = np.asarray(self._ends[max(0, begin - 1) : min(begin + rows, end)]).astype(int)
+            first, ends = (int(ends[0]), ends[1:]) if begin else (0, ends)
+            stop = begin + max(1, int(np.searchsorted(ends, first + size, side="right")))
+            yield self.range(begin, stop)
+            begin = stop
+
     def range(self, begin: int, end: int) -> list:
         """Lines begin .. end - 1, or up to the last."""
         ends = np.asarray(self._ends[max(0, begin - 1) : end]).astype(int)
@@ -254,8 +263,8 @@ def _layout(columns: dict) -> dict:
     }
 
 
-def _journal(layout: dict, blocks: int, sizes: dict, state: dict) -> str:
-    fields = {"columns": layout, "blocks": blocks, "bytes": sizes, "state": state}
+def _journal(layout: dict, sizes: dict, state: dict) -> str:
+    fields = {"columns": layout, "bytes": sizes, "state": state}
     return json.dumps(fields, indent=1)
 
 

@@ -43,7 +43,8 @@ def recipe(e: Experiment, base: Path) -> dict[str, Step]:
     made = {}
 
     if r.source:
-        settings = reading | {"retrieval.source": r.source}
+        # The training corpus says what is held out, and so left out of the database.
+        settings = reading | {"retrieval.source": r.source, "corpus.source": c.source}
         made["corpora/database"] = Step(
             settings, (), lambda out: steps.collect_documents(e, base, "database", out)
         )

@@ -5,7 +5,6 @@
 
 import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -57,18 +56,23 @@ def _part(split: str) -> str:
     return "train" if split in ("train", "database") else "heldout"
 
 
-def source_of(e: Experiment, split: str) -> tuple[str, Callable[[str], str | None]]:
-    """The source of a corpus, and which of its splits a document goes into by its id; None: neither.
+def source_of(e: Experiment, split: str) -> collect.Source:
+    """What a corpus is made of.
 
-    split: "" is the training corpus and its held-out split; `database` the retrieval corpus, less what
-    the hash holds out, because it may hold the same documents; others are held out as a whole.
+    split: "" is the training corpus and its held-out split; `database` the retrieval corpus, less every
+    document whose id or text is that of one that the former holds out; others are held out as a whole.
     """
-    held_out = lambda id: collect.is_heldout(id, e.corpus.heldout)  # noqa: E731
+    c = e.corpus
     if split == "":
-        return e.corpus.source, lambda id: "heldout" if held_out(id) else "train"
+        share = c.heldout
+        split_of = lambda d: "heldout" if collect.is_heldout(d.id, share) else "train"  # noqa: E731
+        return collect.Source(c.source, "corpus.source", ("train", "heldout"), split_of)
     if split == "database":
-        return e.retrieval.source, lambda id: None if held_out(id) else "train"
-    return heldout_sources(e)[split], lambda id: "heldout"
+        held_out = functools.cache(lambda: collect.held_out(source_of(e, "")))
+        split_of = lambda d: None if collect.is_among(d, held_out()) else "train"  # noqa: E731
+        return collect.Source(e.retrieval.source, "retrieval.source", ("train",), split_of)
+    source = heldout_sources(e)[split]
+    return collect.Source(source, "corpus.heldout_sources", ("heldout",), lambda d: "heldout")
 
 
 def compared_with(e: Experiment, base: Path, split: str) -> tuple[Path, ...]:
@@ -81,9 +85,7 @@ def compared_with(e: Experiment, base: Path, split: str) -> tuple[Path, ...]:
 
 def collect_documents(e: Experiment, base: Path, split: str, out: Path) -> dict:
     """The documents of a corpus; `split` as in `source_of`."""
-    source, split_of = source_of(e, split)
-    splits = ("train", "heldout") if split == "" else (_part(split),)
-    return collect.collect(e.corpus, source, out, split_of, splits, compared_with(e, base, split))
+    return collect.collect(e.corpus, source_of(e, split), out, compared_with(e, base, split))
 
 
 def tokenize(e: Experiment, base: Path, out: Path) -> dict:

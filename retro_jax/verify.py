@@ -64,13 +64,13 @@ def verify(experiment: Experiment, root: Path, share: float = 0.05, seed: int = 
 
 
 def _corpus(e, base, split, some):
-    source, split_of = steps.source_of(e, split)
+    source = steps.source_of(e, split)
     documents = Columns(base / "corpora" / split if split else base / "corpus")
     stored = {part: documents[part] for part in ("train", "heldout") if part in documents}
     chosen = {part: some(len(lines)) for part, lines in stored.items()}
     last = dict.fromkeys(stored, -1)
-    for document in sources.documents(source):
-        part = split_of(document.id)
+    for document in source.documents():
+        part = source.split_of(document)
         if part is None or isinstance(document, sources.BadDocument):
             continue
         last[part] += 1

@@ -11,7 +11,8 @@ from upath import UPath
 from retro_jax import cli, columns, prepare, records, sequences, steps, workdir
 from retro_jax.beam import run
 from retro_jax.config import RetrievalConfig
-from retro_jax.corpus import chunks
+from retro_jax.corpus import sources
+from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.retrieval import neighbours
 
 
@@ -37,7 +38,7 @@ def experiment(tmp_path_factory):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(chunks, "BLOCK", 7)
+    monkeypatch.setattr(sources, "BLOCK", 7)
     monkeypatch.setattr(steps, "EMBEDDED", 64)
     monkeypatch.setattr(neighbours, "BLOCK", 40)
     monkeypatch.setattr(records, "_SHARD_BYTES", 20_000)
@@ -128,7 +129,7 @@ def test_a_record_reads_what_it_holds_and_no_more():
     def column(dtype, *shape):
         return Counting(None, np.dtype(dtype), (1000, *shape))
 
-    table = object.__new__(chunks.ChunkTable)
+    table = object.__new__(ChunkTable)
     table.tokens, table.document = column("<u2", 4), column("<i4")
     record = sequences.record(
         table, lambda ids: np.zeros((*ids.shape, 8)), np.array([998, 999, -1, -1]), 0,

@@ -36,12 +36,27 @@ def test_what_no_commit_counted_was_never_written(tmp_path):
         file.flush()
     assert len(columns.Columns(killed)["numbers"]) == 4
     again = columns.Writer(killed, LAYOUT)
-    assert (again.blocks, again.rows("numbers"), again.rows("names")) == (2, 4, 4)
+    assert (again.rows("numbers"), again.rows("names")) == (4, 4)
     assert again.state == {"documents": 7}
     again.state = {}
     fill(again, range(2, 4))
     for path in whole.iterdir():
         assert (killed / path.name).read_bytes() == path.read_bytes()
+
+
+def test_lines_come_by_the_row_and_by_the_byte(tmp_path):
+    """A block has at most so many of each, but never less than one line."""
+    lines = ["a" * 8, "b" * 8, "c" * 100, "d" * 8, "e" * 8, "f" * 8]  # and quotes and a line's end
+    writer = columns.Writer(tmp_path, {"lines": columns.LINES})
+    writer.append(lines=lines)
+    writer.commit()
+    stored = columns.Columns(tmp_path)["lines"]
+    names = lambda *a: ["".join(line[0] for line in block) for block in stored.blocks(*a)]  # noqa: E731
+    assert names(0, 6, 2, 1000) == ["ab", "cd", "ef"]
+    assert names(0, 6, 10, 22) == ["ab", "c", "de", "f"]
+    assert names(1, 5, 10, 1) == ["b", "c", "d", "e"]
+    assert names(0, 6, 10, 1000) == ["abcdef"]
+    assert names(3, 3, 10, 1000) == []
 
 
 def test_columns_without_a_row_are_empty_arrays(tmp_path):

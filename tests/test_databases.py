@@ -18,6 +18,16 @@ def write_lines(path, documents):
     path.write_text("".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in documents.items()))
 
 
+def retrieved(texts):
+    """The training documents too: as they are, under another id, or under another id and edited."""
+    kinds = (
+        lambda n: (f"copy of {n}", texts[n]),
+        lambda n: (n, texts[n]),
+        lambda n: (f"edited {n}", texts[n] + " edited"),
+    )
+    return dict(kinds[i % 3](n) for i, n in enumerate(texts))
+
+
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
     """id -> text of 90 documents: 40 to train on and hold out, all of them to retrieve."""
@@ -31,11 +41,7 @@ def experiment(texts, tmp_path_factory):
     directory = tmp_path_factory.mktemp("sources")
     names = list(texts)
     write_lines(directory / "train.jsonl", {n: texts[n] for n in names[:40]})
-    # The database holds the training documents too, half of them under another id.
-    write_lines(
-        directory / "database.jsonl",
-        {n if i % 2 else f"copy of {n}": texts[n] for i, n in enumerate(names)},
-    )
+    write_lines(directory / "database.jsonl", retrieved(texts))
     write_lines(directory / "other.jsonl", {f"other {n}": texts[n][::-1] for n in names[:3]})
     base = small_experiment(directory, steps=1)
     return dataclasses.replace(
@@ -57,11 +63,13 @@ def prepared(experiment, tmp_path_factory):
 
 
 def test_the_database_is_the_retrieval_corpus_less_what_is_held_out(prepared, experiment, texts):
+    """Neither under its own id nor under another."""
     database = steps.table_of(prepared / "prepare", "database")
     share = experiment.corpus.heldout
-    expected = {n if i % 2 else f"copy of {n}" for i, n in enumerate(texts)}
-    expected = {id for id in expected if not collect.is_heldout(id, share)}
+    held_out = {t for n, t in list(texts.items())[:40] if collect.is_heldout(n, share)}
+    expected = {id for id, text in retrieved(texts).items() if text not in held_out}
     assert {d["id"] for d in database.documents} == expected
+    assert len(expected) < len(texts)
     for split in ("train", "heldout", "other"):
         records = Records(prepared / "prepare" / "shards" / split)
         assert len(records) > 0
@@ -80,22 +88,22 @@ def test_a_training_document_is_never_its_own_neighbour_under_whatever_id(prepar
         own = {texts[table.documents[int(d)]["id"]] for d in record["documents"] if d >= 0}
         for id in record["neighbour_ids"][record["neighbour_ids"] >= 0]:
             name = database.documents[int(database.document[id])]["id"]
-            assert texts[name.removeprefix("copy of ")] not in own
+            assert retrieved(texts)[name] not in own
             checked += 1
     assert checked > 100
 
 
-def test_held_out_documents_that_the_database_repeats_are_dropped(prepared, experiment, texts):
-    """A held-out document whose copy under another id is in the database is no longer held out."""
+def test_held_out_documents_that_the_database_nearly_repeats_are_dropped(prepared, texts):
+    """An edited copy under another id stays in the database; its original is no longer held out."""
     base = prepared / "prepare"
     held_out = {d["id"] for d in steps.table_of(base, "heldout").documents}
-    retrieved = {
-        texts[d["id"].removeprefix("copy of ")] for d in steps.table_of(base, "database").documents
-    }
-    assert held_out
-    assert not {texts[id] for id in held_out} & retrieved
+    database = {d["id"] for d in steps.table_of(base, "database").documents}
     dropped = json.loads((base / "corpus" / "near_duplicates.json").read_text())
-    assert any(other.startswith("copy of ") for other in dropped.values())
+    edited = {n: other for n, other in dropped.items() if other == f"edited {n}"}
+    assert edited
+    assert set(edited.values()) <= database
+    assert held_out
+    assert not held_out & edited.keys()
 
 
 def test_a_held_out_corpus_can_be_added_and_uses_the_same_index(prepared, experiment, tmp_path):

@@ -13,10 +13,10 @@ import dataclasses, os, random, shutil, signal, sys, time
 from pathlib import Path
 from conftest import small_experiment
 from retro_jax import prepare, records, steps
-from retro_jax.corpus import chunks, collect
+from retro_jax.corpus import sources
 from retro_jax.retrieval import neighbours
 
-collect._BLOCK, chunks.BLOCK, steps.EMBEDDED, neighbours.BLOCK = 7, 5, 16, 8
+sources.BLOCK, steps.EMBEDDED, neighbours.BLOCK = 5, 16, 8
 records._SHARD_BYTES = 20_000
 experiment = small_experiment(Path(sys.argv[1]))
 kind = sys.argv[4]

@@ -88,7 +88,7 @@ class Job:
 
     def join(self, layout: dict, count: int, state: dict):
         """Makes the step's columns of its parts."""
-        columns.join(self.out, layout, [self.part(n) for n in range(count)], count, state)
+        columns.join(self.out, layout, [self.part(n) for n in range(count)], state)
 
 
 def remove(directory: UPath):

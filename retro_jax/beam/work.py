@@ -16,7 +16,7 @@ import numpy as np
 
 from retro_jax import columns, records, sequences, steps
 from retro_jax.beam.job import Job, copy, local
-from retro_jax.corpus import chunks, collect
+from retro_jax.corpus import chunks, collect, sources
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.corpus.tokenizer import PAD
 from retro_jax.retrieval import embed, index
@@ -26,7 +26,7 @@ _GATHERED = 4096  # chunks of the database whose tokens are read at a time
 
 
 def cut(job: Job) -> dict:
-    blocks = -(-steps.documents_in(job.base, job.split) // chunks.BLOCK)
+    blocks = -(-steps.documents_in(job.base, job.split) // sources.BLOCK)
     job.map(range(blocks), _tokenize)
     counts, row, number, at = job.counts(blocks), 0, 0, {}
     for block, c in enumerate(counts):
@@ -43,8 +43,8 @@ def cut(job: Job) -> dict:
 
 def _tokenize(key, block):
     job = Job.of(key)
-    begin = block * chunks.BLOCK
-    documents = list(steps.documents_of(job.base, job.split, begin, begin + chunks.BLOCK))
+    begin = block * sources.BLOCK
+    documents = list(steps.documents_of(job.base, job.split, begin, begin + sources.BLOCK))
     refuse = functools.partial(collect.refuse_or_skip, job.e.corpus)
     pieces = steps.load_tokenizer(job.base)
     tokens, entries = chunks.encode(documents, pieces, job.e.model.chunk, refuse)

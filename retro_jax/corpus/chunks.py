@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from retro_jax import columns
-from retro_jax.corpus.sources import BadDocument, Document, digest
+from retro_jax.corpus.sources import BadDocument, Document, blocks, digest
 from retro_jax.corpus.tokenizer import BOS, EOS, PAD, Tokenizer
 
-BLOCK = 256  # documents
 _PART = 2**20  # characters
 
 
@@ -171,13 +170,13 @@ def build(
     writer = columns.Writer(directory, layout(tokenizer, chunk))
     state = writer.state = {"read": 0, "short": 0} | writer.state
     progress(state["read"])
-    for begin in range(state["read"], count, BLOCK):
-        end = min(begin + BLOCK, count)
-        tokens, entries = encode(documents(begin, end), tokenizer, chunk, refuse)
+    for block in blocks(documents(state["read"], count)):
+        tokens, entries = encode(block, tokenizer, chunk, refuse)
         at = writer.rows("tokens"), writer.rows("documents")
         writer.append(**place(tokens, entries, *at))
-        state |= {"read": end, "short": state["short"] + end - begin - len(entries)}
+        state["read"] += len(block)
+        state["short"] += len(block) - len(entries)
         writer.commit()
-        progress(end - begin)
+        progress(len(block))
     writer.close()
     return state["short"]

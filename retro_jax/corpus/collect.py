@@ -9,6 +9,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from upath import UPath
@@ -21,24 +22,28 @@ from retro_jax.corpus.sources import BadDocument, Document, digest
 from retro_jax.errors import UserError
 
 TRAIN, HELDOUT = "train", "heldout"
-_BLOCK = 256  # documents
 
 
-def collect(
-    config: CorpusConfig,
-    source: str,
-    out: Path,
-    split_of: Callable[[str], str | None],
-    splits: tuple[str, ...],
-    others: tuple[Path, ...] = (),
-) -> dict:
+class Source(NamedTuple):
+    """What a corpus is made of: a source (see `sources.documents`), the config's field that names it,
+    the splits that there are (train, heldout or both), and which a document goes into; None: neither."""
+
+    text: str
+    field: str
+    splits: tuple[str, ...]
+    split_of: Callable[[Document | BadDocument], str | None]
+
+    def documents(self) -> Iterator[Document | BadDocument]:
+        """All of them, whichever split they go into."""
+        return sources.documents(self.text, self.field)
+
+
+def collect(config: CorpusConfig, source: Source, out: Path, others: tuple[Path, ...] = ()) -> dict:
     """Reads a source into `out`, or goes on where an earlier call was killed.
 
     Memory holds a block of documents and what `HeldOut` says of held-out text.
 
     Args:
-      split_of: the split that a document goes into, by its id; None leaves it out.
-      splits: those that there are: train, heldout or both.
       others: directories of this kind; held-out documents that nearly repeat one of their training
         documents are left out too.
 
@@ -48,14 +53,14 @@ def collect(
     Raises:
       UserError: a bad document (if they are refused), two of one id, or an empty split.
     """
-    counts = _read(config, source, out, split_of, splits)
+    splits, counts = source.splits, _read(config, source, out)
     documents = columns.Columns(out)
     dropped = {split: np.zeros(0, np.int64) for split in splits}
     result = {"bad_documents_skipped": counts["skipped"]}
     for split in splits:
         if not len(documents[split]):
             raise UserError(
-                f"corpus source {source!r}: no document falls into the {split} split "
+                f"config field {source.field} = {source.text!r}: no document falls into the {split} split "
                 f"({counts['documents']} documents, corpus.heldout = {config.heldout}); give more "
                 "documents or change corpus.heldout"
             )
@@ -86,17 +91,38 @@ def read(corpus: Path, split: str, begin: int = 0, end: int | None = None) -> It
     count = len(documents) - len(dropped)
     end = count if end is None else min(end, count)
     before = dropped - np.arange(len(dropped))  # how many are kept before each that is not
-    for start in range(begin, end, _BLOCK):
-        numbers = np.arange(start, min(start + _BLOCK, end))
-        rows = numbers + np.searchsorted(before, numbers, side="right")
-        lines = documents.range(int(rows[0]), int(rows[-1]) + 1)
-        for row in rows:
-            yield Document(**lines[row - rows[0]])
+    row, last = (n + int(np.searchsorted(before, n, side="right")) for n in (begin, end - 1))
+    for block in documents.blocks(row, last + 1, sources.BLOCK, sources.BLOCK_SIZE):
+        out = dropped[slice(*np.searchsorted(dropped, (row, row + len(block))))].tolist()
+        for number, fields in enumerate(block, row):
+            if number not in out:
+                yield Document(**fields)
+        row += len(block)
 
 
 def is_heldout(id: str, share: float) -> bool:
     """Whether a document is held out: a fixed hash of its id, the same on every machine."""
     return int.from_bytes(digest(id, 8), "big") < share * 2**64
+
+
+def held_out(source: Source) -> set[bytes]:
+    """Hashes of the ids and of the texts that a source holds out; reads all of it."""
+    found = set()
+    with progress.bar("reading what is held out", None) as advance:
+        for document in source.documents():
+            if isinstance(document, Document) and source.split_of(document) == HELDOUT:
+                found |= _hashes(document)
+            advance(1)
+    return found
+
+
+def is_among(document: Document | BadDocument, held_out: set[bytes]) -> bool:
+    """Whether a document has the id or the text of one that is held out."""
+    return isinstance(document, Document) and not held_out.isdisjoint(_hashes(document))
+
+
+def _hashes(document: Document) -> set[bytes]:
+    return {digest(document.id, 8), digest(document.text, 16)}
 
 
 def refuse_or_skip(config: CorpusConfig, document: BadDocument):
@@ -108,8 +134,8 @@ def refuse_or_skip(config: CorpusConfig, document: BadDocument):
         )
 
 
-def _read(config: CorpusConfig, source: str, out: Path, split_of, splits) -> dict:
-    layout = {}
+def _read(config: CorpusConfig, source: Source, out: Path) -> dict:
+    layout, splits = {}, source.splits
     for split in splits:
         layout |= {split: columns.LINES, f"{split}_ids": ("S8", ()), f"{split}_texts": ("S16", ())}
     writer = columns.Writer(out, layout)
@@ -118,13 +144,13 @@ def _read(config: CorpusConfig, source: str, out: Path, split_of, splits) -> dic
     if counts["complete"]:
         writer.close()
         return counts
-    found = sources.documents(source)
+    found = source.documents()
     with progress.bar("reading documents", None) as advance:
         advance(sum(1 for _ in itertools.islice(found, counts["documents"])))
-        while block := list(itertools.islice(found, _BLOCK)):
+        for block in sources.blocks(found):
             good = {split: [] for split in splits}
             for document in block:
-                split = split_of(document.id)
+                split = source.split_of(document)
                 if split is None:
                     continue
                 if isinstance(document, BadDocument):
@@ -162,11 +188,12 @@ def _drop_near_duplicates(config: CorpusConfig, documents, splits, others, out: 
         with progress.bar("near-duplicates", total) as advance:
             advance(compared)
             for lines in training:
-                for begin in range(max(0, compared - first), len(lines), _BLOCK):
-                    block = lines.range(begin, begin + _BLOCK)
+                begin = max(0, compared - first)
+                for block in lines.blocks(begin, len(lines), sources.BLOCK, sources.BLOCK_SIZE):
                     pairs = [[row, d["id"]] for d in block for row in sketches.near(d["text"])]
                     writer.append(pairs=pairs)
-                    writer.state["compared"] = first + begin + len(block)
+                    begin += len(block)
+                    writer.state["compared"] = first + begin
                     writer.commit()
                     advance(len(block))
                 first += len(lines)

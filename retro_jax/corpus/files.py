@@ -19,9 +19,9 @@ _COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 _ROWS = 1000  # of a parquet file, read at a time
 
 
-def expand(pattern: str, source: str) -> list[tuple[str, str]]:
+def expand(pattern: str, named: str) -> list[tuple[str, str]]:
     """Files that match, sorted, and their names below the pattern's fixed folder: ids that do not
-    change when the folder moves."""
+    change when the folder moves. `named`: who asks for them, for the error."""
     if "://" in pattern:
         with _reading(pattern):
             system, path = fsspec.core.url_to_fs(pattern)
@@ -38,7 +38,7 @@ def expand(pattern: str, source: str) -> list[tuple[str, str]]:
         paths = [(p, Path(p)) for p in found]
     if not found:
         raise UserError(
-            f"config field corpus.source = {source!r}: no file matches {pattern!r} (searched from "
+            f"{named}: no file matches {pattern!r} (searched from "
             f"{os.getcwd()}); quote the pattern, and use ** for folders of any depth"
         )
     # A name that is not UTF-8 would not go into a JSON file.
@@ -70,7 +70,7 @@ def parquet_rows(path: str, column: str, others: tuple[str, ...]) -> Iterator[tu
         if column not in names:
             raise UserError(
                 f"{path}: no column {column!r} (found: {', '.join(names)}); name it in "
-                "corpus.source as parquet:GLOB#COLUMN"
+                "the source as parquet:GLOB#COLUMN"
             )
         chosen = [column, *(n for n in others if n in names and n != column)]
         row = 0
@@ -80,9 +80,9 @@ def parquet_rows(path: str, column: str, others: tuple[str, ...]) -> Iterator[tu
                 row += 1
 
 
-def tfds_rows(name: str, source: str) -> Iterator[tuple[int, dict]]:
+def tfds_rows(name: str, named: str) -> Iterator[tuple[int, dict]]:
     """Rows with their numbers, from 0, of NAME[/CONFIG][:SPLIT] or DIRECTORY[:SPLIT]; bytes are
-    decoded."""
+    decoded. `named`: who asks for them, for the error."""
     import tensorflow_datasets as tfds  # takes seconds
 
     name, split = re.fullmatch(r"(.+?)(?::([^:/]+))?", name).groups(default="train")
@@ -95,9 +95,8 @@ def tfds_rows(name: str, source: str) -> Iterator[tuple[int, dict]]:
             rows = tfds.as_numpy(builder.as_dataset(split, shuffle_files=False))
     except Exception as error:  # whatever a data set can raise
         raise UserError(
-            f"config field corpus.source = {source!r}: TFDS cannot open it "
-            f"({' '.join(str(error).split())[:300]}); prepare it first with "
-            f"`tfds build {name} --file_format=array_record`"
+            f"{named}: TFDS cannot open it ({' '.join(str(error).split())[:120]}); prepare it first "
+            f"with `tfds build {name} --file_format=array_record`, which downloads it"
         ) from error
     for row, fields in enumerate(rows):
         yield row, {n: _plain(v) for n, v in fields.items()}

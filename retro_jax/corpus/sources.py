@@ -3,10 +3,11 @@
 import hashlib
 import json
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from retro_jax import progress
 from retro_jax.corpus import files
 from retro_jax.errors import UserError
 
@@ -15,6 +16,8 @@ from retro_jax.errors import UserError
 # retrieval; build data differs between machines.
 _NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "encodings", "ensurepip"}
 _TESTS = {"test", "tests", "idle_test"}
+BLOCK = 256  # documents that are held at a time at most,
+BLOCK_SIZE = 2**26  # and characters of them, unless one document has more
 _KEPT = ("date", "licence", "source", "title")
 
 
@@ -40,10 +43,11 @@ def digest(text: str, size: int) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).digest()
 
 
-def documents(source: str) -> Iterator[Document | BadDocument]:
+def documents(source: str, field: str = "corpus.source") -> Iterator[Document | BadDocument]:
     """Yields the documents of a source one by one, in an order that does not change between runs.
 
     Args:
+      field: of the config that names it, for errors.
       source: one of
         python:                     the interpreter's own library
         text:GLOB                   a document a file
@@ -60,58 +64,104 @@ def documents(source: str) -> Iterator[Document | BadDocument]:
       UserError: unknown source, no file matches, a file that cannot be read, or a line or row that
         holds no text; it names file and position.
     """
+    if " + " in source:
+        yield from _mixture(source, field)
+        return
+    kind, pattern, name = _parse(source, field)
+    if kind == "python":
+        yield from _python_library()
+    elif kind == "tfds":
+        for row, fields in files.tfds_rows(pattern, _named(source, field)):
+            yield _from_fields(fields, name, f"{source}: row {row}", str(row))
+    else:
+        for path, id in files.expand(pattern, _named(source, field)):
+            if kind == "text":
+                yield decode(id, files.read(path))
+            elif kind == "jsonl":
+                yield from _read_jsonl(path, id, name)
+            else:
+                for row, fields in files.parquet_rows(path, name, ("id", *_KEPT)):
+                    yield _from_fields(fields, name, f"{path}: row {row}", f"{id}:{row}")
+
+
+def blocks(documents: Iterable[Document | BadDocument]) -> Iterator[list]:
+    """Documents by the BLOCK, or fewer of large ones."""
+    block, size = [], 0
+    for document in documents:
+        block.append(document)
+        size += len(document.text) if isinstance(document, Document) else 0
+        if len(block) == BLOCK or size >= BLOCK_SIZE:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
+def check(source: str, field: str):
+    """Raises UserError, as `documents` would, for a source of no kind or whose pattern matches no
+    file; nothing is read."""
+    for _, one in _parts(source, field) if " + " in source else [(1, source)]:
+        kind, pattern, _ = _parse(one, field)
+        if kind in ("text", "jsonl", "parquet"):
+            files.expand(pattern, _named(one, field))
+
+
+def _named(source: str, field: str) -> str:
+    return f"config field {field} = {source!r}"
+
+
+def _parse(source: str, field: str) -> tuple[str, str, str]:
+    """Kind, pattern and name of the text's field."""
     kind, colon, rest = source.partition(":")
     pattern, _, name = rest.partition("#")
-    if " + " in source:
-        yield from _mixture(source)
-    elif kind == "python" and colon and not rest:
-        yield from _python_library()
-    elif kind == "text" and rest:
-        for path, id in files.expand(rest, source):
-            yield decode(id, files.read(path))
-    elif kind == "jsonl" and pattern:
-        for path, id in files.expand(pattern, source):
-            yield from _read_jsonl(path, id, name or "text")
-    elif kind == "parquet" and pattern:
-        for path, id in files.expand(pattern, source):
-            for row, fields in files.parquet_rows(path, name or "text", ("id", *_KEPT)):
-                yield _from_fields(fields, name or "text", f"{path}: row {row}", f"{id}:{row}")
-    elif kind == "tfds" and pattern:
-        for row, fields in files.tfds_rows(pattern, source):
-            yield _from_fields(fields, name or "text", f"{source}: row {row}", str(row))
-    else:
-        raise UserError(
-            f"config field corpus.source = {source!r}: must be python:, text:GLOB, "
-            "jsonl:GLOB#FIELD, parquet:GLOB#COLUMN, tfds:NAME:SPLIT, or a mixture WEIGHT*SOURCE + "
-            "WEIGHT*SOURCE, for example 'text:books/**/*.txt'"
-        )
+    if kind == "python" and colon and not rest:
+        return kind, "", ""
+    if kind == "text" and rest:
+        return kind, rest, ""
+    if kind in ("jsonl", "parquet", "tfds") and pattern:
+        return kind, pattern, name or "text"
+    raise UserError(
+        f"{_named(source, field)}: must be python:, text:GLOB, "
+        "jsonl:GLOB#FIELD, parquet:GLOB#COLUMN, tfds:NAME:SPLIT, or a mixture WEIGHT*SOURCE + "
+        "WEIGHT*SOURCE, for example 'text:books/**/*.txt'"
+    )
 
 
-def _mixture(source: str) -> Iterator[Document | BadDocument]:
+def _parts(source: str, field: str) -> list[tuple[float, str]]:
+    """Weights and sources of a mixture."""
+    found = []
+    for part in source.split(" + "):
+        weight, star, one = part.strip().partition("*")
+        try:
+            share = float(weight)
+        except ValueError:
+            share = 0.0
+        if not star or not share > 0:
+            raise UserError(
+                f"{_named(source, field)}: {part.strip()!r} has no weight; write "
+                "'0.7*jsonl:a.jsonl#text + 0.3*text:b/*.txt'"
+            )
+        found.append((share, one))
+    return found
+
+
+def _mixture(source: str, field: str) -> Iterator[Document | BadDocument]:
     """Documents of several sources in proportion to their weights, until one has no more.
 
     Each next one is of the source that is furthest behind its share. Ids begin with the number of
     the source, so that two sources may use the same.
     """
-    streams, weights = [], []
-    for part in source.split(" + "):
-        weight, star, one = part.strip().partition("*")
-        try:
-            weights.append(float(weight))
-        except ValueError:
-            weights.append(0.0)
-        if not star or not weights[-1] > 0:
-            raise UserError(
-                f"config field corpus.source = {source!r}: {part.strip()!r} has no weight; write "
-                "'0.7*jsonl:a.jsonl#text + 0.3*text:b/*.txt'"
-            )
-        streams.append(documents(one))
-    taken = [0] * len(streams)
+    weights, parts = zip(*_parts(source, field))
+    streams, taken = [documents(one, field) for one in parts], [0] * len(parts)
     while True:
         share = [w / sum(weights) * (sum(taken) + 1) - t for w, t in zip(weights, taken)]
         at = share.index(max(share))
         document = next(streams[at], None)
         if document is None:
+            of = ", ".join(f"{n:,} of {one}" for n, one in zip(taken, parts))
+            progress.say(
+                f"mixture: {of}; {parts[at]} has no more, what is left of the others is left"
+            )
             return
         taken[at] += 1
         id = f"{at}/{document.id}"
@@ -160,7 +210,7 @@ def _from_fields(row, name: str, where: str, id: str) -> Document | BadDocument:
         known = ", ".join(row) if isinstance(row, dict) else type(row).__name__
         raise UserError(
             f"{where}: no text in field {name!r} (found: {known}); "
-            "name the field in corpus.source, after #"
+            "name the field in the source, after #"
         )
     text = row[name]
     id = id if row.get("id") is None else str(row["id"])

@@ -3,18 +3,22 @@
 Distances are squared L2, as in the paper (section 2.3), computed of each pair alone in float64: they
 are the same bits wherever a vector lies and however many are searched at a time. Equal distances are
 in the order of ids. So the nearest of a whole are the nearest of the nearest of its parts.
+
+Which pairs those are is proposed by products in bfloat16, which processors and accelerators multiply
+faster, with room for the most that rounding can have changed: nothing that belongs to the answer is
+left out.
 """
 
-import threading
+import os
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 _BLOCK = 2_000_000  # numbers of vectors that are held at a time
 _QUERIES, _VECTORS = 512, 2048  # compared at a time: their distances stay in the processor's cache
 _GROUP = 32  # vectors that are looked at one by one only if the nearest of them is near enough
-_PARALLEL = threading.Lock()
 
 
 class ExactIndex:
@@ -37,13 +41,14 @@ class ExactIndex:
         if not found or not len(queries):
             return ids, distances
         block = max(1, min(_QUERIES, _BLOCK // found))
-        block = -(-len(queries) // -(-len(queries) // block))  # equal shares for the threads
 
         def nearest(start: int):
             at = slice(start, start + block)
             ids[at, :found], distances[at, :found] = self._nearest(queries[at], found)
 
-        _in_parallel(nearest, range(0, len(queries), block))
+        # While the products of one block are made, another's candidates are looked at.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(nearest, range(0, len(queries), block)))
         return ids, distances
 
     def _nearest(self, queries, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -63,22 +68,22 @@ class ExactIndex:
 
     def _candidates(self, queries, k: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Pairs (row of a query, id) of all that could be among a query's k nearest; None if they are too
-        many for several queries.
-
-        A product's last bits depend on its shape: it only proposes, and leaves room for them.
-        """
-        slack = 1e-5 * (np.einsum("qe,qe->q", queries, queries) + self._norms.max() + 1e-30)
-        double = queries * np.float32(-2)
+        many for several queries."""
+        slack = _slack(queries, self._norms)
+        # Few shapes, so that little is compiled: what is missing is filled up.
+        doubled = _filled(queries * np.float32(-2), 8, 64, _QUERIES).astype(jnp.bfloat16)
         # Distances, less the query's own norm, of the k nearest so far.
         best = np.full((len(queries), k), np.inf, np.float32)
         rows, ids, values, total = [], [], [], 0
-        product = np.empty(min(_VECTORS, len(self)) * len(queries), np.float32)
         for begin in range(0, len(self), _VECTORS):
             vectors = self.vectors[begin : begin + _VECTORS]
-            d = product[: len(vectors) * len(queries)].reshape(len(vectors), -1)
-            np.matmul(vectors, double.T, out=d)
-            d += self._norms[begin : begin + _VECTORS, None]
-            row, id, value = _below(d, best.max(axis=1), slack, k)
+            norms = self._norms[begin : begin + _VECTORS]
+            count, sizes = len(vectors), (_GROUP, 8 * _GROUP, _VECTORS)
+            found = _distances(
+                _filled(vectors, *sizes), _filled(norms, *sizes, with_=np.inf), doubled
+            )
+            d, least = (np.asarray(x)[:, : len(queries)] for x in found)
+            row, id, value = _below(d, least, count, best.max(axis=1), slack, k)
             if not len(row):
                 continue
             total += len(row)
@@ -98,35 +103,53 @@ class ExactIndex:
         return row[still], id[still]
 
 
-def _below(d: np.ndarray, bound: np.ndarray, slack: np.ndarray, k: int):
-    """Of distances d [V, Q], those up to bound + slack [Q]: rows of Q, rows of V, values [n].
+@jax.jit
+def _distances(vectors, norms, doubled):
+    """|v|^2 - 2 q.v of vectors [V, E] and -2 times queries [Q, E]: [V, Q], and the least of each group."""
+    product = jax.lax.dot_general(
+        vectors.astype(jnp.bfloat16), doubled, (((1,), (1,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )  # fmt: skip
+    d = product + norms[:, None]
+    return d, d.reshape(-1, _GROUP, d.shape[1]).min(axis=1)
 
-    Where a bound is infinite yet, the k nearest of V bound it.
+
+def _slack(queries, norms) -> np.ndarray:
+    """How much farther a vector may seem than another that it is nearer than, a query [Q].
+
+    Rounding to bfloat16 moves a number by at most 2^-8 of it, so 2 q.v by 2^-6 |q| |v| and a little;
+    sums of E numbers in float32 by E 2^-23 of what is added. Twice, because both may be wrong.
     """
-    size = _GROUP if len(d) % _GROUP == 0 else 1
-    groups = d.reshape(-1, size, d.shape[1])
-    least = groups.min(axis=1)
-    if np.isinf(bound).any() and len(d) > k:
+    own, most, width = np.einsum("qe,qe->q", queries, queries), norms.max(), queries.shape[1]
+    rounded = (2.0**-6 + 2.0**-14) * np.sqrt(own * most)
+    summed = (8 + width) * 2.0**-23 * (own + most)
+    return (2 * (rounded + summed) + 1e-30).astype(np.float32)
+
+
+def _filled(array: np.ndarray, *sizes: int, with_=0) -> np.ndarray:
+    """The array with rows added, up to the first of the sizes that holds it."""
+    size = next(s for s in sizes if s >= len(array))
+    missing = ((0, size - len(array)), *[(0, 0)] * (array.ndim - 1))
+    return array if size == len(array) else np.pad(array, missing, constant_values=with_)
+
+
+def _below(d, least, count: int, bound, slack, k: int):
+    """Of distances d [V, Q], `least` of each group, those up to bound + slack [Q]: rows of Q, rows of V,
+    values [n].
+
+    Where a bound is infinite yet, the k nearest of V bound it; `count` of them are vectors.
+    """
+    if np.isinf(bound).any() and count > k:
         # A group's nearest is one of the vectors, so k groups bound as k vectors do.
-        some = least if len(least) > k else d
+        some = least if count // _GROUP > k else d
         bound = np.minimum(bound, np.partition(some, k - 1, axis=0)[k - 1])
     limit = bound + slack
     group, row = np.divmod(np.flatnonzero(least <= limit), d.shape[1])
-    near = groups[group, :, row]
-    which, member = np.divmod(np.flatnonzero(near <= limit[row, None]), size)
-    return row[which], group[which] * size + member, near[which, member]
-
-
-def _in_parallel(do, starts: range):
-    """do(start) for each, on as many threads as BLAS has, each of whose products has one."""
-    if len(starts) == 1:  # a few queries: BLAS knows best
-        return do(starts[0])
-    with _PARALLEL:
-        blas = ThreadpoolController().select(user_api="blas")
-        threads = max((library["num_threads"] for library in blas.info()), default=1)
-        with blas.limit(limits=1), ThreadPoolExecutor(threads) as pool:
-            list(pool.map(do, starts))
-    return None
+    near = d.reshape(-1, _GROUP, d.shape[1])[group, :, row]
+    which, member = np.divmod(np.flatnonzero(near <= limit[row, None]), _GROUP)
+    id = group[which] * _GROUP + member
+    there = id < count  # an infinite limit lets in what was filled up
+    return row[which][there], id[there], near[which, member][there]
 
 
 def squared_norms(vectors: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 import zstandard
 
+from retro_jax.corpus import sources
 from retro_jax.corpus.sources import BadDocument, Document, documents
 from retro_jax.errors import UserError
 
@@ -42,6 +43,28 @@ def test_a_pattern_that_matches_nothing_is_refused(tmp_path):
 def test_unknown_sources_are_refused_with_an_example(source):
     with pytest.raises(UserError, match=r"corpus\.source.*for example"):
         list(documents(source))
+
+
+def test_a_source_is_checked_before_it_is_read(tmp_path):
+    (tmp_path / "a.jsonl").write_text("not JSON, which is found when it is read")
+    whole = f"jsonl:{tmp_path}/a.jsonl"
+    sources.check(f"1*{whole} + 1*python:", "retrieval.source")
+    for source, message in (
+        ("csv:a.csv", "must be"),
+        (f"1*{whole} + 1*text:{tmp_path}/*.txt", "no file matches"),
+        (f"1*{whole} + text:{tmp_path}/*.txt", "has no weight"),
+    ):
+        with pytest.raises(UserError, match=rf"retrieval\.source = .*{message}"):
+            sources.check(source, "retrieval.source")
+
+
+def test_blocks_are_small_where_documents_are_large(monkeypatch):
+    monkeypatch.setattr(sources, "BLOCK", 3)
+    monkeypatch.setattr(sources, "BLOCK_SIZE", 10)
+    found = [Document(str(i), "x" * size) for i, size in enumerate((1, 1, 1, 1, 20, 9, 9, 0))]
+    found.insert(7, BadDocument("7", "empty"))
+    sizes = [len(block) for block in sources.blocks(found)]
+    assert sizes == [3, 2, 2, 2]
 
 
 def test_jsonl_keeps_id_date_and_licence_and_reads_gzip(tmp_path):
@@ -102,7 +125,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
         list(documents(f"parquet:{tmp_path}/*.parquet#text"))
 
 
-def test_a_mixture_takes_documents_by_weight_until_one_source_ends(tmp_path):
+def test_a_mixture_takes_documents_by_weight_until_one_source_ends(tmp_path, capfd):
     for name, count in (("a", 30), ("b", 4)):
         lines = [json.dumps({"id": i, "text": f"{name}{i}"}) for i in range(count)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
@@ -111,6 +134,9 @@ def test_a_mixture_takes_documents_by_weight_until_one_source_ends(tmp_path):
     assert sum(d.id.startswith("1/") for d in got) == 4
     assert len(got) in (16, 17, 18)
     assert len({d.id for d in got}) == len(got)
+    said = capfd.readouterr().err.replace("\n", "")
+    assert f"4 of jsonl:{tmp_path}/b.jsonl#text" in said
+    assert f"{tmp_path}/b.jsonl#text has no more" in said
     with pytest.raises(UserError, match="has no weight"):
         list(documents(f"text:{tmp_path}/a + 1*text:{tmp_path}/b"))
 
