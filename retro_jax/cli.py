@@ -156,8 +156,11 @@ def parse(stage: str, argv: list[str]):
         text = error
         while isinstance(text, Exception):
             text = text.args[0] if len(text.args) == 1 else str(text)
+        words = str(text).strip()
+        if "Traceback (most recent call last)" in words:  # ends with what was raised
+            words = words.splitlines()[-1]
         raise UserError(
-            f"config: {' '.join(str(text).split())} (`retro --help` shows how fields are set)"
+            f"config: {' '.join(words.split())} (`retro --help` shows how fields are set)"
         ) from error
     if config is None:
         raise UserError("--config is missing, for example --config=experiments/quickstart.py")
@@ -235,7 +238,10 @@ def verify(experiment, root: Path):
 
     compared = stage.verify(experiment, root)
     progress.say(
-        "the same, bit for bit: " + ", ".join(f"{n} {name}" for name, n in compared.items())
+        "the same, bit for bit: "
+        + ", ".join(
+            f"{n:,} {stage.PARTS[name.partition('/')[0]]} of {name}" for name, n in compared.items()
+        )
     )
 
 

@@ -30,14 +30,19 @@ def describe(path: Path, count: int = 1):
             f"{path}: neither shards nor a working directory; give for example "
             "runs/quickstart/prepare/shards/train or runs/quickstart"
         )
-    for directory in found:
-        manifest = workdir.read_manifest(directory)
-        table = Table(title=escape(str(directory)), show_header=False, title_justify="left")
+    manifests = {directory: workdir.read_manifest(directory) for directory in found}
+    for directory, manifest in sorted(manifests.items(), key=lambda item: item[1]["made"]):
+        below = directory if directory == path else directory.relative_to(path)
+        table = Table(title=escape(str(below)), show_header=False, title_justify="left")
+        for _ in range(3):
+            table.add_column(overflow="fold")
         for part in ("settings", "counts"):
             for name, value in manifest[part].items():
-                table.add_row(part, escape(name), escape(str(value)))
-        for name in ("seconds", "made"):
-            table.add_row("", name, str(manifest[name]))
+                shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+                table.add_row(part, escape(name), escape(shown))
+        seconds = manifest["seconds"]
+        table.add_row("", "seconds", "" if seconds is None else f"{seconds:,.1f}")
+        table.add_row("", "made", manifest["made"][:19])
         out.print(table)
     return None
 

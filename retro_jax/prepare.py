@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 from retro_jax import progress, records, steps, workdir
 from retro_jax.config import Experiment
+from retro_jax.corpus import sources, tokenizer
 from retro_jax.errors import UserError
+from retro_jax.retrieval import embed
 
 
 class Step(NamedTuple):
@@ -96,6 +98,7 @@ def prepare(experiment: Experiment, root: Path, rebuild: bool = False) -> dict[s
     without it they are refused.
     """
     base, manifests, changed = Path(root) / "prepare", {}, False
+    check_given(experiment, base)
     for name, (settings, inputs, make) in recipe(experiment, base).items():
         inputs = [base / i for i in inputs]
         try:
@@ -110,7 +113,32 @@ def prepare(experiment: Experiment, root: Path, rebuild: bool = False) -> dict[s
         manifests[name] = done or workdir.build(base / name, settings, inputs, make)
     if changed or not (base / "shards" / "dataset_info.json").exists():
         records.write_tfds_info(base / "shards", steps.shard_splits(experiment), base / "shards")
+    later = [str(Path(root) / s) for s in ("train", "evaluate") if (Path(root) / s).exists()]
+    if rebuild and changed and later:
+        progress.say(
+            f"made from what was there before: {', '.join(later)}; delete, and run them again"
+        )
     return manifests
+
+
+def check_given(e: Experiment, base: Path):
+    """Looks, before the first step begins, for the files that steps that are not there yet will need.
+
+    Raises:
+      UserError: a source that matches no file, a tokenizer that does not serve, an incomplete BERT.
+    """
+    sourced = {"corpora/database": ("retrieval.source", e.retrieval.source)}
+    sourced["corpus"] = ("corpus.source", e.corpus.source)
+    for name, source in steps.heldout_sources(e).items():
+        sourced[f"corpora/{name}"] = ("corpus.heldout_sources", source)
+    missing = lambda name: workdir.read_manifest(base / name) is None  # noqa: E731
+    for name, (field, source) in sourced.items():
+        if source and missing(name):
+            sources.check(source, field)
+    if e.corpus.tokenizer != "train" and missing("tokenizer"):
+        tokenizer.load(Path(e.corpus.tokenizer))
+    if missing("embedder"):
+        embed.check(e.retrieval)
 
 
 def check_prepared(experiment: Experiment, root: Path) -> dict[str, dict]:

@@ -14,6 +14,13 @@ from retro_jax.errors import UserError
 from retro_jax.records import Records
 from retro_jax.retrieval import bm25, index, tree
 
+# What is compared of a step at a time.
+PARTS = {
+    "corpus": "documents and their copies", "corpora": "documents and their copies",
+    "chunks": "documents", "embeddings": "blocks", "index": "shards", "neighbours": "blocks",
+    "shards": "records",
+}  # fmt: skip
+
 
 def verify(experiment: Experiment, root: Path, share: float = 0.05, seed: int = 0) -> dict:
     """Makes a share of what is in WORKDIR/prepare again, from what it was made from.

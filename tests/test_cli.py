@@ -118,15 +118,33 @@ def test_documents_that_cannot_be_used(capfd, tmp_path, name, data, reason):
     assert sum(m["counts"].get(name, 0) for m in manifests for name in left_out) == 1
 
 
-def test_a_pattern_that_matches_nothing(capfd, tmp_path):
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("corpus.source", "text:{}/*.nothing", "no file matches"),
+        ("retrieval.source", "1*python: + 1*text:{}/*.nothing", "no file matches"),
+        ("corpus.heldout_sources", "('more=jsonl:{}/more.jsonl',)", "no file matches"),
+        ("corpus.tokenizer", "{}/tokenizer.json", "tokenizer.json"),
+        ("retrieval.embedder", "bert:{}", "no config.json there"),
+    ],
+)  # fmt: skip
+def test_files_that_a_later_step_needs_are_looked_for_first(capfd, tmp_path, field, value, message):
+    retrieval = ["--config.retrieval.index=auto"] if field == "retrieval.embedder" else []
     status, error = retro(
-        capfd, "run", f"--config={CONFIG}", f"--workdir={tmp_path}/w",
-        f"--config.corpus.source=text:{tmp_path}/*.nothing",
+        capfd, "run", f"--config={CONFIG}", f"--workdir={tmp_path}/w", *retrieval,
+        f"--config.{field}={value.format(tmp_path)}",
     )  # fmt: skip
-    assert status == 2
-    assert "corpus.source" in error
-    assert "no file matches" in error
-    assert not list((tmp_path / "w").rglob("manifest.json"))
+    assert (status, error.count("\n")) == (2, 1), error
+    assert field in error or field == "corpus.tokenizer"
+    assert message in error
+    assert not (tmp_path / "w").exists()
+
+
+def test_what_an_experiment_file_raises_is_one_line(capfd):
+    status, error = retro(capfd, "train", "--config=experiments/retro.py:999m")
+    assert (status, error.count("\n")) == (2, 1)
+    assert "999m: choose one of 172m" in error
+    assert "Traceback" not in error
 
 
 def test_a_stage_before_its_time_names_the_stage_to_run(capfd, tmp_path):

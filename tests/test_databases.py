@@ -130,7 +130,7 @@ def test_a_held_out_corpus_can_be_added_and_uses_the_same_index(prepared, experi
 
 
 def test_a_changed_setting_makes_again_what_depends_on_it_if_asked_to(
-    experiment, prepared, tmp_path
+    experiment, prepared, tmp_path, capfd
 ):
     shutil.copytree(prepared, tmp_path / "w")
     retrieval = dataclasses.replace(experiment.retrieval, neighbours=3)
@@ -138,7 +138,10 @@ def test_a_changed_setting_makes_again_what_depends_on_it_if_asked_to(
     with pytest.raises(UserError, match=r"retrieval\.neighbours was 2.*--rebuild"):
         prepare.prepare(other, tmp_path / "w")
     steps_made = {p: p.read_bytes() for p in (tmp_path / "w" / "prepare").rglob("manifest.json")}
+    (tmp_path / "w" / "train").mkdir()
     prepare.prepare(other, tmp_path / "w", rebuild=True)
+    said = capfd.readouterr().err
+    assert f"made from what was there before: {tmp_path}/w/train; delete" in said
     changed = {
         p.parent.relative_to(tmp_path / "w" / "prepare").parts[0]
         for p, data in steps_made.items()

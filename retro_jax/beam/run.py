@@ -55,6 +55,7 @@ def main(argv: list[str]) -> int:
 def run(experiment: Experiment, where: str, options: Iterable[str] = ()):
     """Prepares an experiment in `where` (a path or a URL), the runner being one of Beam's options."""
     e, base = experiment, UPath(where) / "prepare"
+    prepare.check_given(e, base)
     by_workers = {
         "chunks": work.cut,
         "embeddings": work.embed_chunks,

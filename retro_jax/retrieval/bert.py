@@ -109,6 +109,16 @@ _LAYER_NAMES = {
 }
 
 
+def check(directory: Path):
+    """Raises UserError if a file that BertEmbedder needs is not in the directory."""
+    for pattern in ("config.json", "*.safetensors", "tokenizer.json"):
+        if not any(directory.glob(pattern)):
+            raise UserError(
+                f"config field retrieval.embedder = 'bert:{directory}': no {pattern} there; save model "
+                "and tokenizer into one folder, for example with save_pretrained of Hugging Face"
+            )
+
+
 def load_bert(directory: Path) -> Bert:
     """A Bert with the weights of `directory` (config.json, model.safetensors).
 
@@ -124,8 +134,6 @@ def load_bert(directory: Path) -> Bert:
         raise UserError(f"{directory}: no BERT can be read from here ({error})") from error
     if config.get("model_type") != "bert":
         raise UserError(f"{directory}/config.json: model_type is not bert")
-    if not weights:
-        raise UserError(f"{directory}: no *.safetensors file here")
     model = Bert(config)
 
     def find(name: str) -> np.ndarray:
@@ -181,8 +189,7 @@ class BertEmbedder:
     def __init__(self, directory: Path, compute: str = "float32", batch: int = 64):
         from tokenizers import Tokenizer  # only who embeds with BERT needs it
 
-        if not (directory / "tokenizer.json").is_file():
-            raise UserError(f"{directory}: no tokenizer.json here (save it with the model)")
+        check(directory)
         self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         # The file may ask for padding to a fixed length, which would count as text below.
         self._tokenizer.no_padding()

@@ -103,6 +103,13 @@ def fit_tfidf(sample: Sequence[str], dim: int, seed: int = 0) -> TfidfEmbedder:
     return TfidfEmbedder(vocabulary, tfidf.idf_, svd.components_.T)
 
 
+def check(config: RetrievalConfig):
+    """Raises UserError if files that the embedder needs are missing."""
+    kind, _, path = config.embedder.partition(":")
+    if kind == "bert":
+        bert.check(Path(path))
+
+
 def load(config: RetrievalConfig, directory: Path, chunk: int):
     """The embedder of a config, for chunks of so many tokens; a fitted one is in `directory`."""
     kind, _, path = config.embedder.partition(":")

@@ -69,6 +69,10 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
                 state = dataclasses.replace(state, skipped=jnp.zeros_like(state.skipped))
         parameters = sum(p.size for p in (state.frozen | state.params).values())
         progress.say(f"train/{name}: {parameters:,} parameters, {e.train.steps} steps")
+        if e.train.warmup >= e.train.steps:
+            progress.say(
+                f"train.warmup = {e.train.warmup} is not less than train.steps: the learning rate only rises"
+            )
         earlier = (done and done["seconds"]) or 0.0  # of the runs that this one continues
         log = Log(directory, start, earlier, e, step_flops(e, vocab, retrieval))
         whole = lambda step: next(data.batches(records, e.train, step, retrieval))  # noqa: E731
