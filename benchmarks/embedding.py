@@ -4,8 +4,9 @@
     python benchmarks/embedding.py --bert=DIRECTORY --chunks 2000
 
 The same weights (DIRECTORY has config.json, *.safetensors, tokenizer.json), the same texts, which are
-chunks of a prepared corpus spread evenly over it, in float32, each library in a process of its own with
-all processors; they take turns, round by round. Tokenizing counts. All three sort texts by length and
+chunks of a prepared corpus spread evenly over it, in float32 (ours in bfloat16 too, which is what
+`retrieval.dtype=bfloat16` gives), each library in a process of its own with all processors; they take
+turns, round by round. Tokenizing counts. All three sort texts by length and
 embed 64 at a time, up to 512 tokens of each; ours spreads a batch over two simulated devices, as the
 experiments do on a CPU. onnxruntime runs the network as torch.onnx.export writes it, the mean over
 tokens included, with all its graph optimisations. Prints medians, peak memory, and how far the unit
@@ -27,13 +28,18 @@ FORMATS = {
 }  # fmt: skip
 
 
-def retro_jax(bert: Path, directory: Path):
+def retro_jax(bert: Path, directory: Path, compute: str = "float32"):
     """Texts -> vectors."""
     from retro_jax.retrieval.bert import BertEmbedder
     from retro_jax.train.sharding import set_up_cpu
 
     set_up_cpu(DEVICES)
-    return BertEmbedder(bert, batch=BATCH).embed
+    return BertEmbedder(bert, compute, batch=BATCH).embed
+
+
+def retro_jax_bfloat16(bert: Path, directory: Path):
+    """Texts -> vectors."""
+    return retro_jax(bert, directory, "bfloat16")
 
 
 def onnxruntime(bert: Path, directory: Path):
@@ -105,9 +111,12 @@ def export(bert: Path, directory: Path):
     )  # fmt: skip
 
 
-LIBRARIES = {f.__name__: f for f in (retro_jax, onnxruntime, sentence_transformers)}
+LIBRARIES = {
+    f.__name__: f for f in (retro_jax, retro_jax_bfloat16, onnxruntime, sentence_transformers)
+}
 NEEDS = {
     "retro_jax": ("retro_jax",),
+    "retro_jax_bfloat16": ("retro_jax",),
     "onnxruntime": ("onnxruntime", "onnx", "torch", "transformers"),
     "sentence_transformers": ("sentence_transformers",),
 }

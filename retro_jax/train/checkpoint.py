@@ -43,6 +43,13 @@ class Checkpoints:
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=policy, best_fn=score, create=True
         )
+        # Each of several processes reads for itself: the manager's would wait for one that cannot.
+        own = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"reader{own}"
+        )
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        self._reader = ocp.Checkpointer(handler, multiprocessing_options=alone)
         self._open()
 
     def _open(self):
@@ -102,7 +109,7 @@ class Checkpoints:
           Damaged: it cannot be read, or holds other numbers than were written.
           UserError: it was made with other settings.
         """
-        target = sharding.shapes_on(mesh, like)
+        target, state, why = sharding.shapes_on(mesh, like), None, "another process cannot read it"
         try:
             about = self._manager.metadata(step).custom_metadata or {}
             if self._settings is not None:
@@ -112,16 +119,15 @@ class Checkpoints:
                         f"{self._directory}/{step} was made with another config "
                         f"({'; '.join(differing)}): use another --workdir, or delete it"
                     )
-            read = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-            state = self._manager.restore(step, args=read).state
-            fine = int(fingerprint(state)) == about["fingerprint"]
-            why = "its numbers are not those that were written"
-        except (ValueError, KeyError, OSError) as error:
-            fine, why = False, str(error).splitlines()[0][:200]
-            if jax.process_count() > 1:  # the others may read on, and cannot be asked
-                raise UserError(
-                    f"{self._directory}/{step}: cannot be read ({why}); move it away"
-                ) from error
+            read = ocp.args.StandardRestore(target)
+            state = self._reader.restore(self._directory / str(step) / "state", args=read)
+        except UserError:
+            raise
+        except Exception as error:  # whatever damaged files can raise
+            why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        fine = processes.all_say(state is not None)
+        if fine and int(fingerprint(state)) != about["fingerprint"]:
+            fine, why = False, "its numbers are not those that were written"
         if not fine:
             raise Damaged(f"{self._directory}/{step}: the checkpoint is damaged ({why}); delete it")
         return state

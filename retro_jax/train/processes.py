@@ -42,6 +42,11 @@ def wait(what: str):
         multihost_utils.sync_global_devices(what)
 
 
+def all_say(yes: bool) -> bool:
+    """Whether all processes say yes; each has to ask."""
+    return yes if jax.process_count() == 1 else bool(multihost_utils.process_allgather(yes).all())
+
+
 class Interrupted(Exception):
     """Training was asked to stop, and has saved. `status` is the exit status."""
 

@@ -98,6 +98,33 @@ def test_two_processes_are_stopped_and_one_goes_on_with_the_same_losses(undistur
     )
 
 
+def test_what_one_process_cannot_read_none_uses(undisturbed, tmp_path):
+    """Damage in the newest checkpoint where only process 1 reads: both go back to the one before."""
+    _, config, _, expected = undisturbed
+    root = tmp_path / "w"
+    processes = start(config, root)
+    log = root / "train/retro/metrics.jsonl"
+    wait_for(log, 85, processes)
+    for process in processes:
+        process.kill()
+        process.communicate()
+    checkpoints = root / "train/retro/checkpoints"
+    newest = Checkpoints(checkpoints).latest()
+    (written,) = (checkpoints / str(newest)).glob("state/ocdbt.process_1")
+    for file in written.rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    processes = start(config, root)
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [p.returncode for p in processes] == [0, 0], errors
+    assert f"/{newest}: the checkpoint is damaged" in errors[0].replace("\n", " ")
+    assert (checkpoints / f"damaged-{newest}").exists()
+    found = losses(root)
+    np.testing.assert_allclose(
+        [found[s] for s in sorted(expected)], [expected[s] for s in sorted(expected)], rtol=1e-3
+    )
+
+
 def test_two_processes_train_to_the_end_and_only_one_speaks(undisturbed, tmp_path):
     _, config, whole, expected = undisturbed
     root = tmp_path / "w"
