@@ -64,7 +64,8 @@ def check(e):
         (r.embedder == "words") == (r.index == "bm25"),
         "retrieval.index",
         r.index,
-        "bm25 searches by words: it and retrieval.embedder = 'words' need each other",
+        "bm25 and retrieval.embedder = 'words' go together only; with another embedder, give "
+        "--config.retrieval.index=auto",
     )
     for one in c.heldout_sources:
         name, equals, source = one.partition("=")

@@ -97,6 +97,11 @@ def _dispatch(stage: str, argv: list[str]) -> int:
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # another plan may be under way
         }
     experiment, root, flags = parse(stage, argv)
+    if "://" in (flags.workdir or ""):
+        raise UserError(
+            f"--workdir={flags.workdir}: must be a folder, local or mounted; only `python -m retro_jax.beam` "
+            "prepares in a bucket"
+        )
     if flags.topology is not None:
         return plan(experiment, flags)
     from retro_jax import progress
@@ -158,7 +163,8 @@ def parse(stage: str, argv: list[str]):
             text = text.args[0] if len(text.args) == 1 else str(text)
         words = str(text).strip()
         if "Traceback (most recent call last)" in words:  # ends with what was raised
-            words = words.splitlines()[-1]
+            last = words.splitlines()[-1]
+            words = last.partition("Error: ")[2] or last
         raise UserError(
             f"config: {' '.join(words.split())} (`retro --help` shows how fields are set)"
         ) from error
@@ -199,10 +205,9 @@ def plan(experiment, flags) -> int:
 
     if flags.mesh is not None:
         experiment = dataclasses.replace(experiment, mesh=stage.parse_mesh(flags.mesh))
-    on = topology.parse(flags.topology)
-    stage.show(
-        stage.plan(experiment, on, stage.vocab_of(experiment), not flags.baseline), flags.json
-    )
+    on, retro = topology.parse(flags.topology), "retro" in experiment.train.models
+    made = stage.plan(experiment, on, stage.vocab_of(experiment), retro and not flags.baseline)
+    stage.show(made, flags.json)
     return 0
 
 

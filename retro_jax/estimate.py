@@ -100,20 +100,20 @@ def estimate(experiment: Experiment, size: float) -> dict:
 def show(result: dict):
     """Prints an estimate as a table."""
     out = Console(highlight=False)
-    table = Table(
-        title=f"{_bytes(result['text_bytes'])} of text: {result['tokens']:.3g} tokens, "
+    out.print(
+        f"{_bytes(result['text_bytes'])} of text: {result['tokens']:.3g} tokens, "
         f"{result['chunks']:.3g} chunks",
-        title_justify="left",
+        soft_wrap=True,
     )
+    table = Table()
     table.add_column("step")
     table.add_column("vCPU hours", justify="right")
     table.add_column("on disk", justify="right")
     total = {"vcpu_hours": result["vcpu_hours"], "bytes": result["bytes"]}
     for name, cost in (*result["steps"].items(), ("all", total)):
         hours = cost["vcpu_hours"]
-        table.add_row(
-            name, f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}", _bytes(cost["bytes"])
-        )
+        shown = f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}" if hours >= 0.01 else "0"
+        table.add_row(name, shown, _bytes(cost["bytes"]))
     out.print(table)
     found = result["index"]
     out.print(

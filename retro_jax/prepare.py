@@ -133,7 +133,7 @@ def check_given(e: Experiment, base: Path):
         sourced[f"corpora/{name}"] = ("corpus.heldout_sources", source)
     missing = lambda name: workdir.read_manifest(base / name) is None  # noqa: E731
     for name, (field, source) in sourced.items():
-        if source and missing(name):
+        if (source or name == "corpus") and missing(name):
             sources.check(source, field)
     if e.corpus.tokenizer != "train" and missing("tokenizer"):
         tokenizer.load(Path(e.corpus.tokenizer))

@@ -189,6 +189,9 @@ def print_sample(sample: dict):
         )
     )
     for number, chunk in enumerate(sample["chunks"]):
+        if not chunk["neighbours"]:
+            out.print(f"nothing was found for chunk {number}")
+            continue
         table = Table(title=f"read after chunk {number}", title_justify="left", show_lines=True)
         table.add_column("document")
         table.add_column("distance", justify="right")

@@ -160,4 +160,11 @@ def test_the_command_says_what_is_missing(capsys):
     assert "--workdir is missing" in capsys.readouterr().err
     assert run.main(["--workdir=x"]) == 2
     assert "--config is missing" in capsys.readouterr().err
+
+
+def test_a_runner_that_is_none_is_refused_before_the_first_step(tmp_path, capsys):
+    arguments = ["--config=experiments/quickstart.py", f"--workdir={tmp_path}/w"]
+    assert run.main([*arguments, "--runner=NoRunner"]) == 2
+    assert "Beam does not take --runner=NoRunner" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
     assert run.main(["--help"]) == 0

@@ -34,6 +34,8 @@ def retro(capfd, *arguments):
         (["run", f"--config={CONFIG}", "--config.retrieval.embedder=glove"], "tfidf, bert:DIRECTORY or words"),
         (["run", f"--config={CONFIG}", "extra"], "not understood: extra"),
         (["run", f"--config={CONFIG}", "--workdri=x"], "workdri"),
+        (["run", f"--config={CONFIG}", "--workdir=gs://bucket/run"], "must be a folder, local or mounted"),
+        (["run", f"--config={CONFIG}", "--config.retrieval.embedder=tfidf"], "--config.retrieval.index=auto"),
         (["sizes", "--config=x"], "retro sizes takes --json"),
     ],
 )  # fmt: skip
@@ -122,6 +124,8 @@ def test_documents_that_cannot_be_used(capfd, tmp_path, name, data, reason):
     ("field", "value", "message"),
     [
         ("corpus.source", "text:{}/*.nothing", "no file matches"),
+        ("corpus.source", "text:{}", "is a folder; write"),
+        ("corpus.source", "", "must be python:"),
         ("retrieval.source", "1*python: + 1*text:{}/*.nothing", "no file matches"),
         ("corpus.heldout_sources", "('more=jsonl:{}/more.jsonl',)", "no file matches"),
         ("corpus.tokenizer", "{}/tokenizer.json", "tokenizer.json"),

@@ -54,7 +54,8 @@ def main(argv: list[str]) -> int:
 
 def run(experiment: Experiment, where: str, options: Iterable[str] = ()):
     """Prepares an experiment in `where` (a path or a URL), the runner being one of Beam's options."""
-    e, base = experiment, UPath(where) / "prepare"
+    e, base, options = experiment, UPath(where) / "prepare", list(options)
+    _check(options)
     prepare.check_given(e, base)
     by_workers = {
         "chunks": work.cut,
@@ -77,7 +78,7 @@ def run(experiment: Experiment, where: str, options: Iterable[str] = ()):
             out.mkdir(parents=True, exist_ok=True)
             workdir.write_json(out / workdir.PURPOSE, purpose)
         if kind in by_workers:
-            job = Job(e, base, split, out, list(options))
+            job = Job(e, base, split, out, options)
             counts = by_workers[kind](job)
             remove(job.parts)
         else:
@@ -89,3 +90,16 @@ def run(experiment: Experiment, where: str, options: Iterable[str] = ()):
     with tempfile.TemporaryDirectory() as aside:
         records.write_tfds_info(base / "shards", steps.shard_splits(e), Path(aside))
         copy(Path(aside), base / "shards")
+
+
+def _check(options: list[str]):
+    """Raises UserError for options with which no pipeline can be made: the first would begin late."""
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    try:
+        beam.Pipeline(options=PipelineOptions(options))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"Beam does not take {' '.join(options)}: {' '.join(str(error).split())[:400]}"
+        ) from error

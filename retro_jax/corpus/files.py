@@ -36,6 +36,10 @@ def expand(pattern: str, named: str) -> list[tuple[str, str]]:
         while glob.has_magic(str(root)) or not root.is_dir():
             root = root.parent
         paths = [(p, Path(p)) for p in found]
+    if not found and os.path.isdir(pattern):
+        raise UserError(
+            f"{named}: {pattern!r} is a folder; write {pattern.rstrip('/') + '/**/*'!r}"
+        )
     if not found:
         raise UserError(
             f"{named}: no file matches {pattern!r} (searched from "
@@ -93,6 +97,8 @@ def tfds_rows(name: str, named: str) -> Iterator[tuple[int, dict]]:
             rows = builder.as_data_source(split)
         except NotImplementedError:  # not in a format of random access: TensorFlow reads it
             rows = tfds.as_numpy(builder.as_dataset(split, shuffle_files=False))
+    except tfds.core.registered.DatasetNotFoundError as error:
+        raise UserError(f"{named}: TFDS knows no data set {name!r}") from error
     except Exception as error:  # whatever a data set can raise
         raise UserError(
             f"{named}: TFDS cannot open it ({' '.join(str(error).split())[:120]}); prepare it first "
@@ -119,7 +125,9 @@ def _reading(path: str, position=lambda: ""):
     """What can go wrong in a file, as a UserError that names it."""
     try:
         yield
-    except (OSError, EOFError, ValueError, ImportError, pa.ArrowException) as error:
+    except ImportError as error:  # of fsspec, for a kind of address
+        raise UserError(f"{path}: {error}") from error
+    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
         where = f" {position()}".rstrip()
         raise UserError(f"{path}{where}: cannot be read ({error}); mend or remove it") from error
 

@@ -208,6 +208,8 @@ def _from_fields(row, name: str, where: str, id: str) -> Document | BadDocument:
     """A document from a line or row: its text in `name`; `id` unless it has one."""
     if not isinstance(row, dict) or not isinstance(row.get(name), str):
         known = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        if isinstance(row, dict) and name in row:
+            known = f"a {type(row[name]).__name__} in it; fields: {known}"
         raise UserError(
             f"{where}: no text in field {name!r} (found: {known}); "
             "name the field in the source, after #"

@@ -1,6 +1,7 @@
 """SentencePiece with byte fallback: decode(encode(text)) == text for every text."""
 
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -79,9 +80,11 @@ def train(texts: Iterable[str], vocab: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
+        most = re.search(r"value <= (\d+)", str(error))
+        why = f"it has {most[1]} at most" if most else " ".join(str(error).split())
         raise UserError(
-            f"config field corpus.vocab = {vocab}: the corpus is too small for that many pieces; "
-            f"lower it or give more text ({str(error).splitlines()[0]})"
+            f"config field corpus.vocab = {vocab}: the corpus is too small for that many pieces ({why}); "
+            "lower it or give more text"
         ) from error
     return model.getvalue()
 

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from retro_jax.config import ModelConfig
 from retro_jax.model.attend import attend, attend_causal, self_distances
 from retro_jax.model.layers import ROWS, constant, gather, weight
-from retro_jax.model.positions import distances, rotate, sinusoid
+from retro_jax.model.positions import distances, rotate, rotations, sinusoid
 from retro_jax.model.product import project
 
 
@@ -78,18 +78,15 @@ class Attention(nnx.Module):
         positions. Returns [B, G, I, D] and the attention mass of `attend`, or None.
         """
         dtype = x.dtype
-        q = project(x, gather(self.query, dtype))  # [B, G, I, N, A, H]
-        k, v = (project(memory, gather(w, dtype)) for w in (self.key, self.value))
-        if self.config.qkv_bias:
-            q = q + self.query_bias[...].astype(dtype)
-            k = k + self.key_bias[...].astype(dtype)
-            v = v + self.value_bias[...].astype(dtype)
+        q, (k, v) = self.queries(x), self.keys_values(memory)
         each = x.shape[1] // memory.shape[1]
         k, v, mask = (jnp.repeat(t, each, axis=1) if each > 1 else t for t in (k, v, mask))
         relative, block = None, self.config.attention_block
         if self.heads.positions == "rotary":
-            turn = self.config.rotary_share, self.config.rotary_base
-            q, k = rotate(q, 2, *turn), rotate(k, 3, *turn)
+            c, tokens = self.config, np.arange(x.shape[2])
+            sin, cos = rotations(tokens, self.heads.size, c.rotary_share, c.rotary_base)
+            q = rotate(q, sin[:, None, None], cos[:, None, None])
+            k = rotate(k, sin[:, None], cos[:, None])
         elif self.heads.positions == "relative":
             steps = distances(x.shape[2], memory.shape[3], offset, causal=False)
             if causal:
@@ -99,16 +96,36 @@ class Attention(nnx.Module):
             y, mass = attend_causal(q, k, v, mask, relative, block), None
         else:
             y, mass = attend(q, k, v, mask, relative, statistics=statistics)
-        y = project(y, gather(self.out, dtype), over=3, out_sharding=ROWS)
+        return self.output(y, mask.any((-2, -1))[:, :, None]), mass
+
+    def queries(self, x):
+        """x [..., D] -> [..., N, A, H], positions aside."""
+        q = project(x, gather(self.query, x.dtype))
+        return q + self.query_bias[...].astype(x.dtype) if self.config.qkv_bias else q
+
+    def keys_values(self, memory):
+        """memory [..., memory] -> keys and values [..., N, H], positions aside."""
+        dtype = memory.dtype
+        k, v = (project(memory, gather(w, dtype)) for w in (self.key, self.value))
+        if self.config.qkv_bias:
+            k = k + self.key_bias[...].astype(dtype)
+            v = v + self.value_bias[...].astype(dtype)
+        return k, v
+
+    def output(self, y, any_key):
+        """y [..., N, A, H] -> [..., D]; any_key [...]: whether there was a key to attend."""
+        out = project(y, gather(self.out, y.dtype), over=3, out_sharding=ROWS)
         if self.config.out_bias:
             # Not where there is no key: an attention to nothing is exactly 0.
-            any_key = mask.any((-2, -1))[:, :, None, None]
-            y = y + jnp.where(any_key, self.out_bias[...].astype(dtype), 0)
-        return y, mass
+            out = out + jnp.where(any_key[..., None], self.out_bias[...].astype(y.dtype), 0)
+        return out
+
+    def biases(self, dtype):
+        """Content bias and position bias [N, A, H] of relative positions."""
+        return self.content_bias[...].astype(dtype), self.position_bias[...].astype(dtype)
 
     def relative(self, steps: np.ndarray, dtype):
         """What `attend` takes for relative positions: the table of distances [S] through W_r in float32,
         content bias and position bias, all in `dtype`."""
         table = project(sinusoid(steps, self.heads.d), gather(self.position, jnp.float32))
-        biases = (self.content_bias[...], self.position_bias[...])
-        return tuple(x.astype(dtype) for x in (table, *biases))
+        return table.astype(dtype), *self.biases(dtype)

@@ -67,18 +67,21 @@ def unshift(g: jax.Array, count: int) -> jax.Array:
     return g.reshape(*batch, queries, count)
 
 
-def rotate(x: jax.Array, axis: int, share: float, base: float) -> jax.Array:
-    """Rotary positions (Su et al. 2021, arXiv 2104.09864): x [..., H], a token's place along `axis`.
+def rotations(positions: np.ndarray, size: int, share: float, base: float):
+    """Sine and cosine [n, half], float32, by which heads of `size` numbers turn at n positions, for
+    `rotate`. The first `share` of the numbers turn, in pairs."""
+    half = int(size * share) // 2
+    angles = positions[:, None] * base ** (-np.arange(half) / half)
+    return np.sin(angles).astype(np.float32), np.cos(angles).astype(np.float32)
 
-    The first `share` of a head's H numbers turn; number i and number i + half are a pair, as in
-    GPT-NeoX and Llama. Computed in float32.
+
+def rotate(x: jax.Array, sin, cos) -> jax.Array:
+    """Rotary positions (Su et al. 2021, arXiv 2104.09864): x [..., H]; sin and cos [..., half] as from
+    `rotations`, with an axis of length 1 for each of x's that is not a token's place.
+
+    Number i and number i + half are a pair, as in GPT-NeoX and Llama. Computed in float32.
     """
-    turned = int(x.shape[-1] * share)
-    half = turned // 2
-    angles = np.arange(x.shape[axis])[:, None] * base ** (-np.arange(half) / half)
-    shape = [1] * x.ndim
-    shape[axis], shape[-1] = x.shape[axis], half
-    sin, cos = (jnp.asarray(f(angles).reshape(shape), jnp.float32) for f in (np.sin, np.cos))
+    turned = 2 * sin.shape[-1]
     a, b = jnp.split(x[..., :turned].astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
     return jnp.concatenate([rotated.astype(x.dtype), x[..., turned:]], axis=-1)

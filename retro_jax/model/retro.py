@@ -139,7 +139,7 @@ class Retro(nnx.Module):
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         off = neighbours is None or neighbours.shape[2] == 0
         table, real = gather(self.embedding, dtype), tokens != PAD
-        h = self._embed(table, tokens)
+        h = self.embed(table, tokens)
         if c.positions == "learned":
             if tokens.shape[1] > c.max_length:
                 raise ValueError(f"{tokens.shape[1]} tokens, but positions only to {c.max_length}")
@@ -150,7 +150,7 @@ class Retro(nnx.Module):
                 # The first CCA layer: the encoder reads what its self-attention gave. Not under
                 # `remat`, which would run the encoder again; the encoder's own layers are.
                 first = jax.tree.map(lambda w: w[0], stack)[0]
-                encode = lambda h: self._encode(table, neighbours, h, real)  # noqa: E731
+                encode = lambda h: self.encode(table, neighbours, h, real)  # noqa: E731
                 h, memory, measured = first(h, real, encode, statistics)
                 found.append(jax.tree.map(lambda x: x[None], measured))
                 continue
@@ -180,11 +180,12 @@ class Retro(nnx.Module):
         rows = look_up(table, targets)
         return jnp.einsum("bld,bld->bl", h, rows, preferred_element_type=jnp.float32)
 
-    def _embed(self, table, ids):
+    def embed(self, table, ids):
+        """Rows of the table for ids [...]: [..., D]."""
         rows = look_up(table, ids)
         return rows * rows.shape[-1] ** 0.5 if self.config.scale_embedding else rows
 
-    def _encode(self, table, neighbours, h, real):
+    def encode(self, table, neighbours, h, real):
         """Memories of all chunks, [B, C, K, R, E], and their mask; h [B, L, D], real [B, L]."""
         b, length, d = h.shape
         chunks, m = neighbours.shape[1], self.config.chunk
@@ -200,4 +201,4 @@ class Retro(nnx.Module):
         if not self.config.share_embedding:
             table = gather(self.encoder.embedding, h.dtype)
         mask = neighbours != PAD
-        return self.encoder(self._embed(table, neighbours), mask, h, real), mask
+        return self.encoder(self.embed(table, neighbours), mask, h, real), mask

@@ -159,6 +159,10 @@ def _smallest(
     return None
 
 
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
+
+
 def show(result: dict, as_json: bool):
     """Prints a plan as tables, or as JSON."""
     if as_json:
@@ -186,7 +190,7 @@ def show(result: dict, as_json: bool):
         f"{r['flops_per_step']:.3e} FLOPs a step of {r['batch']} sequences"
         + (f" in {r['accumulate']} parts" if r["accumulate"] > 1 else "")
         + f"; rematerialisation adds {r['recomputed']:.0%}.\n"
-        f"{r['seconds_per_step']:.3g} s a step and {r['hours']:,.3g} hours in all at "
+        f"{r['seconds_per_step']:.3g} s a step and {_hours(r['hours'])} hours in all at "
         f"{_MFU:.0%} of the peak.\n"
         f"Smallest {r['topology'].partition(':')[0]} that fits: {r['smallest_that_fits'] or 'none'}."
     )

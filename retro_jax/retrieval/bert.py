@@ -5,6 +5,7 @@ mean, [CLS] and [SEP] included, as they do in the output of the model; padding d
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,7 +46,9 @@ class _Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(width_out))
 
     def __call__(self, x):
-        return x @ self.weight[...] + self.bias[...]
+        # Summed in float32, which a CPU does twice as fast of bfloat16 numbers as summing in bfloat16.
+        y = jnp.matmul(x, self.weight[...], preferred_element_type=jnp.float32)
+        return (y + self.bias[...]).astype(x.dtype)
 
 
 class _Layer(nnx.Module):
@@ -62,8 +65,9 @@ class _Layer(nnx.Module):
         logits = jnp.einsum("snth,snuh->sntu", q, k, preferred_element_type=jnp.float32)
         logits = jnp.where(mask[:, None, None, :], logits * q.shape[-1] ** -0.5, -1e30)
         weights = jnp.exp(logits - logits.max(-1, keepdims=True))
-        a = jnp.einsum("sntu,snuh->snth", weights.astype(v.dtype), v)
-        a = (a / weights.sum(-1, keepdims=True)).astype(x.dtype)
+        weights, total = weights.astype(v.dtype), weights.sum(-1, keepdims=True)
+        a = jnp.einsum("sntu,snuh->snth", weights, v, preferred_element_type=jnp.float32)
+        a = (a / total).astype(x.dtype)
         x = self.attention_norm(x + self.output(jnp.moveaxis(a, 1, 2).reshape(x.shape)))
         return self.output_norm(x + self.down(jax.nn.gelu(self.up(x), approximate=False)))
 
@@ -181,12 +185,13 @@ class BertEmbedder:
     Args:
       directory: config.json, *.safetensors, tokenizer.json.
       compute: float32 or bfloat16, of the network; norms, softmax and the mean are float32.
-      batch: texts that are embedded at a time.
+      batch: texts that are embedded at a time; by default 64 a device, or on a CPU 8 a core, whose
+        activations stay in its cache.
     """
 
     dtype = np.dtype("<f4")
 
-    def __init__(self, directory: Path, compute: str = "float32", batch: int = 64):
+    def __init__(self, directory: Path, compute: str = "float32", batch: int = 0):
         from tokenizers import Tokenizer  # only who embeds with BERT needs it
 
         check(directory)
@@ -203,6 +208,8 @@ class BertEmbedder:
             self._params = jax.device_put(params, NamedSharding(self._mesh, P()))
         self._positions = params["positions"].shape[0]
         self.width = params["words"].shape[1]
+        if not batch:
+            batch = 8 * os.cpu_count() if devices[0].platform == "cpu" else 64 * len(devices)
         self._batch = -(-batch // len(devices)) * len(devices)
         self._mean = jax.jit(lambda p, ids, mask: nnx.merge(graph, p).mean(ids, mask))
 

@@ -129,7 +129,10 @@ class Checkpoints:
         if fine and int(fingerprint(state)) != about["fingerprint"]:
             fine, why = False, "its numbers are not those that were written"
         if not fine:
-            raise Damaged(f"{self._directory}/{step}: the checkpoint is damaged ({why}); delete it")
+            raise Damaged(
+                f"{self._directory}/{step}: the checkpoint is damaged ({why}); delete it, or `retro train` "
+                "goes back to the one before"
+            )
         return state
 
     def restore_newest(self, like: TrainState, mesh: jax.sharding.Mesh) -> tuple[TrainState, int]:
@@ -147,7 +150,9 @@ class Checkpoints:
                 state = self.restore(step, like, mesh)
                 break
             except Damaged as error:
-                progress.say(f"{error}; going back to the one before")
+                progress.say(
+                    str(error).partition("; delete it")[0] + "; going back to the one before"
+                )
                 damaged, reason = [*damaged, step], reason or error
         else:
             raise UserError(
@@ -158,7 +163,9 @@ class Checkpoints:
             processes.wait("before damaged checkpoints are moved")
             if jax.process_index() == 0:
                 for bad in damaged:
-                    os.rename(self._directory / str(bad), self._aside(bad))
+                    aside = self._aside(bad)
+                    os.rename(self._directory / str(bad), aside)
+                    progress.say(f"the damaged checkpoint {bad} is now {aside}")
             processes.wait("after damaged checkpoints were moved")
             self._manager.close()
             self._open()

@@ -77,7 +77,12 @@ def test_jsonl_keeps_id_date_and_licence_and_reads_gzip(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "message"), [("{", "not a line of JSON"), ('{"a": 1}', "no text")]
+    ("line", "message"),
+    [
+        ("{", "not a line of JSON"),
+        ('{"a": 1}', r"no text in field 'text' \(found: a\)"),
+        ('{"text": 7}', r"no text in field 'text' \(found: a int in it"),
+    ],
 )
 def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, message):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line + "\n")
@@ -172,6 +177,8 @@ def test_a_prepared_tfds_data_set_is_read(tmp_path):
     assert got[0].metadata == {"date": "2024"}
     with pytest.raises(UserError, match=r"TFDS cannot open it .*tfds build"):
         list(documents(f"tfds:{tmp_path}/sayings/1.0.0:test"))
+    with pytest.raises(UserError, match=r"TFDS knows no data set 'nothing_of_this_name'"):
+        list(documents("tfds:nothing_of_this_name"))
     with pytest.raises(UserError, match=r"row 0: no text in field 'body'"):
         list(documents(f"{source}#body"))
 

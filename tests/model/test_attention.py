@@ -10,7 +10,7 @@ from jax.extend.core import jaxprs_in_params
 from retro_jax.config import ModelConfig
 from retro_jax.model.attend import attend, attend_causal, self_distances
 from retro_jax.model.attention import Attention, Heads
-from retro_jax.model.positions import distances, rotate, shift, sinusoid
+from retro_jax.model.positions import distances, rotate, rotations, shift, sinusoid
 
 
 def attend_by_loops(q, k, v, mask, r, u, w, offset, causal=False):
@@ -163,7 +163,8 @@ def test_positions_of_a_bfloat16_model_tell_long_distances_apart(mesh):
 def test_rotary_logits_depend_on_the_distance_alone(share):
     rng = np.random.default_rng(0)
     q, k = (np.broadcast_to(rng.normal(size=8), (1, 9, 8)) for _ in range(2))
-    q, k = (np.asarray(rotate(jnp.asarray(x, jnp.float32), 1, share, 10000.0))[0] for x in (q, k))
+    turn = rotations(np.arange(9), 8, share, 10000.0)
+    q, k = (np.asarray(rotate(jnp.asarray(x, jnp.float32), *turn))[0] for x in (q, k))
     logits = q @ k.T
     for distance in range(-8, 9):
         diagonal = np.diagonal(logits, -distance)

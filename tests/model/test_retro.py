@@ -195,13 +195,13 @@ def test_encoder_is_conditioned_after_self_attention_of_the_first_cca_layer(mesh
         params = weights(tiny, VOCAB)
         params = {n: 2 * p if n == change else p for n, p in params.items()}
         model = functional.network(tiny, params)
-        encode, given = model._encode, []
+        encode, given = model.encode, []
 
         def spy(*args):
             given.append(encode(*args))
             return given[-1]
 
-        model._encode = spy
+        model.encode = spy
         memory = jax.jit(lambda x, n: (model(x, n), given[0][0]))(*example(12))[1]
         calls.append(len(given))
         return np.asarray(memory)

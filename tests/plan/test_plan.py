@@ -145,6 +145,16 @@ def test_the_tpu_compiler_says_what_a_slice_needs(experiment, model, on, mesh, l
     assert estimated["bytes_per_chip"]["parameters"] == memory["parameters"]
 
 
+def test_a_baseline_is_planned_without_retrieval(capfd):
+    plans = []
+    for flags in (["--config=experiments/retro.py:172m", "--baseline"],
+                  ["--config=experiments/baseline.py:132m"]):  # fmt: skip
+        assert cli.main(["plan", *flags, "--topology=h100:8", "--json"]) == 0
+        plans.append(json.loads(capfd.readouterr().out))
+    assert plans[0]["flops_per_step"] == plans[1]["flops_per_step"]
+    assert plans[0]["bytes_per_chip"] == plans[1]["bytes_per_chip"]
+
+
 def test_a_gpu_is_estimated_and_marked_so(capfd):
     config = "--config=experiments/quickstart.py"
     mesh = "--config.train.batch=8"

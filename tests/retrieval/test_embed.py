@@ -101,7 +101,7 @@ def test_bfloat16_points_the_same_way(bert_directory):
 
 
 def test_a_batch_is_spread_over_all_devices(bert_directory):
-    embedder = load(bert_directory)
+    embedder = bert.BertEmbedder(bert_directory, batch=64)
     lowered = []
     embedder._mean = lambda p, ids, mask: lowered.append(ids.sharding) or ids[:, :1] * np.ones(32)
     embedder.embed(["w1"] * 70)
