@@ -8,7 +8,8 @@ import numpy as np
 from retro_jax import progress, steps, workdir
 from retro_jax.config import Experiment, ModelConfig
 from retro_jax.corpus.tokenizer import BOS, EOS, PAD, UNK
-from retro_jax.model import functional
+from retro_jax.model import decode
+from retro_jax.model.layers import ROWS
 from retro_jax.prepare import check_prepared
 from retro_jax.train import sharding
 from retro_jax.train.loop import restore_trained
@@ -70,37 +71,48 @@ def continue_tokens(
 ) -> tuple[list[int], list]:
     """Adds up to `count` tokens to a prompt; stops early at EOS.
 
-    Every token is predicted by a full forward pass over all tokens so far, padded to one shape, with
-    the neighbours of every chunk that is complete: slow, and right by construction.
+    The prompt is read in one pass, then one token at a time from caches (`model/decode.py`). A chunk is
+    looked up as soon as its last token is known, and read by the step that reads that token.
 
     Args:
       prompt: token ids, BOS first.
-      retriever: has retrieve(chunks [n, M]) -> Neighbours.
+      retriever: has k, and retrieve(chunks [n, M]) -> Neighbours.
 
     Returns:
       All tokens, and the Neighbours of each complete chunk in order.
     """
-    m = model.chunk
-    chunks = -(-(len(prompt) + count) // m)
-    tokens, found, neighbours = list(prompt), [], None
-    rng = np.random.default_rng(seed)
-    logits_at = jax.jit(lambda p, x, n, t: functional.apply(model, p, x, n)[0, t])
+    m, tokens = model.chunk, list(prompt)
+    chunks, whole = -(-len(prompt) // m), len(prompt) // m
     padded = np.full((1, chunks * m), PAD, np.int32)
-    padded[0, : len(tokens)] = tokens
-    for _ in range(count):
-        while (len(found) + 1) * m <= len(tokens):
-            u = len(found)
-            found.append(retriever.retrieve(padded[:, u * m : (u + 1) * m]))
-            if neighbours is None:
-                neighbours = np.full((1, chunks, *found[0].tokens.shape[1:]), PAD, np.int32)
-            neighbours[0, u] = found[-1].tokens[0]
-        logits = np.asarray(logits_at(params, padded, neighbours, len(tokens) - 1), np.float64)
-        token = _sample(logits, temperature, rng)
+    padded[0, : len(prompt)] = prompt
+    near = np.full((1, chunks, retriever.k, model.retrieved), PAD, np.int32)
+    found = []
+    if whole:
+        got = retriever.retrieve(padded.reshape(chunks, m)[:whole])
+        found = [got.of(slice(u, u + 1)) for u in range(whole)]
+        near[0, :whole] = got.tokens
+    rows = lambda x: jax.device_put(np.asarray(x, np.int32), jax.P(ROWS[0]))  # noqa: E731
+    net = jax.jit(decode.decoder, static_argnums=0)(model, params)
+    # A whole number of chunks, so that few lengths are compiled.
+    room = -(-(len(prompt) + count) // m) * m
+    cache = jax.jit(decode.start, static_argnums=(1, 2, 3))(net, 1, room, retriever.k)
+    logits, cache = jax.jit(decode.prefill)(
+        net, cache, rows(padded), rows([len(prompt)]), rows(near)
+    )
+    step, rng = jax.jit(decode.step, donate_argnums=1), np.random.default_rng(seed)
+    for last in range(count - 1, -1, -1):
+        token = _sample(np.array(logits[0], np.float64), temperature, rng)
         advance(1)
         if token == EOS:
             break
-        padded[0, len(tokens)] = token
         tokens.append(token)
+        if not last:
+            break
+        fresh = None
+        if len(tokens) % m == 0:
+            found.append(retriever.retrieve(np.array([tokens[-m:]], np.int32)))
+            fresh = decode.Fresh(rows([0]), rows(found[-1].tokens))
+        logits, cache = step(net, cache, rows([token]), fresh)
     return tokens, found
 
 

@@ -16,6 +16,10 @@ class Neighbours:
     ids: np.ndarray  # [n, K], rows of the chunk table
     distances: np.ndarray  # [n, K], squared L2
 
+    def of(self, rows) -> "Neighbours":
+        """Those of some of the chunks."""
+        return Neighbours(self.tokens[rows], self.ids[rows], self.distances[rows])
+
 
 class Retriever:
     """Embedder, index and chunk table of a database, together.
@@ -27,12 +31,12 @@ class Retriever:
 
     def __init__(self, table: ChunkTable, searcher, embedder, tokenizer: Tokenizer, k: int):
         self.table, self._index = table, searcher
-        self._embedder, self._tokenizer, self._k = embedder, tokenizer, k
+        self._embedder, self._tokenizer, self.k = embedder, tokenizer, k
 
     def retrieve(self, chunks: np.ndarray) -> Neighbours:
         """The K nearest database chunks of each chunk: tokens [n, M] -> Neighbours."""
         vectors = self._embedder.embed([self._tokenizer.decode(c) for c in chunks.tolist()])
-        ids, distances = self._index.search(vectors, self._k)
+        ids, distances = self._index.search(vectors, self.k)
         return Neighbours(self.table.values(ids), ids, distances)
 
     def document_of(self, id: int) -> dict:
