@@ -91,7 +91,7 @@ def test_the_whole_pipeline_runs_on_words(small, tmp_path):
 
 def test_words_and_bm25_need_each_other():
     for fields in ({"embedder": "words"}, {"index": "bm25"}):
-        with pytest.raises(UserError, match=r"retrieval\.index = .*need each other"):
+        with pytest.raises(UserError, match=r"retrieval\.index = .*go together only"):
             dataclasses.replace(small_config(), retrieval=RetrievalConfig(**fields))
 
 
