@@ -8,6 +8,7 @@ import numpy as np
 from retro_jax import progress, steps, workdir
 from retro_jax.config import Experiment, ModelConfig
 from retro_jax.corpus.tokenizer import BOS, EOS, PAD, UNK
+from retro_jax.errors import UserError
 from retro_jax.model import decode
 from retro_jax.model.layers import ROWS
 from retro_jax.prepare import check_prepared
@@ -79,9 +80,17 @@ def continue_tokens(
       retriever: has k, and retrieve(chunks [n, M]) -> Neighbours.
 
     Returns:
-      All tokens, and the Neighbours of each complete chunk in order.
+      All tokens, and the Neighbours, in order, of each chunk that was complete before the last token.
+
+    Raises:
+      UserError: the model has no positions for so many tokens.
     """
     m, tokens = model.chunk, list(prompt)
+    if model.positions == "learned" and len(prompt) + count - 1 > model.max_length:
+        raise UserError(
+            f"config field generate.tokens = {count}: with a prompt of {len(prompt)} tokens that is more than "
+            f"the model's {model.max_length} positions; lower it, or shorten the prompt"
+        )
     chunks, whole = -(-len(prompt) // m), len(prompt) // m
     padded = np.full((1, chunks * m), PAD, np.int32)
     padded[0, : len(prompt)] = prompt

@@ -127,17 +127,26 @@ def check_given(e: Experiment, base: Path):
     Raises:
       UserError: a source that matches no file, a tokenizer that does not serve, an incomplete BERT.
     """
-    sourced = {"corpora/database": ("retrieval.source", e.retrieval.source)}
-    sourced["corpus"] = ("corpus.source", e.corpus.source)
+    made = recipe(e, base)
+
+    def begins(name: str) -> bool:
+        """Whether the step itself is missing, or was made with other settings."""
+        manifest = workdir.read_manifest(base / name)
+        return not manifest or bool(workdir.differing(manifest["settings"], made[name].settings))
+
+    retrieved = bool(e.retrieval.source) and begins("corpora/database")
+    collected = retrieved or begins("corpus")
+    tokenized = collected or begins("tokenizer")
+    if retrieved:
+        sources.check(e.retrieval.source, "retrieval.source")
+    if collected:
+        sources.check(e.corpus.source, "corpus.source")
     for name, source in steps.heldout_sources(e).items():
-        sourced[f"corpora/{name}"] = ("corpus.heldout_sources", source)
-    missing = lambda name: workdir.read_manifest(base / name) is None  # noqa: E731
-    for name, (field, source) in sourced.items():
-        if (source or name == "corpus") and missing(name):
-            sources.check(source, field)
-    if e.corpus.tokenizer != "train" and missing("tokenizer"):
+        if collected or begins(f"corpora/{name}"):
+            sources.check(source, "corpus.heldout_sources")
+    if tokenized and e.corpus.tokenizer != "train":
         tokenizer.load(Path(e.corpus.tokenizer))
-    if missing("embedder"):
+    if tokenized or begins("embedder"):
         embed.check(e.retrieval)
 
 

@@ -152,6 +152,24 @@ def test_a_changed_setting_makes_again_what_depends_on_it_if_asked_to(
     assert record["neighbours"].shape[1] == 3
 
 
+def test_a_rebuild_for_which_files_are_missing_deletes_nothing(experiment, prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "w")
+    files = lambda: sorted(p for p in (tmp_path / "w").rglob("*"))  # noqa: E731
+    before = files()
+    for part, field, value in (
+        ("corpus", "source", f"text:{tmp_path}/*.nothing"),
+        ("corpus", "tokenizer", f"{tmp_path}/tokenizer.json"),
+        ("retrieval", "source", f"text:{tmp_path}/*.nothing"),
+        ("retrieval", "embedder", f"bert:{tmp_path}"),
+    ):
+        changed = dataclasses.replace(getattr(experiment, part), **{field: value})
+        with pytest.raises(UserError, match=str(tmp_path)):
+            prepare.prepare(
+                dataclasses.replace(experiment, **{part: changed}), tmp_path / "w", True
+            )
+    assert files() == before
+
+
 def test_every_later_stage_works_on_them(prepared, experiment, tmp_path, capfd):
     shutil.copytree(prepared, tmp_path / "w")
     cli.run(experiment, tmp_path / "w")

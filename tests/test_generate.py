@@ -1,5 +1,6 @@
 """Retrieval in the loop: causal, re-done exactly while text is generated, and reported."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,6 +10,7 @@ from conftest import tables
 
 from retro_jax import generate, steps
 from retro_jax.corpus.tokenizer import BOS, PAD, UNK
+from retro_jax.errors import UserError
 from retro_jax.model import functional
 from retro_jax.train import loop
 
@@ -107,6 +109,13 @@ def test_text_over_three_boundaries_is_that_of_one_pass_over_the_whole(live, sma
     chosen = logits[np.arange(length - 1, len(tokens) - 1), tokens[length:]]
     best = logits[length - 1 : len(tokens) - 1].max(-1)
     np.testing.assert_allclose(chosen, best, atol=1e-4)
+
+
+def test_more_tokens_than_positions_are_refused(live, small):
+    _, retriever, params = live
+    model = dataclasses.replace(small.model, positions="learned", max_length=40)
+    with pytest.raises(UserError, match=r"generate\.tokens = 40: .*model's 40 positions"):
+        generate.continue_tokens(model, params, [BOS, 60], 40, retriever)
 
 
 def test_the_same_seed_gives_the_same_sample_and_another_another(live, small):

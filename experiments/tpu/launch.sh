@@ -9,6 +9,7 @@
 # (by default the one that Google names for the chip); --dry-run prints the commands. BUCKET has a hierarchical namespace (folders are renamed in one step); the
 # machines need gcsfuse. Give them back: gcloud compute tpus queued-resources delete NAME --force.
 set -euo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,/^set /s/^# \{0,1\}//p' "$0" && exit 0; fi
 cd "$(dirname "$0")/../.."
 
 name='' tpu='' zone='' bucket='' slices=1 kind='' version='' run=''
@@ -18,7 +19,6 @@ while [[ $# -gt 0 && $1 != -- ]]; do
       field=${1%%=*} && printf -v "${field#--}" %s "${1#*=}" ;;
     --spot | --reserved) kind=$1 ;;
     --dry-run) run=show ;;
-    -h | --help) grep '^# ' "$0" && exit 0 ;;
     *) echo "launch.sh: not understood: $1 (see the top of this file)" >&2 && exit 2 ;;
   esac
   shift
@@ -33,7 +33,7 @@ case $tpu in
   v6e*) : "${version:=v2-alpha-tpuv6e}" ;;
   *) : "${version:=v2-alpha-tpuv5-lite}" ;;
 esac
-show() { printf '%q ' "$@" && echo; }
+show() { printf '%s\n' "$(printf '%q ' "$@")"; }
 
 nodes=(--node-id="$name") && names=("$name")
 if [[ $slices -gt 1 ]]; then

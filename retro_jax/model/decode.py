@@ -56,7 +56,7 @@ class Fresh(NamedTuple):
 
 
 class Decoder(NamedTuple):
-    """The network with each layer's weights by themselves, in the dtype of the computation: a step reads
+    """The network with each layer's weights by themselves, in the dtype that they are used in: a step reads
     every weight once, and would copy it first out of a stack."""
 
     model: Retro  # without its layers
@@ -65,8 +65,9 @@ class Decoder(NamedTuple):
 
 def decoder(config: ModelConfig, params: dict) -> Decoder:
     """The network whose weights are `params`, for decoding."""
-    dtype = jnp.dtype(config.dtype)
-    model = functional.network(config, {n: p.astype(dtype) for n, p in params.items()})
+    dtype, exact = jnp.dtype(config.dtype), (".scale", ".shift_bias", ".position")
+    cast = {n: p if n.endswith(exact) else p.astype(dtype) for n, p in params.items()}
+    model = functional.network(config, cast)
     blocks = []
     for stack in model.stacks:
         times = jax.tree.leaves(stack)[0].shape[0]
@@ -115,7 +116,9 @@ def prefill(net: Decoder, cache: Cache, tokens, count, neighbours):
     table, real = gather(net.model.embedding, jnp.dtype(c.dtype)), tokens != PAD
     h = net.model.embed(table, tokens)
     if c.positions == "learned":
-        h = h + gather(net.model.positions, h.dtype)[: tokens.shape[1]]
+        known = gather(net.model.positions, h.dtype)[: tokens.shape[1]]
+        # Past the last position there is padding only.
+        h = h + jnp.pad(known, ((0, tokens.shape[1] - known.shape[0]), (0, 0)))
     memory, seen, layers = None, None, []
 
     def encode(h):

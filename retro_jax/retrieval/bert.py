@@ -5,7 +5,6 @@ mean, [CLS] and [SEP] included, as they do in the output of the model; padding d
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -185,8 +184,8 @@ class BertEmbedder:
     Args:
       directory: config.json, *.safetensors, tokenizer.json.
       compute: float32 or bfloat16, of the network; norms, softmax and the mean are float32.
-      batch: texts that are embedded at a time; by default 64 a device, or on a CPU 8 a core, whose
-        activations stay in its cache.
+      batch: texts that are embedded at a time; by default 64 a device, or 16 on a CPU, in whose cache
+        their activations stay.
     """
 
     dtype = np.dtype("<f4")
@@ -209,7 +208,7 @@ class BertEmbedder:
         self._positions = params["positions"].shape[0]
         self.width = params["words"].shape[1]
         if not batch:
-            batch = 8 * os.cpu_count() if devices[0].platform == "cpu" else 64 * len(devices)
+            batch = 16 if devices[0].platform == "cpu" else 64 * len(devices)
         self._batch = -(-batch // len(devices)) * len(devices)
         self._mean = jax.jit(lambda p, ids, mask: nnx.merge(graph, p).mean(ids, mask))
 

@@ -120,10 +120,12 @@ def _slack(queries, norms) -> np.ndarray:
     Rounding to bfloat16 moves a number by at most 2^-8 of it, so 2 q.v by 2^-6 |q| |v| and a little;
     sums of E numbers in float32 by E 2^-23 of what is added. Twice, because both may be wrong.
     """
-    own, most, width = np.einsum("qe,qe->q", queries, queries), norms.max(), queries.shape[1]
+    own = np.einsum("qe,qe->q", queries, queries).astype(np.float64)  # whose products stay in range
+    most, width = np.float64(norms.max()), queries.shape[1]
     rounded = (2.0**-6 + 2.0**-14) * np.sqrt(own * most)
     summed = (8 + width) * 2.0**-23 * (own + most)
-    return (2 * (rounded + summed) + 1e-30).astype(np.float32)
+    most = np.float64(np.finfo(np.float32).max)
+    return np.minimum((2 + 2.0**-20) * (rounded + summed) + 1e-30, most).astype(np.float32)
 
 
 def _filled(array: np.ndarray, *sizes: int, with_=0) -> np.ndarray:

@@ -109,24 +109,26 @@ class Checkpoints:
           Damaged: it cannot be read, or holds other numbers than were written.
           UserError: it was made with other settings.
         """
-        target, state, why = sharding.shapes_on(mesh, like), None, "another process cannot read it"
+        target, state, refused = sharding.shapes_on(mesh, like), None, None
+        why = "another process cannot read it"
         try:
             about = self._manager.metadata(step).custom_metadata or {}
             if self._settings is not None:
                 differing = workdir.differing(about["settings"], self._settings)
                 if differing:
-                    raise UserError(
+                    refused = UserError(
                         f"{self._directory}/{step} was made with another config "
                         f"({'; '.join(differing)}): use another --workdir, or delete it"
                     )
-            read = ocp.args.StandardRestore(target)
-            state = self._reader.restore(self._directory / str(step) / "state", args=read)
-        except UserError:
-            raise
+            if not refused:
+                written, read = about["fingerprint"], ocp.args.StandardRestore(target)
+                state = self._reader.restore(self._directory / str(step) / "state", args=read)
         except Exception as error:  # whatever damaged files can raise
             why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        fine = processes.all_say(state is not None)
-        if fine and int(fingerprint(state)) != about["fingerprint"]:
+        fine = processes.all_say(state is not None)  # before any leaves the others waiting
+        if refused:
+            raise refused
+        if fine and int(fingerprint(state)) != written:
             fine, why = False, "its numbers are not those that were written"
         if not fine:
             raise Damaged(
@@ -153,7 +155,10 @@ class Checkpoints:
                 progress.say(
                     str(error).partition("; delete it")[0] + "; going back to the one before"
                 )
-                damaged, reason = [*damaged, step], reason or error
+                damaged, reason = (
+                    [*damaged, step],
+                    reason or str(error),
+                )  # error would hold the state
         else:
             raise UserError(
                 f"{self._directory}: no checkpoint can be read; the newest: {reason}. If that was a "

@@ -105,3 +105,37 @@ def test_without_neighbours_it_is_the_language_model(mesh, tiny):
     expected = np.asarray(functional.apply(tiny, params, jnp.asarray(tokens)))
     for given in (near[:, :, :0], np.zeros_like(near)):
         same(decoded(tiny, params, tokens, given, [3, 6]), expected, [3, 6])
+
+
+def test_in_bfloat16_it_is_the_whole_pass_but_for_its_noise(mesh, tiny):
+    """What the whole pass keeps in float32 stays so: a weight rounded once more would be another model."""
+    config = dataclasses.replace(tiny, dtype="bfloat16")
+    params = weights(config, VOCAB)
+    net = decode.decoder(config, params)
+    kinds = {}
+    for block in net.blocks:
+        kinds |= {"norm": block.norm.scale[...].dtype, "W_q": block.attention.query[...].dtype}
+        kinds["W_r"] = block.attention.position[...].dtype
+    assert kinds == {"norm": jnp.float32, "W_r": jnp.float32, "W_q": jnp.bfloat16}
+    tokens, near = examples(config, 2)
+    expected, exact = (whole(c, params, tokens, near) for c in (config, tiny))
+    got = decoded(config, params, tokens, near, [6, 9])
+    for row, prompt in enumerate((6, 9)):
+        noise = np.abs(expected - exact)[row, prompt - 1 :].mean()
+        assert np.abs(got - expected)[row, prompt - 1 :].mean() < 1.5 * noise
+
+
+def test_a_prompt_that_is_padded_past_the_last_position_is_read(mesh, tiny):
+    config = dataclasses.replace(tiny, positions="learned", max_length=LENGTH)
+    params = weights(config, VOCAB)
+    tokens, near = examples(config, 1)
+    net = decode.decoder(config, params)
+    put = lambda x: jax.device_put(x, jax.P(("replica", "data")))  # noqa: E731
+    padded = np.pad(tokens, ((0, 0), (0, 1)))
+    given = near.copy()
+    given[:, LENGTH // config.chunk :] = 0
+    cache = decode.start(net, 1, LENGTH + 1, 2)
+    logits, _ = decode.prefill(net, cache, put(padded), put(np.array([LENGTH])), put(given))
+    np.testing.assert_allclose(
+        logits[0], whole(config, params, tokens, near)[0, -1], rtol=1e-5, atol=1e-5
+    )

@@ -9,6 +9,7 @@ import pytest
 
 from retro_jax.errors import UserError
 from retro_jax.retrieval import index
+from retro_jax.retrieval.exact import ExactIndex
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +184,16 @@ def test_what_exact_search_finds_does_not_depend_on_what_else_is_searched(vector
     for row in range(0, 300, 37):
         for whole, alone in zip(together, exact.search(vectors[row : row + 1], 9)):
             np.testing.assert_array_equal(whole[row], alone[0])
+
+
+@pytest.mark.parametrize("scale", [1e-12, 3e-12, 1.0, 1e10, "mixed"])
+def test_exact_search_misses_nothing_at_any_scale(vectors, scale):
+    """What products in bfloat16 propose has to hold the answer, wherever the numbers lie."""
+    rng = np.random.default_rng(1)
+    factor = 10.0 ** rng.uniform(-3, 3, (len(vectors), 1)) if scale == "mixed" else scale
+    scaled = (vectors * factor).astype("f4")
+    queries = scaled[::50] * np.float32(1.001)
+    ids, distances = ExactIndex(scaled).search(queries, 5)
+    expected, squared = brute_force(scaled, queries, 5)
+    np.testing.assert_allclose(distances, squared, rtol=1e-6)
+    np.testing.assert_array_equal(ids[:, 0], expected[:, 0])

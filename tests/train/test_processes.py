@@ -117,7 +117,8 @@ def test_what_one_process_cannot_read_none_uses(undisturbed, tmp_path):
     processes = start(config, root)
     errors = [process.communicate(timeout=300)[1] for process in processes]
     assert [p.returncode for p in processes] == [0, 0], errors
-    assert f"/{newest}: the checkpoint is damaged" in errors[0].replace("\n", " ")
+    said = f"/{newest}: the checkpoint is damaged (another process cannot read it)"
+    assert said in errors[0].replace("\n", " ")
     assert (checkpoints / f"damaged-{newest}").exists()
     found = losses(root)
     np.testing.assert_allclose(
