@@ -122,7 +122,7 @@ def test_in_bfloat16_it_is_the_whole_pass_but_for_its_noise(mesh, tiny):
     got = decoded(config, params, tokens, near, [6, 9])
     for row, prompt in enumerate((6, 9)):
         noise = np.abs(expected - exact)[row, prompt - 1 :].mean()
-        assert np.abs(got - expected)[row, prompt - 1 :].mean() < 1.5 * noise
+        assert np.abs(got - expected)[row, prompt - 1 :].mean() < 2 * noise
 
 
 def test_a_prompt_that_is_padded_past_the_last_position_is_read(mesh, tiny):
