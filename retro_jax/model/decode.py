@@ -119,7 +119,7 @@ def prefill(net: Decoder, cache: Cache, tokens, count, neighbours):
         known = gather(net.model.positions, h.dtype)[: tokens.shape[1]]
         # Past the last position there is padding only.
         h = h + jnp.pad(known, ((0, tokens.shape[1] - known.shape[0]), (0, 0)))
-    memory, seen, layers = None, None, []
+    memory, seen, layers, angles = None, None, [], _angles(c, tokens.shape[1])
 
     def encode(h):
         nonlocal memory, seen
@@ -129,10 +129,11 @@ def prefill(net: Decoder, cache: Cache, tokens, count, neighbours):
 
     reads = cache.mask.shape[1] > 0
     for block, layer in zip(net.blocks, cache.layers):
-        kv = block.attention.keys_values(block.attention_norm(h))
-        kv = _turned(block, np.arange(tokens.shape[1]), *kv)
+        key, value = block.attention.keys_values(block.attention_norm(h))
+        if angles is not None:
+            key = rotate(key, *(a[:, None] for a in angles))
         room = ((0, 0), (0, length - tokens.shape[1]), (0, 0), (0, 0))
-        key, value = (jnp.pad(x, room) for x in kv)
+        key, value = jnp.pad(key, room), jnp.pad(value, room)
         layers.append(layer._replace(key=key, value=value))
         h = block(h, real, encode if reads else None, False)[0]
     chunk, mask = cache.chunk, cache.mask
@@ -160,7 +161,11 @@ def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None):
     if c.positions == "learned":
         h = h + gather(net.model.positions, h.dtype).at[t].get(out_sharding=ROWS)[:, None]
     chunk, mask, layers, first = cache.chunk, cache.mask, [], True
-    before = t[:, None] - jnp.arange(cache.layers[0].key.shape[1])  # how far back a key is [B, J]
+    length = cache.layers[0].key.shape[1]
+    angles = _angles(c, length)
+    if angles is not None:  # each row's own [B, 1, 1, half]
+        angles = [jnp.asarray(a).at[t].get(out_sharding=ROWS)[:, None, None] for a in angles]
+    before = t[:, None] - jnp.arange(length)  # how far back a key is [B, J]
     own, back = (before >= 0)[:, None], jnp.maximum(before, 0)
     # Query i of the chunk that reads and key j are M - 1 + i - j apart, the table's entry M - i + j.
     apart = (m - (t + 1) % m)[:, None] + jnp.arange(c.retrieved)
@@ -168,13 +173,8 @@ def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None):
         x, y = h, block.attention_norm(h)
         q = block.attention.queries(y)  # [B, 1, N, A, H]
         k, v = block.attention.keys_values(y)
-        if block.attention.heads.positions == "rotary":
-            angles = _angles(c, layer.key.shape[1])
-            angles = tuple(jnp.asarray(a).at[t].get(out_sharding=ROWS)[:, None] for a in angles)
-            k, q = (
-                rotate(k, *(a[:, :, None] for a in angles)),
-                rotate(q, *(a[:, :, None, None] for a in angles)),
-            )
+        if angles is not None:
+            k, q = rotate(k, *angles), rotate(q, *(a[:, :, None] for a in angles))
         key, value = _put(layer.key, k, t), _put(layer.value, v, t)
         layer = layer._replace(key=key, value=value)
         read = _attend(block.attention, q, key[:, None], value[:, None], own, layer.table, back)
@@ -236,16 +236,10 @@ def _attend(attention, q, key, value, mask, table, at):
     return attention.output((y / total).astype(value.dtype)[:, None], mask.any((-2, -1))[:, None])
 
 
-def _turned(block: Block, positions: np.ndarray, key, value):
-    """Keys [B, L, N, H] as the cache has them: turned, where positions are rotary."""
-    if block.attention.heads.positions == "rotary":
-        c = block.config
-        sin, cos = rotations(positions, c.head_size, c.rotary_share, c.rotary_base)
-        key = rotate(key, sin[:, None], cos[:, None])
-    return key, value
-
-
 def _angles(c: ModelConfig, length: int):
+    """Sine and cosine [L, half] by which rotary positions turn, or None where positions are others."""
+    if c.positions != "rotary":
+        return None
     return rotations(np.arange(length), c.head_size, c.rotary_share, c.rotary_base)
 
 

@@ -23,7 +23,11 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every file that 
 
 
 class Damaged(UserError):
-    """A checkpoint that cannot be read, or that does not hold what was written."""
+    """A checkpoint that cannot be read, or that does not hold what was written: `what`, and the remedy."""
+
+    def __init__(self, what: str):
+        super().__init__(f"{what}; delete it, or `retro train` goes back to the one before")
+        self.what = what
 
 
 class Checkpoints:
@@ -131,10 +135,7 @@ class Checkpoints:
         if fine and int(fingerprint(state)) != written:
             fine, why = False, "its numbers are not those that were written"
         if not fine:
-            raise Damaged(
-                f"{self._directory}/{step}: the checkpoint is damaged ({why}); delete it, or `retro train` "
-                "goes back to the one before"
-            )
+            raise Damaged(f"{self._directory}/{step}: the checkpoint is damaged ({why})")
         return state
 
     def restore_newest(self, like: TrainState, mesh: jax.sharding.Mesh) -> tuple[TrainState, int]:
@@ -152,13 +153,9 @@ class Checkpoints:
                 state = self.restore(step, like, mesh)
                 break
             except Damaged as error:
-                progress.say(
-                    str(error).partition("; delete it")[0] + "; going back to the one before"
-                )
-                damaged, reason = (
-                    [*damaged, step],
-                    reason or str(error),
-                )  # error would hold the state
+                progress.say(f"{error.what}; going back to the one before")
+                damaged.append(step)
+                reason = reason or str(error)  # the error itself would hold the state
         else:
             raise UserError(
                 f"{self._directory}: no checkpoint can be read; the newest: {reason}. If that was a "
