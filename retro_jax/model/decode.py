@@ -3,10 +3,11 @@
     B rows (sequences), J tokens that a row can have, M chunk length, K neighbours, R retrieved length,
     N heads of keys and values, A heads of queries for each, H head size, D width, V vocabulary
 
-A row's chunks begin at its first token, whatever the other rows do. Kept of a row are the keys and values
-of its self-attentions; of its chunk under way, what the first CCA layer's self-attention gave, for the
-encoder; and of the last complete chunk the keys and values of its neighbours in every CCA layer. The
-step that reads the last token of a chunk encodes that chunk's neighbours in mid-layer and goes on.
+A row's chunks begin at its first token, whatever the other rows do, or at the padding before it. Kept of
+a row are the keys and values of its self-attentions; of its last M tokens, what the first CCA layer's
+self-attention gave, for the encoder; and of what it reads, the keys and values in every CCA layer. The
+step that reads the last token of a chunk encodes that chunk's neighbours in mid-layer and goes on. A row
+may read anew before M more tokens have come: the M last tokens are then the chunk that retrieved.
 """
 
 from typing import NamedTuple
@@ -43,13 +44,16 @@ class Cache(NamedTuple):
     """The state of B sequences."""
 
     layers: tuple[Layer, ...]
-    chunk: jax.Array  # [B, M, D] of the chunk under way, after the first CCA layer's self-attention
+    # [B, M, D] of the last M tokens, token t at t % M, after the first CCA layer's self-attention
+    chunk: jax.Array
     mask: jax.Array  # [B, K, R] where a neighbour that is read has a token
-    count: jax.Array  # [B] tokens read so far
+    count: jax.Array  # [B] tokens read so far, the padding before the first included
+    begin: jax.Array  # [B] how much of that is padding
+    point: jax.Array  # [B] what `count` was when the chunk that is read of ended
 
 
 class Fresh(NamedTuple):
-    """Neighbours of the chunks that end with the token of a step."""
+    """Neighbours of what ends with the token of a step: M tokens, or as many as there are."""
 
     rows: jax.Array  # [b] which sequences'; a row may be named twice
     tokens: jax.Array  # [b, K, R], PAD where there is none
@@ -98,15 +102,16 @@ def start(net: Decoder, rows: int, length: int, k: int) -> Cache:
             read = Read(near, near, block.cca.attention.relative(steps, dtype)[0])
         layers.append(Layer(own, own, table, read))
     mask = jnp.zeros((rows, k, retrieved), bool, out_sharding=_rows(3))
-    count = jnp.zeros(rows, jnp.int32, out_sharding=_rows(1))
-    return Cache(tuple(layers), zeros(rows, m, c.d, heads=False), mask, count)
+    none = jnp.zeros(rows, jnp.int32, out_sharding=_rows(1))
+    return Cache(tuple(layers), zeros(rows, m, c.d, heads=False), mask, none, none, none)
 
 
 def prefill(net: Decoder, cache: Cache, tokens, count, neighbours):
     """Reads prompts into an empty cache, all in one pass.
 
     Args:
-      tokens: [B, L], L at most J, PAD after a row's last. count: [B] how many each row has, at least 1.
+      tokens: [B, L], L at most J, PAD after a row's last, and before its first where its chunks are to
+        end elsewhere. count: [B] how many each row has, padding before them included.
       neighbours: [B, ceil(L / M), K, R] of every complete chunk, PAD where there is none.
 
     Returns:
@@ -114,11 +119,10 @@ def prefill(net: Decoder, cache: Cache, tokens, count, neighbours):
     """
     c, m, length = net.model.config, net.model.config.chunk, cache.layers[0].key.shape[1]
     table, real = gather(net.model.embedding, jnp.dtype(c.dtype)), tokens != PAD
+    begin = jnp.argmax(real, axis=1).astype(jnp.int32)
     h = net.model.embed(table, tokens)
     if c.positions == "learned":
-        known = gather(net.model.positions, h.dtype)[: tokens.shape[1]]
-        # Past the last position there is padding only.
-        h = h + jnp.pad(known, ((0, tokens.shape[1] - known.shape[0]), (0, 0)))
+        h = h + _learned(net.model, jnp.arange(tokens.shape[1]) - begin[:, None], h.dtype)
     memory, seen, layers, angles = None, None, [], _angles(c, tokens.shape[1])
 
     def encode(h):
@@ -142,33 +146,37 @@ def prefill(net: Decoder, cache: Cache, tokens, count, neighbours):
         last = jnp.maximum(count // m - 1, 0)
         own, mask = _pick(own, last), _pick(found, last) & (count >= m)[:, None, None]
         layers = [_reading(b, x, own) for b, x in zip(net.blocks, layers)]
-        parts = -(-tokens.shape[1] // m) + 1
-        seen = jnp.pad(seen, ((0, 0), (0, parts * m - seen.shape[1]), (0, 0)))
-        seen = jnp.reshape(seen, (seen.shape[0], parts, m, seen.shape[2]), out_sharding=ROWS)
-        chunk = _pick(seen, count // m)
+        # The place of token t is t % M: which of the last M tokens is at each place.
+        last = (count - 1)[:, None]
+        chunk = _pick(seen, jnp.maximum(last - (last - jnp.arange(m)) % m, 0))
     logits = net.model.logits(net.model.norm(_pick(h, count - 1)[:, None]))[:, 0]
-    return logits, Cache(tuple(layers), chunk, mask, count)
+    return logits, Cache(tuple(layers), chunk, mask, count, begin, count // m * m)
 
 
-def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None):
+def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None, active=None):
     """Reads one token of each row: tokens [B] -> logits of the next [B, V], and the cache.
 
-    fresh: needed where a row's token is the last of a chunk, if that row is to read on.
+    fresh: of the rows that are to read anew from this token on.
+    active: rows [B] that go on; the others stay where they are, and their logits mean nothing. None: all.
     """
     c, m, t = net.model.config, net.model.config.chunk, cache.count
     table = gather(net.model.embedding, jnp.dtype(c.dtype))
     h = net.model.embed(table, tokens[:, None])  # [B, 1, D]
     if c.positions == "learned":
-        h = h + gather(net.model.positions, h.dtype).at[t].get(out_sharding=ROWS)[:, None]
-    chunk, mask, layers, first = cache.chunk, cache.mask, [], True
+        h = h + _learned(net.model, (t - cache.begin)[:, None], h.dtype)
+    chunk, mask, point, layers, first = cache.chunk, cache.mask, cache.point, [], True
+    if fresh is not None:
+        read = t.at[fresh.rows].get(out_sharding=ROWS) + 1
+        point = point.at[fresh.rows].set(read, out_sharding=_rows(1))
     length = cache.layers[0].key.shape[1]
     angles = _angles(c, length)
     if angles is not None:  # each row's own [B, 1, 1, half]
         angles = [jnp.asarray(a).at[t].get(out_sharding=ROWS)[:, None, None] for a in angles]
     before = t[:, None] - jnp.arange(length)  # how far back a key is [B, J]
-    own, back = (before >= 0)[:, None], jnp.maximum(before, 0)
-    # Query i of the chunk that reads and key j are M - 1 + i - j apart, the table's entry M - i + j.
-    apart = (m - (t + 1) % m)[:, None] + jnp.arange(c.retrieved)
+    own = (before >= 0) & (before <= (t - cache.begin)[:, None])
+    own, back = own[:, None], jnp.maximum(before, 0)
+    # Query i since the chunk's end and key j are M - 1 + i - j apart, the table's entry M - i + j.
+    apart = (m - 1 - t + point)[:, None] + jnp.arange(c.retrieved)
     for block, layer in zip(net.blocks, cache.layers):
         x, y = h, block.attention_norm(h)
         q = block.attention.queries(y)  # [B, 1, N, A, H]
@@ -183,7 +191,7 @@ def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None):
             if first:
                 first, chunk = False, _put(chunk, h, t % m)
                 if fresh is not None:
-                    memory, mask = _encode(net.model, table, chunk, mask, fresh)
+                    memory, mask = _encode(net.model, table, cache, chunk, fresh)
             if fresh is not None:
                 layer = _reading(block, layer, memory, fresh.rows)
             q = block.cca.attention.queries(block.cca.norm(h))
@@ -192,15 +200,37 @@ def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None):
         h = h + block.feed_forward(block.norm(x if c.parallel else h))
         layers.append(layer)
     logits = net.model.logits(net.model.norm(h))[:, 0]
-    return logits, Cache(tuple(layers), chunk, mask, t + 1)
+    count = t + 1 if active is None else t + active
+    return logits, Cache(tuple(layers), chunk, mask, count, cache.begin, point)
 
 
-def _encode(model: Retro, table, chunk, mask, fresh: Fresh):
+def place(cache: Cache, rows, other: Cache, source) -> Cache:
+    """The cache with its rows [n] replaced by rows `source` [n] of another one, or of itself."""
+    names = ("chunk", "mask", "count", "begin", "point")
+    put = lambda x, y: x.at[rows].set(  # noqa: E731
+        y.at[source].get(out_sharding=jax.typeof(y).sharding), out_sharding=jax.typeof(x).sharding
+    )
+    layers = []
+    for layer, from_ in zip(cache.layers, other.layers):
+        layer = layer._replace(key=put(layer.key, from_.key), value=put(layer.value, from_.value))
+        if layer.read is not None:
+            near = layer.read
+            key, value = put(near.key, from_.read.key), put(near.value, from_.read.value)
+            layer = layer._replace(read=near._replace(key=key, value=value))
+        layers.append(layer)
+    moved = {n: put(getattr(cache, n), getattr(other, n)) for n in names}
+    return cache._replace(layers=tuple(layers), **moved)
+
+
+def _encode(model: Retro, table, cache: Cache, chunk, fresh: Fresh):
     """Memories [b, K, R, E] of the fresh neighbours, and the mask [B, K, R] with theirs."""
-    h = chunk.at[fresh.rows].get(out_sharding=ROWS)
-    real = jnp.ones(h.shape[:2], bool, out_sharding=ROWS)
+    m = model.config.chunk
+    rows = lambda x: x.at[fresh.rows].get(out_sharding=ROWS)  # noqa: E731
+    # The M last tokens in their order, and which of them there are.
+    at = rows(cache.count)[:, None] - (m - 1) + jnp.arange(m)
+    h, real = _pick(rows(chunk), at % m), at >= rows(cache.begin)[:, None]
     memory, found = model.encode(table, fresh.tokens[:, None], h, real)
-    return memory[:, 0], mask.at[fresh.rows].set(found[:, 0], out_sharding=_rows(3))
+    return memory[:, 0], cache.mask.at[fresh.rows].set(found[:, 0], out_sharding=_rows(3))
 
 
 def _reading(block: Block, layer: Layer, memory, rows=None) -> Layer:
@@ -236,6 +266,12 @@ def _attend(attention, q, key, value, mask, table, at):
     return attention.output((y / total).astype(value.dtype)[:, None], mask.any((-2, -1))[:, None])
 
 
+def _learned(model: Retro, at, dtype):
+    """Rows of the learned positions for places [B, L]; where there is padding any will do."""
+    known = gather(model.positions, dtype)
+    return known.at[jnp.clip(at, 0, known.shape[0] - 1)].get(out_sharding=ROWS)
+
+
 def _angles(c: ModelConfig, length: int):
     """Sine and cosine [L, half] by which rotary positions turn, or None where positions are others."""
     if c.positions != "rotary":
@@ -250,8 +286,8 @@ def _put(kept, x, at):
 
 
 def _pick(x, at):
-    """One entry of the second axis for each row: [B, C, ...], [B] -> [B, ...]."""
-    return jax.vmap(lambda x, at: jax.lax.dynamic_index_in_dim(x, at, 0, keepdims=False))(x, at)
+    """Entries of the second axis for each row: [B, C, ...], [B] -> [B, ...] or [B, n] -> [B, n, ...]."""
+    return jax.vmap(lambda x, at: x.at[at].get(mode="promise_in_bounds"))(x, at)
 
 
 def _rows(rank: int, heads: bool = False) -> jax.P:
