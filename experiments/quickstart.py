@@ -17,13 +17,13 @@ from retro_jax.config import (
     CorpusConfig,
     EvaluateConfig,
     Experiment,
-    GenerateConfig,
     MeshConfig,
     ModelConfig,
     RetrievalConfig,
     TrainConfig,
     to_config_dict,
 )
+from retro_jax.generate.request import Request
 
 PROMPT = '''\
 class Reader:
@@ -71,7 +71,7 @@ def get_config():
                 models=("retro", "baseline"),
             ),
             evaluate=EvaluateConfig(stride=192, batch=16),
-            generate=GenerateConfig(prompt=PROMPT, tokens=128),
+            generate=Request(prompt=PROMPT, tokens=128, contributions=True),
             mesh=MeshConfig(cpu_devices=2),
         )
     )

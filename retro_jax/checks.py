@@ -36,7 +36,6 @@ def check(e):
         "train.checkpoint_every": t.checkpoint_every,
         "train.log_every": t.log_every,
         "evaluate.batch": v.batch,
-        "generate.tokens": e.generate.tokens,
         "mesh.cpu_devices": e.mesh.cpu_devices,
     }.items():
         require(value >= 1, name, value, "must be at least 1")
@@ -158,7 +157,6 @@ def check(e):
         ("train.learning_rate", t.learning_rate),
         ("train.warmup", t.warmup),
         ("train.weight_decay", t.weight_decay),
-        ("generate.temperature", e.generate.temperature),
     ):
         require(value >= 0, name, value, "must not be negative")
     for name, value in (("train.b1", t.b1), ("train.b2", t.b2), ("train.ema", t.ema)):
@@ -183,3 +181,4 @@ def check(e):
         f"must divide train.batch = {t.batch}",
     )
     require(t.clip > 0, "train.clip", t.clip, "must be positive")
+    e.generate.check("config field generate.")

@@ -4,12 +4,17 @@
   retro prepare  --config=FILE [--workdir=DIR]   text -> tokens, chunks, index, neighbours, shards
   retro train    --config=FILE [--workdir=DIR]   shards -> checkpoints
   retro evaluate --config=FILE [--workdir=DIR]   checkpoints -> held-out bits per byte
-  retro generate --config=FILE [--workdir=DIR]   a prompt -> text, with the neighbours it read
+  retro generate --config=FILE [--workdir=DIR] [--interactive | --prompts=FILE [--rows=8]]
+                                                 prompts -> text, with the neighbours that were read
+  retro serve    --config=FILE [--host=HOST] [--port=8000] [--rows=8] [--length=1024]
+                                                 the same over HTTP, for OpenAI's clients and browsers
   retro verify   --config=FILE [--workdir=DIR]   a random share of `prepare`, made again and compared
   retro replay   --config=FILE [--workdir=DIR]   a training step that was not finite, made again
   retro plan     --config=FILE --topology=v5e:4x4 [--mesh=1x16x1] [--baseline] [--json]
                                                  what a train step needs on a machine that is not here
   retro describe PATH [RECORDS]                  what shards or a working directory hold
+  retro database --config=FILE [--database=NAME] [--add=SOURCE | --delete=ID,ID]
+                                                 what is retrieved: listed, or changed
   retro sizes    [--json]                        the paper's four sizes, counted from the model
   retro prepare  --config=FILE --estimate=1TB    what it would cost for so much text, from a sample
 
@@ -30,19 +35,8 @@ from pathlib import Path
 
 STAGES = (
     "run", "prepare", "train", "evaluate", "generate", "verify", "replay", "plan", "describe",
-    "sizes",
+    "database", "serve", "sizes",
 )  # fmt: skip
-
-# Flags of one stage.
-FLAGS = {
-    "estimate": ("prepare", str),
-    "rebuild": ("prepare", bool),
-    "distributed": ("train", bool),
-    "topology": ("plan", str),
-    "mesh": ("plan", str),
-    "baseline": ("plan", bool),
-    "json": ("plan", bool),
-}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -96,6 +90,8 @@ def _dispatch(stage: str, argv: list[str]) -> int:
             "TPU_MIN_LOG_LEVEL": "3",
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # another plan may be under way
         }
+    from retro_jax.flags import parse
+
     experiment, root, flags = parse(stage, argv)
     if "://" in (flags.workdir or ""):
         raise UserError(
@@ -115,14 +111,12 @@ def _dispatch(stage: str, argv: list[str]) -> int:
         return estimate(experiment, flags.estimate)
     try:
         {
-            "run": run,
+            "run": run, "train": train, "evaluate": evaluate, "verify": verify, "replay": replay,
+            "generate": functools.partial(generate, flags=flags),
             "prepare": functools.partial(prepare, rebuild=flags.rebuild),
-            "train": train,
-            "evaluate": evaluate,
-            "generate": generate,
-            "verify": verify,
-            "replay": replay,
-        }[stage](experiment, root)
+            "database": functools.partial(database, flags=flags),
+            "serve": functools.partial(serve, flags=flags),
+        }[stage](experiment, root)  # fmt: skip
     except processes.Interrupted as stop:
         progress.say(f"retro: {stop}")  # of several processes one says it
         return stop.status
@@ -130,55 +124,6 @@ def _dispatch(stage: str, argv: list[str]) -> int:
         progress.say(f"retro: {error}")
         return 1
     return 0
-
-
-def parse(stage: str, argv: list[str]):
-    """--config, --workdir and the stage's own flags -> (Experiment, Path, flags)."""
-    from absl import flags
-    from ml_collections import config_flags
-
-    from retro_jax.config import from_config_dict
-    from retro_jax.errors import UserError
-
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "Experiment file.", flag_values=values)
-    flags.DEFINE_string("workdir", None, "Directory of the artefacts.", flag_values=values)
-    for name, (own, kind) in FLAGS.items():
-        define, unset = (flags.DEFINE_bool, False) if kind is bool else (flags.DEFINE_string, None)
-        define(name, unset, f"Of {own}.", flag_values=values)
-    for path in (a.removeprefix("--config=") for a in argv if a.startswith("--config=")):
-        if not Path(path.partition(":")[0]).is_file():
-            raise UserError(f"--config={path}: no such file")
-    sys.argv = ["retro", *argv]  # where ml_collections looks for --config.FIELD=VALUE
-    try:
-        left = values(sys.argv)[1:]
-        # A file that cannot be loaded shows only when the config is read.
-        config = values.config and values.config.to_dict()
-    except UserError:
-        raise
-    except Exception as error:  # whatever an experiment file can raise
-        # str() of a KeyError, which an unknown field is, would quote its text.
-        text = error
-        while isinstance(text, Exception):
-            text = text.args[0] if len(text.args) == 1 else str(text)
-        words = str(text).strip()
-        if "Traceback (most recent call last)" in words:  # ends with what was raised
-            last = words.splitlines()[-1]
-            words = last.partition("Error: ")[2] or last
-        raise UserError(
-            f"config: {' '.join(words.split())} (`retro --help` shows how fields are set)"
-        ) from error
-    if config is None:
-        raise UserError("--config is missing, for example --config=experiments/quickstart.py")
-    if left:
-        raise UserError(f"not understood: {' '.join(left)} (retro --help)")
-    for name, (own, _) in FLAGS.items():
-        if values[name].present and own != stage:
-            raise UserError(f"--{name} is for retro {own}, not retro {stage}")
-    if stage == "plan" and values.topology is None:
-        raise UserError("retro plan: --topology is missing, for example --topology=v5e:4x4")
-    experiment = from_config_dict(config)
-    return experiment, Path(values.workdir or Path("runs") / experiment.name), values
 
 
 def prepare(experiment, root: Path, rebuild: bool = False):
@@ -228,12 +173,34 @@ def evaluate(experiment, root: Path):
     summary.print_evaluations({split: m["counts"] for split, m in results.items()})
 
 
-def generate(experiment, root: Path):
-    """A prompt to text."""
-    from retro_jax import generate as stage
-    from retro_jax import summary
+def generate(experiment, root: Path, flags):
+    """Prompts to text: the config's one, those of a file, or what a person types."""
+    from retro_jax.errors import UserError
+    from retro_jax.generate import interactive, show, stage
 
-    summary.print_sample(stage.generate(experiment, root))
+    if flags.rows is not None and (flags.rows < 1 or flags.prompts is None):
+        raise UserError(f"--rows={flags.rows}: must be at least 1, beside --prompts=FILE")
+    if flags.interactive:
+        return interactive.converse(experiment, root)
+    if flags.prompts is None:
+        return show.print_sample(stage.generate(experiment, root))
+    rows = flags.rows or stage.ROWS
+    print(stage.generate_file(experiment, root, Path(flags.prompts), rows))
+    return None
+
+
+def serve(experiment, root: Path, flags):
+    """Prompts that come over HTTP to text, until it is stopped."""
+    from retro_jax.errors import UserError
+
+    given = {"host": "127.0.0.1", "port": 8000, "rows": 8, "length": 1024}
+    given |= {name: flags[name].value for name in given if flags[name].present}
+    for name, most in (("port", 65535), ("rows", 2**10), ("length", 2**20)):
+        if not 1 <= given[name] <= most:
+            raise UserError(f"--{name}={given[name]}: must lie between 1 and {most:,}")
+    from retro_jax.serve import server
+
+    server.serve(experiment, root, **given)
 
 
 def verify(experiment, root: Path):
@@ -257,11 +224,18 @@ def replay(experiment, root: Path):
     failure.replay(experiment, root)
 
 
+def database(experiment, root: Path, flags):
+    """The databases, or a change of one."""
+    from retro_jax.retrieval import command
+
+    command.run(experiment, root, flags.database, flags.add, flags.delete)
+
+
 def run(experiment, root: Path):
     """Every stage, then the summary."""
     from retro_jax import summary
     from retro_jax.evaluate import evaluate as evaluation
-    from retro_jax.generate import generate as generation
+    from retro_jax.generate.stage import generate as generation
 
     seconds = {}
     with _timed(seconds, "prepare"):

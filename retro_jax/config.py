@@ -14,6 +14,7 @@ import ml_collections
 
 from retro_jax.checks import check, require
 from retro_jax.errors import UserError
+from retro_jax.generate.request import Request
 
 
 @dataclass(frozen=True)
@@ -143,16 +144,6 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
-    """A continuation with live retrieval (retro_jax/generate.py)."""
-
-    prompt: str = "def main(argv=None):\n"
-    tokens: int = 128  # how many to add
-    temperature: float = 0.0  # 0: the most probable token
-    seed: int = 0
-
-
-@dataclass(frozen=True)
 class MeshConfig:
     """Devices along each axis; -1 is what is left."""
 
@@ -174,7 +165,7 @@ class Experiment:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    generate: Request = field(default_factory=Request)
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self):
@@ -191,13 +182,14 @@ def to_config_dict(experiment: Experiment) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(dataclasses.asdict(experiment))
 
 
-def from_config_dict(config: typing.Mapping) -> Experiment:
+def from_config_dict(config: ml_collections.ConfigDict | typing.Mapping) -> Experiment:
     """Frozen dataclasses from a ConfigDict or nested dict.
 
     Raises:
       UserError: an unknown field (with the nearest known one) or a value that cannot work.
     """
-    return _build(Experiment, dict(config), "")
+    plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    return _build(Experiment, dict(plain), "")
 
 
 def _build(cls, values: dict, prefix: str):

@@ -15,7 +15,6 @@ from retro_jax.corpus import chunks, collect, tokenizer
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.errors import UserError
 from retro_jax.retrieval import embed, index, neighbours
-from retro_jax.retrieval.retriever import Retriever
 
 EMBEDDED = 4096  # chunks that are embedded at a time
 
@@ -218,12 +217,11 @@ def find_neighbours(e: Experiment, base: Path, split: str, out: Path) -> dict:
     return {"share_with_fewer_than_k": writer.state["fewer"] / count}
 
 
-def load_retriever(e: Experiment, base: Path) -> Retriever:
-    """What a prompt's chunks are looked up with."""
-    return Retriever(
-        table_of(base, database_split(e)), index.load(base / "index"), load_embedder(e, base),
-        load_tokenizer(base), e.retrieval.neighbours,
-    )  # fmt: skip
+def load_retriever(e: Experiment, base: Path):
+    """The Retriever that a prompt's chunks are looked up with."""
+    from retro_jax.retrieval import database, retriever  # which open what this file makes
+
+    return retriever.Retriever(database.Databases(e, base), e.retrieval.neighbours)
 
 
 def neighbour_columns(k: int) -> dict:

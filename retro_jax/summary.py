@@ -6,11 +6,11 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.panel import Panel
 from rich.table import Table
 
 from retro_jax import steps, workdir
 from retro_jax.config import Experiment
+from retro_jax.generate import show
 from retro_jax.prepare import check_prepared
 
 out = Console(highlight=False)
@@ -75,7 +75,7 @@ def summarise(experiment: Experiment, root: Path, sample: dict, seconds: dict[st
     workdir.write_json(root / "summary.json", summary)
     _print_summary(experiment, root, summary)
     print_evaluations({split: m["counts"] for split, m in evaluated.items()})
-    print_sample(sample)
+    show.print_sample(sample)
     return summary
 
 
@@ -177,29 +177,6 @@ def _print_evaluation(split: str, result: dict):
                 markup=False,
                 soft_wrap=True,
             )
-
-
-def print_sample(sample: dict):
-    """The prompt and its continuation, and what each chunk retrieved."""
-    out.print(
-        Panel(
-            f"[bold]{escape(sample['prompt'])}[/bold]{escape(sample['text'])}",
-            title="prompt (bold) and continuation",
-            title_align="left",
-        )
-    )
-    for number, chunk in enumerate(sample["chunks"]):
-        if not chunk["neighbours"]:
-            out.print(f"nothing was found for chunk {number}")
-            continue
-        table = Table(title=f"read after chunk {number}", title_justify="left", show_lines=True)
-        table.add_column("document")
-        table.add_column("distance", justify="right")
-        table.add_column("neighbour and continuation")
-        for n in chunk["neighbours"]:
-            name = f"{n['document']} chunk {n['chunk']}"
-            table.add_row(escape(name), f"{n['distance']:.3f}", escape(n["text"][:300]))
-        out.print(table)
 
 
 def print_sizes(rows: list[dict], as_json: bool):

@@ -13,18 +13,21 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
+from whole import Whole  # noqa: E402
+
 from retro_jax import cli  # noqa: E402
 from retro_jax.config import (  # noqa: E402
     CorpusConfig,
     EvaluateConfig,
     Experiment,
-    GenerateConfig,
     MeshConfig,
     ModelConfig,
     RetrievalConfig,
     TrainConfig,
 )
 from retro_jax.corpus.chunks import ChunkTable  # noqa: E402
+from retro_jax.generate.generator import Generator  # noqa: E402
+from retro_jax.generate.request import Request  # noqa: E402
 from retro_jax.model import functional  # noqa: E402
 from retro_jax.model.layers import AXES  # noqa: E402
 
@@ -106,7 +109,7 @@ def small_experiment(corpus: Path, **train) -> Experiment:
                "own_continuation": 0.5, "models": ("retro", "baseline"), "log_every": 1} | train
         ),
         evaluate=EvaluateConfig(stride=32, batch=8),
-        generate=GenerateConfig(prompt="kara lopo minel ", tokens=40),
+        generate=Request(prompt="kara lopo minel ", tokens=40),
         mesh=MeshConfig(data=4, model=2),
     )  # fmt: skip
 
@@ -125,6 +128,19 @@ def finished(small, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("finished")
     cli.run(small, root)
     return root
+
+
+@pytest.fixture(scope="session")
+def generator(finished, small):
+    """Of `finished`, with four rows."""
+    with Generator.open(small, finished, rows=4, length=160) as generator:
+        yield generator
+
+
+@pytest.fixture(scope="session")
+def whole(generator, finished, small) -> Whole:
+    """Full passes of the same model."""
+    return Whole(small, finished, generator)
 
 
 def tables(root: Path) -> dict[str, ChunkTable]:

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from conftest import make_mesh, small_experiment, write_corpus
 
-from retro_jax import generate, prepare, workdir
+from retro_jax import prepare, workdir
 from retro_jax.config import to_config_dict
 from retro_jax.corpus import collect
 from retro_jax.errors import UserError
 from retro_jax.evaluate import evaluate
+from retro_jax.generate import stage
 from retro_jax.model import functional
 from retro_jax.train import loop
 from retro_jax.train.checkpoint import Checkpoints
@@ -71,9 +72,9 @@ def test_a_stage_run_alone_refuses_what_another_config_prepared(
     if field == "length":
         small = dataclasses.replace(small, evaluate=dataclasses.replace(small.evaluate, stride=16))
     other = dataclasses.replace(small, **{section: part})
-    for stage in (evaluate.evaluate, generate.generate):
+    for run in (evaluate.evaluate, stage.generate):
         with pytest.raises(UserError, match=rf"{section}\.{field} was .*another --workdir"):
-            stage(other, finished)
+            run(other, finished)
 
 
 @pytest.mark.parametrize(("settings", "found"), [({"a": 1}, True), ({"a": 2}, False)])
@@ -202,7 +203,7 @@ def test_a_missing_or_unfinished_checkpoint_is_named_with_the_remedy(finished, s
     with pytest.raises(
         UserError, match=r"checkpoints holds no checkpoint: delete .* `retro train`"
     ):
-        generate.generate(small, root)
+        stage.generate(small, root)
     shutil.rmtree(root / "train" / "retro")
     with pytest.raises(UserError, match=r"train/retro is missing.*`retro train`"):
-        generate.generate(small, root)
+        stage.generate(small, root)

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from upath import UPath
 
-from retro_jax import cli, prepare, progress, records, steps, workdir
+from retro_jax import flags, prepare, progress, records, steps, workdir
 from retro_jax.beam import work
 from retro_jax.beam.job import Job, copy, remove
 from retro_jax.config import Experiment
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
             raise UserError(
                 "--workdir is missing: a folder that all workers share, or gs://BUCKET/RUN"
             )
-        experiment, _, _ = cli.parse("prepare", ours)
+        experiment, _, _ = flags.parse("prepare", ours)
         run(experiment, where[-1], [a for a in argv if a not in ours])
     except UserError as error:
         print(f"retro_jax.beam: {error}", file=sys.stderr)

@@ -91,17 +91,18 @@ def encode(
     documents: Iterable[Document],
     tokenizer: Tokenizer,
     chunk: int,
-    refuse: Callable[[BadDocument], None] = lambda document: None,
+    refuse: Callable[[BadDocument], None] | None = lambda document: None,
 ) -> tuple[np.ndarray, list[dict]]:
     """The chunks [n, M] of documents and the entry of each, but for its first row.
 
     A document shorter than a chunk, which has none to retrieve with, is left out; `refuse` is called
-    with it, and may raise.
+    with it, and may raise. With None for `refuse` it is kept, for who only looks it up: one chunk, filled
+    with PAD.
     """
     rows, entries = [np.zeros((0, chunk), np.int32)], []
     for document in documents:
         ids = token_ids(document.text, tokenizer)
-        if len(ids) + 2 < chunk:
+        if refuse and len(ids) + 2 < chunk:
             reason = f"the document has {len(ids)} tokens, fewer than a chunk of {chunk}"
             refuse(BadDocument(document.id, reason))
             continue

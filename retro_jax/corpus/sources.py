@@ -47,7 +47,7 @@ def documents(source: str, field: str = "corpus.source") -> Iterator[Document | 
     """Yields the documents of a source one by one, in an order that does not change between runs.
 
     Args:
-      field: of the config that names it, for errors.
+      field: of the config, or the flag, that names it, for errors.
       source: one of
         python:                     the interpreter's own library
         text:GLOB                   a document a file
@@ -107,7 +107,7 @@ def check(source: str, field: str):
 
 
 def _named(source: str, field: str) -> str:
-    return f"config field {field} = {source!r}"
+    return f"{'' if field.startswith('--') else 'config field '}{field} = {source!r}"
 
 
 def _parse(source: str, field: str) -> tuple[str, str, str]:

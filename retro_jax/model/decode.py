@@ -26,17 +26,17 @@ from retro_jax.model.retro import PAD, Block, Retro
 class Read(NamedTuple):
     """What a CCA layer reads of each row."""
 
-    key: jax.Array  # [B, K, R, N, H]
-    value: jax.Array  # [B, K, R, N, H]
-    table: jax.Array  # relative positions, from the farthest past on [M + R, N, 1, H]
+    key: jax.Array  # [B, N, K R, H]
+    value: jax.Array  # [B, N, K R, H]
+    table: jax.Array  # relative positions, from the farthest past on [N, 1, M + R, H]
 
 
 class Layer(NamedTuple):
     """What a layer keeps."""
 
-    key: jax.Array  # [B, J, N, H]
-    value: jax.Array  # [B, J, N, H]
-    table: jax.Array | None  # relative positions, by distance [J, N, A, H]
+    key: jax.Array  # [B, N, J, H]: what a head reads lies together
+    value: jax.Array  # [B, N, J, H]
+    table: jax.Array | None  # relative positions, from the farthest past on [N, A, J, H]
     read: Read | None  # of a CCA layer, if anything is retrieved
 
 
@@ -92,14 +92,14 @@ def start(net: Decoder, rows: int, length: int, k: int) -> Cache:
 
     layers = []
     for block in net.blocks:
-        own = zeros(rows, length, c.kv_heads or c.heads, c.head_size)
+        own = zeros(rows, c.kv_heads or c.heads, length, c.head_size)
         table = read = None
         if block.attention.heads.positions == "relative":
-            table = block.attention.relative(np.arange(length), dtype)[0]
+            table = _table(block.attention, length - 1 - np.arange(length), dtype)
         if k and hasattr(block, "cca"):
-            near = zeros(rows, k, retrieved, c.heads, c.head_size)
+            near = zeros(rows, c.heads, k * retrieved, c.head_size)
             steps = 2 * m - 1 - np.arange(m + retrieved)
-            read = Read(near, near, block.cca.attention.relative(steps, dtype)[0])
+            read = Read(near, near, _table(block.cca.attention, steps, dtype))
         layers.append(Layer(own, own, table, read))
     mask = jnp.zeros((rows, k, retrieved), bool, out_sharding=_rows(3))
     none = jnp.zeros(rows, jnp.int32, out_sharding=_rows(1))
@@ -117,7 +117,7 @@ def prefill(net: Decoder, cache: Cache, tokens, count, neighbours):
     Returns:
       Logits [B, V] of the token after each prompt, and the cache.
     """
-    c, m, length = net.model.config, net.model.config.chunk, cache.layers[0].key.shape[1]
+    c, m, length = net.model.config, net.model.config.chunk, cache.layers[0].key.shape[2]
     table, real = gather(net.model.embedding, jnp.dtype(c.dtype)), tokens != PAD
     begin = jnp.argmax(real, axis=1).astype(jnp.int32)
     h = net.model.embed(table, tokens)
@@ -136,8 +136,8 @@ def prefill(net: Decoder, cache: Cache, tokens, count, neighbours):
         key, value = block.attention.keys_values(block.attention_norm(h))
         if angles is not None:
             key = rotate(key, *(a[:, None] for a in angles))
-        room = ((0, 0), (0, length - tokens.shape[1]), (0, 0), (0, 0))
-        key, value = jnp.pad(key, room), jnp.pad(value, room)
+        room = ((0, 0), (0, 0), (0, length - tokens.shape[1]), (0, 0))
+        key, value = (jnp.pad(jnp.swapaxes(x, 1, 2), room) for x in (key, value))
         layers.append(layer._replace(key=key, value=value))
         h = block(h, real, encode if reads else None, False)[0]
     chunk, mask = cache.chunk, cache.mask
@@ -168,35 +168,37 @@ def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None, active=
     if fresh is not None:
         read = t.at[fresh.rows].get(out_sharding=ROWS) + 1
         point = point.at[fresh.rows].set(read, out_sharding=_rows(1))
-    length = cache.layers[0].key.shape[1]
+    length = cache.layers[0].key.shape[2]
     angles = _angles(c, length)
     if angles is not None:  # each row's own [B, 1, 1, half]
         angles = [jnp.asarray(a).at[t].get(out_sharding=ROWS)[:, None, None] for a in angles]
     before = t[:, None] - jnp.arange(length)  # how far back a key is [B, J]
     own = (before >= 0) & (before <= (t - cache.begin)[:, None])
-    own, back = own[:, None], jnp.maximum(before, 0)
     # Query i since the chunk's end and key j are M - 1 + i - j apart, the table's entry M - i + j.
-    apart = (m - 1 - t + point)[:, None] + jnp.arange(c.retrieved)
+    apart = m - 1 - t + point
     for block, layer in zip(net.blocks, cache.layers):
         x, y = h, block.attention_norm(h)
         q = block.attention.queries(y)  # [B, 1, N, A, H]
         k, v = block.attention.keys_values(y)
         if angles is not None:
             k, q = rotate(k, *angles), rotate(q, *(a[:, :, None] for a in angles))
-        key, value = _put(layer.key, k, t), _put(layer.value, v, t)
+        key, value = (
+            _put(x, jnp.swapaxes(y, 1, 2), t) for x, y in ((layer.key, k), (layer.value, v))
+        )
         layer = layer._replace(key=key, value=value)
-        read = _attend(block.attention, q, key[:, None], value[:, None], own, layer.table, back)
-        h = h + read
+        h = h + _attend(block.attention, q, key, value, own, layer.table, length - 1 - t)
         if layer.read is not None:
             if first:
-                first, chunk = False, _put(chunk, h, t % m)
+                first, chunk = False, _put(chunk[:, None], h[:, None], t % m)[:, 0]
                 if fresh is not None:
                     memory, mask = _encode(net.model, table, cache, chunk, fresh)
             if fresh is not None:
                 layer = _reading(block, layer, memory, fresh.rows)
             q = block.cca.attention.queries(block.cca.norm(h))
             near = layer.read
-            h = h + _attend(block.cca.attention, q, near.key, near.value, mask, near.table, apart)
+            seen = jnp.reshape(mask, (len(t), -1), out_sharding=ROWS)
+            a = block.cca.attention
+            h = h + _attend(a, q, near.key, near.value, seen, near.table, apart, mask.shape[1])
         h = h + block.feed_forward(block.norm(x if c.parallel else h))
         layers.append(layer)
     logits = net.model.logits(net.model.norm(h))[:, 0]
@@ -237,7 +239,12 @@ def _reading(block: Block, layer: Layer, memory, rows=None) -> Layer:
     """A layer that reads memories [b, K, R, E], of some rows or of all."""
     if layer.read is None:
         return layer
-    key, value = block.cca.attention.keys_values(memory)
+    key, value = (
+        jnp.reshape(
+            jnp.moveaxis(x, 3, 1), (len(x), x.shape[3], -1, x.shape[4]), out_sharding=_rows(4, True)
+        )
+        for x in block.cca.attention.keys_values(memory)
+    )
     if rows is not None:
         sharding = jax.typeof(layer.read.key).sharding
         key = layer.read.key.at[rows].set(key, out_sharding=sharding)
@@ -245,25 +252,34 @@ def _reading(block: Block, layer: Layer, memory, rows=None) -> Layer:
     return layer._replace(read=layer.read._replace(key=key, value=value))
 
 
-def _attend(attention, q, key, value, mask, table, at):
-    """One query of each row to its memories, and W_o: q [B, 1, N, A, H], key and value [B, K, J, N, H],
-    mask [B, K, J] -> [B, 1, D]. at: [B, J] which entry of the table [S, N, A, H] is a key's distance."""
+def _attend(attention, q, key, value, mask, table, start, times: int = 1):
+    """One query of each row to what it may read, and W_o: q [B, 1, N, A, H], key and value [B, N, S, H],
+    mask [B, S] -> [B, 1, D].
+
+    start: the entry of the table [N, A, T, H] that is the distance of a row's first key [B]; those of
+    the next keys follow. times: keys are so many memories, at equal distances.
+    """
     f32, q = {"preferred_element_type": jnp.float32}, q[:, 0]
     scale, content, by_key = q.shape[-1] ** -0.5, q, 0
     if table is not None:
         u, w = attention.biases(q.dtype)
-        by_distance = jnp.einsum("bnah,snah->bnas", (q + w) * scale, table, **f32)
-        at = jnp.broadcast_to(at[:, None, None], (*by_distance.shape[:3], at.shape[1]))
-        at = jax.sharding.reshard(at, jax.typeof(by_distance).sharding.spec)
-        by_key = jnp.take_along_axis(by_distance, at, axis=-1)[:, :, :, None]  # [B, N, A, 1, J]
+        by_distance = jnp.einsum("bnah,nath->bnat", (q + w) * scale, table, **f32)
+        size = mask.shape[1] // times
+        by_distance = jnp.pad(by_distance, ((0, 0), (0, 0), (0, 0), (0, size)))
+        by_key = jnp.tile(_slices(by_distance, start, size), times)
         content = q + u
-    logits = jnp.einsum("bnah,bkjnh->bnakj", content * scale, key, **f32) + by_key
+    logits = jnp.einsum("bnah,bnsh->bnas", content * scale, key, **f32) + by_key
     logits = jnp.where(mask[:, None, None], logits, -1e30)
     # Bounded, so that where no key is allowed every weight is 0.
-    weights = jnp.exp(logits - jnp.maximum(logits.max((-2, -1), keepdims=True), -1e29))
-    total = jnp.maximum(weights.sum((-2, -1)), 1e-30)[..., None]
-    y = jnp.einsum("bnakj,bkjnh->bnah", weights.astype(value.dtype), value, **f32)
-    return attention.output((y / total).astype(value.dtype)[:, None], mask.any((-2, -1))[:, None])
+    weights = jnp.exp(logits - jnp.maximum(logits.max(-1, keepdims=True), -1e29))
+    total = jnp.maximum(weights.sum(-1), 1e-30)[..., None]
+    y = jnp.einsum("bnas,bnsh->bnah", weights.astype(value.dtype), value, **f32)
+    return attention.output((y / total).astype(value.dtype)[:, None], mask.any(-1)[:, None])
+
+
+def _table(attention, steps, dtype):
+    """Relative positions by distance, [N, A, S, H]."""
+    return jnp.moveaxis(attention.relative(steps, dtype)[0], 0, 2)
 
 
 def _learned(model: Retro, at, dtype):
@@ -280,9 +296,14 @@ def _angles(c: ModelConfig, length: int):
 
 
 def _put(kept, x, at):
-    """x [B, 1, ...] at one place of each row of [B, J, ...]."""
-    put = lambda kept, x, at: jax.lax.dynamic_update_slice_in_dim(kept, x, at, 0)  # noqa: E731
+    """x [B, N, 1, ...] at one place of each row of [B, N, J, ...]."""
+    put = lambda kept, x, at: jax.lax.dynamic_update_slice_in_dim(kept, x, at, 1)  # noqa: E731
     return jax.vmap(put)(kept, x, at)
+
+
+def _slices(x, start, size: int):
+    """Of the last axis, `size` entries from another place for each row."""
+    return jax.vmap(lambda x, at: jax.lax.dynamic_slice_in_dim(x, at, size, x.ndim - 1))(x, start)
 
 
 def _pick(x, at):
@@ -291,5 +312,5 @@ def _pick(x, at):
 
 
 def _rows(rank: int, heads: bool = False) -> jax.P:
-    """Rows over the mesh and, of arrays that end in [N, H], heads too."""
-    return jax.P(ROWS[0], *(None,) * (rank - 3), "model", None) if heads else jax.P(ROWS[0])
+    """Rows over the mesh and, of arrays [B, N, ...], heads too."""
+    return jax.P(ROWS[0], "model" if heads else None) if rank > 1 else jax.P(ROWS[0])

@@ -2,7 +2,8 @@
 
 It stands behind the same interface as the search of vectors. A chunk's "vector" is its words, hashed;
 a distance is minus the BM25 score, so that nearer is smaller; a chunk that shares no word is no
-neighbour at all. The statistics of words are those of a shard.
+neighbour at all. The statistics of words are those of a shard, or given, so that the scores of a few
+chunks that are added later compare with those of many.
 """
 
 import logging
@@ -10,13 +11,16 @@ import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from scipy import sparse
 
 from retro_jax.retrieval.exact import nothing
 
 _WORD = re.compile(r"\w+")
 _NONE = -1  # fills the rest of a row
+_BLOCK = 2**16  # chunks counted at a time
 
 
 class WordEmbedder:
@@ -71,17 +75,73 @@ class Bm25Index:
         return ids, distances
 
 
-def build(chunks: np.ndarray, directory: Path):
-    """Writes the index of chunks [N, W] from `WordEmbedder` into an existing directory."""
+class Statistics(NamedTuple):
+    """What the score of a chunk depends on beside the chunk."""
+
+    chunks: int
+    length: float  # words of a chunk, on average
+    words: np.ndarray  # [V] int32, in order
+    frequencies: np.ndarray  # [V] int64, how many chunks have each
+
+    def idf(self, words: np.ndarray) -> np.ndarray:
+        """[n] float32 of words [n]; no chunk has one that is not known."""
+        known = np.isin(words, self.words)
+        df = np.zeros(len(words))
+        df[known] = self.frequencies[np.searchsorted(self.words, words[known])]
+        return np.log(1 + (self.chunks - df + 0.5) / (df + 0.5)).astype(np.float32)
+
+
+def statistics(chunks: np.ndarray) -> Statistics:
+    """The statistics of chunks [N, W] from `WordEmbedder`, read a block at a time."""
+    words, frequencies, total = np.zeros(0, np.int32), np.zeros(0, np.int64), 0
+    for begin in range(0, len(chunks), _BLOCK):
+        block = np.sort(chunks[begin : begin + _BLOCK], axis=1)
+        total += int((block != _NONE).sum())
+        first = block != _NONE  # a word counts once a chunk
+        first[:, 1:] &= block[:, 1:] != block[:, :-1]
+        own, counts = np.unique(block[first], return_counts=True)
+        words, at = np.unique(np.concatenate([words, own]), return_inverse=True)
+        frequencies = np.bincount(at, np.concatenate([frequencies, counts]), len(words))
+    return Statistics(len(chunks), total / max(1, len(chunks)), words, frequencies.astype(np.int64))
+
+
+def build(chunks: np.ndarray, directory: Path, of: Statistics | None = None):
+    """Writes the index of chunks [N, W] from `WordEmbedder` into an existing directory.
+
+    of: the statistics that chunks are scored with; by default their own.
+    """
     words = np.unique(chunks)
     words = words[words != _NONE]
     np.save(directory / "words.npy", words)
     if not len(words):  # symbols only: nothing can be found, and the library cannot index it
         return
-    numbers = [np.searchsorted(words, row[row != _NONE]).tolist() for row in chunks]
     index = _library()()
-    index.index((numbers, {str(i): i for i in range(len(words))}), show_progress=False)
+    if of is None:
+        numbers = [np.searchsorted(words, row[row != _NONE]).tolist() for row in chunks]
+        index.index((numbers, {str(i): i for i in range(len(words))}), show_progress=False)
+    else:  # what the library makes of its own statistics
+        index.scores = _scores(chunks, words, of, index.k1, index.b)
+        index.vocab_dict, index.nonoccurrence_array = {}, None
     index.save(directory / "bm25", show_progress=False)
+
+
+def _scores(chunks: np.ndarray, words: np.ndarray, of: Statistics, k1: float, b: float) -> dict:
+    """Scores by word, as the library's method `lucene` has them."""
+    row, column = np.nonzero(chunks != _NONE)
+    word = np.searchsorted(words, chunks[row, column])
+    pair, tf = np.unique(row * len(words) + word, return_counts=True)
+    row, word = np.divmod(pair, len(words))
+    length = (chunks != _NONE).sum(axis=1)[row]
+    share = tf / (k1 * ((1 - b) + b * length / (of.length or 1.0)) + tf)
+    score = (of.idf(words)[word] * share).astype(np.float32)
+    made = sparse.csc_array((score, (row, word)), (len(chunks), len(words)))
+    made.sort_indices()
+    return {
+        "data": made.data,
+        "indices": made.indices,
+        "indptr": made.indptr.astype(np.int64),
+        "num_docs": len(chunks),
+    }
 
 
 def _library():

@@ -72,7 +72,13 @@ def merge(found: list[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarra
 
 
 def build(
-    vectors: np.ndarray, directory: Path, kind: str, min_recall: float, k: int, shard: int
+    vectors: np.ndarray,
+    directory: Path,
+    kind: str,
+    min_recall: float,
+    k: int,
+    shard: int,
+    statistics: bm25.Statistics | None = None,
 ) -> dict:
     """Builds an index of vectors [N, E] in an existing directory, or goes on after a kill.
 
@@ -82,6 +88,7 @@ def build(
       min_recall: recall@k that every shard must reach, see `tree.build`.
       k: neighbours to measure the recall at.
       shard: vectors of a shard at most.
+      statistics: what bm25 scores with; by default each shard's own.
 
     Returns:
       What was built: kind, size, shards, their sizes, the lowest recall.
@@ -97,7 +104,7 @@ def build(
         if not (own / "index.json").exists():
             shutil.rmtree(own, ignore_errors=True)
             own.mkdir()
-            build_shard(vectors[begin:end], own, kind, min_recall, k, begin)
+            build_shard(vectors[begin:end], own, kind, min_recall, k, begin, statistics)
     return finish(Path(directory), len(bounds) - 1)
 
 
@@ -133,10 +140,12 @@ def load(directory: Path, keep: bool = True) -> ShardedIndex:
     return ShardedIndex(directory, keep)
 
 
-def build_shard(vectors, directory: Path, kind: str, min_recall: float, k: int, first: int):
+def build_shard(
+    vectors, directory: Path, kind: str, min_recall: float, k: int, first: int, statistics=None
+):
     """Builds one shard in an existing directory; its first vector is number `first` of the database."""
     if kind == "bm25":
-        bm25.build(vectors, directory)
+        bm25.build(vectors, directory, statistics)
         report = {"kind": "bm25", "size": len(vectors), "recall": 1.0}
         workdir.write_json(directory / "index.json", report)
         return

@@ -80,26 +80,67 @@ def find(
                 rows = pending[of == i]
                 ids[rows], distances[rows] = _outside(vectors, queries[rows], sets[i], owners, k)
             pending = pending[~np.array(large)[of]]
-        fetch = 4 * k + 8
-        while len(pending):
-            step, missing = max(1, _CANDIDATES // fetch), []
-            for rows in (pending[i : i + step] for i in range(0, len(pending), step)):
-                found, d = search(queries[rows], min(fetch, len(owners)))
-                number, valid = owners(np.maximum(found, 0)), found >= 0
-                for column in forbidden[rows].T:  # not all at once: [Q, candidates, F] is large
-                    valid &= number != column[:, None]
-                # A stable sort moves the valid candidates to the front and keeps their order.
-                first = np.argsort(~valid, axis=1, kind="stable")[:, :k]
-                taken = np.take_along_axis(valid, first, 1)
-                width = first.shape[1]  # fewer than k where the database is smaller than k
-                ids[rows, :width] = np.where(taken, np.take_along_axis(found, first, 1), -1)
-                distances[rows, :width] = np.where(taken, np.take_along_axis(d, first, 1), np.inf)
-                missing.append(rows[valid.sum(1) < k])
-            if fetch >= len(owners):
-                break
-            pending, fetch = np.concatenate(missing), 4 * fetch
+        allowed = lambda rows, found, of=forbidden[pending]: _allowed(found, of[rows], owners)  # noqa: E731
+        near, d, _ = nearest_valid(search, queries[pending], len(owners), k, allowed)
+        ids[pending], distances[pending] = near, d
         progress(min(block, len(queries) - start))
     return ids, distances
+
+
+def nearest_valid(
+    search: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]],
+    queries: np.ndarray,
+    size: int,
+    k: int,
+    valid: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    fetch: int | None = None,
+    most: int | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Searches the k nearest that are valid; candidates grow until there are k, or none is left.
+
+    Args:
+      search: `Index.search`.
+      queries: vectors [Q, E].
+      size: chunks that are searched.
+      valid: rows of `queries` [n] and what was found for them [n, C] to which may stay, bool [n, C];
+        what it says of -1 does not count.
+      fetch: candidates at first; by default a few more than k.
+      most: candidates after which a query is given up; by default all.
+
+    Returns:
+      ids [Q, k] int64, distances [Q, k] float32, nearest first; -1 and +inf where missing; and the
+      queries that were given up [n].
+    """
+    ids = np.full((len(queries), k), -1, np.int64)
+    distances = np.full((len(queries), k), np.inf, np.float32)
+    pending, fetch, most = np.arange(len(queries)), fetch or 4 * k + 8, most or size
+    while len(pending):
+        step, missing = max(1, _CANDIDATES // fetch), []
+        for rows in (pending[i : i + step] for i in range(0, len(pending), step)):
+            found, d = search(queries[rows], min(fetch, size))
+            good = (found >= 0) & valid(rows, found)
+            # A stable sort moves the valid candidates to the front and keeps their order.
+            first = np.argsort(~good, axis=1, kind="stable")[:, :k]
+            taken = np.take_along_axis(good, first, 1)
+            width = first.shape[1]  # fewer than k where the database is smaller than k
+            ids[rows, :width] = np.where(taken, np.take_along_axis(found, first, 1), -1)
+            distances[rows, :width] = np.where(taken, np.take_along_axis(d, first, 1), np.inf)
+            missing.append(rows[good.sum(1) < k])
+        if fetch >= size:
+            break
+        pending, fetch = np.concatenate(missing), 4 * fetch
+        if fetch > most and most < size:
+            return ids, distances, pending
+    return ids, distances, np.zeros(0, np.int64)
+
+
+def _allowed(found: np.ndarray, forbidden: np.ndarray, owners: Owners) -> np.ndarray:
+    """Which of the candidates [n, C] are of no document that their query forbids [n, F]."""
+    number = owners(np.maximum(found, 0))
+    valid = np.ones(found.shape, bool)
+    for column in forbidden.T:  # not all at once: [Q, candidates, F] is large
+        valid &= number != column[:, None]
+    return valid
 
 
 def _sets(forbidden: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
@@ -112,10 +153,23 @@ def _sets(forbidden: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
 
 def _outside(vectors, queries, forbidden, owners, k) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest of the vectors [N, E] that are of no forbidden document, by comparing all."""
+    return among(vectors, queries, lambda rows: ~np.isin(owners(rows), forbidden), k)
+
+
+def among(
+    vectors: np.ndarray, queries: np.ndarray, allowed: Callable[[np.ndarray], np.ndarray], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest of the vectors [N, E] that are allowed, by comparing all of those.
+
+    allowed: rows [n] to bool [n].
+
+    Returns:
+      ids [Q, k] int64, distances [Q, k] float32.
+    """
     found, step = [], 2**18
     for begin in range(0, len(vectors), step):
         rows = np.arange(begin, min(begin + step, len(vectors)))
-        rows = rows[~np.isin(owners(rows), forbidden)]
+        rows = rows[allowed(rows)]
         near, d = ExactIndex(vectors[rows]).search(queries, k)
         found.append((np.where(near < 0, -1, rows[near] if len(rows) else -1), d))
     return merge(found, k)

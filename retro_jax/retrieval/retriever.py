@@ -1,11 +1,23 @@
-"""Live retrieval: the tokens of a chunk to its neighbours, through the database's own path."""
+"""Live retrieval: the tokens of a chunk to its neighbours in one or several databases, as they are now."""
 
+import collections
+import itertools
+import math
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from retro_jax.corpus.chunks import ChunkTable
-from retro_jax.corpus.tokenizer import Tokenizer
+from retro_jax.corpus.tokenizer import PAD
+from retro_jax.errors import UserError
+from retro_jax.retrieval.database import PREPARED, Databases
+from retro_jax.retrieval.exact import nothing
+from retro_jax.retrieval.part import Part, alive
+from retro_jax.retrieval.where import Where
+
+_ROW_BITS = 40  # of an id; the rest is the number of its part
+_CLOSED = 64  # parts that are kept open after they are gone
 
 
 @dataclass(frozen=True)
@@ -13,8 +25,8 @@ class Neighbours:
     """What n chunks retrieved; PAD, -1 and +inf where fewer than K exist."""
 
     tokens: np.ndarray  # [n, K, R]
-    ids: np.ndarray  # [n, K], rows of the chunk table
-    distances: np.ndarray  # [n, K], squared L2
+    ids: np.ndarray  # [n, K] int64, for `Retriever.source_of`
+    distances: np.ndarray  # [n, K] float32, squared L2 or minus the BM25 score
 
     def of(self, rows) -> "Neighbours":
         """Those of some of the chunks."""
@@ -22,23 +34,141 @@ class Neighbours:
 
 
 class Retriever:
-    """Embedder, index and chunk table of a database, together.
+    """Reads databases; looks for changes of them, by whatever process, at every call. Of many threads.
+
+    An id is the row of a chunk in the prepared database. Other parts have a number, which is not used
+    again, in the bits above. The id of what is deleted, or was taken over by another segment, goes on being
+    known until 64 parts more are gone.
 
     Args:
-      table: the chunks. searcher: their index. embedder, tokenizer: those the index was made with.
-      k: neighbours of a chunk.
+      k: neighbours of a chunk by default.
     """
 
-    def __init__(self, table: ChunkTable, searcher, embedder, tokenizer: Tokenizer, k: int):
-        self.table, self._index = table, searcher
-        self._embedder, self._tokenizer, self.k = embedder, tokenizer, k
+    def __init__(self, databases: Databases, k: int):
+        self.databases, self.k = databases, k
+        self._lock, self._numbers = threading.Lock(), itertools.count(1)
+        self._parts: dict[int, tuple[str, Part]] = {}  # by the number in ids
+        self._read = {}  # name -> (stamp, {key of a part: (number, Part, alive)})
+        self._gone = collections.deque()
+        self._embedder, self._tokenizer = databases.embedder, databases.tokenizer
+        self._now(PREPARED)
 
-    def retrieve(self, chunks: np.ndarray) -> Neighbours:
-        """The K nearest database chunks of each chunk: tokens [n, M] -> Neighbours."""
-        vectors = self._embedder.embed([self._tokenizer.decode(c) for c in chunks.tolist()])
-        ids, distances = self._index.search(vectors, self.k)
-        return Neighbours(self.table.values(ids), ids, distances)
+    def retrieve(
+        self,
+        chunks: np.ndarray,
+        k: int | None = None,
+        where: Where | None = None,
+        databases: Sequence[str] = (PREPARED,),
+    ) -> Neighbours:
+        """The K nearest chunks of each chunk, tokens [n, M].
 
-    def document_of(self, id: int) -> dict:
-        """The chunk table's entry of the document that a chunk is from."""
-        return self.table.documents[int(self.table.document[id])]
+        Args:
+          k: K; by default the retriever's.
+          where: what their documents must be like.
+          databases: each NAME or NAME=WEIGHT. What is nearer is decided by squared L2 divided by the
+            weight, or the BM25 score times the weight; the distances returned are without it.
+
+        Raises:
+          UserError: an unknown database, one named twice, or a weight that is not a positive number.
+        """
+        k, asked, found = self.k if k is None else k, self._asked(databases), []
+        texts = [self._tokenizer.decode(c) for c in np.asarray(chunks).tolist()]
+        queries = self._embedder.embed(texts)
+        for name, weight in asked.items():
+            factor = np.float32(weight if self.databases.words else 1 / weight)
+            for number, part, living in self._now(name):
+                rows, d = part.search(queries, k, living, where)
+                found.append((np.where(rows < 0, -1, rows + (number << _ROW_BITS)), d, d * factor))
+        ids, distances = nothing(len(queries), k)  # what is left where all have fewer than k
+        found.append((ids, distances, distances))
+        ids, distances, weighted = (np.concatenate(x, axis=1) for x in zip(*found))
+        near = np.argsort(weighted, axis=1, kind="stable")[:, :k]
+        ids, distances = (np.take_along_axis(x, near, 1) for x in (ids, distances))
+        return Neighbours(self._tokens(ids), ids, distances)
+
+    def check(self, databases: Sequence[str]):
+        """Raises UserError as `retrieve` would for these databases; nothing is searched."""
+        for name in self._asked(databases):
+            self._now(name)
+
+    def source_of(self, id: int) -> dict:
+        """Where a chunk is from: its database, the id of its document, its number in it, how many tokens
+        of the document's text are before it (`offset`), and the document's metadata.
+
+        Raises:
+          KeyError: an id that was not handed out, or too long ago.
+        """
+        number, row = divmod(int(id), 1 << _ROW_BITS)
+        with self._lock:
+            name, part = self._parts[number]
+        document = part.table.documents[int(part.table.document[row])]
+        chunk = row - document["first"]
+        return {
+            "database": name,
+            "document": document["id"],
+            "chunk": chunk,
+            "offset": max(0, chunk * part.table.chunk - 1),  # BOS is no text
+            "metadata": document["metadata"],
+        }
+
+    def _asked(self, databases: Sequence[str]) -> dict[str, float]:
+        """Weights by name."""
+        asked = {}
+        for text in databases:
+            name, equals, weight = text.partition("=")
+            try:
+                value = float(weight) if equals else 1.0
+            except ValueError:
+                value = 0.0
+            if not 0 < value < math.inf or name in asked:
+                why = "is named twice" if name in asked else "its weight must be a positive number"
+                raise UserError(
+                    f"database {text!r}: {why}; write NAME or NAME=WEIGHT once, NAME being one of "
+                    f"{', '.join(self.databases.names())}"
+                )
+            asked[name] = value
+        if not asked:
+            raise UserError(f"databases = (): name one of {', '.join(self.databases.names())}")
+        return asked
+
+    def _tokens(self, ids: np.ndarray) -> np.ndarray:
+        """Chunks and their continuations [..., R]; PAD where there is none."""
+        _, own = self._parts[0]
+        out = np.full((*ids.shape, 2 * own.table.chunk), PAD, own.table.tokens.dtype)
+        for number in np.unique(ids[ids >= 0] >> _ROW_BITS).tolist():
+            at = (ids >= 0) & (ids >> _ROW_BITS == number)
+            out[at] = self._parts[number][1].table.values(ids[at] & ((1 << _ROW_BITS) - 1))
+        return out
+
+    def _now(self, name: str) -> list[tuple[int, Part, np.ndarray | None]]:
+        """The parts of a database: number, part, and which of its documents are alive (None: all)."""
+        with self._lock:
+            while True:
+                stamp = self.databases.stamp(name)
+                if name not in self._read or self._read[name][0] != stamp:
+                    try:
+                        self._reopen(name, stamp)
+                    except FileNotFoundError:
+                        if self.databases.stamp(name) != stamp:  # changed twice since it was read
+                            continue
+                        raise
+                return list(self._read[name][1].values())
+
+    def _reopen(self, name: str, stamp):
+        """Opens what is new in a database and lets go of what is gone."""
+        state = self.databases.state(name)
+        before, after = self._read.get(name, (None, {}))[1], {}
+        for part in state["parts"]:
+            key = (state["id"] if part["number"] else "", part["number"])
+            if key in before:
+                number, opened, _ = before[key]
+            else:
+                opened = self.databases.open(name, part["number"])
+                number = next(self._numbers) if part["number"] else 0
+            after[key] = number, opened, alive(opened.table, part["deleted"])
+        for number, opened, _ in after.values():
+            self._parts[number] = name, opened
+        self._gone += [before[key][0] for key in before.keys() - after.keys()]
+        while len(self._gone) > _CLOSED:
+            del self._parts[self._gone.popleft()]
+        self._read[name] = stamp, after

@@ -3,6 +3,8 @@ B.1.2: slow, and written from nothing but them. The tests hold the network to it
 
 import numpy as np
 
+from retro_jax.model.retro import layer_names
+
 PAD = 0
 
 
@@ -46,6 +48,16 @@ def feed_forward(x, w):
     return x @ w["down"]
 
 
+def unstacked(config, params) -> dict[str, np.ndarray]:
+    """The network's weights as `logits` takes them: {"layer.1.attention.query": ..., "embedding": ...}."""
+    values = {n: np.asarray(p, np.float64) for n, p in params.items()}
+    out = {n: w for n, w in values.items() if not n.startswith("stacks.")}
+    for number, (prefix, index) in enumerate(layer_names(config), 1):
+        for name, stack in part(values, prefix).items():
+            out[f"layer.{number}.{name}"] = stack[index]
+    return out
+
+
 def part(weights: dict, prefix: str) -> dict:
     """The weights below a prefix, by the rest of their names."""
     return {n[len(prefix) + 1 :]: w for n, w in weights.items() if n.startswith(prefix + ".")}
@@ -71,14 +83,18 @@ def encode(weights, c, neighbour, chunk) -> dict[int, np.ndarray]:
     return {j: rms(v, weights["encoder.norm.scale"]) for j, v in e.items()}
 
 
-def logits(weights: dict, c, tokens, neighbours) -> np.ndarray:
+def logits(weights: dict, c, tokens, neighbours, points=None) -> np.ndarray:
     """Logits [L, V] of one sequence [L] with neighbours [C, K, R] (or None).
 
     weights: by name, "layer.1.attention.query" for decoder layer 1, unstacked, float64.
+    points: before which places the chunks end that retrieved, the last M tokens each; by default, as in
+      the paper, every M tokens.
     """
     m, table, length = c.chunk, weights["embedding"], len(tokens)
     h = table[tokens] * np.sqrt(c.d)
     memories = None
+    if points is None and neighbours is not None:
+        points = [(u + 1) * m for u in range(len(neighbours))]
     for number in range(1, c.layers + 1):
         layer = part(weights, f"layer.{number}")
         x, a = rms(h, layer["attention_norm.scale"]), part(layer, "attention")
@@ -95,18 +111,19 @@ def logits(weights: dict, c, tokens, neighbours) -> np.ndarray:
         )
         if number == min(c.cca_layers) and neighbours is not None:
             memories = []
-            for u, each in enumerate(neighbours):
-                rows = range(u * m, min((u + 1) * m, length))
-                chunk = [(t - u * m, h[t]) for t in rows if tokens[t] != PAD]
+            for end, each in zip(points, neighbours):
+                rows = range(max(0, end - m), min(end, length))
+                chunk = [(t - end + m, h[t]) for t in rows if tokens[t] != PAD]
                 memories.append([encode(weights, c, n, chunk) for n in each])
         if number in c.cca_layers and neighbours is not None:
             a, scale = part(layer, "cca.attention"), layer["cca.norm.scale"]
             added = np.zeros_like(h)
             for t in range(length):
-                u = (t + 1) // m - 1  # the last chunk that is complete at t
+                u = sum(end <= t + 1 for end in points) - 1  # the last chunk that is complete at t
                 if u >= 0:
                     keys = [(j, v) for memory in memories[u] for j, v in memory.items()]
-                    distance = lambda j, t=t, u=u: t - u * m - j  # noqa: E731
+                    begin = points[u] - m
+                    distance = lambda j, t=t, begin=begin: t - begin - j  # noqa: E731
                     added[t] = attend_one(rms(h[t], scale), keys, distance, a)
             h = h + added
         h = h + feed_forward(rms(h, layer["norm.scale"]), part(layer, "feed_forward"))

@@ -5,11 +5,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 from conftest import weights
 
 from retro_jax.model import decode, functional
 
+prefill, step = jax.jit(decode.prefill), jax.jit(decode.step)
 VOCAB, LENGTH = 50, 23  # five chunks of 4 and a part of a sixth
 
 OTHERS = {
@@ -37,35 +39,33 @@ def examples(config, rows: int, k: int = 2):
 
 
 def decoded(config, params, tokens, near, prompts):
-    """Logits [B, LENGTH, V] of decoding rows whose prompts have these lengths; NaN before them.
+    """Logits [B, L, V] of decoding rows whose prompts have these lengths; NaN before them.
 
     A row that is through reads its last token again and again, which must not disturb the others.
     """
-    rows, m, k = len(tokens), config.chunk, near.shape[2]
+    (rows, length), m, k = tokens.shape, config.chunk, near.shape[2]
     net = decode.decoder(config, params)
     longest = max(prompts)
     padded = np.where(np.arange(longest) < np.array(prompts)[:, None], tokens[:, :longest], 0)
     given = near[:, : -(-longest // m)].copy()
-    for row, length in enumerate(prompts):
-        given[row, length // m :] = 0
+    for row, prompt in enumerate(prompts):
+        given[row, prompt // m :] = 0
     put = lambda x: jax.device_put(x, jax.P(("replica", "data")))  # noqa: E731
-    cache = decode.start(net, rows, LENGTH + 1, k)
-    logits, cache = jax.jit(decode.prefill)(
-        net, cache, put(padded), put(np.array(prompts)), put(given)
-    )
-    step, out = jax.jit(decode.step), np.full((rows, LENGTH, VOCAB), np.nan, np.float32)
+    cache = decode.start(net, rows, length + 1, k)
+    logits, cache = prefill(net, cache, put(padded), put(np.array(prompts)), put(given))
+    out = np.full((rows, length, VOCAB), np.nan, np.float32)
     at = np.array(prompts) - 1
     while True:
         for row, t in enumerate(at):
             out[row, t] = logits[row]
-        if (at == LENGTH - 1).all():
+        if (at == length - 1).all():
             return out
-        at = np.minimum(at + 1, LENGTH - 1)
+        at = np.minimum(at + 1, length - 1)
         cache = cache._replace(count=put(at))
         ends = [row for row, t in enumerate(at) if (t + 1) % m == 0]
         fresh = None
         if ends and k:
-            ends += ends[:1] * (rows - len(ends))
+            ends += ends[:1] * ((1 << (len(ends) - 1).bit_length()) - len(ends))
             fresh = decode.Fresh(put(np.array(ends)), put(near[ends, at[ends] // m]))
         logits, cache = step(net, cache, put(tokens[np.arange(rows), at]), fresh)
 
@@ -89,6 +89,90 @@ def test_every_prompt_length_continues_as_the_whole_pass(mesh, tiny, name):
     expected = whole(config, params, tokens, near)
     for prompt in range(1, 14) if name == "RETRO" else (1, 4, 7):
         same(decoded(config, params, tokens, near, [prompt]), expected, [prompt])
+
+
+def test_prompts_of_1_to_130_tokens_continue_as_the_whole_pass_over_three_boundaries(mesh, tiny):
+    """The paper's chunks of 64: every prompt length that can matter, decoded to place 260."""
+    config = dataclasses.replace(tiny, layers=2, cca_layers=(2,), chunk=64, retrieved=128)
+    params, rng = weights(config, VOCAB), np.random.default_rng(0)
+    tokens = rng.integers(1, VOCAB, (1, 260)).astype(np.int32)
+    near = rng.integers(1, VOCAB, (1, 5, 2, 128)).astype(np.int32)
+    near[0, 1, 1, 64:] = 0
+    expected = whole(config, params, tokens, near)
+    prompts = list(range(1, 131))
+    got = decoded(config, params, *(np.repeat(x, 130, axis=0) for x in (tokens, near)), prompts)
+    same(got, np.broadcast_to(expected, got.shape), prompts)
+
+
+def read_at(config, params, tokens, near, points, prompt, padding=0):
+    """Logits [L, V] from place `prompt` - 1 on of decoding one row that reads anew before each of
+    `points`; the first of them that are in the prompt are its chunks' ends."""
+    net, put = (
+        decode.decoder(config, params),
+        lambda x: jax.device_put(x, jax.P(("replica", "data"))),
+    )
+    padded = np.concatenate([np.zeros(padding, np.int32), tokens[:prompt]])
+    size = -(-len(padded) // config.chunk)
+    given = np.zeros((1, size, *near.shape[1:]), np.int32)
+    inside = sum(p <= prompt for p in points)
+    given[0, :inside] = near[:inside]
+    full = np.pad(padded, (0, size * config.chunk - len(padded)))[None]
+    cache = decode.start(net, 1, padding + len(tokens) + config.chunk, near.shape[1])
+    logits, cache = prefill(net, cache, put(full), put(np.array([len(padded)])), put(given))
+    out = [logits[0]]
+    for t in range(prompt, len(tokens)):
+        fresh = None
+        if t + 1 in points:
+            fresh = decode.Fresh(put(np.array([0])), put(near[points.index(t + 1)][None]))
+        logits, cache = step(net, cache, put(tokens[t : t + 1]), fresh)
+        out.append(logits[0])
+    return np.stack(out)
+
+
+@pytest.mark.parametrize(
+    ("points", "prompt", "padding"),
+    [
+        ([4, 8, 10, 12, 13, 16, 20], 9, 0),  # more often than a chunk ends
+        ([2, 5, 8, 11, 14, 17], 1, 0),  # before there is a whole chunk
+        ([3, 7, 11, 15], 7, 1),  # chunks that end where the prompt ends
+        ([2, 6, 7, 8, 9, 12, 16], 6, 2),  # and from there on after every token, for a while
+    ],
+)
+def test_reading_at_other_places_equals_the_paper_in_loops(mesh, tiny, points, prompt, padding):
+    """What retrieves is the last M tokens, as far as there are so many; padding before the first token
+    moves the chunks and nothing else."""
+    params, rng = weights(tiny, VOCAB), np.random.default_rng(1)
+    tokens = rng.integers(1, VOCAB, 18).astype(np.int32)
+    near = rng.integers(1, VOCAB, (len(points), 2, tiny.retrieved)).astype(np.int32)
+    near[1, 1] = 0
+    expected = oracle.logits(oracle.unstacked(tiny, params), tiny, tokens, near, points)[
+        prompt - 1 :
+    ]
+    got = read_at(tiny, params, tokens, near, points, prompt, padding)
+    np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-4)
+
+
+def test_a_row_that_pauses_or_is_copied_goes_on_as_if_nothing_had_been(mesh, tiny):
+    params = weights(tiny, VOCAB)
+    tokens, near = examples(tiny, 2)
+    expected = whole(tiny, params, tokens, near)
+    net, put = decode.decoder(tiny, params), lambda x: jax.device_put(x, jax.P(("replica", "data")))
+    cache = decode.start(net, 2, LENGTH + 1, 2)
+    given = near[:, :1] * 0
+    _, cache = prefill(net, cache, put(tokens[:, :3]), put(np.array([3, 3])), put(given))
+    for t in (3, 4, 5):  # row 0 stays before its chunk's last token
+        fresh = decode.Fresh(put(np.array([1])), put(near[1:, 0])) if t == 3 else None
+        read = np.array([tokens[0, 3], tokens[1, t]])
+        logits, cache = step(net, cache, put(read), fresh, put(np.array([False, True])))
+        np.testing.assert_allclose(logits[1], expected[1, t], rtol=1e-5, atol=1e-5)
+    cache = jax.jit(decode.place)(cache, np.array([1]), cache, np.array([0]))  # row 1 becomes row 0
+    for t in range(3, 12):
+        fresh = None
+        if (t + 1) % 4 == 0:
+            fresh = decode.Fresh(put(np.array([0, 1])), put(near[[0, 0], t // 4]))
+        logits, cache = step(net, cache, put(tokens[[0, 0], t]), fresh)
+        for row in (0, 1):
+            np.testing.assert_allclose(logits[row], expected[0, t], rtol=1e-5, atol=1e-5)
 
 
 def test_rows_of_any_lengths_in_one_batch_are_each_as_alone(mesh, tiny):
@@ -135,7 +219,7 @@ def test_a_prompt_that_is_padded_past_the_last_position_is_read(mesh, tiny):
     given = near.copy()
     given[:, LENGTH // config.chunk :] = 0
     cache = decode.start(net, 1, LENGTH + 1, 2)
-    logits, _ = decode.prefill(net, cache, put(padded), put(np.array([LENGTH])), put(given))
+    logits, _ = prefill(net, cache, put(padded), put(np.array([LENGTH])), put(given))
     np.testing.assert_allclose(
         logits[0], whole(config, params, tokens, near)[0, -1], rtol=1e-5, atol=1e-5
     )

@@ -14,16 +14,6 @@ from retro_jax.model.retro import PAD, layer_names
 VOCAB = 30
 
 
-def unstacked(config, params):
-    """The oracle's weights, by layer: {"layer.1.attention.query": ..., "embedding": ...}."""
-    values = {n: np.asarray(p, np.float64) for n, p in params.items()}
-    out = {n: w for n, w in values.items() if not n.startswith("stacks.")}
-    for number, (prefix, index) in enumerate(layer_names(config), 1):
-        for name, stack in oracle.part(values, prefix).items():
-            out[f"layer.{number}.{name}"] = stack[index]
-    return out
-
-
 @pytest.fixture(scope="module")
 def config(tiny):
     """Every kind of run: plain x 2, the first cross, (plain, cross) x 2, cross, plain."""
@@ -43,7 +33,7 @@ def test_logits_equal_the_paper_in_loops(mesh, config, length, k):
         neighbours[0, 0] = PAD  # nothing was retrieved
         neighbours[1, -1, 0] = PAD  # one neighbour is missing
     got = jax.jit(functional.apply, static_argnums=0)(config, params, tokens, neighbours)
-    by_layer = unstacked(config, params)
+    by_layer = oracle.unstacked(config, params)
     for b in range(2):
         expected = oracle.logits(by_layer, config, tokens[b], neighbours[b])
         real = tokens[b] != PAD  # what stands at a padding token's own place is nobody's
@@ -61,7 +51,7 @@ def test_blocks_windows_and_a_shared_embedding_equal_the_paper_too(mesh, tiny):
     neighbours = rng.integers(1, VOCAB, (1, 3, 1, 32)).astype(np.int32)
     neighbours[0, 1, 0, 20:] = PAD
     got = jax.jit(functional.apply, static_argnums=0)(config, params, tokens, neighbours)
-    expected = oracle.logits(unstacked(config, params), config, tokens[0], neighbours[0])
+    expected = oracle.logits(oracle.unstacked(config, params), config, tokens[0], neighbours[0])
     np.testing.assert_allclose(got[0], expected, rtol=2e-4, atol=2e-4)
 
 

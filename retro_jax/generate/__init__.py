@@ -1,0 +1,1 @@
+"""Text with live retrieval: requests, the rows that are decoded together, what each chunk read."""

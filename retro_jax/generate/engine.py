@@ -1,0 +1,252 @@
+"""The rows that are decoded together on the device: prompts come in, tokens come out, a segment at a time.
+
+    B rows, J tokens that a row can have, K neighbours, R retrieved length, V vocabulary
+
+Everything has a fixed shape, so that a whole generation is a handful of programs: a prompt's pass (one for
+each power of two chunks), a row's coming in, a segment of up to SEGMENT tokens, and one step with new
+neighbours (one for each power of two rows that read anew). Retrieval happens between their calls, on the
+host; rows that wait for it stay where they are while the others go on.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from retro_jax.config import ModelConfig
+from retro_jax.corpus.tokenizer import PAD
+from retro_jax.generate import sample
+from retro_jax.generate.sample import TOP, Sampling
+from retro_jax.model import decode, functional
+from retro_jax.model.decode import Cache, Fresh
+from retro_jax.model.layers import ROWS
+from retro_jax.train import sharding
+
+SEGMENT = 16  # tokens between two looks of the host, at most
+GREEDY = {"temperature": 0, "top_k": 0, "top_p": 1, "min_p": 0, "penalty": 1, "seed": 0}
+
+
+class State(NamedTuple):
+    """What the rows are."""
+
+    cache: Cache
+    token: jax.Array  # [B] drawn, and not read yet
+    seen: jax.Array  # [B, V] which tokens a row holds
+
+
+class Ways(NamedTuple):
+    """How the rows go on."""
+
+    sampling: Sampling
+    leader: jax.Array  # [B] which row's token a row takes: its own, unless it is compared with it
+    top: jax.Array  # [] whether anyone wants the most probable tokens
+
+
+class Drawn(NamedTuple):
+    """Tokens that were drawn, the first axis those of a segment [S], the second the rows [B]."""
+
+    token: np.ndarray
+    logprob: np.ndarray  # nats, of the model itself
+    top: np.ndarray  # [S, B, TOP] the most probable tokens, if anyone wanted them
+    top_logprob: np.ndarray
+
+
+class Engine:
+    """B rows on one device.
+
+    Args:
+      model, params: the network.
+      rows: B. length: J; rounded up to whole chunks. k: K; 0 is the language model alone.
+    """
+
+    def __init__(self, model: ModelConfig, params: dict, rows: int, length: int, k: int):
+        self.model, self.rows, self.k = model, rows, k
+        self.length = -(-length // model.chunk) * model.chunk
+        self.mesh = sharding.one_device()
+        # Leaves and structure apart: an nnx module takes long to flatten at every call.
+        with jax.set_mesh(self.mesh):
+            net = jax.jit(decode.decoder, static_argnums=0)(
+                model, _placed(model, params, self.mesh)
+            )
+            self._leaves, structure = jax.tree.flatten(net)
+            self._state = jax.jit(_start, static_argnums=(1, 2, 3))(net, rows, self.length, k)
+        bound = functools.partial(_on, structure)
+        self._prefill = jax.jit(bound(_prefill), static_argnums=1)
+        self._admit = jax.jit(_admit, donate_argnums=0)
+        self._step = jax.jit(bound(_step), donate_argnums=1)
+        self._segment = jax.jit(bound(_segment), donate_argnums=1)
+        self._copy = jax.jit(_copy, donate_argnums=0)
+        self._sampling = {n: np.full(rows, v, _DTYPES[n]) for n, v in GREEDY.items()}
+        self._leader, self._top = np.arange(rows, dtype=np.int32), np.zeros(rows, bool)
+        self._ways = None
+
+    def programs(self) -> int:
+        """How many programs have been compiled."""
+        jitted = (self._prefill, self._admit, self._step, self._segment, self._copy)
+        return sum(f._cache_size() for f in jitted)
+
+    def set(self, row: int, sampling: dict | None = None, leader: int | None = None, top=False):
+        """How a row goes on from now on: as GREEDY, but for what `sampling` has; the tokens those of
+        another row; with the most probable tokens reported."""
+        for name, value in (GREEDY | (sampling or {})).items():
+            self._sampling[name][row] = value
+        self._leader[row] = row if leader is None else leader
+        self._top[row], self._ways = top, None
+
+    def admit(
+        self, row: int, tokens: np.ndarray, neighbours: np.ndarray, forced: int = -1
+    ) -> Drawn:
+        """Reads a prompt into a row, whatever was there, and draws its first token.
+
+        Args:
+          tokens: [n], n <= J, PAD before the first where chunks are to end elsewhere.
+          neighbours: of every complete chunk [n // M, K, R], PAD where there is none.
+          forced: the token to go on with instead of the one drawn.
+        """
+        m, n = self.model.chunk, len(tokens)
+        chunks = min(self.length // m, 1 << (-(-n // m) - 1).bit_length())
+        padded = np.full((1, chunks * m), PAD, np.int32)
+        padded[0, :n] = tokens
+        near = np.full((1, chunks, self.k, self.model.retrieved), PAD, np.int32)
+        near[0, : len(neighbours)] = neighbours
+        # The row's own reading of BOS and PAD is no text, and can be drawn no more than any.
+        with jax.set_mesh(self.mesh):
+            count = np.array([n], np.int32)
+            logits, cache = self._prefill(self._leaves, self.length, padded, count, near)
+            self._state, drawn = self._admit(
+                self._state, self._now(), cache, logits, np.int32(row), padded, np.int32(forced)
+            )
+            return _fetch(drawn)
+
+    def advance(self, steps: np.ndarray, fresh: dict[int, np.ndarray] | None = None) -> Drawn:
+        """Has rows read what they drew and draw on.
+
+        Args:
+          steps: [B] how many tokens each row goes on, at most SEGMENT; with `fresh` 0 or 1.
+          fresh: the neighbours [K, R] of the rows that read anew with their next token.
+
+        Returns:
+          What was drawn [max(steps), B]; of a row its first `steps` are.
+        """
+        steps = np.asarray(steps, np.int32)
+        with jax.set_mesh(self.mesh):
+            if not fresh:
+                n = int(steps.max())
+                self._state, drawn = self._segment(
+                    self._leaves, self._state, self._now(), steps, np.int32(n)
+                )
+                return _fetch(drawn, n)
+            # As many as a power of two; the last one is named again.
+            rows = list(fresh)
+            rows += rows[-1:] * ((1 << (len(rows) - 1).bit_length()) - len(rows))
+            tokens = np.stack([fresh[row] for row in rows]).astype(np.int32)
+            self._state, drawn = self._step(
+                self._leaves, self._state, self._now(), steps > 0, np.array(rows, np.int32), tokens
+            )
+            return _fetch(drawn)
+
+    def copy(self, rows: list[int], source: int):
+        """Makes rows what another one is."""
+        with jax.set_mesh(self.mesh):
+            self._state = self._copy(self._state, np.array(rows, np.int32), np.int32(source))
+
+    def _now(self) -> Ways:
+        if self._ways is None:
+            made = Ways(Sampling(**self._sampling), self._leader, self._top.any())
+            self._ways = jax.tree.map(jnp.array, made)  # a copy: the host's will change
+        return self._ways
+
+
+_DTYPES = dict.fromkeys(GREEDY, np.float32) | {"top_k": np.int32, "seed": np.uint32}
+
+
+def _fetch(drawn, n: int = 1) -> Drawn:
+    return Drawn(*(np.asarray(x)[:n] for x in jax.device_get(drawn)))
+
+
+def _on(structure, function):
+    """The function with a network for its first argument, as one of the network's leaves."""
+    return lambda leaves, *rest: function(jax.tree.unflatten(structure, leaves), *rest)
+
+
+def _placed(model: ModelConfig, params: dict, mesh: jax.sharding.Mesh) -> dict:
+    """Weights from wherever they come, on the mesh as the network has them."""
+    vocab, retrieval = params["embedding"].shape[0], any(n.startswith("encoder.") for n in params)
+    like = jax.eval_shape(lambda: functional.init(model, vocab, 0, retrieval))
+    where = sharding.shapes_on(mesh, like)
+    return {name: jax.device_put(p, where[name].sharding) for name, p in params.items()}
+
+
+def _start(net, rows: int, length: int, k: int) -> State:
+    vocab = net.model.embedding[...].shape[0]
+    token, seen = jnp.full(rows, PAD, jnp.int32), jnp.zeros((rows, vocab), bool)
+    return State(decode.start(net, rows, length, k), token, seen)
+
+
+def _prefill(net, length: int, tokens, count, near):
+    rows = lambda x: jax.sharding.reshard(x, jax.P(ROWS[0], *(None,) * (x.ndim - 1)))  # noqa: E731
+    cache = decode.start(net, 1, length, near.shape[2])
+    return decode.prefill(net, cache, rows(tokens), rows(count), rows(near))
+
+
+def _admit(state: State, ways: Ways, cache: Cache, logits, row, tokens, forced):
+    moved = decode.place(state.cache, row[None], cache, jnp.zeros(1, jnp.int32))
+    held = jnp.zeros(state.seen.shape[1], bool).at[tokens[0]].set(True)
+    state = State(moved, state.token, state.seen.at[row].set(held))
+    logits = jax.sharding.reshard(logits, jax.P())
+    every = jnp.zeros((len(state.token), logits.shape[1]), logits.dtype).at[row].set(logits[0])
+    alone = jnp.arange(len(state.token)) == row
+    state, drawn = _draw(state, ways._replace(leader=jnp.arange(len(alone))), every, alone, forced)
+    return state, jax.tree.map(lambda x: x[None], drawn)
+
+
+def _step(net, state: State, ways: Ways, active, rows, tokens):
+    fresh = Fresh(*(jax.sharding.reshard(x, jax.P(ROWS[0])) for x in (rows, tokens)))
+    state, drawn = _advance(net, state, ways, fresh, active)
+    return state, jax.tree.map(lambda x: x[None], drawn)
+
+
+def _segment(net, state: State, ways: Ways, steps, n):
+    b = len(state.token)
+    out = Drawn(
+        jnp.zeros((SEGMENT, b), jnp.int32),
+        jnp.zeros((SEGMENT, b)),
+        jnp.zeros((SEGMENT, b, TOP), jnp.int32),
+        jnp.zeros((SEGMENT, b, TOP)),
+    )
+
+    def one(i, carry):
+        state, drawn = _advance(net, carry[0], ways, None, i < steps)
+        return state, jax.tree.map(lambda kept, x: kept.at[i].set(x), carry[1], drawn)
+
+    return jax.lax.fori_loop(0, n, one, (state, out))
+
+
+def _advance(net, state: State, ways: Ways, fresh, active):
+    """One token: reads the last drawn one, draws the next."""
+    rows = lambda x: jax.sharding.reshard(x, ROWS)  # noqa: E731
+    logits, cache = decode.step(net, state.cache, rows(state.token), fresh, rows(active))
+    logits = jax.sharding.reshard(logits, jax.P())
+    return _draw(state._replace(cache=cache), ways, logits, active)
+
+
+def _draw(state: State, ways: Ways, logits, active, forced=None):
+    """Draws from logits [B, V] where `active`."""
+    count = jax.sharding.reshard(state.cache.count - state.cache.begin, jax.P())
+    drawn = sample.sample(logits, ways.sampling, state.seen, count)[ways.leader]
+    if forced is not None:
+        drawn = jnp.where(forced >= 0, forced, drawn)
+    token = jnp.where(active, drawn, state.token)
+    seen = state.seen.at[jnp.arange(len(token)), token].set(True)
+    none = jnp.zeros((len(token), TOP), jnp.int32), jnp.zeros((len(token), TOP))
+    top = jax.lax.cond(ways.top, lambda: sample.most_probable(logits), lambda: none)
+    return State(state.cache, token, seen), Drawn(token, sample.logprob_of(logits, token), *top)
+
+
+def _copy(state: State, rows, source):
+    again = jnp.broadcast_to(source, rows.shape)
+    put = lambda x: x.at[rows].set(x[again])  # noqa: E731
+    cache = decode.place(state.cache, rows, state.cache, again)
+    return State(cache, put(state.token), put(state.seen))

@@ -1,0 +1,115 @@
+"""`retro generate --interactive`: a person types prompts, with editing and history."""
+
+import ast
+import contextlib
+import dataclasses
+import queue
+import readline
+from pathlib import Path
+
+from rich.live import Live
+
+from retro_jax import progress
+from retro_jax.config import Experiment, from_config_dict
+from retro_jax.errors import UserError
+from retro_jax.generate import show
+from retro_jax.generate.generator import Generator
+from retro_jax.generate.request import Request
+
+LENGTH = 2048  # tokens of a prompt and its continuation
+HELP = """\
+Type a prompt; a line that ends in \\ goes on in the next one. Up and down: what was typed before.
+:set FIELD=VALUE   one of: {fields}
+:show              how the next prompt will be continued
+:help  :quit       (or Ctrl-D); Ctrl-C ends a continuation"""
+
+
+def converse(experiment: Experiment, root: Path):
+    """Reads prompts from the terminal until there are no more; shows each continuation as it comes, and
+    then what it read."""
+    request = dataclasses.replace(experiment.generate, contributions=True)
+    rows = 1 + experiment.retrieval.neighbours
+    with Generator.open(experiment, root, rows=rows, length=LENGTH) as generator, _history(root):
+        progress.say(_help())
+        while True:
+            try:
+                line = _read()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                print()
+                continue
+            if line in (":quit", ":q"):
+                return
+            try:
+                if line.startswith(":"):
+                    request = command(experiment, request, line)
+                elif line:
+                    continue_one(generator, dataclasses.replace(request, prompt=line))
+            except UserError as error:
+                progress.say(f"retro: {error}")
+
+
+def command(experiment: Experiment, request: Request, line: str) -> Request:
+    """What a line that begins with a colon makes of the request.
+
+    Raises:
+      UserError: no such command, field or value.
+    """
+    word, _, rest = line[1:].strip().partition(" ")
+    if word == "help":
+        progress.say(_help())
+    elif word == "show":
+        for name, value in dataclasses.asdict(request).items():
+            progress.say(f"{name} = {value!r}")
+    elif word == "set" and "=" in rest:
+        name, _, text = (part.strip() for part in rest.partition("="))
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        return from_config_dict(
+            {"name": experiment.name, "generate": dataclasses.asdict(request) | {name: value}}
+        ).generate
+    else:
+        raise UserError(f"{line}: no such command; `:set k=0`, `:show`, `:help` or `:quit`")
+    return request
+
+
+def continue_one(generator: Generator, request: Request):
+    """Shows a continuation as it comes, then coloured, with what it read. Ctrl-C ends it."""
+    pieces, text = queue.SimpleQueue(), ""
+    work = generator.submit(request, pieces.put)
+    with Live("", console=show.out, transient=True) as live:
+        with contextlib.suppress(KeyboardInterrupt):
+            while (piece := pieces.get()) is not None:
+                text += piece.text
+                live.update(show.plain(request.prompt, text))
+        work.cancel()
+        sample = work.result().to_json()
+    show.print_sample(sample)
+
+
+def _read() -> str:
+    line = input("> ")
+    while line.endswith("\\"):
+        line = line[:-1] + "\n" + input(". ")
+    return line
+
+
+def _help() -> str:
+    return HELP.format(fields=", ".join(f.name for f in dataclasses.fields(Request)))
+
+
+@contextlib.contextmanager
+def _history(root: Path):
+    """What was typed before, kept in the working directory."""
+    file = root / ".generate_history"
+    readline.set_history_length(1000)
+    with contextlib.suppress(OSError):
+        readline.read_history_file(file)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            readline.write_history_file(file)

@@ -1,0 +1,138 @@
+"""What the chunks of a text under way read: looked up while others are decoded, and told afterwards."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from retro_jax.corpus.tokenizer import BOS, PAD
+from retro_jax.generate.request import Request
+from retro_jax.retrieval.retriever import Neighbours
+
+_THREADS = 2  # one embeds or searches while another waits for a disk
+
+
+class Prompt(NamedTuple):
+    """A prompt that has been looked up."""
+
+    ids: list[int]  # BOS first
+    padding: int  # tokens of it before them
+    near: Neighbours  # of its complete chunks
+    told: list[list[dict]]  # what `describe` says of them
+    passage: dict | None  # what was put into it
+
+
+class Lookup:
+    """Looks up chunks in threads of its own.
+
+    Args:
+      retriever: has k, retrieve(chunks [n, M], k, where, databases) -> Neighbours, and source_of(id).
+      chunk: M. retrieved: R. most: K, neighbours that can be read at most.
+
+    Attributes:
+      looked_up, failed, seconds: chunks and lookups so far, for who watches.
+    """
+
+    def __init__(self, retriever, tokenizer, chunk: int, retrieved: int, most: int):
+        self._retriever, self._tokenizer = retriever, tokenizer
+        self._m, self._r, self._most = chunk, retrieved, most
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="lookup")
+        self.looked_up, self.failed, self.seconds = 0, 0, 0.0
+
+    def close(self):
+        """Ends the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def width(self, request: Request) -> int:
+        """How many neighbours a request's chunks read."""
+        return request.width(min(self._retriever.k, self._most))
+
+    def prompt(self, request: Request) -> Future:
+        """Future of a `Prompt`."""
+        return self._threads.submit(self._timed, self._of_prompt, request)
+
+    def unread(self, request: Request) -> Prompt:
+        """A prompt for which nothing is looked up."""
+        near = self._find([], np.zeros((0, self._m), np.int32))
+        return Prompt(prompt_ids(self._tokenizer, request.prompt), 0, near, [], None)
+
+    def windows(self, requests: Sequence[Request], windows: np.ndarray) -> Future:
+        """Future of what one window [M] of each request retrieves, PAD before a shorter one: Neighbours,
+        and for each what `describe` says."""
+        return self._threads.submit(self._timed, self._of_windows, requests, windows)
+
+    def _timed(self, function, *arguments):
+        begin = time.perf_counter()
+        try:
+            return function(*arguments)
+        except Exception:
+            self.failed += 1
+            raise
+        finally:
+            self.seconds += time.perf_counter() - begin
+
+    def _of_prompt(self, request: Request):
+        ids, passage = prompt_ids(self._tokenizer, request.prompt), None
+        if request.in_prompt and self.width(request):
+            near = self._find([request], window(ids, len(ids), self._m)[None])
+            if near.tokens[0, 0].any():
+                text = near.tokens[0, 0]
+                passage = self.describe(near.of(slice(0, 1)))[0]
+                ids = [BOS, *text[text > 3].tolist(), *self._tokenizer.encode("\n"), *ids[1:]]
+        padding = -len(ids) % self._m if request.align else 0
+        whole = (padding + len(ids)) // self._m
+        chunks = np.array([PAD] * padding + ids, np.int32)[: whole * self._m]
+        near, told = self._of_windows([request] * whole, chunks.reshape(whole, self._m))
+        return Prompt(ids, padding, near, told, passage)
+
+    def _of_windows(self, requests, windows):
+        near = self._find(requests, windows)
+        return near, [self.describe(near.of(slice(i, i + 1))) for i in range(len(windows))]
+
+    def _find(self, requests: Sequence[Request], chunks: np.ndarray) -> Neighbours:
+        """Of each chunk [n, M] what its request asks for, in the shape that the model reads."""
+        n = len(chunks)
+        tokens = np.full((n, self._most, self._r), PAD, np.int32)
+        ids = np.full((n, self._most), -1, np.int64)
+        distances = np.full((n, self._most), np.inf, np.float32)
+        asked = {}
+        for row, r in enumerate(requests):
+            if r.neighbours and r.k:
+                for j, text in enumerate(r.neighbours):
+                    given = self._tokenizer.encode(text)[: self._r]
+                    tokens[row, j, : len(given)] = given
+            elif width := self.width(r):
+                asked.setdefault((width, r.where, r.databases), []).append(row)
+        for (width, where, databases), rows in asked.items():
+            found = self._retriever.retrieve(chunks[rows], width, where, databases)
+            self.looked_up += len(rows)
+            tokens[rows, :width] = found.tokens
+            ids[rows, :width], distances[rows, :width] = found.ids, found.distances
+        return Neighbours(tokens, ids, distances)
+
+    def describe(self, near: Neighbours) -> list[dict]:
+        """Where the neighbours [1, K] of one chunk are from, in order, and what they say."""
+        out = []
+        for tokens, id, distance in zip(near.tokens[0], near.ids[0], near.distances[0]):
+            if not tokens.any():
+                continue
+            source = self._retriever.source_of(int(id)) if id >= 0 else {"given": len(out)}
+            if id >= 0:
+                source["distance"] = round(float(distance), 4)
+            out.append(source | {"text": self._tokenizer.decode(tokens.tolist())})
+        return out
+
+
+def prompt_ids(tokenizer, prompt: str) -> list[int]:
+    """The token ids of a prompt, BOS first."""
+    return [BOS, *tokenizer.encode(prompt)]
+
+
+def window(ids: Sequence[int], end: int, size: int) -> np.ndarray:
+    """The `size` token ids before place `end`, PAD where there are none."""
+    out = np.full(size, PAD, np.int32)
+    part = ids[max(0, end - size) : end]
+    out[size - len(part) :] = part
+    return out
