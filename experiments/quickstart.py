@@ -71,7 +71,7 @@ def get_config():
                 models=("retro", "baseline"),
             ),
             evaluate=EvaluateConfig(stride=192, batch=16),
-            generate=Request(prompt=PROMPT, tokens=128, contributions=True),
+            generate=Request(prompt=PROMPT, repetition_penalty=1.2, contributions=True),
             mesh=MeshConfig(cpu_devices=2),
         )
     )

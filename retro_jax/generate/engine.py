@@ -87,6 +87,10 @@ class Engine:
         jitted = (self._prefill, self._admit, self._step, self._segment, self._copy)
         return sum(f._cache_size() for f in jitted)
 
+    def no_neighbours(self) -> np.ndarray:
+        """[K, R]: all missing."""
+        return np.full((self.k, self.model.retrieved), PAD, np.int32)
+
     def set(self, row: int, sampling: dict | None = None, leader: int | None = None, top=False):
         """How a row goes on from now on: as GREEDY, but for what `sampling` has; the tokens those of
         another row; with the most probable tokens reported."""

@@ -48,9 +48,9 @@ def plain(prompt: str, text: str) -> Text:
 
 def print_sample(sample: dict):
     """The prompt and its continuation, and what each chunk retrieved."""
-    title = "prompt (bold) and continuation"
+    title = "prompt (bold), continuation"
     if any("contribution" in n for c in sample["chunks"] for n in c["neighbours"]):
-        title += f"; coloured: {NOTABLE} nats or more from a neighbour"
+        title += f"; coloured: {NOTABLE} nats or more of a neighbour"
     whole = Text(sample["prompt"], "bold") + continuation(sample)
     out.print(Panel(whole, title=title, title_align="left"))
     if sample["passage"]:

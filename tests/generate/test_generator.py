@@ -92,11 +92,11 @@ def test_requests_of_any_kind_beside_one_another_are_each_as_alone(generator):
 
 def test_nothing_is_compiled_after_requests_of_these_sizes_have_been_seen(generator):
     generator.generate_all(MIXED)
-    before = generator._engine.programs()
+    before = generator._schedule.engine.programs()
     generator.generate_all(
         [dataclasses.replace(r, tokens=r.tokens - 3, seed=11, temperature=0.3) for r in MIXED[::-1]]
     )
-    assert generator._engine.programs() == before
+    assert generator._schedule.engine.programs() == before
 
 
 def test_without_retrieval_it_is_the_language_model(generator, whole):
@@ -314,7 +314,7 @@ def test_more_tokens_than_learned_positions_are_refused(generator, small, whole)
 
 def test_a_defect_reaches_who_waits_and_who_comes(generator, small, whole, monkeypatch):
     with Generator(small.model, whole.params, generator.tokenizer, generator.retriever) as broken:
-        monkeypatch.setattr(broken._engine, "advance", lambda *arguments: 1 / 0)
+        monkeypatch.setattr(broken._schedule.engine, "advance", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             broken.generate("kara", tokens=5)
         with pytest.raises(ZeroDivisionError):
