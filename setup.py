@@ -2,12 +2,15 @@
 
 from setuptools import find_packages, setup
 
+SERVE = ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20"]
+
 setup(
     name="retro_jax",
     version="0.1.0",
     description="RETRO, the Retrieval-Enhanced Transformer, in JAX and Flax",
     license="Apache-2.0",
     packages=find_packages(include=["retro_jax", "retro_jax.*"]),
+    package_data={"retro_jax.serve": ["page.html"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10",
@@ -40,7 +43,11 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],  # libtpu, which also compiles for TPUs that are not there
         "cuda": ["jax[cuda12]>=0.10"],
         "beam": ["apache-beam>=2.60"],  # prepare on Dataflow, Flink, Spark
+        "serve": SERVE,
         "test": [
+            *SERVE,
+            "openai>=1.50",
+            "httpx>=0.27",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6",

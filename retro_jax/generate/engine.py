@@ -64,6 +64,7 @@ class Engine:
     def __init__(self, model: ModelConfig, params: dict, rows: int, length: int, k: int):
         self.model, self.rows, self.k = model, rows, k
         self.length = -(-length // model.chunk) * model.chunk
+        sharding.keep_memory()  # without, a step with new neighbours takes half as long again
         self.mesh = sharding.one_device()
         # Leaves and structure apart: an nnx module takes long to flatten at every call.
         with jax.set_mesh(self.mesh):

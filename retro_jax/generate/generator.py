@@ -1,5 +1,6 @@
 """Prompts in, continuations out: what a caller sees of generation."""
 
+import contextlib
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -124,7 +125,10 @@ class Generator:
                 f"all, more than the {self.length:,} that there is room for; lower it, or shorten the prompt"
             )
         if width and not request.neighbours:
-            self.retriever.check(request.databases)
+            with contextlib.suppress(
+                OSError
+            ):  # what is damaged fails when it is looked up, and is told
+                self.retriever.check(request.databases)
 
     def submit(self, request: Request, listener: Callable | None = None) -> Work:
         """Queues a request and returns at once.

@@ -67,7 +67,8 @@ def _among(x, how: Sampling):
         kept = (how.top_k[:, None] <= 0) | (bits >= _least(bits, ones, how.top_k))
         p = jax.nn.softmax(jnp.where(kept, x, -jnp.inf), axis=-1)
         kept &= (how.top_p[:, None] >= 1) | (bits >= _least(bits, p, how.top_p))
-        return kept & (p >= how.min_p[:, None] * p.max(axis=-1, keepdims=True))
+        kept &= p >= how.min_p[:, None] * p.max(axis=-1, keepdims=True)
+        return kept | (x == x.max(axis=-1, keepdims=True))  # whatever rounding says of tiny numbers
 
     narrow = (how.top_k > 0) | (how.top_p < 1) | (how.min_p > 0)
     return jax.lax.cond(narrow.any(), narrowed, lambda: jnp.ones(x.shape, bool))

@@ -99,19 +99,19 @@ class Schedule:
             wait(waiting, return_when=FIRST_COMPLETED)
 
     def _let_in(self):
+        for work in [w for w in self._queue if w.cancelled]:
+            self._queue.remove(work)
+            work.finish()
         while self._queue:
             work = self._queue[0]
             width = self.lookup.width(work.request)
             shadows = width if work.request.contributions else 0
-            if work.cancelled:
-                work.finish()
-            elif len(self._free) <= shadows:
+            if len(self._free) <= shadows:
                 return  # no one overtakes
-            else:
-                work.admitted()
-                work.row, *work.shadows = (self._free.pop() for _ in range(1 + shadows))
-                work.waiting = self.lookup.prompt(work.request), None
-                self._here.append(work)
+            work.admitted()
+            work.row, *work.shadows = (self._free.pop() for _ in range(1 + shadows))
+            work.waiting = self.lookup.prompt(work.request), None
+            self._here.append(work)
             self._queue.popleft()
 
     def _look_up(self, works: list[Work]):
@@ -194,6 +194,8 @@ class Schedule:
     def _most(self, steps: list[int]) -> int:
         """How many tokens the next segment has."""
         fits = SEGMENT if self._pace is None else max(1, int(_SECONDS / self._pace))
+        if any(w.waiting for w in self._here):  # rows that stand still until the next look
+            fits = min(fits, _FEWEST)
         return min(SEGMENT, fits, max(steps), max(min(steps), _FEWEST))
 
     def _take(self, work: Work, drawn, n: int, without):

@@ -6,6 +6,7 @@ attention heads, feed-forward width and the vocabulary. A weight is gathered ove
 """
 
 import ctypes
+import functools
 import math
 import sys
 
@@ -30,8 +31,9 @@ def set_up_cpu(devices: int):
         jax.config.update("jax_num_cpu_devices", devices)
 
 
+@functools.cache
 def keep_memory():
-    """Has this process keep the memory of a step for the next one, where the CPU trains: otherwise it
+    """Has this process keep the memory of a step for the next one, where the CPU computes: otherwise it
     goes back to the system, which hands it out again page by page, and a small model's train step
     takes a sixth longer."""
     if jax.default_backend() != "cpu":

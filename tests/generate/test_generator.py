@@ -271,6 +271,17 @@ def test_what_is_cancelled_gives_its_row_back(generator):
     assert (generator.busy, generator.waiting) == (0, 0)
 
 
+def test_what_is_cancelled_while_it_waits_leaves_the_queue_at_once(generator):
+    long = Request(TEXT[:20], tokens=100, temperature=1.0)
+    work = [generator.submit(long) for _ in range(10)]
+    work[8].cancel()
+    assert work[8].result(60).tokens == []
+    assert not work[-1].done
+    for w in work:
+        w.cancel()
+        w.result(60)
+
+
 def test_first_come_first_served(generator):
     """Also where one needs more rows than are free, and the one after it does not."""
     long, wide = Request(TEXT[:20], tokens=100), Request(TEXT[:20], tokens=10, contributions=True)

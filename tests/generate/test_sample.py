@@ -82,6 +82,13 @@ def test_equally_probable_tokens_are_in_or_out_together():
         ]
 
 
+def test_however_little_is_asked_for_the_most_probable_token_is_left():
+    x = np.random.default_rng(0).normal(size=V).astype(np.float32)
+    for narrow in ({"top_p": 1e-38}, {"top_p": 1e-50}, {"min_p": 1}):
+        best = np.where(np.isin(np.arange(V), [PAD, BOS, UNK]), -np.inf, x).argmax()
+        assert set(many(x, 50, **narrow).tolist()) == {int(best)}
+
+
 def test_tokens_come_as_often_as_they_are_probable():
     x = np.full(V, -np.inf, np.float32)
     x[10:14] = np.log([0.5, 0.25, 0.15, 0.1])

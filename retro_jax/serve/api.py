@@ -1,0 +1,222 @@
+"""What a client may ask for: the body of OpenAI's completions, and what a RETRO adds to it."""
+
+import dataclasses
+import re
+import secrets
+from dataclasses import dataclass
+
+from retro_jax.errors import UserError
+from retro_jax.generate.request import MOST_LOGPROBS, Request
+from retro_jax.retrieval.where import Where
+from retro_jax.serve import reading
+from retro_jax.serve.reading import Refused, fields, flag, number, text, texts, whole, wrong
+
+CHOICES, STOPS = 8, 4  # at most
+_MANY = 2**31 - 1  # what a device's integers hold
+_SEEDS = 2**32
+_LIST = 1024  # entries of a list, and more than a request can use
+_MESSAGE = 600  # characters; what is refused may be long
+
+# Fields of a Request, as a body names them.
+_NAMES = {
+    "tokens": "max_tokens",
+    "k": "retrieval.k",
+    "retrieval_step": "retrieval.step",
+    "align": "retrieval.align",
+    "in_prompt": "retrieval.in_prompt",
+    "neighbours": "retrieval.neighbours",
+    "databases": "retrieval.databases",
+    "where": "retrieval.where",
+    "contributions": "retrieval.contributions",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one body asks for.
+
+    Attributes:
+      requests: `n` for each prompt, in order.
+      logprobs: how many probable tokens each place is to show; None: no log p at all.
+    """
+
+    requests: list[Request]
+    n: int = 1
+    stream: bool = False
+    include_usage: bool = False
+    echo: bool = False
+    logprobs: int | None = None
+
+
+def asked(body, model: str, tokenizer, most: int) -> Asked:
+    """What a body, as JSON was read, asks for.
+
+    Args:
+      model: the name of the one that is served.
+      tokenizer: of prompts that are token ids.
+      most: choices that one body may ask for, those of all prompts together.
+
+    Raises:
+      Refused: with status 404 for another model, otherwise 400.
+    """
+    f = fields(body, "", _FIELDS)
+    if f.get("model", model) != model:
+        message = f"model = {f['model'][:60]!r}: there is no such model here; give {model!r}, or leave it out"
+        raise Refused(message, "model", 404, "model_not_found")
+    prompts = _prompts(reading.needed(f, "prompt", 'a text, for example "It was"'), tokenizer)
+    n, stream, logprobs = f.get("n", 1), f.get("stream", False), f.get("logprobs")
+    if len(prompts) * n > most:
+        raise Refused(
+            f"prompt: {len(prompts)} prompts with n = {n} are {len(prompts) * n} requests; send at most "
+            f"{most} in a body",
+            "prompt",
+        )
+    if f.get("best_of", n) not in (1, n):
+        raise wrong(
+            "best_of", f["best_of"], f"choices are not compared here; leave it out, or give n = {n}"
+        )
+    if "stream_options" in f and not stream:
+        raise wrong(
+            "stream_options", f["stream_options"], "goes with stream = true only; leave it out"
+        )
+    if f.get("echo") and logprobs is not None:
+        raise wrong(
+            "logprobs", logprobs, "those of a prompt are not known; leave out logprobs or echo"
+        )
+    seed = f.get("seed", secrets.randbelow(_SEEDS))
+    try:
+        one = Request("", **_request(f))
+        one.check()
+    except UserError as error:
+        raise refusal(error) from error
+    return Asked(
+        [
+            dataclasses.replace(one, prompt=prompt, seed=(seed + i) % _SEEDS)
+            for prompt in prompts
+            for i in range(n)
+        ],
+        n,
+        stream,
+        f.get("stream_options", {}).get("include_usage", False),
+        f.get("echo", False),
+        logprobs,
+    )
+
+
+def refusal(error: UserError) -> Refused:
+    """What a Request, a Where or a Generator has against a field, by the name that a body has for it."""
+    message, param = str(error), None
+    if found := re.match(r"(\w+)((?:\.\w+)*)(?= = |: )", message):
+        param = _NAMES.get(found[1], found[1]) + found[2]
+        message = param + message[found.end() :]
+    return Refused(message[:_MESSAGE], param)
+
+
+def _request(f: dict) -> dict:
+    """Fields of a Request, from those of a body."""
+    r = f.get("retrieval", {})
+    given = {"tokens": f.get("max_tokens", 16), "temperature": f.get("temperature", 1.0)}
+    given |= {n: f[n] for n in ("top_p", "top_k", "min_p", "repetition_penalty", "stop") if n in f}
+    given["logprobs"] = f.get("logprobs", 0)
+    given |= {"retrieval_step" if n == "step" else n: v for n, v in r.items()}
+    if "where" in r:
+        given["where"] = Where(**r["where"])
+    return given
+
+
+def _prompts(value: str | list, tokenizer) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value[0], str):
+        return value
+    if isinstance(value[0], int):
+        return [_text_of(value, "prompt", tokenizer)]
+    return [_text_of(ids, f"prompt[{i}]", tokenizer) for i, ids in enumerate(value)]
+
+
+def _text_of(ids: list[int], name: str, tokenizer) -> str:
+    """The text of token ids, if they are those that the text has."""
+    if all(id < tokenizer.vocab for id in ids):
+        found = tokenizer.decode(ids)
+        if tokenizer.encode(found) == ids:
+            return found
+    remedy = (
+        f"must be the tokens of a text, of the {tokenizer.vocab:,} there are; send the text instead"
+    )
+    raise wrong(name, ids, remedy)
+
+
+def _prompt(value, name: str) -> str | list:
+    if isinstance(value, str):
+        return text(value, name)
+    remedy = "must be a text, a list of texts, a list of token ids or a list of such lists, none of them empty"
+    if not isinstance(value, list) or not value:
+        raise wrong(name, value, remedy)
+    if isinstance(value[0], str):
+        return [text(one, f"{name}[{i}]") for i, one in enumerate(value)]
+    rows = value if isinstance(value[0], list) else [value]
+    if not all(isinstance(row, list) and row and all(map(_is_id, row)) for row in rows):
+        raise wrong(name, value, remedy)
+    return value
+
+
+def _is_id(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MANY
+
+
+def _stop(value, name: str) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (text(value, name),)
+    return texts(STOPS)(value, name)
+
+
+def _neutral(neutral, why: str) -> reading.Reader:
+    """A field that does nothing here, and may say so only."""
+
+    def read(value, name: str):
+        if isinstance(value, bool) or value != neutral:
+            raise wrong(name, value, f"{why}; leave it out, or give {neutral!r}")
+        return value
+
+    return read
+
+
+def _object_of(readers: dict) -> reading.Reader:
+    return lambda value, name: fields(value, name, readers)
+
+
+_WHERE = {"date_from": text, "date_to": text, "licence": texts(_LIST), "source": texts(_LIST)}
+_RETRIEVAL = {
+    "k": whole(0, _MANY),
+    "step": whole(0, _MANY),
+    "align": flag,
+    "in_prompt": flag,
+    "neighbours": texts(_LIST),
+    "databases": texts(_LIST),
+    "where": _object_of(_WHERE),
+    "contributions": flag,
+}
+_FIELDS = {
+    "model": text,
+    "prompt": _prompt,
+    "max_tokens": whole(0, _MANY),
+    "temperature": number,
+    "top_p": number,
+    "n": whole(1, CHOICES),
+    "stream": flag,
+    "stream_options": _object_of({"include_usage": flag}),
+    "logprobs": whole(0, MOST_LOGPROBS),
+    "echo": flag,
+    "stop": _stop,
+    "seed": whole(0, _SEEDS - 1),
+    "user": text,
+    "top_k": whole(0, _MANY),
+    "min_p": number,
+    "repetition_penalty": number,
+    "retrieval": _object_of(_RETRIEVAL),
+    "best_of": whole(1, CHOICES),
+    "presence_penalty": _neutral(0, "there is repetition_penalty instead"),
+    "frequency_penalty": _neutral(0, "there is repetition_penalty instead"),
+    "logit_bias": _neutral({}, "tokens have no bias here"),
+    "suffix": _neutral("", "nothing is put into a text here"),
+}

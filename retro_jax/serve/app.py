@@ -1,0 +1,223 @@
+"""The routes of the server: who may ask, what is read of a request, how it is answered."""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import logging
+import re
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from retro_jax.errors import UserError
+from retro_jax.generate.generator import Generator
+from retro_jax.generate.request import Completion
+from retro_jax.serve import api, documents
+from retro_jax.serve.answer import DONE, Answer, event
+from retro_jax.serve.limits import Limits
+from retro_jax.serve.metrics import CONTENT_TYPE, Metrics
+from retro_jax.serve.reading import Refused, json_of
+from retro_jax.serve.responses import Guard, Stream, broken, explain, json_response
+from retro_jax.serve.running import Running
+
+_RETRY = 2  # seconds
+
+
+class Service:
+    """What the routes share.
+
+    Args:
+      name: of the model. key: that /v1 asks for; None: nobody is asked.
+    """
+
+    def __init__(self, generator: Generator, name: str, limits: Limits, key: str | None):
+        self.generator, self.name, self.limits, self.key = generator, name, limits, key
+        self.metrics, self.running = Metrics(generator), set()
+        # One, so that who comes first is queued first; reading and tokenising hold up nobody else.
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="requests")
+        self._began, self._changing = int(time.time()), asyncio.Lock()
+        self._page = Path(__file__).with_name("page.html").read_bytes()
+        self._policy = _policy(self._page.decode())
+
+    def app(self) -> Starlette:
+        """To be served."""
+        routes = [
+            Route("/", self.page),
+            Route("/healthz", self.health),
+            Route("/metrics", self.measured),
+            Route("/v1/models", self.models),
+            Route("/v1/completions", self.completions, methods=["POST"]),
+            Route("/v1/documents", self.documents, methods=["GET", "POST", "DELETE"]),
+        ]
+        handlers = dict.fromkeys(
+            (Refused, UserError, HTTPException, ClientDisconnect, Exception), explain
+        )
+        guard = [Middleware(Guard, key=self.key, answered=self.metrics.answered)]
+        return Starlette(routes=routes, exception_handlers=handlers, middleware=guard)
+
+    def end(self):
+        """Has what is running end with what there is."""
+        for running in self.running:
+            for work in running.works:
+                work.cancel()
+
+    async def page(self, request: Request) -> Response:
+        """The page for a person."""
+        return Response(self._page, headers=self._policy, media_type="text/html; charset=utf-8")
+
+    async def health(self, request: Request) -> Response:
+        """Whether continuations can be asked for."""
+        if error := self.generator.error:
+            return json_response({"status": f"failed: {error}"}, 503)
+        return json_response({"status": "ok"})
+
+    async def measured(self, request: Request) -> Response:
+        """For Prometheus."""
+        return Response(self.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    async def models(self, request: Request) -> Response:
+        """The one model, and what it can be asked for."""
+        g = self.generator
+        names = await run_in_threadpool(g.retriever.databases.names)
+        model = {
+            "id": self.name, "object": "model", "created": self._began, "owned_by": "retro_jax",
+            "length": g.length, "rows": g.rows, "k": g.k, "databases": names,
+        }  # fmt: skip
+        return json_response({"object": "list", "data": [model]})
+
+    async def completions(self, request: Request) -> Response:
+        """Continuations, at once or as they come."""
+        body, running = await self._body(request), Running()
+        gone = asyncio.create_task(_cancel_when_gone(request, running))
+        self.running.add(running)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.running.discard, running)
+            stack.callback(gone.cancel)
+            stack.callback(running.cancel)
+            loop = asyncio.get_running_loop()
+            asked = await loop.run_in_executor(self._reader, self._submit, body, running)
+            answer = Answer(asked, self.name, self.generator.tokenizer)
+            if asked.stream:
+                return Stream(self._events(asked, answer, running), stack.pop_all().close)
+            async for i, piece in running:
+                if piece is None:
+                    self._completed(running.works[i].completion)
+            if running.cancelled:
+                raise ClientDisconnect
+            return json_response(answer.whole(running.results()))
+
+    def _submit(self, body: bytes, running: Running) -> api.Asked:
+        """Reads a body and queues what it asks for; in the reader's thread."""
+        g = self.generator
+        asked = api.asked(json_of(body), self.name, g.tokenizer, self.limits.queue)
+        for request in asked.requests[:: asked.n]:
+            g.check(request)
+        if g.error:
+            raise broken()
+        if g.waiting + len(asked.requests) > self.limits.queue:
+            raise Refused(
+                f"{g.waiting} requests are waiting, with room for {self.limits.queue}; try again later",
+                status=429, code="queue_full", headers={"retry-after": str(_RETRY)},
+            )  # fmt: skip
+        running.submit(g, asked.requests)
+        return asked
+
+    def _completed(self, completion: Completion):
+        self.metrics.completed(completion)
+        if completion.retrieval.startswith("failed"):
+            print(f"retro: retrieval {completion.retrieval}", file=sys.stderr, flush=True)
+
+    async def _events(self, asked: api.Asked, answer: Answer, running: Running):
+        """The events of a stream."""
+        try:
+            for i in range(len(asked.requests)):
+                if first := answer.prompt(i):
+                    yield first
+            async for i, piece in running:
+                if piece is None:
+                    completion = running.works[i].result(0)
+                    self._completed(completion)
+                    yield answer.last(i, completion)
+                else:
+                    yield answer.piece(i, piece)
+            if running.cancelled:
+                return
+            if usage := answer.usage(running.results()):
+                yield usage
+            yield DONE
+        except Exception:
+            logging.getLogger(__name__).exception("a stream ended early")
+            yield event(broken().to_json())  # the status has been sent already
+
+    async def documents(self, request: Request) -> Response:
+        """What databases hold: told, or changed."""
+        if not self.key:
+            raise Refused(
+                "documents can be changed only where a key is asked for: start the server with the "
+                "environment variable RETRO_API_KEY",
+                status=403,
+            )  # fmt: skip
+        databases = self.generator.retriever.databases
+        if request.method == "GET":
+            told = await run_in_threadpool(databases.describe)
+            return json_response({"object": "list", "data": told})
+        body = await self._body(request)
+        change = documents.add if request.method == "POST" else documents.delete
+        async with self._changing:  # of those that wait for one another none holds a thread
+            return json_response(await run_in_threadpool(lambda: change(databases, json_of(body))))
+
+    async def _body(self, request: Request) -> bytes:
+        """The body, if it is JSON, not too long, and here in time."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # other kinds any page in a browser may send
+            raise Refused("send JSON with the header 'Content-Type: application/json'", status=415)
+        most = self.limits.body
+        large = Refused(f"the body has more than {most:,} bytes; send less", status=413)
+        length = request.headers.get("content-length", "0")
+        if int(length) > most:
+            raise large
+        data = bytearray()
+        try:
+            async with asyncio.timeout(self.limits.body_seconds):
+                async for part in request.stream():
+                    data += part
+                    if len(data) > most:
+                        raise large
+        except TimeoutError as error:
+            raise Refused(
+                f"the body was not complete after {self.limits.body_seconds} seconds; send it again",
+                status=408, headers={"connection": "close"},
+            ) from error  # fmt: skip
+        return bytes(data)
+
+
+async def _cancel_when_gone(request: Request, running: Running):
+    """Cancels what is running when the client closes its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    running.cancel()
+
+
+def _policy(page: str) -> dict[str, str]:
+    """What the page may do: its own style and script, and calls of this server."""
+    allowed = {}
+    for tag in ("style", "script"):
+        inside = re.search(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)[1]
+        allowed[tag] = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+    return {
+        "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'; connect-src 'self'; img-src data:; "
+        + "; ".join(f"{tag}-src 'sha256-{digest}'" for tag, digest in allowed.items()),
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+    }

@@ -1,0 +1,96 @@
+"""A server of its own port, in a thread of the test's process or as a process."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+
+from retro_jax.serve import server
+from retro_jax.serve.app import Service
+from retro_jax.serve.limits import Limits
+
+JSON = {"content-type": "application/json"}
+PROMPT = "kara lopo minel tenra kais mipo lora "
+# In a process of its own: only there does a signal end it.
+SCRIPT = """
+import sys
+from pathlib import Path
+from conftest import small_experiment
+from retro_jax.serve.server import serve
+
+serve(small_experiment(Path(sys.argv[1])), Path(sys.argv[2]), "127.0.0.1", int(sys.argv[3]), 4, 512)
+"""
+
+
+@contextlib.contextmanager
+def serving(generator, key: str | None = None, **limits):
+    """(address, Service) of a server in a thread."""
+    made = Limits(**limits)
+    service = Service(generator, "small", made, key)
+    with server.bound("127.0.0.1", 0) as listening:
+        listening.listen()
+        running = server.server(service, made)
+        thread = threading.Thread(target=running.run, args=([listening],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}", service
+        finally:
+            running.should_exit = True
+            thread.join()
+
+
+@contextlib.contextmanager
+def process(experiment, root: Path, seconds: float = 120):
+    """(address, Popen) of a server in a process; it is ended with SIGTERM."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    corpus = Path(experiment.corpus.source.removeprefix("text:")).parent
+    command = [sys.executable, "-c", SCRIPT, str(corpus), str(root), str(port)]
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    made = subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert f":{port}" in made.stdout.readline()
+        yield f"http://127.0.0.1:{port}", made
+    finally:
+        made.send_signal(signal.SIGTERM)
+        made.wait(seconds)
+
+
+def post(address: str, **body) -> httpx.Response:
+    """An answer to a request for a completion."""
+    return httpx.post(f"{address}/v1/completions", json=body, timeout=60)
+
+
+def connect(address: str, receive: int | None = None) -> socket.socket:
+    """A bare connection; receive: bytes that the kernel takes for it at most."""
+    made = socket.socket()
+    if receive:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
+    made.settimeout(30)
+    host, port = address.removeprefix("http://").split(":")
+    made.connect((host, int(port)))
+    return made
+
+
+def ask(body: bytes, path: str = "/v1/completions", length: int | None = None) -> bytes:
+    """A request as bytes; length: what it says that its body has."""
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: "
+    return f"{head}{len(body) if length is None else length}\r\n\r\n".encode() + body
+
+
+def until(condition, seconds: float = 20):
+    """Waits until a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to be"
+        time.sleep(0.01)
