@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from retro_jax.config import ModelConfig
-from retro_jax.corpus.tokenizer import PAD
+from retro_jax.corpus.tokenizer import BOS, PAD
 from retro_jax.generate import sample
 from retro_jax.generate.sample import TOP, Sampling
 from retro_jax.model import decode, functional
-from retro_jax.model.decode import Cache, Fresh
+from retro_jax.model.cache import Cache, Fresh, place
 from retro_jax.model.layers import ROWS
 from retro_jax.train import sharding
 
@@ -88,6 +88,20 @@ class Engine:
         jitted = (self._prefill, self._admit, self._step, self._segment, self._copy)
         return sum(f._cache_size() for f in jitted)
 
+    def compile(self):
+        """Compiles all that any request can need; rows that hold something lose it."""
+        m = self.model.chunk
+        sizes = {min(self.length, m << i) for i in range(self.length.bit_length())}
+        for size in sorted(sizes):
+            self.admit(0, np.full(size, BOS, np.int32), np.zeros((0, self.k, 0), np.int32))
+        still = np.zeros(self.rows, np.int32)
+        self.advance(still)
+        if self.k:
+            for n in {min(self.rows, 1 << i) for i in range(self.rows.bit_length() + 1)}:
+                self.advance(still, {row: self.no_neighbours() for row in range(n)})
+        for n in range(1, min(self.k + 1, self.rows)):
+            self.copy(list(range(n)), 0)
+
     def no_neighbours(self) -> np.ndarray:
         """[K, R]: all missing."""
         return np.full((self.k, self.model.retrieved), PAD, np.int32)
@@ -115,7 +129,8 @@ class Engine:
         padded = np.full((1, chunks * m), PAD, np.int32)
         padded[0, :n] = tokens
         near = np.full((1, chunks, self.k, self.model.retrieved), PAD, np.int32)
-        near[0, : len(neighbours)] = neighbours
+        if len(neighbours):
+            near[0, : len(neighbours)] = neighbours
         # The row's own reading of BOS and PAD is no text, and can be drawn no more than any.
         with jax.set_mesh(self.mesh):
             count = np.array([n], np.int32)
@@ -197,7 +212,7 @@ def _prefill(net, length: int, tokens, count, near):
 
 
 def _admit(state: State, ways: Ways, cache: Cache, logits, row, tokens, forced):
-    moved = decode.place(state.cache, row[None], cache, jnp.zeros(1, jnp.int32))
+    moved = place(state.cache, row[None], cache, jnp.zeros(1, jnp.int32))
     held = jnp.zeros(state.seen.shape[1], bool).at[tokens[0]].set(True)
     state = State(moved, state.token, state.seen.at[row].set(held))
     logits = jax.sharding.reshard(logits, jax.P())
@@ -253,5 +268,5 @@ def _draw(state: State, ways: Ways, logits, active, forced=None):
 def _copy(state: State, rows, source):
     again = jnp.broadcast_to(source, rows.shape)
     put = lambda x: x.at[rows].set(x[again])  # noqa: E731
-    cache = decode.place(state.cache, rows, state.cache, again)
+    cache = place(state.cache, rows, state.cache, again)
     return State(cache, put(state.token), put(state.seen))

@@ -69,6 +69,13 @@ class Generator:
             params = restore_trained(e, root, True, mesh)
         return cls(e.model, params, tokenizer, retriever, **sizes)
 
+    def warm_up(self):
+        """Compiles all that any request can need, which otherwise happens when it is first needed; call it
+        before the first request."""
+        self._schedule.engine.compile()
+        if self.k:
+            self.generate("", tokens=2, align=True)  # what looks up is warm, too
+
     def generate(self, prompt: str, **fields) -> Completion:
         """Continues one prompt; fields: those of `Request`."""
         return self.generate_all([Request(prompt, **fields)])[0]

@@ -18,45 +18,10 @@ import numpy as np
 
 from retro_jax.config import ModelConfig
 from retro_jax.model import functional
+from retro_jax.model.cache import Cache, Fresh, Layer, Read, over_rows
 from retro_jax.model.layers import ROWS, gather
 from retro_jax.model.positions import rotate, rotations
 from retro_jax.model.retro import PAD, Block, Retro
-
-
-class Read(NamedTuple):
-    """What a CCA layer reads of each row."""
-
-    key: jax.Array  # [B, N, K R, H]
-    value: jax.Array  # [B, N, K R, H]
-    table: jax.Array  # relative positions, from the farthest past on [N, 1, M + R, H]
-
-
-class Layer(NamedTuple):
-    """What a layer keeps."""
-
-    key: jax.Array  # [B, N, J, H]: what a head reads lies together
-    value: jax.Array  # [B, N, J, H]
-    table: jax.Array | None  # relative positions, from the farthest past on [N, A, J, H]
-    read: Read | None  # of a CCA layer, if anything is retrieved
-
-
-class Cache(NamedTuple):
-    """The state of B sequences."""
-
-    layers: tuple[Layer, ...]
-    # [B, M, D] of the last M tokens, token t at t % M, after the first CCA layer's self-attention
-    chunk: jax.Array
-    mask: jax.Array  # [B, K, R] where a neighbour that is read has a token
-    count: jax.Array  # [B] tokens read so far, the padding before the first included
-    begin: jax.Array  # [B] how much of that is padding
-    point: jax.Array  # [B] what `count` was when the chunk that is read of ended
-
-
-class Fresh(NamedTuple):
-    """Neighbours of what ends with the token of a step: M tokens, or as many as there are."""
-
-    rows: jax.Array  # [b] which sequences'; a row may be named twice
-    tokens: jax.Array  # [b, K, R], PAD where there is none
 
 
 class Decoder(NamedTuple):
@@ -88,7 +53,7 @@ def start(net: Decoder, rows: int, length: int, k: int) -> Cache:
     m, retrieved, dtype = c.chunk, c.retrieved, jnp.dtype(c.dtype)
 
     def zeros(*shape, heads=True):
-        return jnp.zeros(shape, dtype, out_sharding=_rows(len(shape), heads))
+        return jnp.zeros(shape, dtype, out_sharding=over_rows(len(shape), heads))
 
     layers = []
     for block in net.blocks:
@@ -101,8 +66,8 @@ def start(net: Decoder, rows: int, length: int, k: int) -> Cache:
             steps = 2 * m - 1 - np.arange(m + retrieved)
             read = Read(near, near, _table(block.cca.attention, steps, dtype))
         layers.append(Layer(own, own, table, read))
-    mask = jnp.zeros((rows, k, retrieved), bool, out_sharding=_rows(3))
-    none = jnp.zeros(rows, jnp.int32, out_sharding=_rows(1))
+    mask = jnp.zeros((rows, k, retrieved), bool, out_sharding=over_rows(3))
+    none = jnp.zeros(rows, jnp.int32, out_sharding=over_rows(1))
     return Cache(tuple(layers), zeros(rows, m, c.d, heads=False), mask, none, none, none)
 
 
@@ -167,7 +132,7 @@ def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None, active=
     chunk, mask, point, layers, first = cache.chunk, cache.mask, cache.point, [], True
     if fresh is not None:
         read = t.at[fresh.rows].get(out_sharding=ROWS) + 1
-        point = point.at[fresh.rows].set(read, out_sharding=_rows(1))
+        point = point.at[fresh.rows].set(read, out_sharding=over_rows(1))
     length = cache.layers[0].key.shape[2]
     angles = _angles(c, length)
     if angles is not None:  # each row's own [B, 1, 1, half]
@@ -206,24 +171,6 @@ def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None, active=
     return logits, Cache(tuple(layers), chunk, mask, count, cache.begin, point)
 
 
-def place(cache: Cache, rows, other: Cache, source) -> Cache:
-    """The cache with its rows [n] replaced by rows `source` [n] of another one, or of itself."""
-    names = ("chunk", "mask", "count", "begin", "point")
-    put = lambda x, y: x.at[rows].set(  # noqa: E731
-        y.at[source].get(out_sharding=jax.typeof(y).sharding), out_sharding=jax.typeof(x).sharding
-    )
-    layers = []
-    for layer, from_ in zip(cache.layers, other.layers):
-        layer = layer._replace(key=put(layer.key, from_.key), value=put(layer.value, from_.value))
-        if layer.read is not None:
-            near = layer.read
-            key, value = put(near.key, from_.read.key), put(near.value, from_.read.value)
-            layer = layer._replace(read=near._replace(key=key, value=value))
-        layers.append(layer)
-    moved = {n: put(getattr(cache, n), getattr(other, n)) for n in names}
-    return cache._replace(layers=tuple(layers), **moved)
-
-
 def _encode(model: Retro, table, cache: Cache, chunk, fresh: Fresh):
     """Memories [b, K, R, E] of the fresh neighbours, and the mask [B, K, R] with theirs."""
     m = model.config.chunk
@@ -232,7 +179,7 @@ def _encode(model: Retro, table, cache: Cache, chunk, fresh: Fresh):
     at = rows(cache.count)[:, None] - (m - 1) + jnp.arange(m)
     h, real = _pick(rows(chunk), at % m), at >= rows(cache.begin)[:, None]
     memory, found = model.encode(table, fresh.tokens[:, None], h, real)
-    return memory[:, 0], cache.mask.at[fresh.rows].set(found[:, 0], out_sharding=_rows(3))
+    return memory[:, 0], cache.mask.at[fresh.rows].set(found[:, 0], out_sharding=over_rows(3))
 
 
 def _reading(block: Block, layer: Layer, memory, rows=None) -> Layer:
@@ -241,7 +188,9 @@ def _reading(block: Block, layer: Layer, memory, rows=None) -> Layer:
         return layer
     key, value = (
         jnp.reshape(
-            jnp.moveaxis(x, 3, 1), (len(x), x.shape[3], -1, x.shape[4]), out_sharding=_rows(4, True)
+            jnp.moveaxis(x, 3, 1),
+            (len(x), x.shape[3], -1, x.shape[4]),
+            out_sharding=over_rows(4, True),
         )
         for x in block.cca.attention.keys_values(memory)
     )
@@ -309,8 +258,3 @@ def _slices(x, start, size: int):
 def _pick(x, at):
     """Entries of the second axis for each row: [B, C, ...], [B] -> [B, ...] or [B, n] -> [B, n, ...]."""
     return jax.vmap(lambda x, at: x.at[at].get(mode="promise_in_bounds"))(x, at)
-
-
-def _rows(rank: int, heads: bool = False) -> jax.P:
-    """Rows over the mesh and, of arrays [B, N, ...], heads too."""
-    return jax.P(ROWS[0], "model" if heads else None) if rank > 1 else jax.P(ROWS[0])

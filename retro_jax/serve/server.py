@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
 import os
 import signal
@@ -13,7 +12,6 @@ from pathlib import Path
 from retro_jax.config import Experiment
 from retro_jax.errors import UserError
 from retro_jax.generate.generator import Generator
-from retro_jax.generate.request import Request
 from retro_jax.serve.limits import Limits
 
 try:
@@ -27,7 +25,6 @@ except ImportError as error:
     ) from error
 
 KEY = "RETRO_API_KEY"  # the environment variable that holds the key
-_ANY = 100.0  # a temperature at which no token, so no end of a document, is likely
 _IDLE = 15  # seconds that a connection may be idle; OpenAI's client lets go of it sooner
 _BUFFER = 2**17  # bytes that the kernel keeps for a client that does not read
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 2\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -51,7 +48,7 @@ def serve(experiment: Experiment, root: Path, host: str, port: int, rows: int, l
         bound(host, port) as listening,
         Generator.open(experiment, root, rows=rows, length=length) as generator,
     ):
-        warm_up(generator)
+        generator.warm_up()
         answering = server(Service(generator, experiment.name, limits, key), limits)
         _listen(listening, host, port)
         where = f"[{host}]" if ":" in host else host
@@ -65,27 +62,6 @@ def serve(experiment: Experiment, root: Path, host: str, port: int, rows: int, l
                 answering.run(sockets=[listening])
         finally:
             signal.signal(signal.SIGTERM, before)
-
-
-def warm_up(generator: Generator):
-    """Compiles what requests need: a prompt's pass for each power of two chunks, segments, and steps in which
-    so many rows read neighbours."""
-    g, chunk, text = generator, generator.model.chunk, "a "
-    tokens = len(g.tokenizer.encode(text * chunk)) / chunk  # of the text
-    chunks = 1
-    while (fewer := chunks // 2 * chunk) < g.length:
-        middle = (fewer + min(chunks * chunk, g.length)) / 2
-        prompt = text * max(1, round(middle / tokens))
-        g.generate(prompt, tokens=2, k=0, temperature=_ANY)
-        chunks *= 2
-    # While a long prompt is read all look-ups come back, and from then on these rows read together.
-    reading = Request("", tokens=24, retrieval_step=1, temperature=_ANY)
-    together, pauses = 1, [Request(prompt, tokens=1, k=0)] * 3
-    while g.k and together <= g.rows:
-        g.generate_all([reading] * max(1, min(together, g.rows - 1)) + pauses)
-        together *= 2
-    for k in range(1, min(g.k, g.rows - 1) + 1):
-        g.generate_all([dataclasses.replace(reading, k=k, contributions=True)])
 
 
 def bound(host: str, port: int) -> socket.socket:

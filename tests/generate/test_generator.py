@@ -90,13 +90,22 @@ def test_requests_of_any_kind_beside_one_another_are_each_as_alone(generator):
                 for c in alone.chunks]  # fmt: skip
 
 
-def test_nothing_is_compiled_after_requests_of_these_sizes_have_been_seen(generator):
-    generator.generate_all(MIXED)
-    before = generator._schedule.engine.programs()
-    generator.generate_all(
-        [dataclasses.replace(r, tokens=r.tokens - 3, seed=11, temperature=0.3) for r in MIXED[::-1]]
-    )
-    assert generator._schedule.engine.programs() == before
+def test_after_it_is_warm_no_request_compiles_anything(small, whole, generator):
+    """Whatever its length and kind, and whoever reads with it."""
+    with Generator(
+        small.model, whole.params, generator.tokenizer, generator.retriever, rows=4, length=160
+    ) as other:
+        other.warm_up()
+        before = other._schedule.engine.programs()
+        other.generate_all(MIXED)
+        other.generate_all(
+            [
+                Request("kara " * n, tokens=n, retrieval_step=s, contributions=n % 5 == 0, k=n % 3)
+                for n in range(1, 25)
+                for s in (0, 1, 7)
+            ]
+        )
+        assert other._schedule.engine.programs() == before
 
 
 def test_without_retrieval_it_is_the_language_model(generator, whole):

@@ -10,6 +10,7 @@ import pytest
 from conftest import weights
 
 from retro_jax.model import decode, functional
+from retro_jax.model.cache import Fresh, place
 
 prefill, step = jax.jit(decode.prefill), jax.jit(decode.step)
 VOCAB, LENGTH = 50, 23  # five chunks of 4 and a part of a sixth
@@ -66,7 +67,7 @@ def decoded(config, params, tokens, near, prompts):
         fresh = None
         if ends and k:
             ends += ends[:1] * ((1 << (len(ends) - 1).bit_length()) - len(ends))
-            fresh = decode.Fresh(put(np.array(ends)), put(near[ends, at[ends] // m]))
+            fresh = Fresh(put(np.array(ends)), put(near[ends, at[ends] // m]))
         logits, cache = step(net, cache, put(tokens[np.arange(rows), at]), fresh)
 
 
@@ -123,7 +124,7 @@ def read_at(config, params, tokens, near, points, prompt, padding=0):
     for t in range(prompt, len(tokens)):
         fresh = None
         if t + 1 in points:
-            fresh = decode.Fresh(put(np.array([0])), put(near[points.index(t + 1)][None]))
+            fresh = Fresh(put(np.array([0])), put(near[points.index(t + 1)][None]))
         logits, cache = step(net, cache, put(tokens[t : t + 1]), fresh)
         out.append(logits[0])
     return np.stack(out)
@@ -161,15 +162,15 @@ def test_a_row_that_pauses_or_is_copied_goes_on_as_if_nothing_had_been(mesh, tin
     given = near[:, :1] * 0
     _, cache = prefill(net, cache, put(tokens[:, :3]), put(np.array([3, 3])), put(given))
     for t in (3, 4, 5):  # row 0 stays before its chunk's last token
-        fresh = decode.Fresh(put(np.array([1])), put(near[1:, 0])) if t == 3 else None
+        fresh = Fresh(put(np.array([1])), put(near[1:, 0])) if t == 3 else None
         read = np.array([tokens[0, 3], tokens[1, t]])
         logits, cache = step(net, cache, put(read), fresh, put(np.array([False, True])))
         np.testing.assert_allclose(logits[1], expected[1, t], rtol=1e-5, atol=1e-5)
-    cache = jax.jit(decode.place)(cache, np.array([1]), cache, np.array([0]))  # row 1 becomes row 0
+    cache = jax.jit(place)(cache, np.array([1]), cache, np.array([0]))  # row 1 becomes row 0
     for t in range(3, 12):
         fresh = None
         if (t + 1) % 4 == 0:
-            fresh = decode.Fresh(put(np.array([0, 1])), put(near[[0, 0], t // 4]))
+            fresh = Fresh(put(np.array([0, 1])), put(near[[0, 0], t // 4]))
         logits, cache = step(net, cache, put(tokens[[0, 0], t]), fresh)
         for row in (0, 1):
             np.testing.assert_allclose(logits[row], expected[0, t], rtol=1e-5, atol=1e-5)

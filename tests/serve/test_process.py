@@ -11,8 +11,6 @@ import pytest
 from serving import process
 
 from retro_jax.errors import UserError
-from retro_jax.generate.generator import Generator
-from retro_jax.generate.request import Request
 from retro_jax.serve import server
 
 # A document like no other, and a prompt whose chunk it is nearest to.
@@ -86,19 +84,6 @@ def test_documents_come_and_go_while_it_serves_and_sigterm_lets_requests_end(
         assert "data: [DONE]" in told
         assert sum('"finish_reason":"' in line for line in told) == 8
         assert running.wait(60) == 0
-
-
-def test_no_request_pays_for_compilation(small, finished):
-    with Generator.open(small, finished, rows=4, length=160) as generator:
-        server.warm_up(generator)
-        before = generator._schedule.engine.programs()
-        requests = [
-            Request("kara " * n, tokens=n, retrieval_step=step, contributions=n % 5 == 0, k=n % 3)
-            for n in range(1, 25)
-            for step in (0, 1, 7)
-        ]
-        generator.generate_all(requests)
-        assert generator._schedule.engine.programs() == before
 
 
 def test_a_port_that_is_taken_is_named(small, finished):

@@ -1,0 +1,70 @@
+"""What decoding keeps of each row, and how rows are copied.
+
+B rows, J tokens that a row can have, M chunk length, K neighbours, R retrieved length, N heads of keys and
+values, A heads of queries for each, H head size, D width
+"""
+
+from typing import NamedTuple
+
+import jax
+
+from retro_jax.model.layers import ROWS
+
+
+class Read(NamedTuple):
+    """What a CCA layer reads of each row."""
+
+    key: jax.Array  # [B, N, K R, H]
+    value: jax.Array  # [B, N, K R, H]
+    table: jax.Array  # relative positions, from the farthest past on [N, 1, M + R, H]
+
+
+class Layer(NamedTuple):
+    """What a layer keeps."""
+
+    key: jax.Array  # [B, N, J, H]: what a head reads lies together
+    value: jax.Array  # [B, N, J, H]
+    table: jax.Array | None  # relative positions, from the farthest past on [N, A, J, H]
+    read: Read | None  # of a CCA layer, if anything is retrieved
+
+
+class Cache(NamedTuple):
+    """The state of B sequences."""
+
+    layers: tuple[Layer, ...]
+    # [B, M, D] of the last M tokens, token t at t % M, after the first CCA layer's self-attention
+    chunk: jax.Array
+    mask: jax.Array  # [B, K, R] where a neighbour that is read has a token
+    count: jax.Array  # [B] tokens read so far, the padding before the first included
+    begin: jax.Array  # [B] how much of that is padding
+    point: jax.Array  # [B] what `count` was when the chunk that is read of ended
+
+
+class Fresh(NamedTuple):
+    """Neighbours of what ends with the token of a step: M tokens, or as many as there are."""
+
+    rows: jax.Array  # [b] which sequences'; a row may be named twice
+    tokens: jax.Array  # [b, K, R], PAD where there is none
+
+
+def place(cache: Cache, rows, other: Cache, source) -> Cache:
+    """The cache with its rows [n] replaced by rows `source` [n] of another one, or of itself."""
+    names = ("chunk", "mask", "count", "begin", "point")
+    put = lambda x, y: x.at[rows].set(  # noqa: E731
+        y.at[source].get(out_sharding=jax.typeof(y).sharding), out_sharding=jax.typeof(x).sharding
+    )
+    layers = []
+    for layer, from_ in zip(cache.layers, other.layers):
+        layer = layer._replace(key=put(layer.key, from_.key), value=put(layer.value, from_.value))
+        if layer.read is not None:
+            near = layer.read
+            key, value = put(near.key, from_.read.key), put(near.value, from_.read.value)
+            layer = layer._replace(read=near._replace(key=key, value=value))
+        layers.append(layer)
+    moved = {n: put(getattr(cache, n), getattr(other, n)) for n in names}
+    return cache._replace(layers=tuple(layers), **moved)
+
+
+def over_rows(rank: int, heads: bool = False) -> jax.P:
+    """Rows over the mesh and, of arrays [B, N, ...], heads too."""
+    return jax.P(ROWS[0], "model" if heads else None) if rank > 1 else jax.P(ROWS[0])
