@@ -180,6 +180,8 @@ def generate(experiment, root: Path, flags):
 
     if flags.rows is not None and (flags.rows < 1 or flags.prompts is None):
         raise UserError(f"--rows={flags.rows}: must be at least 1, beside --prompts=FILE")
+    if flags.interactive and flags.prompts is not None:
+        raise UserError(f"--interactive with --prompts={flags.prompts}: give one of them")
     if flags.interactive:
         return interactive.converse(experiment, root)
     if flags.prompts is None:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from retro_jax.config import ModelConfig
-from retro_jax.corpus.tokenizer import BOS, PAD
+from retro_jax.corpus.tokenizer import BOS, EOS, PAD
 from retro_jax.generate import sample
 from retro_jax.generate.sample import TOP, Sampling
 from retro_jax.model import decode, functional
@@ -42,6 +42,7 @@ class Ways(NamedTuple):
     sampling: Sampling
     leader: jax.Array  # [B] which row's token a row takes: its own, unless it is compared with it
     top: jax.Array  # [] whether anyone wants the most probable tokens
+    silent: jax.Array  # [V] which tokens are never drawn
 
 
 class Drawn(NamedTuple):
@@ -59,9 +60,12 @@ class Engine:
     Args:
       model, params: the network.
       rows: B. length: J; rounded up to whole chunks. k: K; 0 is the language model alone.
+      silent: which tokens have no text [V] bool; but for the end of a document they are never drawn.
     """
 
-    def __init__(self, model: ModelConfig, params: dict, rows: int, length: int, k: int):
+    def __init__(
+        self, model: ModelConfig, params: dict, rows: int, length: int, k: int, silent: np.ndarray
+    ):
         self.model, self.rows, self.k = model, rows, k
         self.length = -(-length // model.chunk) * model.chunk
         sharding.keep_memory()  # without, a step with new neighbours takes half as long again
@@ -81,6 +85,7 @@ class Engine:
         self._copy = jax.jit(_copy, donate_argnums=0)
         self._sampling = {n: np.full(rows, v, _DTYPES[n]) for n, v in GREEDY.items()}
         self._leader, self._top = np.arange(rows, dtype=np.int32), np.zeros(rows, bool)
+        self._silent = silent & (np.arange(len(silent)) != EOS)
         self._ways = None
 
     def programs(self) -> int:
@@ -174,7 +179,7 @@ class Engine:
 
     def _now(self) -> Ways:
         if self._ways is None:
-            made = Ways(Sampling(**self._sampling), self._leader, self._top.any())
+            made = Ways(Sampling(**self._sampling), self._leader, self._top.any(), self._silent)
             self._ways = jax.tree.map(jnp.array, made)  # a copy: the host's will change
         return self._ways
 
@@ -255,7 +260,7 @@ def _advance(net, state: State, ways: Ways, fresh, active):
 def _draw(state: State, ways: Ways, logits, active, forced=None):
     """Draws from logits [B, V] where `active`."""
     count = jax.sharding.reshard(state.cache.count - state.cache.begin, jax.P())
-    drawn = sample.sample(logits, ways.sampling, state.seen, count)[ways.leader]
+    drawn = sample.sample(logits, ways.sampling, state.seen, count, ways.silent)[ways.leader]
     if forced is not None:
         drawn = jnp.where(forced >= 0, forced, drawn)
     token = jnp.where(active, drawn, state.token)

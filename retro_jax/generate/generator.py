@@ -1,17 +1,17 @@
 """Prompts in, continuations out: what a caller sees of generation."""
 
-import contextlib
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from retro_jax import steps
 from retro_jax.config import Experiment, ModelConfig, from_config_dict
 from retro_jax.errors import UserError
 from retro_jax.generate.engine import Engine
-from retro_jax.generate.lookup import Lookup, prompt_ids
+from retro_jax.generate.lookup import Lookup
 from retro_jax.generate.request import Completion, Request
 from retro_jax.generate.schedule import Schedule
 from retro_jax.generate.work import Work
@@ -49,7 +49,9 @@ class Generator:
         self.retriever, self.tokenizer = retriever, tokenizer
         self.model = model
         self.lookup = Lookup(retriever, tokenizer, model.chunk, model.retrieved, self.k)
-        self._schedule = Schedule(Engine(model, params, rows, length, self.k), self.lookup)
+        silent = tokenizer.byte_counts == 0
+        engine = Engine(model, params, rows, length, self.k, silent)
+        self._schedule = Schedule(engine, self.lookup)
 
     @classmethod
     def open(cls, config, workdir: Path | str, **sizes) -> "Generator":
@@ -74,7 +76,7 @@ class Generator:
         before the first request."""
         self._schedule.engine.compile()
         if self.k:
-            self.generate("", tokens=2, align=True)  # what looks up is warm, too
+            self.retriever.retrieve(np.zeros((1, self.model.chunk), np.int32), self.k)
 
     def generate(self, prompt: str, **fields) -> Completion:
         """Continues one prompt; fields: those of `Request`."""
@@ -110,7 +112,9 @@ class Generator:
     def check(self, request: Request, named: str = ""):
         """Raises UserError for what this generator cannot do; `named` precedes the field's name."""
         request.check(named)
-        width, ids = self.lookup.width(request), prompt_ids(self.tokenizer, request.prompt)
+        width, tokens = self.lookup.width(request), self.lookup.least(request.prompt)
+        if tokens <= self.length:  # otherwise it is too long whatever it says
+            tokens = len(self.lookup.ids(request.prompt))
         if width > self.k:
             raise UserError(
                 f"{named}{'neighbours' if request.neighbours else 'k'}: {width} neighbours, but at most "
@@ -125,17 +129,14 @@ class Generator:
             raise UserError(
                 f"{named}contributions: {width} neighbours take {1 + width} rows, but there are {self.rows}"
             )
-        size = request.room(len(ids), self.model)
+        size = request.room(tokens, self.model)
         if size > self.length:
             raise UserError(
-                f"{named}tokens = {request.tokens}: with a prompt of {len(ids):,} tokens that is {size:,} in "
+                f"{named}tokens = {request.tokens}: with a prompt of {tokens:,} tokens that is {size:,} in "
                 f"all, more than the {self.length:,} that there is room for; lower it, or shorten the prompt"
             )
         if width and not request.neighbours:
-            with contextlib.suppress(
-                OSError
-            ):  # what is damaged fails when it is looked up, and is told
-                self.retriever.check(request.databases)
+            self.retriever.check(request.databases)
 
     def submit(self, request: Request, listener: Callable | None = None) -> Work:
         """Queues a request and returns at once.

@@ -1,5 +1,6 @@
 """What the chunks of a text under way read: looked up while others are decoded, and told afterwards."""
 
+import functools
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +12,7 @@ from retro_jax.corpus.tokenizer import BOS, PAD
 from retro_jax.generate.request import Request
 from retro_jax.retrieval.retriever import Neighbours
 
+_PROMPTS = 64  # that are remembered: a request's is asked for several times
 _THREADS = 2  # one embeds or searches while another waits for a disk
 
 
@@ -32,12 +34,15 @@ class Lookup:
       chunk: M. retrieved: R. most: K, neighbours that can be read at most.
 
     Attributes:
+      ids: from a prompt to its token ids, BOS first; the last ones are remembered.
       looked_up, failed, seconds: chunks and lookups so far, for who watches.
     """
 
     def __init__(self, retriever, tokenizer, chunk: int, retrieved: int, most: int):
         self._retriever, self._tokenizer = retriever, tokenizer
         self._m, self._r, self._most = chunk, retrieved, most
+        self._longest = int(tokenizer.byte_counts.max())  # bytes of a token
+        self.ids = functools.lru_cache(_PROMPTS)(lambda text: prompt_ids(tokenizer, text))
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="lookup")
         self.looked_up, self.failed, self.seconds = 0, 0, 0.0
 
@@ -49,6 +54,10 @@ class Lookup:
         """How many neighbours a request's chunks read."""
         return request.width(min(self._retriever.k, self._most))
 
+    def least(self, prompt: str) -> int:
+        """The fewest tokens that a prompt can have, without looking at what it says."""
+        return 1 + len(prompt.encode()) // self._longest
+
     def prompt(self, request: Request) -> Future:
         """Future of a `Prompt`."""
         return self._threads.submit(self._timed, self._of_prompt, request)
@@ -56,12 +65,21 @@ class Lookup:
     def unread(self, request: Request) -> Prompt:
         """A prompt for which nothing is looked up."""
         near = self._find([], np.zeros((0, self._m), np.int32))
-        return Prompt(prompt_ids(self._tokenizer, request.prompt), 0, near, [], None)
+        return Prompt(list(self.ids(request.prompt)), 0, near, [], None)
 
-    def windows(self, requests: Sequence[Request], windows: np.ndarray) -> Future:
-        """Future of what one window [M] of each request retrieves, PAD before a shorter one: Neighbours,
-        and for each what `describe` says."""
-        return self._threads.submit(self._timed, self._of_windows, requests, windows)
+    def windows(self, requests: Sequence[Request], windows: np.ndarray) -> list[tuple[Future, int]]:
+        """For each request the future of what its window [M] retrieves, PAD before a shorter one, and its
+        place in that: Neighbours, and for each what `describe` says. What is asked of the same databases is
+        one look-up, so that one that fails is no other's."""
+        out, alike = [None] * len(requests), {}
+        for row, r in enumerate(requests):
+            alike.setdefault((self.width(r), r.where, r.databases, r.neighbours), []).append(row)
+        for rows in alike.values():
+            asked = [requests[row] for row in rows]
+            future = self._threads.submit(self._timed, self._of_windows, asked, windows[rows])
+            for place, row in enumerate(rows):
+                out[row] = future, place
+        return out
 
     def _timed(self, function, *arguments):
         begin = time.perf_counter()
@@ -74,7 +92,7 @@ class Lookup:
             self.seconds += time.perf_counter() - begin
 
     def _of_prompt(self, request: Request):
-        ids, passage = prompt_ids(self._tokenizer, request.prompt), None
+        ids, passage = list(self.ids(request.prompt)), None
         if request.in_prompt and self.width(request):
             near = self._find([request], window(ids, len(ids), self._m)[None])
             if near.tokens[0, 0].any():

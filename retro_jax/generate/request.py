@@ -34,6 +34,15 @@ class Request:
     where: Where = field(default_factory=Where)  # which documents may be read
     contributions: bool = False  # what each neighbour was worth to each token
 
+    def __post_init__(self):
+        for name in ("stop", "neighbours", "databases"):
+            values = getattr(self, name)
+            if isinstance(values, str):
+                raise UserError(
+                    f"{name} = {values!r}: must be a list of texts, for example [{values!r}]"
+                )
+            object.__setattr__(self, name, tuple(values))
+
     def width(self, default: int) -> int:
         """How many neighbours a chunk reads, where `default` is what -1 stands for."""
         if self.neighbours:
@@ -83,7 +92,7 @@ class Completion:
       tokens, logprobs: its token ids and the model's log p of each, nats.
       ends: how many characters of the text there are after each token.
       top: for each token {token id: log p} of the most probable ones, if `logprobs` asked for them.
-      finish: stop (the end of a document, or a stop text) or length.
+      finish: stop (the end of a document, or a stop text), length or cancelled.
       chunks: what was looked up, and read from then on until the next one:
         text, of the chunk that retrieved; begin, the place of the first token that read it, among all
         tokens, the prompt's included; neighbours, each with database, document, chunk, offset (tokens
@@ -93,8 +102,7 @@ class Completion:
       first: the place of the first generated token.
       retrieval: on, off, or failed and why; what was generated after that read nothing.
       passage: what RETRO++ put before the prompt.
-      seconds: waiting (in the queue), first (from the request to its first token), total, and of these
-        looking up.
+      seconds: waiting (in the queue), first (from the request to its first token) and total.
     """
 
     prompt: str

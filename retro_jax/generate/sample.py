@@ -8,10 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from retro_jax.corpus.tokenizer import BOS, PAD, UNK
-
 TOP = 5  # most probable tokens that are reported, at most
-_NEVER = (PAD, BOS, UNK)  # they are no text
 
 
 class Sampling(NamedTuple):
@@ -25,25 +22,28 @@ class Sampling(NamedTuple):
     seed: jax.Array  # uint32
 
 
-def sample(logits, how: Sampling, seen, place):
+def sample(logits, how: Sampling, seen, place, silent):
     """Draws a token for each row.
 
     What is drawn depends on a row's own logits, settings and place alone, not on the rows beside it.
 
     Args:
       logits: [B, V]. seen: the tokens that a row holds already [B, V] bool.
-      place: which of a row's tokens is drawn [B]; each has a random number of its own.
+      place: which of a row's tokens is drawn [B]; each has a random number of its own. silent: tokens that
+      are never drawn [V] bool.
 
     Returns:
       [B] int32; of equally probable tokens the first.
     """
-    logits = logits.at[:, jnp.array(_NEVER)].set(-jnp.inf)
+    logits = jnp.where(silent, -jnp.inf, logits)
     penalty = how.penalty[:, None]
     logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
     greedy = _largest(logits)
 
     def draw():
-        x = logits / jnp.where(how.temperature > 0, how.temperature, 1)[:, None]
+        # Less the largest, which then is 0 however low the temperature.
+        x = logits - logits.max(axis=-1, keepdims=True)
+        x = x / jnp.where(how.temperature > 0, how.temperature, 1)[:, None]
         x = jnp.where(_among(x, how), x, -jnp.inf)
         keys = jax.vmap(lambda s, p: jax.random.fold_in(jax.random.key(s), p))(how.seed, place)
         noise = jax.vmap(lambda key: jax.random.gumbel(key, x.shape[1:]))(keys)

@@ -4,7 +4,6 @@ up while the other rows go on."""
 import collections
 import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, wait
 
 import numpy as np
 
@@ -14,6 +13,8 @@ from retro_jax.generate.work import Work
 
 _FEWEST = 4  # tokens of a segment, unless all rows have fewer to go: each costs a look of the host
 _SECONDS = 0.05  # that a segment takes at most, so that text flows and newcomers are let in
+_LOOK = 0.2  # seconds after which who is cancelled is noticed, where nothing else happens
+_DEADLINE = 30  # seconds that a look-up may take; then the text goes on without it
 
 
 class Schedule:
@@ -29,6 +30,7 @@ class Schedule:
         self._queue: collections.deque[Work] = collections.deque()
         self._here: list[Work] = []  # have rows
         self._change, self._closing, self.error = threading.Condition(), False, None
+        self._stirred = False  # something has come, from a caller or a look-up
         self.drawn, self._pace = 0, None  # seconds of one token
         self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
         self._thread.start()
@@ -43,7 +45,7 @@ class Schedule:
             if self.error or self._closing:
                 raise self.error or RuntimeError("the generator is closed")
             self._queue.append(work)
-            self._change.notify()
+            self._stir()
 
     @property
     def waiting(self) -> int:
@@ -59,8 +61,13 @@ class Schedule:
         """Ends the thread; what is not complete ends with what there is."""
         with self._change:
             self._closing = True
-            self._change.notify()
+            self._stir()
         self._thread.join()
+
+    def _stir(self):
+        with self._change:
+            self._stirred = True
+            self._change.notify()
 
     def _run(self):
         try:
@@ -71,36 +78,47 @@ class Schedule:
                         break
                 self._turn()
         except Exception as error:
-            self.error = error
-        for work in [*self._here, *self._queue]:
+            with self._change:
+                self.error = error
+        with self._change:  # whoever comes from now on is refused
+            left = [*self._here, *self._queue]
+        for work in left:
+            work.cancel()
             work.finish(self.error)
 
     def _turn(self):
         """Lets requests in, looks up what is needed, and has the rows go on that can."""
         self._let_in()
         for work in self._here:
-            if work.cancelled and work.ids:
+            if work.cancelled:
                 work.finish()
         for work in self._here:
             if work.done:
-                self._free += [work.row, *work.shadows]
+                for row in (work.row, *work.shadows):
+                    self.engine.set(row)  # so that no one waits for what nobody asks for any more
+                    self._free.append(row)
         self._here = [w for w in self._here if not w.done]
         running = [w for w in self._here if w.ids]
         self._look_up([w for w in running if w.steps == 0 and not w.near and not w.waiting])
         for work in self._here:
-            if work.waiting and work.waiting[0].done():
+            if work.waiting and (work.waiting[0].done() or work.waited > _DEADLINE):
                 self._arrives(work)
         running = [w for w in self._here if w.ids and not w.done]
         fresh = [w for w in running if w.near]
         others = [w for w in running if not w.waiting and not w.near and w.steps]
         if fresh or others:
             self._advance(fresh, others)
-        elif waiting := [w.waiting[0] for w in self._here if w.waiting]:
-            wait(waiting, return_when=FIRST_COMPLETED)
+        else:
+            with self._change:
+                self._change.wait_for(lambda: self._stirred, _LOOK)
+                self._stirred = False
 
     def _let_in(self):
-        for work in [w for w in self._queue if w.cancelled]:
-            self._queue.remove(work)
+        with self._change:  # callers append to it
+            gone = [w for w in self._queue if w.cancelled]
+            for work in gone:
+                self._queue.remove(work)
+        for work in gone:
             work.finish()
         while self._queue:
             work = self._queue[0]
@@ -110,21 +128,27 @@ class Schedule:
                 return  # no one overtakes
             work.admitted()
             work.row, *work.shadows = (self._free.pop() for _ in range(1 + shadows))
-            work.waiting = self.lookup.prompt(work.request), None
+            self._awaits(work, self.lookup.prompt(work.request), None)
             self._here.append(work)
-            self._queue.popleft()
+            with self._change:
+                self._queue.popleft()
 
     def _look_up(self, works: list[Work]):
         if works:
             windows = np.stack([w.window() for w in works])
-            future = self.lookup.windows([w.request for w in works], windows)
-            for place, work in enumerate(works):
-                work.waiting = future, place
+            found = self.lookup.windows([w.request for w in works], windows)
+            for work, (future, place) in zip(works, found):
+                self._awaits(work, future, place)
+
+    def _awaits(self, work: Work, future, place: int | None):
+        work.awaits(future, place)
+        future.add_done_callback(lambda future: self._stir())
 
     def _arrives(self, work: Work):
         """What a row waited for is there."""
         (future, place), work.waiting = work.waiting, None
-        error = future.exception()
+        late = TimeoutError(f"nothing was found within {_DEADLINE} seconds")
+        error = future.exception() if future.done() else late
         if place is None:
             self._starts(work, future, error)
         elif error:

@@ -45,16 +45,18 @@ def generate_file(experiment: Experiment, root: Path, file: Path, rows: int = RO
       The file that has a `Completion` a line, in the order of the prompts.
 
     Raises:
-      UserError: a line that is no request, or what is there was made from another file or config.
+      UserError: a line that is no request, a look-up that failed, or what is there was made from another
+        file, config or state of the databases.
     """
     root, requests = Path(root), read_requests(experiment, file)
+    check_prepared(experiment, root)
     out = root / "completions" / file.stem
     text = json.dumps([dataclasses.asdict(r) for r in requests], sort_keys=True)
     settings = {
         "prompts": digest(text, 16).hex(),
         "evaluate.checkpoint": experiment.evaluate.checkpoint,
+        "databases": _stamps(experiment, root, requests),
     }
-    check_prepared(experiment, root)
 
     def make(partial: Path) -> dict:
         writer = columns.Writer(partial, {"completions": columns.LINES})
@@ -66,7 +68,10 @@ def generate_file(experiment: Experiment, root: Path, file: Path, rows: int = RO
             advance(done)
             for begin in range(done, len(requests), _BLOCK * rows):
                 found = generator.generate_all(requests[begin : begin + _BLOCK * rows])
-                _warn(found)
+                if why := [c.retrieval for c in found if c.retrieval.startswith("failed")]:
+                    raise UserError(
+                        f"{file}: a look-up {why[0]}; mend it, and run the same command to go on"
+                    )
                 writer.append(completions=[c.to_json() for c in found])
                 writer.commit()
                 advance(len(found))
@@ -77,10 +82,17 @@ def generate_file(experiment: Experiment, root: Path, file: Path, rows: int = RO
     return out / "completions.jsonl"
 
 
+def _stamps(e: Experiment, root: Path, requests: Sequence[Request]) -> dict[str, str]:
+    """What tells states of the databases apart that are read."""
+    databases = steps.load_retriever(e, root / "prepare").databases
+    names = {name.partition("=")[0] for r in requests for name in r.databases}
+    return {name: str(databases.stamp(name)) for name in sorted(names)}
+
+
 def read_requests(experiment: Experiment, file: Path) -> list[Request]:
     """The requests of a file; see `generate_file`."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"--prompts={file}: cannot be read ({error}); give a text or JSONL file"

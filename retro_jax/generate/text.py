@@ -42,13 +42,16 @@ class Text:
 
     @property
     def told_tokens(self) -> int:
-        """How many tokens the text that was told is made of, to their ends."""
-        return bisect.bisect_right(self.ends, self._told)
+        """How many tokens the text that was told is made of; the last one may say more."""
+        return self._made_of(self._told)
 
     @property
     def tokens(self) -> int:
-        """How many tokens the text is made of: one that is cut counts, those after it do not."""
-        return sum(end < len(self.text) for end in self.ends[:-1]) + 1 if self.ends else 0
+        """How many tokens the text is made of: where it was cut, the one that is cut is the last."""
+        return self._made_of(len(self.text)) if self.ended else len(self.ends)
+
+    def _made_of(self, characters: int) -> int:
+        return min(len(self.ends), bisect.bisect_left(self.ends, characters) + 1)
 
     def _extend(self, more: str):
         if self.ended or not more:

@@ -42,6 +42,7 @@ class Work:
         self._done, self.submitted = threading.Event(), time.perf_counter()
         self._text = Text(tokenizer, request.stop)
         self.row, self.shadows, self.near, self.waiting = None, [], None, None
+        self._asked = 0.0
         self.ids: list[int] = []
         self._padding = self._read = self._next = self._told = 0
 
@@ -66,7 +67,16 @@ class Work:
         """Has it end with what there is."""
         self.cancelled = True
 
+    @property
+    def waited(self) -> float:
+        """Seconds since it waits."""
+        return time.perf_counter() - self._asked
+
     # From here on the generator's thread.
+
+    def awaits(self, future, place: int | None):
+        """It goes on when a look-up is there; place: its own in it, None for a prompt's."""
+        self.waiting, self._asked = (future, place), time.perf_counter()
 
     def starts(self, prompt: Prompt, chunk: int):
         """The prompt has been looked up."""
@@ -97,7 +107,7 @@ class Work:
                 c.top.append(
                     {int(t): round(float(p), 6) for t, p in zip(*(x[i, :want] for x in top))}
                 )
-            if without is not None and c.chunks:
+            if without is not None and c.chunks and self._next is not None:
                 for neighbour, other in zip(c.chunks[-1]["neighbours"], without[i]):
                     gain = round(float(logprobs[i] - other), 6)
                     neighbour.setdefault("contributions", []).append(gain)
@@ -140,6 +150,8 @@ class Work:
         if self.done:
             return
         c = self.completion
+        if self.cancelled and c.finish == "length" and len(c.tokens) < self.request.tokens:
+            c.finish = "cancelled"
         self._text.close()
         kept = self._text.tokens
         cut = len(c.tokens) - kept
@@ -154,11 +166,10 @@ class Work:
         # What would have been read with a token that is not there any more.
         c.chunks = [x for x in c.chunks if x["begin"] < c.first + kept or not cut]
         c.ends = self._text.ends[:kept]
-        c.text, c.seconds["total"], self.error = self._text.text, self._since(), error
+        c.text, c.seconds["total"], self.error = self._text.text, self._since(), error or self.error
         self._done.set()
         self._tell()
-        if self._listener:
-            self._listener(None)
+        self._hear(None)
 
     def admitted(self):
         """It has a row."""
@@ -178,4 +189,13 @@ class Work:
         tokens = slice(self._told, len(c.tokens) if self.done else self._text.told_tokens)
         self._told = tokens.stop
         if new or tokens.start < tokens.stop:
-            self._listener(Piece(new, c.tokens[tokens], c.logprobs[tokens], c.top[tokens]))
+            self._hear(Piece(new, c.tokens[tokens], c.logprobs[tokens], c.top[tokens]))
+
+    def _hear(self, piece: Piece | None):
+        """Tells the listener; one that fails ends its own request, and no other."""
+        try:
+            if self._listener:
+                self._listener(piece)
+        except Exception as error:
+            self._listener, self.error = None, error
+            self.cancel()

@@ -87,9 +87,11 @@ class Retriever:
         return Neighbours(self._tokens(ids), ids, distances)
 
     def check(self, databases: Sequence[str]):
-        """Raises UserError as `retrieve` would for these databases; nothing is searched."""
+        """Raises UserError for an unknown database, one named twice, or a bad weight; nothing is opened."""
+        known = self.databases.names()
         for name in self._asked(databases):
-            self._now(name)
+            if name not in known:
+                self.databases.state(name)
 
     def source_of(self, id: int) -> dict:
         """Where a chunk is from: its database, the id of its document, its number in it, how many tokens

@@ -11,7 +11,7 @@ class Where:
     """A filter on the metadata of documents; what is empty asks for nothing.
 
     Dates are ISO (2020, 2020-05, 2020-05-31, 2020-05-31T12:00) and compared as text. A document that
-    lacks a field that is asked for does not match.
+    lacks a field that is asked for, or whose date is not ISO, does not match.
 
     Raises:
       UserError: a field that cannot be meant.
@@ -25,7 +25,7 @@ class Where:
     def __post_init__(self):
         for name in ("date_from", "date_to"):
             value = getattr(self, name)
-            if not isinstance(value, str) or (value and not _is_date(value)):
+            if not isinstance(value, str) or (value and not is_date(value)):
                 raise UserError(
                     f"where.{name} = {value!r}: must be an ISO date, for example 2020, 2020-05 or 2020-05-31"
                 )
@@ -51,7 +51,7 @@ class Where:
         """Whether a document of this metadata may be returned."""
         if self.date_from or self.date_to:
             date = str(metadata.get("date") or "")
-            if not date or date < self.date_from:
+            if not is_date(date) or date < self.date_from:
                 return False
             if self.date_to and date[: len(self.date_to)] > self.date_to:
                 return False
@@ -61,7 +61,8 @@ class Where:
         )
 
 
-def _is_date(value: str) -> bool:
+def is_date(value: str) -> bool:
+    """Whether it is ISO: a year, a month, a day, or a moment."""
     day = value + "-01-01"[len(value) - 4 :] if len(value) in (4, 7) else value
     try:
         datetime.datetime.fromisoformat(day)

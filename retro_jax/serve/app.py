@@ -77,9 +77,8 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         """Whether continuations can be asked for."""
-        if error := self.generator.error:
-            return json_response({"status": f"failed: {error}"}, 503)
-        return json_response({"status": "ok"})
+        failed = self.generator.error is not None
+        return json_response({"status": "failed" if failed else "ok"}, 503 if failed else 200)
 
     async def measured(self, request: Request) -> Response:
         """For Prometheus."""

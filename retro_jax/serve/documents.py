@@ -2,6 +2,7 @@
 
 from retro_jax.corpus.sources import Document
 from retro_jax.retrieval.database import PREPARED, Databases
+from retro_jax.retrieval.where import is_date
 from retro_jax.serve.reading import fields, needed, objects, text, texts, wrong
 
 _MANY = 2**15  # documents of a body, whose own size is limited
@@ -30,6 +31,8 @@ def add(databases: Databases, body) -> dict:
         for name, value in (("id", id), ("text", said)):
             if not value.strip():
                 raise wrong(f"{of}{name}", value, "must not be empty")
+        if (date := given.get("date")) and not is_date(date):
+            raise wrong(f"{of}date", date, "must be an ISO date, for example 2024-05-31")
         found.append(Document(id, said, {n: given[n] for n in _METADATA if n in given}))
     name = f.get("database", PREPARED)
     return {"database": name} | databases.add(name, found)

@@ -11,6 +11,7 @@ from conftest import tables, weights
 
 from retro_jax.corpus.tokenizer import BOS, PAD, UNK
 from retro_jax.errors import UserError
+from retro_jax.generate import schedule
 from retro_jax.generate.generator import Generator
 from retro_jax.generate.lookup import prompt_ids
 from retro_jax.generate.request import Request
@@ -262,6 +263,60 @@ def test_if_the_index_fails_the_text_goes_on_without_neighbours_and_says_so(gene
     assert generator.generate(TEXT[:40], tokens=40).tokens == plain.tokens
 
 
+def test_a_look_up_that_fails_is_no_other_requests(generator, monkeypatch):
+    """Though both are due at once."""
+    retrieve = generator.retriever.retrieve
+
+    def fails(chunks, k, where, databases):
+        if k == 1:
+            raise OSError("the disk is gone")
+        return retrieve(chunks, k, where, databases)
+
+    monkeypatch.setattr(generator.retriever, "retrieve", fails)
+    asked = [Request(TEXT[:9], tokens=40, k=k) for k in (1, 2)]
+    bad, good = generator.generate_all(asked)
+    assert (bad.retrieval, good.retrieval) == ("failed: the disk is gone", "on")
+
+
+def test_a_look_up_that_hangs_holds_up_no_one_else(generator, monkeypatch):
+    retrieve, free = generator.retriever.retrieve, threading.Event()
+
+    def hangs(chunks, k, where, databases):
+        if k == 1:
+            free.wait(60)
+        return retrieve(chunks, k, where, databases)
+
+    monkeypatch.setattr(generator.retriever, "retrieve", hangs)
+    monkeypatch.setattr(schedule, "_DEADLINE", 2)
+    stuck = [generator.submit(Request(TEXT[:60], tokens=20, k=1)) for _ in range(2)]
+    assert generator.generate(TEXT[:60], tokens=20, k=0).retrieval == "off"
+    assert all("nothing was found within 2 seconds" in w.result(60).retrieval for w in stuck)
+    free.set()
+
+
+def test_a_listener_that_fails_ends_its_own_request_only(generator):
+    def fails(piece):
+        raise ValueError("no more")
+
+    bad = generator.submit(Request(TEXT[:20], tokens=50), fails)
+    good = generator.submit(Request(TEXT[:20], tokens=50))
+    assert len(good.result(60).tokens) == 50
+    with pytest.raises(ValueError, match="no more"):
+        bad.result(60)
+
+
+def test_a_prompt_that_is_too_long_is_not_even_read(generator, monkeypatch):
+    monkeypatch.setattr(generator.lookup, "ids", lambda prompt: 1 / 0)
+    with pytest.raises(UserError, match=r"more than the 160 that there is room for"):
+        generator.check(Request("kara " * 10_000))
+
+
+def test_a_text_is_not_taken_for_a_list_of_texts():
+    with pytest.raises(UserError, match=r"stop = 'abc': must be a list of texts"):
+        Request(stop="abc")
+    assert Request(databases=["prepared"]).databases == ("prepared",)
+
+
 def test_what_is_cancelled_gives_its_row_back(generator):
     begun = threading.Event()
     work = generator.submit(
@@ -271,9 +326,8 @@ def test_what_is_cancelled_gives_its_row_back(generator):
     assert begun.wait(60)
     for w in (work, *queued):
         w.cancel()
-    assert work.result(60).finish == "length"
-    for w in queued:
-        w.result(60)
+    for w in (work, *queued):
+        assert w.result(60).finish == "cancelled"
     end = time.monotonic() + 60
     while generator.busy and time.monotonic() < end:
         time.sleep(0.01)

@@ -6,6 +6,31 @@ from hypothesis import strategies as st
 from retro_jax.generate.text import Text
 
 
+def test_tokens_without_text_count():
+    """Such as other special tokens of a vocabulary from elsewhere."""
+
+    class Some:
+        def decode_bytes(self, tokens):
+            return [b"a", b""][tokens[0]]
+
+    out = Text(Some())
+    for token in (0, 1, 1):
+        out.add(token)
+    out.close()
+    assert (out.text, out.tokens, out.ends) == ("a", 3, [1, 1, 1])
+
+
+def test_no_more_tokens_are_told_than_the_text_is_made_of_in_the_end():
+    out, told = Text(Bytes(), ["é"]), []
+    for token in "abé".encode():
+        out.add(token)
+        out.tell()
+        told.append(out.told_tokens)
+    out.close()
+    assert (out.text, out.tokens) == ("ab", 2)
+    assert max(told) <= out.tokens
+
+
 class Bytes:
     """A token a byte: the hardest case, since characters then end between tokens."""
 

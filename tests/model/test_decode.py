@@ -93,11 +93,11 @@ def test_every_prompt_length_continues_as_the_whole_pass(mesh, tiny, name):
 
 
 def test_prompts_of_1_to_130_tokens_continue_as_the_whole_pass_over_three_boundaries(mesh, tiny):
-    """The paper's chunks of 64: every prompt length that can matter, decoded to place 260."""
+    """The paper's chunks of 64: every prompt length that can matter, decoded to place 325."""
     config = dataclasses.replace(tiny, layers=2, cca_layers=(2,), chunk=64, retrieved=128)
     params, rng = weights(config, VOCAB), np.random.default_rng(0)
-    tokens = rng.integers(1, VOCAB, (1, 260)).astype(np.int32)
-    near = rng.integers(1, VOCAB, (1, 5, 2, 128)).astype(np.int32)
+    tokens = rng.integers(1, VOCAB, (1, 325)).astype(np.int32)
+    near = rng.integers(1, VOCAB, (1, 6, 2, 128)).astype(np.int32)
     near[0, 1, 1, 64:] = 0
     expected = whole(config, params, tokens, near)
     prompts = list(range(1, 131))

@@ -67,6 +67,11 @@ def test_documents_come_and_go_while_it_serves_and_sigterm_lets_requests_end(
                 {"documents": [{"id": "a", "text": "b", "day": "c"}]},
                 "no field documents[0].day",
             ),
+            (
+                "POST",
+                {"documents": [{"id": "a", "text": "b", "date": "31.12.1999"}]},
+                "an ISO date",
+            ),
             ("POST", {"database": "../a", "documents": [given]}, "letters, digits"),
             ("POST", {"documents": [given, given]}, "two documents have this id"),
         ):
@@ -83,6 +88,7 @@ def test_documents_come_and_go_while_it_serves_and_sigterm_lets_requests_end(
             told = list(lines)
         assert "data: [DONE]" in told
         assert sum('"finish_reason":"' in line for line in told) == 8
+        assert not any('"finish_reason":"cancelled"' in line for line in told)
         assert running.wait(60) == 0
 
 
