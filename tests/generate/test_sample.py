@@ -48,7 +48,7 @@ def sorted_reference(x, top_k: int, top_p: float, min_p: float) -> set[int]:
         order = order[:top_k]
     p = np.exp(x[order].astype(np.float64) - x.max())
     p /= p.sum()
-    enough = int(np.searchsorted(np.cumsum(p), top_p - 1e-6) + 1)
+    enough = int(np.searchsorted(np.cumsum(p), top_p - 1e-6) + 1) if top_p < 1 else len(p)
     return {int(t) for t, q in zip(order[:enough], p) if q >= min_p * p[0] * (1 - 1e-5)}
 
 
@@ -65,9 +65,11 @@ def test_the_tokens_drawn_from_are_those_of_a_sort(seed, scale, top_k, top_p, mi
     how = ways(1, top_k=top_k, top_p=top_p, min_p=min_p)
     kept = set(np.flatnonzero(np.asarray(among(jnp.asarray(x), how))[0]).tolist())
     expected = sorted_reference(x[0], top_k, top_p, min_p)
-    # On either side of a bound that float32 sums cannot tell apart one token may differ.
-    assert kept
-    assert len(kept ^ expected) <= 1
+    # On either side of a bound that float32 sums cannot tell apart one token may differ, or many that
+    # hardly ever come.
+    p = np.exp(x[0] - x.max())
+    differ = list(kept ^ expected)
+    assert len(differ) <= 1 or p[differ].sum() < 1e-5 * p.sum()
     assert int(x.argmax()) in kept
 
 
