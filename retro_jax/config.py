@@ -140,6 +140,9 @@ class EvaluateConfig:
     stride: int = 1024  # tokens between windows of train.length; a multiple of model.chunk
     batch: int = 16  # windows of a batch
     checkpoint: str = "last"  # last | best (by train.validate): what is evaluated, and generates
+    # What is compared: see evaluate/conditions.py; () is everything that there is.
+    conditions: tuple[str, ...] = ()
+    generated: int = 32  # documents whose beginning is continued, to see how much is copied
     filter_overlap: float = 0.125  # also report the loss on chunks that share less than this
 
 

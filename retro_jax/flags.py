@@ -12,11 +12,14 @@ from retro_jax.errors import UserError
 FLAGS = {
     "prepare": {"estimate": str, "rebuild": bool},
     "train": {"distributed": bool},
+    "evaluate": {
+        "text": str, "name": str, "databases": str, "task": str, "limit": int, "k": int, "align": bool,
+    },
     "generate": {"prompts": str, "interactive": bool, "rows": int},
     "plan": {"topology": str, "mesh": str, "baseline": bool, "json": bool},
     "serve": {"host": str, "port": int, "rows": int, "length": int},
     "database": {"database": str, "add": str, "delete": str},
-}
+}  # fmt: skip
 
 
 def parse(stage: str, argv: list[str]):

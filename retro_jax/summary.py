@@ -10,17 +10,12 @@ from rich.table import Table
 
 from retro_jax import steps, workdir
 from retro_jax.config import Experiment
+from retro_jax.evaluate.conditions import meaning
+from retro_jax.evaluate.signals import EFFECTS
 from retro_jax.generate import show
 from retro_jax.prepare import check_prepared
 
 out = Console(highlight=False)
-
-_MEANING = {
-    "on": "real neighbours",
-    "random": "random chunks of the database",
-    "off": "no neighbours",
-    "baseline": "language model trained without retrieval",
-}
 
 
 def summarise(experiment: Experiment, root: Path, sample: dict, seconds: dict[str, float]) -> dict:
@@ -51,9 +46,8 @@ def summarise(experiment: Experiment, root: Path, sample: dict, seconds: dict[st
         "bits_per_byte": result["bits_per_byte"],
         "bits_per_byte_filtered": result["bits_per_byte_filtered"],
         "filtered_share_of_bytes": result["filtered_share_of_bytes"],
-        "content_effect": result["content_effect"],
-        "on_against_off": result["on_against_off"],
-        "system_effect": result.get("system_effect"),
+        "verdict": result["verdict"],
+        "effects": result["effects"],
         "violations": sum(sum(m["counts"]["violations"].values()) for m in evaluated.values()),
         "heldout_sources": {s: m["counts"] for s, m in evaluated.items() if s != "heldout"},
         "stages": {
@@ -154,23 +148,19 @@ def _print_evaluation(split: str, result: dict):
     filtered = result["bits_per_byte_filtered"]
     for name, value in result["bits_per_byte"].items():
         few = filtered[name]
-        table.add_row(name, _MEANING[name], f"{value:.4f}", "-" if few is None else f"{few:.4f}")
+        table.add_row(name, meaning(name), f"{value:.4f}", "-" if few is None else f"{few:.4f}")
     out.print(table)
     fewer = result["share_with_fewer_than_k"]
     for line in (
         f"{result['documents']} documents, {result['tokens']:,} tokens, {result['bytes']:,} bytes",
-        f"chunks with fewer than k neighbours: {fewer['train']:.2%} of training, "
-        f"{fewer[split]:.2%} of held-out",
+        "chunks with fewer than k neighbours: "
+        + ", ".join(f"{share:.2%} of {name}" for name, share in fewer.items()),
         f"leaks (violations): {sum(result['violations'].values())}",
     ):
         out.print(line, markup=False, soft_wrap=True)
-    for name, label in (
-        ("content_effect", "random - on"),
-        ("on_against_off", "off - on"),
-        ("system_effect", "baseline - on"),
-    ):
-        if result.get(name):
-            e = result[name]
+    for name in ("content", "on_against_off", "system"):
+        if e := result["effects"].get(name):
+            label = " - ".join(EFFECTS[name])
             out.print(
                 f"{label:>14} = {e['value']:+.4f} bits per byte, 95 % interval over documents "
                 f"[{e['low']:+.4f}, {e['high']:+.4f}]",

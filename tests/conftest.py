@@ -108,7 +108,7 @@ def small_experiment(corpus: Path, **train) -> Experiment:
             **{"length": 64, "batch": 8, "steps": 6, "warmup": 2, "learning_rate": 1e-2,
                "own_continuation": 0.5, "models": ("retro", "baseline"), "log_every": 1} | train
         ),
-        evaluate=EvaluateConfig(stride=32, batch=8),
+        evaluate=EvaluateConfig(stride=32, batch=8, generated=4),
         generate=Request(prompt="kara lopo minel ", tokens=40),
         mesh=MeshConfig(data=4, model=2),
     )  # fmt: skip

@@ -19,7 +19,7 @@ from retro_jax import prepare, workdir
 from retro_jax.config import to_config_dict
 from retro_jax.corpus import collect
 from retro_jax.errors import UserError
-from retro_jax.evaluate import evaluate
+from retro_jax.evaluate import evaluate, rows
 from retro_jax.generate import stage
 from retro_jax.model import functional
 from retro_jax.train import loop
@@ -106,18 +106,17 @@ def test_a_step_that_the_input_made_fail_leaves_nothing(tmp_path):
 
 def test_the_summary_holds_what_was_measured(finished):
     summary = json.loads((finished / "summary.json").read_text())
-    assert set(summary["bits_per_byte"]) == {"on", "off", "random", "baseline"}
+    assert {"on", "off", "random", "self", "baseline"} < set(summary["bits_per_byte"])
     assert summary["violations"] == 0
     assert set(summary["stages"]) == {"prepare", "train", "evaluate", "generate"}
     assert summary["tokens_per_second"] > 0
     assert summary["peak_memory_bytes"] > 100e6
-    rows = np.load(finished / "evaluate" / "heldout" / "tokens.npz")
+    found = rows.load(finished / "evaluate" / "heldout" / "tokens.parquet")
     for name, value in summary["bits_per_byte"].items():
-        np.testing.assert_allclose(
-            rows[name].sum() / np.log(2) / rows["bytes"].sum(), value, rtol=1e-5
-        )
+        bits = found.nats[name].sum() / np.log(2) / found["bytes"].sum()
+        np.testing.assert_allclose(bits, value, rtol=1e-5)
     texts = [d.text for d in collect.read(finished / "prepare" / "corpus", "heldout")]
-    assert rows["bytes"].sum() == sum(len(t.encode()) for t in texts)
+    assert found["bytes"].sum() == sum(len(t.encode()) for t in texts)
     state = Checkpoints(finished / "train" / "retro" / "checkpoints")
     assert state.latest() == 6
     assert summary["parameters"] == functional.count(

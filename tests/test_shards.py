@@ -9,7 +9,8 @@ from conftest import tables
 from retro_jax import records, sequences, steps
 from retro_jax.corpus import collect
 from retro_jax.errors import UserError
-from retro_jax.evaluate import evaluate, signals
+from retro_jax.evaluate import evaluate, leaks
+from retro_jax.evaluate.text import Text
 
 M = 16
 
@@ -95,9 +96,40 @@ def test_planted_leaks_are_counted_and_stop_the_evaluation(finished, small, tmp_
     leaky[2]["neighbours"][0, 0, 3] += 1
     (directory / "00000.tfrecord").unlink()
     records.write(directory, lambda start: leaky[start:])
-    opened = {s: records.Records(root / "prepare" / "shards" / s) for s in ("train", "heldout")}
-    found = signals.violations(opened, tables(root), database)
-    assert found == {"same_document": 1, "wrong_text": 1, "heldout_in_database": 0}
+    texts = {s: Text.prepared(small, root / "prepare", s) for s in ("train", "heldout")}
+    found = leaks.violations(texts, database, small)
+    assert found == {
+        "same_document": 1, "wrong_text": 1, "wrong_query": 1, "heldout_in_database": 0
+    }  # fmt: skip
     with pytest.raises(UserError, match="leak, so no result"):
         evaluate.evaluate(small, root)
     assert not list((root / "evaluate").iterdir())
+
+
+class Changed:
+    """Records whose neighbours a function has changed."""
+
+    def __init__(self, records, change):
+        self._records, self._change = records, change
+
+    def __len__(self):
+        return len(self._records)
+
+    def __getitem__(self, i):
+        names, record = ("neighbours", "neighbour_ids", "distances"), self._records[i]
+        return record | {name: self._change(record[name]) for name in names}
+
+
+def test_neighbours_of_the_chunk_that_is_to_be_predicted_are_found_out(finished, small):
+    """Shifted by one chunk they would be those of the target: all else about them is right."""
+    text = Text.prepared(small, finished / "prepare", "heldout")
+    text.records = Changed(text.records, lambda x: np.roll(x, -1, axis=0))
+    found = leaks.violations({"heldout": text}, tables(finished)["train"], small)
+    assert found["wrong_query"] > 0 == found["same_document"] == found["wrong_text"]
+
+
+def test_a_database_that_holds_the_held_out_text_is_found_out(finished, small):
+    text = Text.prepared(small, finished / "prepare", "heldout")
+    text.records = Changed(text.records, lambda x: np.where(x > 0, x.dtype.type(0), x))
+    found = leaks.violations({"heldout": text}, text.table, small)
+    assert found["heldout_in_database"] == len(text.table.documents)

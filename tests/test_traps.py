@@ -10,8 +10,8 @@ from conftest import small_experiment, write_corpus
 
 from retro_jax import prepare, steps
 from retro_jax.corpus import collect
-from retro_jax.evaluate import signals
-from retro_jax.records import Records
+from retro_jax.evaluate import leaks
+from retro_jax.evaluate.text import Text
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +81,12 @@ def test_every_document_is_there_to_the_last_byte(prepared, texts):
 
 
 def test_nothing_leaks_and_every_chunk_has_its_neighbours(prepared, texts):
-    _, base, _ = prepared
-    tables = {s: steps.table_of(base, s) for s in ("train", "heldout")}
-    shards = {s: Records(base / "shards" / s) for s in tables}
-    assert not any(signals.violations(shards, tables, tables["train"]).values())
-    database, packed = tables["train"], 0
+    e, base, _ = prepared
+    splits = {s: Text.prepared(e, base, s) for s in ("train", "heldout")}
+    database, packed = splits["train"].table, 0
+    assert not any(leaks.violations(splits, database, e).values())
     name = [d["id"] for d in database.documents]
-    for record in shards["train"]:
+    for record in splits["train"].records:
         own = {texts[name[d]] for d in record["documents"] if d >= 0}
         packed += len(own) > 1
         ids = record["neighbour_ids"][record["documents"] >= 0]

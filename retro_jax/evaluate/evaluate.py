@@ -1,21 +1,29 @@
-"""The evaluate stage: score held-out text, count leaks, write evaluate/SPLIT/result.json."""
+"""The evaluate stage: count leaks, score held-out text, and say what it means.
+
+WORKDIR/evaluate/SPLIT has tokens.parquet, a row a token (likelihood.py), and result.json, which is made
+from it (figures.py).
+"""
 
 import dataclasses
+import shutil
 from pathlib import Path
-
-import numpy as np
 
 from retro_jax import progress, steps, workdir
 from retro_jax.config import Experiment
+from retro_jax.corpus import sources
 from retro_jax.errors import UserError
-from retro_jax.evaluate import likelihood, signals
+from retro_jax.evaluate import conditions, leaks, likelihood, rows, tasks
+from retro_jax.evaluate.figures import figures
+from retro_jax.evaluate.text import Text
+from retro_jax.evaluate.verbatim import verbatim
 from retro_jax.prepare import check_prepared
-from retro_jax.records import Records
 from retro_jax.train.loop import check_trained
+
+_SHOWN = 10  # ids in a message
 
 
 def evaluate(experiment: Experiment, root: Path) -> dict[str, dict]:
-    """Bits per byte on held-out text under each condition; the manifests of WORKDIR/evaluate/SPLIT.
+    """Scores every held-out split; the manifests of WORKDIR/evaluate/SPLIT.
 
     Raises:
       UserError: an earlier stage is missing, or the shards hold a leak.
@@ -30,8 +38,8 @@ def evaluate(experiment: Experiment, root: Path) -> dict[str, dict]:
         )
     for name in models:
         check_trained(e, root, retrieval=name == "retro")
-    settings = {f"evaluate.{k}": v for k, v in dataclasses.asdict(e.evaluate).items()}
-    settings["train.models"] = models
+    names = conditions.names(e, prepared["index"]["counts"]["kind"])
+    settings = _settings(e)
     shards, results = root / "prepare" / "shards", {}
     for split in steps.shard_splits(e)[1:]:
         inputs = [shards / "train", shards / split, *(root / "train" / name for name in models)]
@@ -39,45 +47,102 @@ def evaluate(experiment: Experiment, root: Path) -> dict[str, dict]:
         if done := workdir.check(out, settings, inputs):
             progress.say(f"evaluate/{split}: complete")
         results[split] = done or workdir.build(
-            out, settings, inputs, lambda out, s=split: _evaluate(e, root, s, prepared, out)
+            out, settings, inputs, lambda out, s=split: _evaluate(e, root, s, names, prepared, out)
         )
     return results
 
 
-def _evaluate(e: Experiment, root: Path, split: str, prepared: dict, out: Path) -> dict:
+def evaluate_text(
+    experiment: Experiment, root: Path, source: str, name: str = "text", databases=("prepared",)
+) -> dict:
+    """Scores documents of any source (see `sources.documents`) against databases as they are now; the
+    manifest of WORKDIR/evaluate/NAME.
+
+    Raises:
+      UserError: an earlier stage is missing, a bad source, or documents that the databases hold.
+    """
+    e, root = experiment, Path(root)
+    prepared, out = check_prepared(e, root), root / "evaluate" / name
+    if name in (*steps.shard_splits(e), tasks.DIRECTORY):
+        raise UserError(f"--name={name}: is taken; choose another name")
+    sources.check(source, "--text")
+    models = e.train.models
+    for model in models:
+        check_trained(e, root, retrieval=model == "retro")
+    retriever = steps.load_retriever(e, root / "prepare")
+    retriever.check(databases)
+    names = conditions.names(e, prepared["index"]["counts"]["kind"])
+
+    def make(partial: Path) -> dict:
+        text = Text.given(e, name, source, retriever, databases, partial)
+        if ids := leaks.held(text, retriever, databases):
+            shown = ", ".join(ids[:_SHOWN]) + (" and more" if len(ids) > _SHOWN else "")
+            raise UserError(
+                f"--text={source}: the databases hold the text of {len(ids)} of its "
+                f"{len(text.table.documents)} documents, so no result would mean anything: {shown}; leave "
+                "them out, or delete them (retro database --delete=ID)"
+            )
+        found = {
+            "violations": {"heldout_in_database": 0},
+            "share_with_fewer_than_k": {name: float((text.ids < 0).any(axis=1).mean())},
+        }
+        return _score(e, root, text, names, prepared, found, partial)
+
+    settings = _settings(e) | {"text": source, "databases": list(databases)}
+    inputs = [root / "prepare" / "index", *(root / "train" / model for model in models)]
+    shutil.rmtree(out, ignore_errors=True)  # the text or a database may have changed
+    return workdir.build(out, settings, inputs, make)
+
+
+def _settings(e: Experiment) -> dict:
+    settings = {f"evaluate.{k}": v for k, v in dataclasses.asdict(e.evaluate).items()}
+    return settings | {"train.models": e.train.models}
+
+
+def _evaluate(e: Experiment, root: Path, split: str, names, prepared: dict, out: Path) -> dict:
     base = root / "prepare"
-    tables = {s: steps.table_of(base, s) for s in ("train", split)}
-    shards = {s: Records(base / "shards" / s) for s in tables}
+    texts = {s: Text.prepared(e, base, s) for s in ("train", split)}
     database = steps.table_of(base, steps.database_split(e))
-    with progress.bar("looking for leaks", sum(map(len, shards.values()))) as advance:
-        leaks = signals.violations(shards, tables, database, advance)
-    if any(leaks.values()):
-        raise UserError(f"the shards of {base} leak, so no result would mean anything: {leaks}")
-    rows = likelihood.score(e, root, split)
-    np.savez(out / "tokens.npz", **rows)
-    documents = tables[split].documents
-    counts = {
-        "documents": len(documents),
-        "tokens": len(rows["bytes"]),
-        "bytes": int(rows["bytes"].sum()),
-    }
-    expected = (sum(d["tokens"] for d in documents), sum(d["bytes"] for d in documents))
-    if (counts["tokens"], counts["bytes"]) != expected:
-        raise RuntimeError(f"scored {counts}, but the documents hold {expected} tokens and bytes")
-    clean = rows["overlap"] < e.evaluate.filter_overlap
-    result = counts | {
-        "bits_per_byte": signals.bits_per_byte(rows),
-        "bits_per_byte_filtered": signals.bits_per_byte(rows, clean),
-        "filtered_share_of_bytes": float(rows["bytes"][clean].sum() / rows["bytes"].sum()),
-        "content_effect": signals.effect(rows, "random", "on"),
-        "presence_effect": signals.effect(rows, "off", "random"),
-        "on_against_off": signals.effect(rows, "off", "on"),
-        "violations": leaks,
-        "share_with_fewer_than_k": {
-            s: prepared[f"neighbours/{s}"]["counts"]["share_with_fewer_than_k"] for s in tables
+    with progress.bar("looking for leaks", sum(len(t.records) for t in texts.values())) as advance:
+        found = leaks.violations(texts, database, e, advance)
+    if any(found.values()):
+        raise UserError(f"the shards of {base} leak, so no result would mean anything: {found}")
+    fewer = {s: prepared[f"neighbours/{s}"]["counts"]["share_with_fewer_than_k"] for s in texts}
+    found = {"violations": found, "share_with_fewer_than_k": fewer}
+    return _score(e, root, texts[split], names, prepared, found, out)
+
+
+def _score(e, root, text: Text, names, prepared: dict, found: dict, out: Path) -> dict:
+    """Scores a text, and makes the figures; found: what is known of it beside."""
+    base = root / "prepare"
+    facts = found | {
+        "name": e.name,
+        "split": text.name,
+        "chunk": e.model.chunk,
+        "neighbours": e.retrieval.neighbours,
+        "filter_overlap": e.evaluate.filter_overlap,
+        "conditions": {name: conditions.meaning(name) for name in names},
+        "database": {
+            "documents": sum(len(t.documents) for t in text.tables),
+            "chunks": sum(map(len, text.tables)),
         },
+        "index": prepared["index"]["counts"],
+        "documents": [{"id": d["id"], "metadata": d["metadata"]} for d in text.table.documents],
+        "vocabulary": vocabulary(steps.load_tokenizer(base)),
+        "versions": workdir.versions(),
+        "verbatim": verbatim(e, root, text),
     }
-    if "baseline" in e.train.models:
-        result["system_effect"] = signals.effect(rows, "baseline", "on")
+    likelihood.score(e, root, text, names, facts, out / "tokens.parquet")
+    result = figures(rows.load(out / "tokens.parquet"))
+    expected = {"documents": len(text.table.documents)} | {
+        name: sum(d[name] for d in text.table.documents) for name in ("tokens", "bytes")
+    }
+    if counts := {n: result[n] for n in expected if result[n] != expected[n]}:
+        raise RuntimeError(f"scored {counts}, but there are {expected}")
     workdir.write_json(out / "result.json", result)
     return result
+
+
+def vocabulary(tokenizer) -> list[str]:
+    """The bytes of each token, each byte a character; JSON holds no bytes."""
+    return [tokenizer.decode_bytes([t]).decode("latin-1") for t in range(tokenizer.vocab)]

@@ -1,93 +1,187 @@
-"""Per-token log-probabilities of held-out text under each retrieval condition.
+"""Held-out text to one row a token: its log-probability under every condition, and what was read for it.
 
-on: the chunk's real neighbours. off: none; every chunked cross-attention is the identity. random:
-chunks drawn uniformly from the database. baseline: a language model trained without retrieval.
+The rows are a parquet file; whatever is said of a model is computed from it (signals.py), so that a report
+needs no model. See `schema` for its columns.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from retro_jax import progress, steps
 from retro_jax.config import Experiment
 from retro_jax.corpus.tokenizer import PAD
-from retro_jax.evaluate.overlap import chunk_overlap
+from retro_jax.evaluate import overlap
+from retro_jax.evaluate.conditions import Conditions
+from retro_jax.evaluate.text import Text
 from retro_jax.model import functional
-from retro_jax.records import Records
 from retro_jax.train import sharding
 from retro_jax.train.loop import restore_trained
 
+CONTEXT = 32  # tokens before a chunk with which a run that it shares may begin
 
-def score(experiment: Experiment, root: Path, split: str) -> dict[str, np.ndarray]:
-    """Scores every token of every document of a held-out split exactly once.
 
-    Returns:
-      Arrays of one row a token: document, bytes, overlap (of its chunk), and nats under each
-      condition: on, off, random and, if there is one, baseline.
+def schema(conditions, k: int, layers: int, facts: dict) -> pa.Schema:
+    """The columns of the rows; `facts` go with them, as JSON.
+
+    document: its number in the facts' `documents`. chunk: of the document. position: among the document's
+      tokens, BOS being 0. target: the token. bytes: of it.
+    logp_CONDITION: log p of the target, nats.
+    copied: the longest run of tokens that ends with the target and stands in what was read for it.
+    overlap: the longest run that the target's chunk shares with what it retrieves or reads, tokens.
+    neighbours, distances: what is read for the target: what the chunk before retrieved; -1 for none.
+    runs: the longest run that its chunk shares with each of them.
+    ratio: of every CCA layer, |what it adds| / |what it adds to|. mass: its attention on N and F of each
+      neighbour, mean over layers [K, 2].
+    read: at the first row of a chunk, the tokens of its neighbours [K, R]; elsewhere empty. sources: there,
+      the document and chunk of each, "" for none.
     """
-    e, base = experiment, Path(root) / "prepare"
-    mesh = sharding.make_mesh(e.mesh)
+    real = pa.float32()
+    return pa.schema(
+        [
+            ("document", pa.int32()), ("chunk", pa.int32()), ("position", pa.int32()),
+            ("target", pa.int32()), ("bytes", pa.int32()),
+            *((f"logp_{name}", real) for name in conditions),
+            ("copied", pa.int16()), ("overlap", pa.int16()),
+            ("neighbours", pa.list_(pa.int64(), k)), ("distances", pa.list_(real, k)),
+            ("runs", pa.list_(pa.int16(), k)), ("ratio", pa.list_(real, layers)),
+            ("mass", pa.list_(real, 2 * k)), ("read", pa.list_(pa.int32())),
+            ("sources", pa.list_(pa.string())),
+        ],
+        metadata={"retro_jax": json.dumps(facts)},
+    )  # fmt: skip
+
+
+def score(e: Experiment, root: Path, text: Text, conditions: list[str], facts: dict, file: Path):
+    """Writes the rows of every token of every document of a text; each is scored once."""
+    base, mesh = Path(root) / "prepare", sharding.make_mesh(e.mesh)
     tokenizer = steps.load_tokenizer(base)
     sharding.check_divides(mesh, e.model, tokenizer.vocab, evaluate_batch=e.evaluate.batch)
-    records = Records(base / "shards" / split)
-    database = steps.table_of(base, steps.database_split(e))
-    byte_counts, rng, rows = tokenizer.byte_counts, np.random.default_rng(0), []
-    with jax.set_mesh(mesh):
+    made = Conditions(e, base, conditions, text)
+    layers = len(e.model.cca_layers)
+    out = schema(conditions, e.retrieval.neighbours, layers, facts)
+    with jax.set_mesh(mesh), pq.ParquetWriter(file, out, compression="zstd") as writer:
         models = {"retro": restore_trained(e, root, True, mesh)}
-        if "baseline" in e.train.models:
+        if "baseline" in conditions:
             models["baseline"] = restore_trained(e, root, False, mesh)
         logprobs = jax.jit(lambda p, x, n: functional.token_logprobs(e.model, p, x, n))
-        with progress.bar(f"scoring {split} windows", len(records)) as advance:
-            for batch, count in _batches(records, e.evaluate.batch):
-                drawn = rng.integers(0, len(database), batch["neighbour_ids"].shape)
-                drawn = np.where(batch["neighbour_ids"] < 0, -1, drawn)
-                arrays = sharding.shard_batch(
-                    mesh,
-                    {
-                        "tokens": batch["tokens"].astype(np.int32),
-                        "on": batch["neighbours"].astype(np.int32),
-                        "random": database.values(drawn).astype(np.int32),
-                    },
+        statistics = jax.jit(lambda p, x, n: functional.statistics(e.model, p, x, n))
+        put = lambda x: sharding.shard_batch(mesh, {"x": x.astype(np.int32)})["x"]  # noqa: E731
+        with progress.bar(f"scoring {text.name} windows", len(text.records)) as advance:
+            for batch, rows, count in _batches(e, text):
+                x, found = put(batch["tokens"]), {}
+                for name in conditions:
+                    near = made.neighbours(name, rows, batch["neighbours"])
+                    near = None if near is None else put(near)
+                    model = models["baseline" if name == "baseline" else "retro"]
+                    found[f"logp_{name}"] = np.asarray(logprobs(model, x, near))
+                seen = statistics(models["retro"], x, put(batch["neighbours"]))
+                seen = {name: np.asarray(v) for name, v in seen.items()}
+                writer.write_table(
+                    _table(text, batch, rows, found, seen, tokenizer.byte_counts, out)
                 )
-                x = arrays["tokens"]
-                nats = {
-                    "on": logprobs(models["retro"], x, arrays["on"]),
-                    "off": logprobs(models["retro"], x, None),
-                    "random": logprobs(models["retro"], x, arrays["random"]),
-                }
-                if "baseline" in models:
-                    nats["baseline"] = logprobs(models["baseline"], x, None)
-                nats = {name: -np.asarray(value) for name, value in nats.items()}
-                rows.append(_rows(batch, count, nats, byte_counts, e.model.chunk))
                 advance(count)
-    return {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
 
 
-def _batches(records: Records, size: int) -> Iterator[tuple[dict, int]]:
-    """Batches of `size` records, the last one filled with PAD, and how many are real."""
-    for start in range(0, len(records), size):
-        examples = [records[i] for i in range(start, min(start + size, len(records)))]
+def _batches(e: Experiment, text: Text) -> Iterator[tuple[dict, np.ndarray, int]]:
+    """Batches of windows, the last one filled with PAD; the rows of the chunk table that they are cut
+    from [B, C], -1 for padding; and how many windows are real."""
+    size, chunks = e.evaluate.batch, e.chunks
+    cuts = text.cuts(e)
+    for start in range(0, len(text.records), size):
+        examples = [text.records[i] for i in range(start, min(start + size, len(text.records)))]
         count = len(examples)
         blank = {name: np.zeros_like(value) for name, value in examples[0].items()}
         examples += [blank] * (size - count)
-        yield {name: np.stack([x[name] for x in examples]) for name in blank}, count
+        rows = np.full((size, chunks), -1, np.int64)
+        for i in range(count):
+            rows[i] = next(cuts)[0]
+        yield {name: np.stack([x[name] for x in examples]) for name in blank}, rows, count
 
 
-def _rows(batch: dict, count: int, nats: dict, byte_counts: np.ndarray, m: int) -> dict:
+def _table(text: Text, batch, rows, found, seen, byte_counts, out: pa.Schema) -> pa.Table:
     """The scored tokens of a batch, one row each."""
-    tokens = batch["tokens"]
-    size, length = tokens.shape
+    tokens, near = batch["tokens"], batch["neighbours"]
+    (size, length), m, k = tokens.shape, near.shape[3] // 2, near.shape[2]
     position = np.arange(length)
     # Special tokens hold no byte of the text; position 0 is predicted by nothing.
     scored = (byte_counts[tokens] > 0) & (tokens != PAD)
     scored &= (position >= batch["first_scored"]) & (position > 0)
-    scored &= np.arange(size)[:, None] < count
-    overlap = chunk_overlap(tokens.reshape(size, -1, m), batch["neighbours"])
-    return {
-        "document": batch["documents"].repeat(m, axis=1)[scored],
-        "overlap": overlap.repeat(m, axis=1)[scored].astype(np.float32),
-        "bytes": byte_counts[tokens][scored],
-        **{name: value[scored] for name, value in nats.items()},
-    }
+    scored &= (rows >= 0).repeat(m, axis=1)
+    spread = lambda x: x.repeat(m, axis=1)[scored]  # noqa: E731  # of a chunk to its tokens
+    before = lambda x, none: np.concatenate([np.full_like(x[:, :1], none), x[:, :-1]], axis=1)  # noqa: E731
+    at = np.maximum(rows, 0)
+    number = text.table.document[at]
+    chunk = at - np.array([text.table.documents[int(n)]["first"] for n in number.flat]).reshape(
+        at.shape
+    )
+    read = before(near, PAD)  # what a chunk's tokens read is what the chunk before it retrieved
+    copied, of_each, longest = shared(tokens.reshape(size, -1, m), near, read)
+    first = np.zeros_like(scored).reshape(size, -1, m)
+    first[
+        np.arange(size)[:, None], np.arange(first.shape[1]), scored.reshape(first.shape).argmax(-1)
+    ] = True
+    first = first.reshape(scored.shape)[scored]
+    lengths = np.where(first, k * 2 * m, 0)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    whole = spread(np.arange(rows.size).reshape(rows.shape))[first]
+    values = read.reshape(rows.size, -1)[whole].astype(np.int32)
+    # What a layer did at t - 1 is what predicted t.
+    moved = lambda x: np.roll(x, 1, axis=1)[scored]  # noqa: E731
+    arrays = {
+        "document": spread(number), "chunk": spread(chunk),
+        "position": spread(chunk) * m + np.broadcast_to(position % m, scored.shape)[scored],
+        "target": tokens[scored], "bytes": byte_counts[tokens][scored],
+        **{name: value[scored] for name, value in found.items()},
+        "copied": copied.reshape(size, length)[scored], "overlap": spread(longest),
+        "neighbours": spread(before(batch["neighbour_ids"], -1)),
+        "distances": spread(before(batch["distances"], np.inf)), "runs": spread(of_each),
+        "ratio": moved(np.moveaxis(seen["ratio"], 0, -1)),
+        "mass": moved(seen["mass"].mean(axis=0).reshape(size, length, -1)),
+    }  # fmt: skip
+    made = [_array(arrays[f.name], f.type) for f in out if f.name in arrays]
+    made.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1))))
+    ids = arrays["neighbours"][first].reshape(-1).tolist()
+    sources = [_words(text.source(id)) if id >= 0 else "" for id in ids]
+    offsets = (offsets // (2 * m)).astype(np.int32)
+    made.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(sources, pa.string())))
+    return pa.Table.from_arrays(made, schema=out)
+
+
+def _words(source: dict) -> str:
+    return f"{source['document']} chunk {source['chunk']}"
+
+
+def _array(values: np.ndarray, kind: pa.DataType) -> pa.Array:
+    if not pa.types.is_fixed_size_list(kind):
+        return pa.array(values, kind)
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1), kind.value_type)
+    return pa.FixedSizeListArray.from_arrays(flat, kind.list_size)
+
+
+def shared(tokens: np.ndarray, retrieved: np.ndarray, read: np.ndarray):
+    """What chunks share with their neighbours: tokens [B, C, M], neighbours [B, C, K, R].
+
+    Returns:
+      copied [B, C, M]: of each token the longest run that ends with it, maybe begun in the chunk before,
+        and stands in what is read. of_each [B, C, K]: the longest run of the chunk in each neighbour that
+        is read. longest [B, C]: in those, or in what the chunk itself retrieved (r(C) of the paper's
+        section 2.6, over K neighbours instead of 10, times M).
+    """
+    b, c, m = tokens.shape
+    k, r = read.shape[2:]
+    begin = max(0, m - CONTEXT)
+    context = np.concatenate([np.zeros_like(tokens[:, :1]), tokens[:, :-1]], axis=1)[..., begin:]
+    text = np.concatenate([context, tokens], axis=-1)
+    pairs = lambda x: np.repeat(x[:, :, None], k, axis=2).reshape(b * c * k, -1)  # noqa: E731
+    ending = overlap.runs(pairs(text), read.reshape(-1, r)).reshape(b, c, k, -1)[..., -m:]
+    inside = np.minimum(ending, np.arange(1, m + 1))  # what is of the chunk itself
+    own = overlap.runs(pairs(tokens), retrieved.reshape(-1, r)).reshape(b, c, k, m)
+    of_each = inside.max(axis=-1)
+    longest = np.maximum(of_each.max(axis=-1), own.max(axis=(-1, -2)))
+    return ending.max(axis=2), of_each, longest

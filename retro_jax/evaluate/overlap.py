@@ -1,40 +1,45 @@
-"""Longest common contiguous token run: how much of a text its neighbours already hold."""
+"""How much of a text stands in what was retrieved for it: common contiguous runs of tokens.
 
+P pairs, I tokens of a text, J tokens of what is compared with it
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from retro_jax.corpus.tokenizer import PAD
 
-_BLOCK = 4096  # pairs at a time
+_BLOCK = 1024  # pairs at a time
 
 
-def longest_common_run(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Longest run of tokens that stands in both: a [P, I], b [P, J] -> [P] int. PAD never matches.
+def runs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of each token of `a` the longest run that ends with it and stands in `b`: [P, I], [P, J] -> [P, I] int.
 
-    Dynamic programming over the tokens of `a`, all pairs at once.
+    PAD never matches. Dynamic programming over the tokens of `a`, all pairs at once: the run that ends at
+    token i of `a` and j of `b` is one longer than that at i - 1 and j - 1.
     """
-    longest = np.zeros(len(a), np.int32)
+    kind = (
+        np.int8 if a.shape[1] <= np.iinfo(np.int8).max else np.int16
+    )  # the fewer bits, the faster
+    a, b = (np.asarray(x, np.uint16 if max(x.max(initial=0) for x in (a, b)) < 2**16 else np.int32)
+            for x in (a, b))  # fmt: skip
+    out = np.zeros(a.shape, kind)
     for start in range(0, len(a), _BLOCK):
         x, y = a[start : start + _BLOCK], b[start : start + _BLOCK]
-        # runs[:, j]: length of the common run that ends at token i of a and token j - 1 of b
-        runs = np.zeros((len(x), y.shape[1] + 1), np.int32)
-        best = longest[start : start + _BLOCK]
-        for i in range(x.shape[1]):
-            same = (x[:, i : i + 1] == y) & (y != PAD)
-            runs[:, 1:] = np.where(same, runs[:, :-1] + 1, 0)
-            np.maximum(best, runs.max(axis=1), out=best)
-    return longest
+        count = len(x)
+        if count < len(a):  # one shape for all blocks
+            x, y = (np.pad(v, ((0, _BLOCK - count), (0, 0))) for v in (x, y))
+        out[start : start + count] = np.asarray(_runs(x, y, kind))[:count]
+    return out
 
 
-def chunk_overlap(tokens: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
-    """r(C) of each chunk of a sequence: tokens [B, C, M], neighbours [B, C, K, R] -> [B, C] in [0, 1].
+@functools.partial(jax.jit, static_argnums=2)
+def _runs(a, b, kind):
+    def token(ending, x):
+        same = (x[:, None] == b) & (b != PAD)
+        ending = jnp.where(same, jnp.pad(ending[:, :-1], ((0, 0), (1, 0))) + 1, 0).astype(kind)
+        return ending, ending.max(axis=1)
 
-    The longest run that the chunk shares with what it retrieved itself (the paper's measure,
-    section 2.6, over K neighbours instead of 10) or with what the chunk before it retrieved (which
-    is what the model reads while it predicts this chunk), divided by M.
-    """
-    b, c, m = tokens.shape
-    own = np.repeat(tokens[:, :, None], neighbours.shape[2], axis=2)
-    runs = [longest_common_run(own.reshape(-1, m), neighbours.reshape(-1, neighbours.shape[-1]))]
-    shown = np.concatenate([np.zeros_like(neighbours[:, :1]), neighbours[:, :-1]], axis=1)
-    runs.append(longest_common_run(own.reshape(-1, m), shown.reshape(-1, shown.shape[-1])))
-    return np.maximum(*runs).reshape(b, c, -1).max(axis=-1) / m
+    return jax.lax.scan(token, jnp.zeros(b.shape, kind), a.T)[1].T

@@ -1,71 +1,164 @@
-"""What the per-token log-probabilities say: bits per byte, effects of retrieval, violations."""
-
-from collections.abc import Callable
+"""What the per-token log-probabilities say: bits per byte, what retrieval is worth, where it hurts."""
 
 import numpy as np
 
-from retro_jax import sequences
-from retro_jax.corpus.chunks import ChunkTable
-from retro_jax.records import Records
+from retro_jax.evaluate.chunks import CLASSES, EPS, Chunks, classes
+from retro_jax.evaluate.rows import Rows
 
-CONDITIONS = ("on", "off", "random", "baseline")
+# What each effect compares: (worse, better), in bits per byte; positive is a gain.
+EFFECTS = {
+    "content": ("random", "on"),
+    "presence": ("off", "random"),
+    "on_against_off": ("off", "on"),
+    "system": ("baseline", "on"),
+    "own_neighbours": ("permuted", "on"),
+    "sequence": ("shuffled", "on"),
+    "continuation": ("n_only", "on"),
+    "exact_search": ("on", "exact"),
+}
+BINS = ((0, 0), (1, 1), (2, 3), (4, 7), (8, 15), (16, 31), (32, None))
+FILTERS = tuple(i / 8 for i in range(1, 9))
+RESAMPLES = 1000
 
 
-def bits_per_byte(rows: dict[str, np.ndarray], keep: np.ndarray | None = None) -> dict[str, float]:
-    """-sum log2 p / UTF-8 bytes, over the rows of `keep` (all without it), by condition."""
-    keep = np.ones(len(rows["bytes"]), bool) if keep is None else keep
-    total = rows["bytes"][keep].sum()
+def bits_per_byte(rows: Rows) -> dict[str, float | None]:
+    """-sum log2 p / UTF-8 bytes, by condition; None where there is no byte."""
+    total = rows["bytes"].sum()
+    return {n: float(x.sum() / np.log(2) / total) if total else None for n, x in rows.nats.items()}
+
+
+def perplexity(rows: Rows, words: int) -> dict[str, dict]:
+    """Per token and per word, by condition."""
+    each = {"token": len(rows), "word": words}
     return {
-        name: float(rows[name][keep].sum(dtype=np.float64) / np.log(2) / total) if total else None
-        for name in CONDITIONS
-        if name in rows
+        n: {unit: float(np.exp(x.sum() / count)) for unit, count in each.items() if count}
+        for n, x in rows.nats.items()
     }
 
 
-def effect(rows: dict[str, np.ndarray], worse: str, better: str, seed: int = 0) -> dict:
-    """bits per byte of `worse` minus `better`, with a 95 % interval.
+def effect(rows: Rows, worse: str, better: str, seed: int = 0) -> dict:
+    """Bits per byte of `worse` minus `better`: value, and low and high of a 95 % interval.
 
-    The interval is a bootstrap over whole documents (1,000 resamples): tokens of one document are
-    not independent.
+    The interval is a bootstrap over whole documents: tokens of one document are not independent.
     """
     documents, index = np.unique(rows["document"], return_inverse=True)
-    bits = (rows[worse].astype(np.float64) - rows[better]) / np.log(2)
+    bits = (rows.nats[worse] - rows.nats[better]) / np.log(2)
     gain = np.bincount(index, bits, len(documents))
     size = np.bincount(index, rows["bytes"], len(documents))
-    drawn = np.random.default_rng(seed).integers(0, len(documents), (1000, len(documents)))
-    samples = gain[drawn].sum(1) / size[drawn].sum(1)
-    low, high = np.percentile(samples, [2.5, 97.5])
+    drawn = np.random.default_rng(seed).integers(0, len(documents), (RESAMPLES, len(documents)))
+    low, high = np.percentile(gain[drawn].sum(1) / size[drawn].sum(1), [2.5, 97.5])
     return {"value": float(gain.sum() / size.sum()), "low": float(low), "high": float(high)}
 
 
-def violations(
-    shards: dict[str, Records],
-    tables: dict[str, ChunkTable],
-    database: ChunkTable,
-    progress: Callable[[int], None] = lambda done: None,
-) -> dict[str, int]:
-    """Leaks, counted in the shards themselves; each must be 0.
+def effects(rows: Rows) -> dict[str, dict]:
+    """Every effect whose conditions were scored."""
+    return {
+        name: effect(rows, *pair) for name, pair in EFFECTS.items() if set(pair) <= set(rows.nats)
+    }
 
-    same_document: neighbours from a document of the same sequence, or from one with its text or id.
-    wrong_text: neighbours whose tokens are not those of their id.
-    heldout_in_database: held-out documents whose text is that of a document of the database, or whose
-      id, in the split of the training corpus.
 
-    Args:
-      shards, tables: those of each split; all but `train` are held out.
+def gap_closed(bits: dict) -> float | None:
+    """How far from random neighbours to what really follows the real neighbours come."""
+    if not {"random", "self"} <= set(bits) or bits["random"] == bits["self"]:
+        return None
+    return (bits["random"] - bits["on"]) / (bits["random"] - bits["self"])
+
+
+def harm(rows: Rows) -> dict:
+    """Where neighbours hurt, by token, nats of off less on.
+
+    rate: share of tokens that lose more than EPS; help_rate: that gain more. help, harm: their sums;
+    ratio: help / harm. concentration: share of all help that the best hundredth of the tokens has.
     """
-    number, document = sequences.copies(database), np.asarray(database.document)
-    same = wrong = shared = 0
-    for split, records in shards.items():
-        own = sequences.own_documents(tables[split], database, number)
-        if split != "train":  # unrelated corpora may use the same ids, a split may not
-            known = own if split == "heldout" else own[:, :1]
-            shared += int((known >= 0).any(axis=1).sum())
-        for i in range(len(records)):
-            record = records[i]
-            ids, documents = record["neighbour_ids"], record["documents"]
-            wrong += int((database.values(ids) != record["neighbours"]).any(-1).sum())
-            from_own = np.isin(number[document[np.maximum(ids, 0)]], own[documents[documents >= 0]])
-            same += int((from_own & (ids >= 0)).sum())
-            progress(1)
-    return {"same_document": same, "wrong_text": wrong, "heldout_in_database": shared}
+    delta = rows.nats["off"] - rows.nats["on"]
+    gains, losses = np.maximum(delta, 0), np.maximum(-delta, 0)
+    best = np.sort(gains)[::-1][: max(1, len(gains) // 100)].sum()
+    return {
+        "rate": float((delta < -EPS).mean()),
+        "help_rate": float((delta > EPS).mean()),
+        "help": float(gains.sum()),
+        "harm": float(losses.sum()),
+        "ratio": float(gains.sum() / losses.sum()) if losses.any() else None,
+        "concentration": float(best / gains.sum()) if gains.any() else 0.0,
+    }
+
+
+def by_copied(rows: Rows) -> dict:
+    """Gain (off less on) by how many tokens were copied; what is not copied, and its share.
+
+    Returns:
+      bins: from, to (None: and more), share of the tokens, nats a token, total nats. novel: nats a token
+      where the target is no end of any run. copy_share: of the total gain, where it is.
+    """
+    delta, copied, bins = rows.nats["off"] - rows.nats["on"], rows["copied"], []
+    for low, high in BINS:
+        inside = (copied >= low) & (copied <= (np.inf if high is None else high))
+        gain = float(delta[inside].sum())
+        mean = gain / int(inside.sum()) if inside.any() else None
+        share = float(inside.mean())
+        bins.append({"from": low, "to": high, "share": share, "nats_per_token": mean, "nats": gain})
+    total = float(delta.sum())
+    return {
+        "bins": bins,
+        "novel": bins[0]["nats_per_token"],
+        "copy_share": float(delta[copied >= 1].sum() / total) if total else None,
+    }
+
+
+def filtered(rows: Rows, m: int) -> list[dict]:
+    """Bits per byte, and what retrieval is worth, on chunks that share at most so much of their M tokens
+    with what they retrieved or read (the paper's section 2.6)."""
+    out = []
+    for most in FILTERS:
+        kept = rows.where(rows["overlap"] <= most * m)
+        one = {"most": most, "share_of_bytes": float(kept["bytes"].sum() / rows["bytes"].sum())}
+        one["bits_per_byte"] = bits_per_byte(kept)
+        pair = ("random", "on") if "random" in rows.nats else ("off", "on")
+        one["content"] = effect(kept, *pair) if len(kept) else None
+        out.append(one)
+    return out
+
+
+def by_place(rows: Rows, m: int, parts: int = 8) -> list[dict]:
+    """Gain (off less on) by the place in the chunk, in eighths: neighbours age."""
+    delta, place = rows.nats["off"] - rows.nats["on"], rows["position"] % m * parts // m
+    count, total = (np.bincount(place, w, parts) for w in (None, delta))
+    return [
+        {"from": i * m // parts, "nats_per_token": float(total[i] / count[i]) if count[i] else None}
+        for i in range(parts)
+    ]
+
+
+def by_source(rows: Rows) -> dict[str, dict]:
+    """The content effect (or off less on) of the documents of each source, if they name one."""
+    sources = [d["metadata"].get("source") for d in rows.facts["documents"]]
+    pair = ("random", "on") if "random" in rows.nats else ("off", "on")
+    out = {}
+    for source in sorted({s for s in sources if s}):
+        mine = np.array([s == source for s in sources])[rows["document"]]
+        if mine.any():
+            out[str(source)] = effect(rows.where(mine), *pair) | {"tokens": int(mine.sum())}
+    return out
+
+
+def inside(rows: Rows, k: int) -> dict:
+    """What cross-attention did: ratio, of each layer, |what it adds| / |what it adds to|; mass, the
+    attention on N and F of each neighbour [K, 2]. Over tokens that read anything."""
+    read = (rows["neighbours"] >= 0).any(axis=1)
+    if not read.any():
+        return {"ratio": [0.0] * rows["ratio"].shape[1], "mass": np.zeros((k, 2)).tolist()}
+    ratio, mass = (rows[n][read].mean(axis=0, dtype=np.float64) for n in ("ratio", "mass"))
+    return {"ratio": ratio.tolist(), "mass": mass.reshape(k, 2).tolist()}
+
+
+def failures(chunks: Chunks) -> dict[str, dict]:
+    """Of each class of chunks: share, and nats of off less on in all."""
+    of, gain = classes(chunks), chunks.nats["off"] - chunks.nats["on"]
+    return {
+        name: {
+            "share": float((of == name).mean()),
+            "nats": float(gain[of == name].sum()),
+            "means": words,
+        }
+        for name, words in CLASSES.items()
+    }

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from retro_jax.config import ModelConfig
-from retro_jax.corpus.tokenizer import BOS, EOS, PAD
+from retro_jax.corpus.tokenizer import BOS, PAD
 from retro_jax.generate import sample
 from retro_jax.generate.sample import TOP, Sampling
 from retro_jax.model import decode, functional
@@ -60,7 +60,7 @@ class Engine:
     Args:
       model, params: the network.
       rows: B. length: J; rounded up to whole chunks. k: K; 0 is the language model alone.
-      silent: which tokens have no text [V] bool; but for the end of a document they are never drawn.
+      silent: which tokens are never drawn [V] bool.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Engine:
         self._copy = jax.jit(_copy, donate_argnums=0)
         self._sampling = {n: np.full(rows, v, _DTYPES[n]) for n, v in GREEDY.items()}
         self._leader, self._top = np.arange(rows, dtype=np.int32), np.zeros(rows, bool)
-        self._silent = silent & (np.arange(len(silent)) != EOS)
+        self._silent = silent
         self._ways = None
 
     def programs(self) -> int:

@@ -13,6 +13,7 @@ from retro_jax.errors import UserError
 from retro_jax.generate.engine import Engine
 from retro_jax.generate.lookup import Lookup
 from retro_jax.generate.request import Completion, Request
+from retro_jax.generate.sample import silent_of
 from retro_jax.generate.schedule import Schedule
 from retro_jax.generate.work import Work
 from retro_jax.prepare import check_prepared
@@ -49,7 +50,7 @@ class Generator:
         self.retriever, self.tokenizer = retriever, tokenizer
         self.model = model
         self.lookup = Lookup(retriever, tokenizer, model.chunk, model.retrieved, self.k)
-        silent = tokenizer.byte_counts == 0
+        silent = silent_of(tokenizer.byte_counts)
         engine = Engine(model, params, rows, length, self.k, silent)
         self._schedule = Schedule(engine, self.lookup)
 

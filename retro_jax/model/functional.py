@@ -101,6 +101,32 @@ def token_logprobs(config: ModelConfig, params: dict, tokens, neighbours=None) -
     return jnp.pad(target - total, ((0, 0), (1, 0)))
 
 
+def token_scores(
+    config: ModelConfig, params: dict, tokens, neighbours=None, never: tuple[int, ...] = ()
+) -> tuple[jax.Array, jax.Array]:
+    """What `token_logprobs` gives, and whether each token is the most probable one: [B, L] float32 and bool.
+
+    never: tokens that are no rival, because nobody draws them. Entry 0 is False. By blocks of tokens, so
+    that no [B, L, V] array exists.
+    """
+    model, block = network(config, params), _READOUT_BLOCK
+    h, targets = model(tokens, neighbours)[0][:, :-1], tokens[:, 1:]
+    size = h.shape[1]
+
+    def scores(begin):
+        part, target = (x[:, begin : begin + block] for x in (h, targets))
+        logits = model.logits(part)
+        ids = jnp.arange(logits.shape[-1])
+        rivals = jnp.where(jnp.isin(ids, jnp.array(never, int)), -jnp.inf, logits)
+        tops = rivals == rivals.max(axis=-1, keepdims=True)
+        best = jnp.where(tops, ids, len(ids)).min(axis=-1)
+        own = model.logit_of(part, target)
+        return own - jax.nn.logsumexp(logits, axis=-1), best == target
+
+    logp, best = zip(*(scores(begin) for begin in range(0, size, block)))
+    return tuple(jnp.pad(jnp.concatenate(x, axis=1), ((0, 0), (1, 0))) for x in (logp, best))
+
+
 def shapes(config: ModelConfig, vocab: int, retrieval: bool = True) -> dict:
     """Name -> shape of every weight, read off the network itself; nothing is allocated."""
     _, names = _structure(config, vocab, retrieval)

@@ -55,14 +55,14 @@ class Part:
             return self._index.search(queries, k)
         allowed, where = self._known(alive, where)
         if not where and self._chunks[allowed].sum() <= _FEW:
-            return self._among(queries, k, allowed)
+            return self.exactly(queries, k, allowed)
         valid = lambda rows, found: self._valid(found, allowed, where)  # noqa: E731
         ids, distances, left = neighbours.nearest_valid(
             self._index.search, queries, len(self.table), k, valid, most=_FEW
         )
         if len(left):
             allowed = self._allowed(alive, where) if where else allowed
-            ids[left], distances[left] = self._among(queries[left], k, allowed)
+            ids[left], distances[left] = self.exactly(queries[left], k, allowed)
         return ids, distances
 
     def _known(self, alive, where):
@@ -83,8 +83,8 @@ class Part:
                 del self._masks[next(iter(self._masks))]
         return mask if alive is None else mask & alive
 
-    def _among(self, queries, k: int, allowed) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest of what is allowed [D], exactly."""
+    def exactly(self, queries, k: int, allowed) -> tuple[np.ndarray, np.ndarray]:
+        """As `search`, of documents that are allowed [D] bool; all of their chunks are compared."""
         if self._vectors is not None:
             return neighbours.among(
                 self._vectors, queries, lambda rows: allowed[self.table.document[rows]], k

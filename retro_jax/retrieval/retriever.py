@@ -84,7 +84,7 @@ class Retriever:
         ids, distances, weighted = (np.concatenate(x, axis=1) for x in zip(*found))
         near = np.argsort(weighted, axis=1, kind="stable")[:, :k]
         ids, distances = (np.take_along_axis(x, near, 1) for x in (ids, distances))
-        return Neighbours(self._tokens(ids), ids, distances)
+        return Neighbours(self.values(ids), ids, distances)
 
     def check(self, databases: Sequence[str]):
         """Raises UserError for an unknown database, one named twice, or a bad weight; nothing is opened."""
@@ -113,6 +113,12 @@ class Retriever:
             "metadata": document["metadata"],
         }
 
+    def parts(self, databases: Sequence[str]) -> list[tuple[Part, np.ndarray | None]]:
+        """What databases are made of now, and which documents of each are alive [D] (None: all)."""
+        return [
+            (part, living) for name in self._asked(databases) for _, part, living in self._now(name)
+        ]
+
     def _asked(self, databases: Sequence[str]) -> dict[str, float]:
         """Weights by name."""
         asked = {}
@@ -133,8 +139,8 @@ class Retriever:
             raise UserError(f"databases = (): name one of {', '.join(self.databases.names())}")
         return asked
 
-    def _tokens(self, ids: np.ndarray) -> np.ndarray:
-        """Chunks and their continuations [..., R]; PAD where there is none."""
+    def values(self, ids: np.ndarray) -> np.ndarray:
+        """Chunks and their continuations, ids [...] -> tokens [..., R]; PAD for -1."""
         _, own = self._parts[0]
         out = np.full((*ids.shape, 2 * own.table.chunk), PAD, own.table.tokens.dtype)
         for number in np.unique(ids[ids >= 0] >> _ROW_BITS).tolist():

@@ -78,12 +78,16 @@ class Builder:
                 self._vectors.append(vectors=vectors[rows])
                 self._append(table.tokens[rows], entries)
 
-    def finish(self, statistics: bm25.Statistics | None) -> dict:
-        """Builds the index (of words with these statistics); returns the counts."""
-        counts = {"documents": self._table.rows("documents"), "chunks": self.chunks}
+    def close(self):
+        """No more documents: what there is can be read."""
         for writer in (self._table, self._vectors):
             writer.commit()
             writer.close()
+
+    def finish(self, statistics: bm25.Statistics | None) -> dict:
+        """Builds the index (of words with these statistics); returns the counts."""
+        counts = {"documents": self._table.rows("documents"), "chunks": self.chunks}
+        self.close()
         r, vectors = self._e.retrieval, columns.Columns(self._out / "embeddings")["vectors"]
         kind = "auto" if r.index == "scann" else r.index  # few vectors are compared
         (self._out / "index").mkdir()

@@ -1,0 +1,82 @@
+"""Everything that is said of a model, from the rows of one file."""
+
+from retro_jax.evaluate import chunks, retrieved, signals
+from retro_jax.evaluate.rows import Rows
+
+ALARM = 1e-3  # a cross-attention that changes tokens by less has collapsed
+
+
+def figures(rows: Rows) -> dict:
+    """The metrics of an evaluation; see signals.py, retrieved.py and chunks.py for each."""
+    facts, m, k = rows.facts, rows.facts["chunk"], rows.facts["neighbours"]
+    gathered, bits = chunks.gather(rows), signals.bits_per_byte(rows)
+    words = len(text_of(rows).split())
+    clean = rows.where(rows["overlap"] < facts["filter_overlap"] * m)
+    out = {
+        "documents": len(facts["documents"]),
+        "tokens": len(rows),
+        "bytes": int(rows["bytes"].sum()),
+        "words": words,
+        "bits_per_byte": bits,
+        "perplexity": signals.perplexity(rows, words),
+        "effects": signals.effects(rows),
+        "gap_closed": signals.gap_closed(bits),
+        "bits_per_byte_filtered": signals.bits_per_byte(clean),
+        "effects_filtered": signals.effects(clean) if len(clean) else {},
+        "filtered_share_of_bytes": float(clean["bytes"].sum() / rows["bytes"].sum()),
+        "filtered": signals.filtered(rows, m),
+        "harm": signals.harm(rows),
+        "copied": signals.by_copied(rows),
+        "by_place": signals.by_place(rows, m),
+        "by_source": signals.by_source(rows),
+        "failures": signals.failures(gathered),
+        "distance": retrieved.by_distance(gathered),
+        "skipping": retrieved.skipping(gathered),
+        "retrieval": retrieved.coverage(gathered, facts["database"]["chunks"]),
+        "inside": signals.inside(rows, k),
+        "verbatim": facts["verbatim"],
+        "violations": facts["violations"],
+        "share_with_fewer_than_k": facts["share_with_fewer_than_k"],
+    }
+    return out | {"verdict": verdict(out)}
+
+
+def text_of(rows: Rows) -> bytes:
+    """The text that was scored."""
+    pieces = [p.encode("latin-1") for p in rows.facts["vocabulary"]]
+    return b"".join(pieces[t] for t in rows["target"].tolist())
+
+
+def verdict(figures: dict) -> dict:
+    """Whether retrieval helps, is neutral or hurts, compared with what one would use instead.
+
+    word: helps if the whole 95 % interval of the gain over the language model without retrieval (the
+      baseline; where none was scored, the model itself with retrieval off) is above 0, and the content
+      of the neighbours is what does it; hurts if the interval is below 0; else neutral.
+    by, effect, filtered: the effect that decides, and the same where little is shared.
+    reads: whether the content effect's interval is above 0. content, system: those effects.
+    collapsed: cross-attention changes next to nothing, or what it reads makes no difference; and why.
+    """
+    effects, few = figures["effects"], figures["effects_filtered"]
+    by = "system" if "system" in effects else "on_against_off"
+    effect, content = effects[by], effects.get("content", effects["on_against_off"])
+    reads = content["low"] > 0
+    word = "helps" if effect["low"] > 0 and reads else "hurts" if effect["high"] < 0 else "neutral"
+    why = None
+    if max(figures["inside"]["ratio"], default=0.0) < ALARM:
+        why = "cross-attention adds less than a thousandth to what it is added to, in every layer"
+    elif content["low"] <= 0 <= content["high"]:
+        why = "the interval of the content effect holds 0: what is read makes no difference"
+    return {
+        "word": word,
+        "by": by,
+        "effect": effect,
+        "filtered": few.get(by),
+        "reads": reads,
+        "content": effects.get("content"),
+        "content_filtered": few.get("content"),
+        "system": effects.get("system"),
+        "system_filtered": few.get("system"),
+        "collapsed": why is not None,
+        "why_collapsed": why,
+    }

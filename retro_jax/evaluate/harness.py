@@ -1,0 +1,171 @@
+"""A model of EleutherAI's lm-evaluation-harness: its tasks, answered with retrieval in the loop.
+
+    python -m retro_jax.evaluate.harness --config=FILE --workdir=DIR --tasks=NAME,NAME
+        [--include_path=DIR] [--limit=N] [--k=K] [--align] [--rows=N]
+
+Needs `pip install 'retro_jax[lm_eval]'`.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+try:
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import register_model
+except ModuleNotFoundError as error:
+    if error.name != "lm_eval":
+        raise
+    why = "the harness is not installed: pip install 'retro_jax[lm_eval]'"
+    raise ModuleNotFoundError(why, name="lm_eval") from error
+
+from retro_jax import flags, progress
+from retro_jax.config import Experiment, from_config_dict
+from retro_jax.errors import UserError
+from retro_jax.evaluate.scorer import Pair, Scorer
+from retro_jax.generate.generator import Generator
+from retro_jax.generate.request import Request
+from retro_jax.train import sharding
+
+_TOKENS = 256  # that are generated, where a task does not say
+_RESAMPLES = 1000
+_KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "min_p"}
+
+
+@register_model("retro")
+class RetroLM(LM):
+    """A working directory that is trained, for `lm_eval.simple_evaluate(model=RetroLM(...))`.
+
+    Args:
+      config: an Experiment, what `get_config` of its file returns, or that file's name.
+      workdir: the working directory.
+      k: neighbours of a chunk, 0 for none; by default as in training.
+      align: padding before the context, so that a chunk ends where it does.
+      rows: texts of a batch; by default `evaluate.batch`.
+      batch_size, max_batch_size, device: what the harness gives to every model; not used.
+
+    Raises:
+      UserError: something is missing, or was made with another config.
+    """
+
+    def __init__(
+        self, config, workdir: Path | str, k: int | None = None, align: bool = False,
+        rows: int | None = None, batch_size=None, max_batch_size=None, device=None,
+    ):  # fmt: skip
+        super().__init__()
+        # The harness's bootstrap would fork this process, whose threads may hold a lock just then.
+        os.environ.setdefault("DISABLE_MULTIPROC", "1")
+        if isinstance(config, str):
+            config = flags.parse("evaluate", [f"--config={config}"])[0]
+        e = config if isinstance(config, Experiment) else from_config_dict(config)
+        self._experiment, self._root = e, Path(workdir)
+        self._k, self._align = e.retrieval.neighbours if k is None else k, align
+        self._rows = e.evaluate.batch if rows is None else rows
+        self.scorer = Scorer.open(e, workdir, rows=self._rows, align=align)
+
+    def loglikelihood(self, requests) -> list[tuple[float, bool]]:
+        """log p of each continuation given its context, nats, and whether it is the most probable one."""
+        scores = self.scorer.score([Pair(*r.args) for r in requests], self._k)
+        return [(s.logp, s.greedy) for s in scores]
+
+    def loglikelihood_rolling(self, requests) -> list[float]:
+        """log p of each text, nats."""
+        return [s.logp for s in self.scorer.rolling([r.args[0] for r in requests], self._k)]
+
+    def generate_until(self, requests) -> list[str]:
+        """A continuation of each context, of which the last `train.length` tokens are read at most.
+
+        Raises:
+          UserError: a task asks for what `Request` has no field for.
+        """
+        made = [self._request(*r.args) for r in requests]
+        encode, model = self.scorer.tokenizer.encode, self.scorer.model
+        length = max((r.room(1 + len(encode(r.prompt)), model) for r in made), default=1)
+        sizes = {"rows": self._rows, "length": length, "k": self._k}
+        with (
+            Generator.open(self._experiment, self._root, **sizes) as generator,
+            progress.bar("generating tokens", None) as advance,
+        ):
+            done = generator.generate_all(made, advance)
+        for completion in done:
+            if completion.retrieval.startswith("failed"):
+                raise RuntimeError(f"retrieval {completion.retrieval}")
+        return [c.text for c in done]
+
+    def _request(self, context: str, how: dict) -> Request:
+        if unknown := how.keys() - _KNOWN:
+            raise UserError(
+                f"generation_kwargs: {', '.join(sorted(unknown))}: not known here; leave it out of the "
+                f"task, there are {', '.join(sorted(_KNOWN))}"
+            )
+        until = how.get("until") or ()
+        draws = how.get("do_sample", how.get("temperature", 0) > 0)
+        return Request(
+            prompt=self._end(context),
+            tokens=how.get("max_gen_toks", _TOKENS),
+            stop=(until,) if isinstance(until, str) else tuple(u for u in until if u),
+            temperature=float(how.get("temperature", 1.0)) if draws else 0.0,
+            **{n: how[n] for n in ("top_k", "top_p", "min_p") if n in how and draws},
+            k=self._k,
+            align=self._align,
+        )
+
+    def _end(self, context: str) -> str:
+        """As much of the end of a context as `train.length` has room for, BOS before it."""
+        tokenizer, room = self.scorer.tokenizer, self.scorer.length - 1
+        ids = tokenizer.encode(context)
+        while len(ids) > self.scorer.length - 1:  # what is cut may be encoded otherwise
+            context = tokenizer.decode_bytes(ids[-room:]).decode(errors="ignore")
+            ids, room = tokenizer.encode(context), room - 1
+        return context
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs tasks and prints their table; returns the exit status, 2 for bad input."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import make_table
+
+    parser = argparse.ArgumentParser(
+        prog="python -m retro_jax.evaluate.harness", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--tasks", required=True, help="names of tasks")
+    parser.add_argument("--include_path", help="a folder of more tasks")
+    parser.add_argument("--limit", type=int, help="items of each task")
+    parser.add_argument("--k", type=int, help="neighbours of a chunk, 0 for none")
+    parser.add_argument("--align", action="store_true", help="a chunk ends where the context does")
+    parser.add_argument("--rows", type=int, help="texts of a batch")
+    parser.add_argument("--output", type=Path, help="a file for the results, as JSON")
+    own, others = parser.parse_known_args(argv)
+    try:
+        experiment, root, _ = flags.parse("evaluate", others)
+        sharding.set_up_cpu(experiment.mesh.cpu_devices)
+        model = RetroLM(experiment, root, own.k, own.align, own.rows)
+        manager = TaskManager(include_path=own.include_path)
+        names = own.tasks.split(",")
+        if missing := [name for name in names if name not in manager.all_tasks]:
+            raise UserError(f"--tasks: no task {', '.join(missing)}; is --include_path right?")
+        found = lm_eval.simple_evaluate(
+            model=model,
+            tasks=names,
+            task_manager=manager,
+            limit=own.limit,
+            bootstrap_iters=_RESAMPLES,
+            log_samples=False,
+        )
+    except UserError as error:
+        print(f"harness: {error}", file=sys.stderr)
+        return 2
+    print(make_table(found))
+    if own.output:
+        text = json.dumps(found["results"], indent=2, default=str, ensure_ascii=False)
+        own.output.write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

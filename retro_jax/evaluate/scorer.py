@@ -1,0 +1,249 @@
+"""The likelihood of a continuation given a context, with retrieval in the loop.
+
+    M chunk length, K neighbours, R = 2 M retrieved length
+
+The chunk grid starts at BOS. Every complete chunk is looked up, and what it retrieves is read from its last
+token on, as in generation: nothing is ever retrieved with a token that is yet to be predicted.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from retro_jax import progress, steps
+from retro_jax.config import Experiment, ModelConfig, from_config_dict
+from retro_jax.corpus.tokenizer import BOS, PAD
+from retro_jax.errors import UserError
+from retro_jax.generate.sample import silent_of
+from retro_jax.model import functional
+from retro_jax.prepare import check_prepared
+from retro_jax.train import sharding
+from retro_jax.train.loop import restore_trained
+
+_BLOCK = 256  # chunks that are looked up at a time
+
+
+class Pair(NamedTuple):
+    """What is scored: the continuation, given the context."""
+
+    context: str
+    continuation: str
+
+
+@dataclass
+class Score:
+    """How probable a continuation is.
+
+    Attributes:
+      logp: sum over its tokens, nats. greedy: whether each of them is the most probable one.
+      tokens: how many there are. merged: bytes of the context that its first token holds.
+      ids, distances: what was read, [n, K] of each chunk that was looked up, as `Neighbours` has them.
+    """
+
+    logp: float = 0.0
+    greedy: bool = True
+    tokens: int = 0
+    merged: int = 0
+    ids: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    distances: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+
+
+class Window(NamedTuple):
+    """Tokens that are read together, of which those from `first` on are scored."""
+
+    of: int  # which pair's
+    tokens: np.ndarray
+    first: int
+
+
+class Scorer:
+    """A trained RETRO and its database, as a judge of texts.
+
+    Args:
+      model, params, tokenizer: the network; params lie on `mesh`.
+      retriever: see `retrieval.retriever.Retriever`.
+      rows: windows of a batch. length: tokens of a window at most, a multiple of M.
+      context: tokens that come before the first one scored in every window but a text's first, if what is
+        scored needs several; below `length`.
+      align: padding before the context, so that a chunk ends where the context does.
+      databases: what is searched.
+    """
+
+    def __init__(
+        self, model: ModelConfig, params: dict, tokenizer, retriever, mesh, rows: int = 16,
+        length: int = 1024, context: int = 512, align: bool = False, databases=("prepared",),
+    ):  # fmt: skip
+        if length % model.chunk or not 0 < context < length:
+            raise UserError(
+                f"length = {length}, context = {context}: length must be a multiple of a chunk's "
+                f"{model.chunk} tokens, and context between 1 and length - 1"
+            )
+        if rows < 1:
+            raise UserError(f"rows = {rows}: must be at least 1")
+        retriever.check(databases)
+        self.model, self.tokenizer, self.retriever = model, tokenizer, retriever
+        self.length, self.rows, self.align, self.databases = length, rows, align, databases
+        self._params, self._mesh, self._context = params, mesh, context
+        self._bytes = tokenizer.byte_counts
+        never = np.flatnonzero(silent_of(tokenizer.byte_counts))
+        self._scores = jax.jit(lambda p, x, n: functional.token_scores(model, p, x, n, never))
+
+    @classmethod
+    def open(cls, config, workdir: Path | str, rows: int | None = None, **sizes) -> "Scorer":
+        """The scorer of a working directory that is trained: windows of `train.length`, `evaluate.stride`
+        apart, as in `retro evaluate`.
+
+        config: an Experiment, or what `get_config` of its file returns. rows: `evaluate.batch` without it.
+
+        Raises:
+          UserError: something is missing, or was made with another config.
+        """
+        e = config if isinstance(config, Experiment) else from_config_dict(config)
+        root, mesh = Path(workdir), sharding.make_mesh(e.mesh)
+        check_prepared(e, root)
+        tokenizer = steps.load_tokenizer(root / "prepare")
+        rows = e.evaluate.batch if rows is None else rows
+        sharding.check_divides(mesh, e.model, tokenizer.vocab, rows=rows)
+        retriever = steps.load_retriever(e, root / "prepare")
+        with jax.set_mesh(mesh):
+            params = restore_trained(e, root, True, mesh)
+        length = e.train.length
+        given = {"length": length, "context": length - e.evaluate.stride} | sizes
+        return cls(e.model, params, tokenizer, retriever, mesh, rows, **given)
+
+    def score(self, pairs: Sequence[Pair | tuple[str, str]], k: int | None = None) -> list[Score]:
+        """The score of each continuation; k: neighbours of a chunk, 0 for none, by default as in training.
+
+        What is read is the last `length` tokens at most: a longer text loses whole chunks at its start, so
+        that the others are the same. An empty continuation has log p 0.
+
+        Raises:
+          UserError: a negative k.
+        """
+        k = self.retriever.k if k is None else k
+        if k < 0:
+            raise UserError(f"k = {k}: must be a number of neighbours, or 0 for none")
+        windows, scores = [], []
+        for number, pair in enumerate(pairs):
+            ids, first, merged = split(self.tokenizer, self._bytes, *pair)
+            scores.append(Score(tokens=len(ids) - first, merged=merged))
+            padding = -first % self.model.chunk if self.align and first > 1 else 0
+            tokens = np.array([PAD] * padding + ids, np.int32)
+            for begin, scored, end in self._cuts(len(tokens), padding + first):
+                windows.append(Window(number, tokens[begin:end], scored - begin))
+        near = self._look_up(windows, k) if k else None
+        if near:
+            for number, rows in near.rows_by_pair(len(scores)):
+                scores[number].ids = near.ids[rows]
+                scores[number].distances = near.distances[rows]
+        with progress.bar("scoring", len(windows)) as advance, jax.set_mesh(self._mesh):
+            for batch, logp, best in self._batches(windows, near):
+                for row, window in enumerate(batch):
+                    at, own = slice(window.first, len(window.tokens)), scores[window.of]
+                    own.logp += float(logp[row, at].sum(dtype=np.float64))
+                    own.greedy &= bool(best[row, at].all())
+                advance(len(batch))
+        return scores
+
+    def rolling(self, texts: Sequence[str], k: int | None = None) -> list[Score]:
+        """The score of whole texts: each token once, in the windows that `retro evaluate` reads."""
+        return self.score([Pair("", text) for text in texts], k)
+
+    def _cuts(self, size: int, first: int) -> Iterator[tuple[int, int, int]]:
+        """(begin, first scored, end) of the windows of a text of `size` tokens."""
+        m, length, context = self.model.chunk, self.length, self._context
+        begin = max(0, -(-(size - length) // m) * m)
+        if begin > max(0, first - context):  # one window is not enough
+            begin = max(0, first - context) // m * m
+        while first < size:
+            end = min(size, begin + length)
+            yield begin, first, end
+            first, begin = end, (end - context) // m * m
+
+    def _look_up(self, windows: list[Window], k: int) -> "_Near":
+        """What the chunks of windows retrieve, each different chunk once."""
+        m, cut, rows, count = self.model.chunk, [], [], 0
+        for window in windows:
+            whole = (len(window.tokens) - 1) // m  # what the last token retrieves nobody reads
+            cut.append(window.tokens[: whole * m].reshape(whole, m))
+        chunks = np.concatenate(cut) if cut else np.zeros((0, m), np.int32)
+        different, of = np.unique(chunks, axis=0, return_inverse=True)
+        of = of.reshape(-1)
+        for c in cut:
+            rows.append(of[count : count + len(c)])
+            count += len(c)
+        found = []
+        with progress.bar("looking chunks up", len(different)) as advance:
+            for begin in range(0, len(different), _BLOCK):
+                block = different[begin : begin + _BLOCK]
+                found.append(self.retriever.retrieve(block, k, databases=self.databases))
+                advance(len(block))
+        ids = [n.ids for n in found] or [np.zeros((0, k), np.int64)]
+        distances = [n.distances for n in found] or [np.zeros((0, k), np.float32)]
+        return _Near([w.of for w in windows], rows, np.concatenate(ids), np.concatenate(distances))
+
+    def _batches(self, windows: list[Window], near: "_Near | None") -> Iterator[tuple]:
+        """Windows of like lengths [rows], and log p and whether it is the best of each token [rows, L]."""
+        m, sizes = self.model.chunk, [self._padded(len(w.tokens)) for w in windows]
+        order = sorted(range(len(windows)), key=lambda i: (sizes[i], len(windows[i].tokens)))
+        while order:
+            size = sizes[order[0]]
+            batch = [i for i in order[: self.rows] if sizes[i] == size]
+            del order[: len(batch)]
+            tokens = np.full((self.rows, size), PAD, np.int32)
+            for row, i in enumerate(batch):
+                tokens[row, : len(windows[i].tokens)] = windows[i].tokens
+            read = None
+            if near:
+                ids = np.full((self.rows, size // m, near.ids.shape[1]), -1, np.int64)
+                for row, i in enumerate(batch):
+                    ids[row, : len(near.rows[i])] = near.ids[near.rows[i]]
+                read = self.retriever.values(ids).astype(np.int32)
+            put = lambda x: sharding.shard_batch(self._mesh, {"x": x})["x"]  # noqa: E731
+            out = self._scores(self._params, put(tokens), None if read is None else put(read))
+            yield [windows[i] for i in batch], *(np.asarray(x) for x in out)
+
+    def _padded(self, size: int) -> int:
+        """M, 2 M, 4 M .. `length`: so that there are few shapes."""
+        padded = self.model.chunk
+        while padded < size:
+            padded *= 2
+        return min(padded, self.length)
+
+
+class _Near(NamedTuple):
+    """What different chunks retrieved, ids and distances [n, K]; of each window its pair, and the rows of
+    its chunks."""
+
+    of: list[int]
+    rows: list[np.ndarray]
+    ids: np.ndarray
+    distances: np.ndarray
+
+    def rows_by_pair(self, count: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Of each pair the rows of the chunks of all its windows."""
+        found = [[] for _ in range(count)]
+        for number, rows in zip(self.of, self.rows):
+            found[number].append(rows)
+        for number, rows in enumerate(found):
+            yield number, np.concatenate(rows) if rows else np.zeros(0, int)
+
+
+def split(tokenizer, byte_counts, context: str, continuation: str) -> tuple[list[int], int, int]:
+    """The tokens of a text, BOS first; the place of the continuation's first; and the bytes of the context in
+    that one.
+
+    The text is encoded as a whole, as a model meets it in training. White space that ends the context
+    is the continuation's, since tokens begin with it. A token that holds bytes of both is the
+    continuation's, and counts whole.
+    """
+    ids = [BOS, *tokenizer.encode(context + continuation)]
+    if not continuation:
+        return ids, len(ids), 0
+    size, ends = len(context.rstrip().encode()), np.cumsum(byte_counts[ids])
+    first = int(np.searchsorted(ends, size, side="right"))
+    return ids, first, size - int(ends[first] - byte_counts[ids[first]])

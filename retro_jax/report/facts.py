@@ -1,0 +1,35 @@
+"""What was evaluated, and with what: tables without charts."""
+
+from retro_jax.evaluate.rows import Rows
+from retro_jax.report.numbers import percent, plain
+from retro_jax.report.section import Section
+
+
+def tables(f: dict, rows: Rows) -> list[Section]:
+    """The facts that the rows carry."""
+    facts = rows.facts
+    counts = [
+        ["experiment", facts["name"]],
+        ["split", facts["split"]],
+        *([n, plain(f[n])] for n in ("documents", "tokens", "bytes", "words")),
+        ["tokens of a chunk (M)", plain(facts["chunk"])],
+        ["neighbours of a chunk (k)", plain(facts["neighbours"])],
+        ["filtered: a chunk shares less than, of its tokens", plain(facts["filter_overlap"])],
+        ["filtered: share of bytes", percent(f["filtered_share_of_bytes"])],
+        *([f"database, {n}", plain(x)] for n, x in facts["database"].items()),
+        *([f"index, {n}", _text(x)] for n, x in facts["index"].items()),
+        *([f"leaks, {n}", plain(x)] for n, x in f["violations"].items()),
+    ]
+    means = [[n, text] for n, text in facts["conditions"].items()]
+    versions = [[n, text] for n, text in facts["versions"].items()]
+    return [
+        Section(
+            "counts", "Counts", "What was scored, and what it was looked up in.", ["", ""], counts
+        ),
+        Section("means", "Conditions", "What the model reads.", ["condition", "it reads"], means),
+        Section("versions", "Versions", "What made the rows.", ["package", "version"], versions),
+    ]
+
+
+def _text(x) -> str:
+    return plain(x) if isinstance(x, int | float) and not isinstance(x, bool) else str(x)

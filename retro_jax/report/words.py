@@ -1,0 +1,172 @@
+"""The verdict in sentences that a practitioner can act on, each made from the figures."""
+
+from retro_jax.evaluate.figures import ALARM
+from retro_jax.evaluate.signals import EFFECTS
+from retro_jax.report.causes import remedy
+from retro_jax.report.curves import kept
+from retro_jax.report.numbers import interval, nats, percent, plain, sign
+
+_HEAD = {
+    "helps": "Retrieval helps",
+    "neutral": "Retrieval makes no difference that can be told from 0",
+    "hurts": "Retrieval hurts",
+}
+_UNREAD = "Better, but not by what it retrieves"
+_FEW = 10  # documents: of fewer an interval says little
+
+
+def verdict(f: dict, facts: dict) -> dict:
+    """What stands at the top.
+
+    Returns:
+      word: helps, neutral or hurts. head, effect: one line each. alarms, sentences, advice: lists of sentences.
+      tiles: [{label, value, note, state}], state being good, bad or plain.
+    """
+    v = f["verdict"]
+    worse, better = EFFECTS[v["by"]]
+    return {
+        "word": v["word"],
+        "head": _UNREAD if v["word"] == "neutral" and v["effect"]["low"] > 0 else _HEAD[v["word"]],
+        "effect": f"{interval(v['effect'])} bits per byte: {worse} ({facts['conditions'][worse]}) less "
+        f"{better} ({facts['conditions'][better]}), with the 95 % interval over {f['documents']:,} documents.",
+        "alarms": _alarms(f),
+        "sentences": [_reads(f), _system(f)],
+        "advice": _advice(f),
+        "tiles": _tiles(f, facts),
+    }
+
+
+def _alarms(f: dict) -> list[str]:
+    v, leaks, out = f["verdict"], sum(f["violations"].values()), []
+    if leaks:
+        out.append(
+            f"{leaks:,} leaks: the model was shown what it predicts, so no number here means anything."
+        )
+    if v["collapsed"]:
+        out.append(f"Cross-attention may have collapsed: {v['why_collapsed']}.")
+    if f["documents"] < _FEW:
+        out.append(f"Only {plain(f['documents'])} document(s): the intervals say little.")
+    return out
+
+
+def _reads(f: dict) -> str:
+    """Whether it reads, and whether what it gains is more than copying."""
+    copied, v = f["copied"], f["verdict"]
+    novel, share = copied["novel"], percent(copied["bins"][0]["share"])
+    gain = sum(b["nats"] for b in copied["bins"]) / f["tokens"]
+    if max(f["inside"]["ratio"], default=0.0) < ALARM:
+        return "It does not read its neighbours: cross-attention adds next to nothing in any layer."
+    if not v["reads"]:
+        if not v["content"]:
+            against = interval(f["effects"]["on_against_off"])
+            return f"It is no better with its neighbours than without (off - on: {against} bits per byte)."
+        other = "better" if v["content"]["high"] < 0 else "as well"
+        return (
+            f"It does not show that it reads its neighbours: random text in their place does {other} (random - on: "
+            f"{interval(v['content'])} bits per byte)."
+        )
+    told = f" (random - on: {interval(v['content'])} bits per byte)" if v["content"] else ""
+    if novel is None:
+        return f"It reads its neighbours{told}; every token ends a run that it shares with them."
+    where = f"on tokens that end no shared run ({share} of all) it"
+    if gain <= 0:
+        return (
+            f"It tells its neighbours from others{told}, but is no better with them than with none ({nats(gain)} nats "
+            f"per token); {where} changes by {nats(novel)}."
+        )
+    if novel < 0:
+        return (
+            f"It reads its neighbours{told}, but what it gains is copying: {where} loses {abs(novel):.3f} nats per "
+            "token."
+        )
+    return f"It reads its neighbours{told}, and not only to copy: {where} gains {novel:.3f} nats per token too."
+
+
+def _system(f: dict) -> str:
+    """Against a plain language model."""
+    v = f["verdict"]
+    if not v["system"]:
+        return (
+            "Whether a language model without retrieval would do as well was not measured: train one too "
+            "(train.models) and evaluate again."
+        )
+    said = {1: "better than", 0: "not to be told from", -1: "worse than"}
+    every, few = sign(v["system"]), sign(v["system_filtered"])
+    text = f"It is {said[every]} the plain language model on all text ({interval(v['system'])} bits per byte)"
+    if v["system_filtered"]:
+        joint = "and" if few == every else "but"
+        text += (
+            f", {joint} {said[few]} it where little is shared ({interval(v['system_filtered'])})"
+        )
+    if few < 0:
+        return text + {
+            1: ": use it for text that repeats its database, not for new text.",
+            0: ": if it is of use, then for text that repeats its database, not for new text.",
+            -1: ": use the plain model.",
+        }[every]  # fmt: skip
+    if every <= 0 and few <= 0:
+        return text + ": nothing here pays for its retrieval yet."
+    return text + "."
+
+
+def _advice(f: dict) -> list[str]:
+    share, out = kept(f), []
+    if share is None:
+        out.append(
+            "Reading no neighbours at all is no worse than reading these for every chunk (off against on)."
+        )
+    elif share < 0.9:
+        out.append(
+            f"Looking up costs time: the {percent(share)} of the chunks with the nearest neighbours already have nine "
+            "tenths of what reading always gains over never."
+        )
+    return [*out, remedy(f)]
+
+
+def _tiles(f: dict, facts: dict) -> list[dict]:
+    v, h, c, r = f["verdict"], f["harm"], f["copied"], f["retrieval"]
+    state = {1: "good", 0: "plain", -1: "bad"}
+    tile = lambda label, value, note, s="plain": {  # noqa: E731
+        "label": label, "value": value, "note": note, "state": s
+    }  # fmt: skip
+    value = lambda e: f"{e['value']:+.4f}" if e else "-"  # noqa: E731
+    between = lambda e: f"[{e['low']:+.4f}, {e['high']:+.4f}] bits per byte" if e else ""  # noqa: E731
+    name = " - ".join(EFFECTS[v["by"]])
+    leaks, recall = sum(f["violations"].values()), facts["index"].get("recall")
+    shared = percent(f["filtered_share_of_bytes"])
+    found = (
+        "recall was not measured;"
+        if recall is None
+        else f"recall@{facts['neighbours']} of {recall:.3f};"
+    )
+    return [
+        tile(f"{name}, all text", value(v["effect"]), between(v["effect"]), state[sign(v["effect"])]),
+        tile(
+            f"{name}, filtered", value(v["filtered"]),
+            f"{between(v['filtered'])}; {shared} of the bytes, in chunks that share less than "
+            f"{facts['filter_overlap']:g} of a chunk",
+            state[sign(v["filtered"])],
+        ),
+        tile(
+            "content: random - on", value(v["content"]),
+            f"{between(v['content'])}; filtered {value(v['content_filtered'])}" if v["content"]
+            else "random neighbours were not scored",
+            state[sign(v["content"])],
+        ),
+        tile(
+            "not copied", nats(c["novel"]),
+            f"nats per token where no shared run ends ({percent(c['bins'][0]['share'])} of the tokens)",
+            state[int((c["novel"] or 0) > 0) - int((c["novel"] or 0) < 0)],
+        ),
+        tile(
+            "harm rate", percent(h["rate"]),
+            f"of the tokens lose more than 0.1 nats with neighbours; {percent(h['help_rate'])} gain more",
+            "bad" if h["rate"] > h["help_rate"] else "plain",
+        ),
+        tile("leaks", f"{leaks:,}", "violations counted in the shards; must be 0", "bad" if leaks else "good"),
+        tile(
+            "retriever", facts["index"].get("kind", "-"),
+            f"{found} "
+            f"{percent(r['missing'])} of the places for neighbours empty",
+        ),
+    ]  # fmt: skip

@@ -1,0 +1,93 @@
+"""tokens.parquet to report.html, report.json and report.md beside it."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+from retro_jax.errors import UserError
+from retro_jax.evaluate import chunks, rows
+from retro_jax.evaluate.figures import figures
+
+ROWS = "tokens.parquet"
+
+
+def find(path: Path) -> list[Path]:
+    """The files of rows at a path: of a file, a split's directory, or a working directory (every split).
+
+    Raises:
+      UserError: there are none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    for pattern in (ROWS, f"*/{ROWS}", f"evaluate/*/{ROWS}"):
+        found = sorted(f for f in path.glob(pattern) if not f.parent.name.startswith("."))
+        if found:
+            return found
+    raise UserError(
+        f"{path}: holds no {ROWS} of an evaluation; run `retro evaluate`, then give its working "
+        "directory, for example runs/quickstart"
+    )
+
+
+def report(file: Path) -> Path:
+    """Writes report.html, report.json and report.md beside a file of rows; the page's path.
+
+    Args:
+      file: tokens.parquet, or the directory that holds it. Nothing else is read.
+
+    Raises:
+      UserError: the file is missing or none of ours, or holds no token; matplotlib or Jinja2 is missing.
+    """
+    try:
+        from retro_jax.report import evidence, examples, facts, markdown, page, words
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("matplotlib", "jinja2", "markupsafe"):
+            raise
+        raise UserError(
+            f"retro report needs {error.name}: pip install 'retro_jax[report]'"
+        ) from error
+    file = Path(file)
+    file = file / ROWS if file.is_dir() else file
+    read = rows.load(file)
+    if not len(read):
+        raise UserError(f"{file}: holds no token; run `retro evaluate` with text to score")
+    numbers, gathered = figures(read), chunks.gather(read)
+    hubs = examples.begins(file, read, gathered, [i for i, _ in numbers["retrieval"]["hubs"]])
+    whole = {
+        "title": f"{read.facts['name']}, {read.facts['split']}",
+        "verdict": words.verdict(numbers, read.facts),
+        "evidence": evidence.sections(numbers, read, hubs),
+        "examples": examples.chosen(file, read, gathered),
+        "facts": facts.tables(numbers, read),
+    }
+    plain = whole | {
+        "evidence": [s.plain() for s in whole["evidence"]],
+        "facts": [s.plain() for s in whole["facts"]],
+        "figures": numbers,
+    }
+    made = {
+        "report.json": json.dumps(_strict(plain), indent=1, ensure_ascii=False, allow_nan=False),
+        "report.md": markdown.render(whole),
+        "report.html": page.render(whole),
+    }
+    asides = {file.with_name(f".{name}.partial"): text for name, text in made.items()}
+    try:
+        for aside, text in asides.items():
+            aside.write_bytes(text.encode("utf-8", "replace"))
+        for aside, name in zip(asides, made):
+            os.replace(aside, file.with_name(name))
+    finally:
+        for aside in asides:
+            aside.unlink(missing_ok=True)
+    return file.with_name("report.html")
+
+
+def _strict(value):
+    """The same without numbers that JSON does not have: null for them."""
+    if isinstance(value, dict):
+        return {str(k): _strict(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

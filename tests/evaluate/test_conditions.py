@@ -1,0 +1,264 @@
+"""What is read under each condition, and that no figure depends on how the work is divided."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import make_mesh
+
+from retro_jax import steps
+from retro_jax.corpus import collect
+from retro_jax.corpus.sources import Document
+from retro_jax.corpus.tokenizer import PAD
+from retro_jax.errors import UserError
+from retro_jax.evaluate import conditions, evaluate, likelihood, rows
+from retro_jax.evaluate.conditions import Conditions
+from retro_jax.evaluate.figures import figures
+from retro_jax.evaluate.text import Text, Windows
+from retro_jax.train import loop, sharding
+
+M, K = 16, 2
+
+
+@pytest.fixture(scope="module")
+def text(small, finished):
+    return Text.prepared(small, finished / "prepare", "heldout")
+
+
+@pytest.fixture(scope="module")
+def some(small, finished, text):
+    """(Conditions, rows [B, C] of the first windows, their real neighbours)."""
+    made = Conditions(small, finished / "prepare", conditions.names(small, "scann"), text)
+    at = np.stack([cut[0] for cut, _ in zip(text.cuts(small), range(6))])
+    return made, at, np.stack([text.records[i]["neighbours"] for i in range(6)])
+
+
+def test_every_condition_there_is_has_a_meaning(small):
+    every = conditions.names(small, "scann")
+    assert all(conditions.meaning(name) for name in every)
+    assert {"exact", "k1", "database_1", "baseline"} < set(every)
+    assert "exact" not in conditions.names(small, "bm25")
+    asked = dataclasses.replace(small.evaluate, conditions=("self", "random"))
+    assert conditions.names(dataclasses.replace(small, evaluate=asked), "bm25") == [
+        "on", "off", "random", "self"
+    ]  # fmt: skip
+    asked = dataclasses.replace(small.evaluate, conditions=("slef",))
+    with pytest.raises(
+        UserError, match=r"evaluate\.conditions: no condition 'slef' here; there are on"
+    ):
+        conditions.names(dataclasses.replace(small, evaluate=asked), "bm25")
+
+
+def test_neighbours_changed_in_their_tokens(some, text):
+    made, at, real = some
+    real_rows, of = at >= 0, lambda name: made.neighbours(name, at, real)
+    assert of("off") is None
+    assert of("baseline") is None
+    np.testing.assert_array_equal(of("on"), real)
+    n, f = of("n_only"), of("f_only")
+    np.testing.assert_array_equal(n[..., :M], real[..., :M])
+    np.testing.assert_array_equal(f[..., M:], real[..., M:])
+    assert not n[..., M:].any()
+    assert not f[..., :M].any()
+    np.testing.assert_array_equal(of("k1")[:, :, 0], real[:, :, 0])
+    assert not of("k1")[:, :, 1].any()
+    shuffled = of("shuffled")
+    np.testing.assert_array_equal(np.sort(shuffled, axis=-1), np.sort(real, axis=-1))
+    np.testing.assert_array_equal(shuffled == PAD, real == PAD)
+    assert (shuffled != real).any(axis=-1)[real_rows].mean() > 0.9
+    gold = of("self")
+    np.testing.assert_array_equal(gold[:, :, 1], real[:, :, 1])
+    for b, c in zip(*np.nonzero(real_rows)):
+        following = text.table.continuation[at[b, c]]
+        expected = text.table.tokens[following] if following >= 0 else np.zeros(M)
+        np.testing.assert_array_equal(gold[b, c, 0, M:], expected)
+
+
+def test_neighbours_exchanged_for_others(some, text, finished, small):
+    made, at, real = some
+    base = finished / "prepare"
+    database, vectors = steps.table_of(base, "train"), steps.vectors_of(base, "train")
+    real_rows = at >= 0
+    queries = text.vectors[at[real_rows]].astype(np.float64)
+    order = np.argsort(np.square(queries[:, None] - vectors[None]).sum(-1), axis=1, kind="stable")
+    exact = made.neighbours("exact", at, real)[real_rows]
+    np.testing.assert_array_equal(exact, database.values(order[:, :K]))
+    later = made.neighbours("next", at, real)[real_rows]
+    np.testing.assert_array_equal(later, database.values(order[:, K : 2 * K]))
+    for name in ("random", "permuted", "database_1", "database_10"):
+        other = made.neighbours(name, at, real)
+        assert not other[~real_rows].any()
+        assert (other[real_rows] != real[real_rows]).any(axis=(-1, -2)).mean() > 0.8
+    one = made.neighbours("database_1", at, real)[real_rows]  # the one document that is left
+    document = {tuple(database.values(i)): database.document[i] for i in range(len(database))}
+    assert len({document[tuple(x)] for x in one.reshape(-1, 2 * M)}) == 1
+    # those of a chunk of another held-out document
+    lists = {ids.tobytes(): text.table.document[i] for i, ids in enumerate(np.asarray(text.ids))}
+    again = {database.values(np.frombuffer(k, np.int64)).tobytes(): d for k, d in lists.items()}
+    for row, found in zip(at[real_rows], made.neighbours("permuted", at, real)[real_rows]):
+        assert again[found.astype(database.tokens.dtype).tobytes()] != text.table.document[row]
+
+
+def test_what_is_drawn_does_not_depend_on_the_batch(some):
+    made, at, real = some
+    for name in ("random", "permuted", "shuffled"):
+        whole = made.neighbours(name, at, real)
+        for b in range(len(at)):
+            alone = made.neighbours(name, at[b : b + 1, ::-1], real[b : b + 1, ::-1])[:, ::-1]
+            np.testing.assert_array_equal(alone, whole[b : b + 1])
+
+
+def scored(e, root, text, out, facts) -> rows.Rows:
+    likelihood.score(e, root, text, conditions.names(e, "exact"), facts, out)
+    return rows.load(out)
+
+
+@pytest.fixture(scope="module")
+def facts(finished):
+    return rows.load(finished / "evaluate" / "heldout" / "tokens.parquet").facts
+
+
+def test_no_figure_depends_on_batches_devices_or_the_order_of_documents(
+    small, finished, text, tmp_path, facts, monkeypatch
+):
+    plain = rows.load(finished / "evaluate" / "heldout" / "tokens.parquet")
+    assert len(plain) == sum(d["tokens"] for d in text.table.documents)
+    assert plain["bytes"].sum() == sum(d["bytes"] for d in text.table.documents)
+    places = plain["document"].astype(np.int64) << 32 | plain["position"]
+    assert len(np.unique(places)) == len(plain)  # each once
+    order = np.argsort(places)
+
+    def same(other, order_of_other):
+        np.testing.assert_array_equal(other["target"][order_of_other], plain["target"][order])
+        for name, nats in plain.nats.items():
+            np.testing.assert_allclose(
+                other.nats[name][order_of_other], nats[order], atol=2e-5, err_msg=name
+            )
+
+    e = dataclasses.replace(small, evaluate=dataclasses.replace(small.evaluate, batch=3),
+                            mesh=dataclasses.replace(small.mesh, data=1, model=1))  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda config: make_mesh(1, 1, 1))
+        one = scored(e, finished, text, tmp_path / "one.parquet", facts)
+    same(one, np.argsort(one["document"].astype(np.int64) << 32 | one["position"]))
+
+    backwards = Text.prepared(small, finished / "prepare", "heldout")
+    cuts = list(backwards.cuts(small))
+    records = [backwards.records[i] for i in range(len(cuts))]
+    backwards.cuts, backwards.records = lambda e: iter(cuts[::-1]), records[::-1]
+    other = scored(small, finished, backwards, tmp_path / "other.parquet", facts)
+    same(other, np.argsort(other["document"].astype(np.int64) << 32 | other["position"]))
+
+
+def test_another_stride_scores_the_same_tokens_once(small, finished, text, tmp_path, facts):
+    for stride in (16, 48):
+        e = dataclasses.replace(
+            small, evaluate=dataclasses.replace(small.evaluate, stride=stride, conditions=("on",))
+        )
+        again = Text.prepared(e, finished / "prepare", "heldout")
+        near = (again.ids, again.distances)
+        again.records = Windows(again.table, list(again.cuts(e)), again.values, near)
+        found = scored(e, finished, again, tmp_path / f"{stride}.parquet", facts)
+        assert len(found) == sum(d["tokens"] for d in text.table.documents)
+        assert found["bytes"].sum() == sum(d["bytes"] for d in text.table.documents)
+
+
+def test_a_longer_window_changes_nothing_for_documents_that_fit(
+    small, finished, tmp_path, facts, monkeypatch
+):
+    restore = loop.restore_trained  # the weights are the same, but were made with the shorter one
+    monkeypatch.setattr(likelihood, "restore_trained", lambda e, *rest: restore(small, *rest))
+    (tmp_path / "a.jsonl").write_text(
+        "\n".join(json.dumps({"text": f"kara {i} lopo minel tenis " * 6}) for i in range(9))
+    )
+    retriever, found = steps.load_retriever(small, finished / "prepare"), []
+    for length in (64, 128):
+        e = dataclasses.replace(small, train=dataclasses.replace(small.train, length=length))
+        source, out = f"jsonl:{tmp_path}/a.jsonl#text", tmp_path / str(length)
+        out.mkdir()
+        short = Text.given(e, "text", source, retriever, ("prepared",), out)
+        assert max(d["chunks"] for d in short.table.documents) in (3, 4)
+        found.append(scored(e, finished, short, out / "rows.parquet", facts))
+    for name in found[0].nats:
+        np.testing.assert_allclose(found[0].nats[name], found[1].nats[name], atol=2e-5)
+
+
+def test_random_neighbours_have_no_content_effect(small, finished, text, tmp_path, facts):
+    """What stands for the real neighbours is drawn at random: the interval holds 0, which is reported."""
+    drawn = Text.prepared(small, finished / "prepare", "heldout")
+    ids = np.random.default_rng(7).integers(
+        0, len(steps.table_of(finished / "prepare", "train")), drawn.ids.shape
+    )
+    drawn.ids = ids
+    drawn.records = Windows(
+        drawn.table, list(drawn.cuts(small)), drawn.values, (ids, drawn.distances)
+    )
+    found = figures(scored(small, finished, drawn, tmp_path / "rows.parquet", facts))
+    content = found["effects"]["content"]
+    assert content["low"] < 0 < content["high"]
+    assert found["verdict"]["collapsed"]
+    assert "holds 0" in found["verdict"]["why_collapsed"]
+
+
+def test_a_cross_attention_of_zeros_changes_nothing_and_is_reported(
+    small, finished, text, tmp_path, facts, monkeypatch
+):
+    restore = loop.restore_trained
+
+    def zeroed(*arguments):
+        params = restore(*arguments)
+        return {
+            n: jax.numpy.zeros_like(p) if "cca" in n and n.endswith(".out") else p
+            for n, p in params.items()
+        }
+
+    monkeypatch.setattr(likelihood, "restore_trained", zeroed)
+    found = scored(small, finished, text, tmp_path / "rows.parquet", facts)
+    np.testing.assert_allclose(found.nats["on"], found.nats["self"], atol=1e-6)
+    told = figures(found)
+    assert max(told["inside"]["ratio"]) == 0
+    assert "less than a thousandth" in told["verdict"]["why_collapsed"]
+
+
+def test_neighbours_and_statistics_stand_beside_the_token_that_they_predicted(
+    finished, text, small
+):
+    """The neighbours read for a token are those of the chunk before; a text's first chunk reads none."""
+    found = rows.load(finished / "evaluate" / "heldout" / "tokens.parquet")
+    first = np.array([d["first"] for d in text.table.documents])[found["document"]] + found["chunk"]
+    begins = found["chunk"] == 0
+    assert (found["neighbours"][begins] == -1).all()
+    np.testing.assert_array_equal(
+        found["neighbours"][~begins], np.asarray(text.ids)[first[~begins] - 1]
+    )
+    # without anything to read nothing is added; with it, something is
+    assert (found["ratio"][begins] == 0).all()
+    assert (found["ratio"][~begins] > 0).mean() > 0.95
+    np.testing.assert_array_equal(text.table.tokens[first, found["position"] % M], found["target"])
+
+
+def test_any_text_is_evaluated_against_databases_as_they_are_now(small, finished, tmp_path):
+    """Added documents are found; the text itself in a database is a leak; what is deleted is not seen."""
+    root, out = tmp_path / "w", tmp_path / "w" / "evaluate" / "one" / "tokens.parquet"
+    shutil.copytree(finished, root)
+    held = [d.text for d in collect.read(root / "prepare" / "corpus", "heldout")][:3]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in held))
+    source = f"jsonl:{tmp_path}/a.jsonl#text"
+    databases = steps.load_retriever(small, root / "prepare").databases
+    databases.add("mine", [Document("copy", held[0][: len(held[0]) // 2], {})])
+    databases.add("mine", [Document("other", "lois " * 50, {})])
+
+    def longest(*names):
+        evaluate.evaluate_text(small, root, source, "one", names)
+        return rows.load(out)["overlap"].max()
+
+    assert longest("mine") == M
+    databases.delete("mine", ["copy"])
+    assert longest("mine") < M
+    databases.add("mine", [Document("leak", held[1], {})])
+    with pytest.raises(UserError, match=r"hold the text of 1 of its 3 documents.*:2"):
+        longest("mine")
+    assert not out.exists()
