@@ -1,0 +1,211 @@
+"""Generation with live retrieval: tokens a second, where the time goes, and what the cache is worth.
+
+    pip install -e .
+    python benchmarks/generate.py --size=quickstart
+    python benchmarks/generate.py --size=small --torch-python=PATH
+
+PATH: an interpreter with torch 2.13.0, retro-pytorch 0.3.9 and pyarrow<18; without it that part is left out.
+WORKDIR has two databases of the config's corpus, BM25 and TF-IDF with ScaNN; they are made first, which
+takes 2 minutes or more. With the default of 5 rounds count on 5 to 30 minutes after that, by size and by
+what else the machine does; --rows and --rounds make it shorter.
+
+Weights are random and no document ends; that changes no speed. Prompts are held-out text of 128
+tokens, sampling is greedy. What random weights say is no text, so a held-out chunk is looked up in
+its place. What is compared takes turns, round by round; printed are medians and, of ratios, the
+median of the rounds' own with their range. The first two rounds compile and do not count.
+"""
+
+from pathlib import Path
+
+import common
+import numpy as np
+import recompute
+from generation import LONG, PROMPT, SIZES, K, Setup, Turns, set_up
+
+ON, SCANN, APART = "on, BM25", "on, ScaNN", "on, BM25, chunks end at different times"
+OFF, PLAIN = "off: k = 0 asked for", "language model alone"
+FORMATS = {
+    "rows": "d", "tokens/s": ",.0f", "ms": ",.2f", "ms in all": ",.1f", "bytes": ",d",
+    "seconds": ",.2f", "times": ".3g", "embedding": ".2f", "search": ".2f", "as text": ".2f",
+}  # fmt: skip
+
+
+def generations(s: Setup, rows: int, tokens: int):
+    """What generates, by name, and what has to be closed."""
+    from retro_jax.generate.request import Request
+
+    together = s.prompts([PROMPT] * rows)
+    apart = s.prompts([PROMPT - s.model.chunk * i // rows for i in range(rows)])
+    retro, plain = s.generator(rows), s.generator(rows, 0)
+
+    def run(generator, retriever, texts, k):
+        def do():
+            s.text.use(retriever)
+            for c in generator.generate_all([Request(t, tokens, k=k) for t in texts]):
+                assert len(c.tokens) == tokens
+
+        return do
+
+    work = {ON: run(retro, "BM25", together, K), SCANN: run(retro, "ScaNN", together, K)}
+    if rows > 1:
+        work[APART] = run(retro, "BM25", apart, K)
+    work |= {OFF: run(retro, "BM25", together, 0), PLAIN: run(plain, "BM25", together, 0)}
+    return work, (retro, plain)
+
+
+def pieces(s: Setup, rows: int):
+    """Parts of it alone, by name; rows are half-way through."""
+    from retro_jax.generate.engine import SEGMENT, Engine
+    from retro_jax.generate.lookup import Lookup
+
+    engine = Engine(s.model, s.params, rows, PROMPT + LONG, K)
+    lookup = Lookup(s.text, s.tokenizer, s.model.chunk, s.model.retrieved, K)
+    found = s.text.retrieve(s.text.some(max(rows, 3)))
+    prompt, near = s.text.some(3).ravel(), dict(enumerate(found.tokens[:rows]))
+    for row in range(rows):
+        engine.admit(row, prompt, found.tokens[:3])
+
+    def go_on(times, steps, fresh=None):
+        for _ in range(times):
+            engine.advance(np.full(rows, steps), fresh)
+
+    def pass_():
+        engine.admit(0, prompt[:PROMPT], found.tokens[:2])
+        engine.copy([0], rows - 1)
+
+    work = {
+        "pass": pass_,
+        "step": lambda: go_on(1, SEGMENT),
+        "fresh": lambda: go_on(1, 1, near),
+        "tell": lambda: [lookup.describe(found.of(slice(i, i + 1))) for i in range(rows)],
+    }
+    for name, retriever in s.text.all.items():
+        embed, chunks = retriever.databases.embedder.embed, s.text.some(rows)
+        texts = [s.tokenizer.decode(c) for c in chunks.tolist()]
+        work[f"{name} embed"] = lambda embed=embed, texts=texts: [embed(texts)]
+        work[f"{name} whole"] = lambda r=retriever, chunks=chunks: r.retrieve(chunks)
+    return work, lookup
+
+
+def measure(s: Setup, rows: int, tokens: int, rounds: int) -> dict[str, list[dict]]:
+    """The tables of so many rows."""
+    from retro_jax.generate.engine import SEGMENT
+
+    (whole, open_), (alone, lookup) = generations(s, rows, tokens), pieces(s, rows)
+    turns = Turns(whole | alone, rounds, uncounted=2)
+    for x in (*open_, lookup):
+        x.close()
+    ms = {name: 1e3 * turns.median(name) for name in turns.seconds}
+    step, m = ms["step"] / SEGMENT, s.model.chunk
+    ends = (PROMPT + tokens - 1) // m - PROMPT // m  # chunks whose neighbours are read
+    looked = {n: (ms[f"{n} embed"], ms[f"{n} whole"] - ms[f"{n} embed"]) for n in s.text.all}
+    parts = [
+        ("prompt's pass, one row at a time", ms["pass"], rows),
+        ("embedding what is looked up", looked["BM25"][0], ends),
+        ("searching it", looked["BM25"][1], ends),
+        ("what was read, as text", ms["tell"], ends),
+        ("encoding neighbours", ms["fresh"] - step, ends),
+        (f"decoding {m} tokens", step * m, (tokens - 1) / m),
+    ]
+    rest = ms[ON] - sum(each * times for _, each, times in parts)
+    parts += [("all else, less what overlaps", rest, 1), ("measured", ms[ON], 1)]
+    return {
+        "tokens a second, prompts included": [
+            {"rows": rows, "retrieval": n, "tokens/s": 1e3 * rows * tokens / ms[n],
+             "time / off": turns.ratio(n, OFF), "time / language model": turns.ratio(n, PLAIN)}
+            for n in whole
+        ],
+        f"where the time of {tokens} tokens a row goes, BM25": [
+            {"rows": rows, "part": part, "ms": each, "times": times, "ms in all": each * times,
+             "share": f"{each * times / ms[ON]:.0%}"}
+            for part, each, times in parts
+        ],
+        "ms to look up one chunk of every row": [
+            {"rows": rows, "retriever": n, "embedding": embed, "search": search, "as text": ms["tell"]}
+            for n, (embed, search) in looked.items()
+        ],
+    }  # fmt: skip
+
+
+def first_token(s: Setup, rounds: int) -> list[dict]:
+    """From a request to its first token."""
+    from retro_jax.generate.request import Request
+
+    generator, prompt = s.generator(1), s.prompts([PROMPT])[0]
+
+    def run(name, k):
+        def do():
+            s.text.use(name)
+            return generator.generate_all([Request(prompt, 1, k=k)])[0].seconds["first"]
+
+        return do
+
+    turns = Turns({ON: run("BM25", K), SCANN: run("ScaNN", K), OFF: run("BM25", 0)}, 4 * rounds)
+    generator.close()
+    return [
+        {"retrieval": n, "ms": 1e3 * turns.median(n), "time / off": turns.ratio(n, OFF)}
+        for n in turns.seconds
+    ]
+
+
+def memory(s: Setup) -> list[dict]:
+    """Bytes of what a row keeps, counted from shapes, and of the process."""
+    import jax
+
+    from retro_jax.model import decode
+    from retro_jax.train import sharding
+
+    def size(rows: int, k: int) -> int:
+        with jax.set_mesh(sharding.one_device()):
+            net = jax.eval_shape(lambda p: decode.decoder(s.model, p), s.params)
+            start = lambda net: decode.start(net, rows, PROMPT + LONG, k)  # noqa: E731
+            return sum(
+                x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(start, net))
+            )
+
+    row = {k: size(2, k) - size(1, k) for k in (0, K)}
+    found = {
+        f"cache of a row of {PROMPT + LONG} tokens": row[K],
+        "of it, what is read of neighbours": row[K] - row[0],
+        "cache that all rows share (positions)": size(1, K) - row[K],
+        "weights": sum(p.nbytes for p in s.params.values()),
+        "process at its peak": common.peak_memory(),
+    }
+    return [{"memory": name, "bytes": value} for name, value in found.items()]
+
+
+def main():
+    parser = common.parser(__doc__, corpus=False)
+    parser.add_argument("--size", choices=SIZES, default="quickstart")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, nargs="+", help="instead of the size's own")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/benchmark-generate"))
+    parser.add_argument("--config", type=Path, default=common.QUICKSTART)
+    parser.add_argument("--torch-python", metavar="PATH", help="interpreter with retro-pytorch")
+    parser.add_argument("--worker", help="for this program itself")
+    args = parser.parse_args()
+    if args.worker:
+        return recompute.retro_pytorch(args.worker)
+    from retro_jax import workdir
+
+    changed, batches, tokens = SIZES[args.size]
+    s, tables = set_up(args.config, args.workdir, changed), {}
+
+    def report(found: dict[str, list[dict]]):
+        common.show(found, FORMATS, None)
+        for title, rows in found.items():
+            tables.setdefault(title, []).extend(rows)
+        if args.json:  # as far as it got
+            about = {"threads": common.THREADS, "versions": workdir.versions()}
+            workdir.write_json(args.json, about | {"tables": tables})
+
+    for rows in args.rows or batches:
+        report(measure(s, rows, tokens, args.rounds))
+    report({"first token": first_token(s, args.rounds)})
+    report({"memory": memory(s)})
+    report({"without a cache": recompute.measure(s, args.torch_python, args.rounds)})
+    return None
+
+
+if __name__ == "__main__":
+    main()
