@@ -41,27 +41,45 @@ def meaning(name: str) -> str:
     )
 
 
-def names(e: Experiment, kind: str) -> list[str]:
-    """The conditions of an experiment whose index is of this kind; those that `evaluate.conditions` asks
-    for, on and off in any case."""
+def _every(e: Experiment) -> list[str]:
+    """Those that there can be."""
     k = e.retrieval.neighbours
     every = ["on", "off", "random", "permuted", "shuffled", "n_only", "f_only", "self", "next"]
-    every += [f"k{i}" for i in range(1, k)] + [f"database_{n}" for n in SHARES]
-    every += ["exact"] * (kind not in ("exact", "bm25"))  # they are exact
-    every += ["baseline"] * ("baseline" in e.train.models)
-    asked = e.evaluate.conditions or every
-    for name in asked:
+    every += [f"k{i}" for i in range(1, k)] + [f"database_{n}" for n in SHARES] + ["exact"]
+    return every + ["baseline"] * ("baseline" in e.train.models)
+
+
+def check(e: Experiment):
+    """Raises UserError for a condition that there is not."""
+    every = _every(e)
+    for name in e.evaluate.conditions:
         if name not in every:
             raise UserError(
                 f"config field evaluate.conditions: no condition {name!r} here; there are {', '.join(every)}"
             )
-    return [name for name in every if name in (*asked, "on", "off")]
+
+
+def names(e: Experiment, text: Text, kind: str) -> list[str]:
+    """The conditions under which a text is scored: those that `evaluate.conditions` asks for, on and off in
+    any case.
+
+    Left out is `exact` where the index (of this kind) is exact, `permuted` where there is one document, and
+    what searches anew (next, exact and shares of the database) where other databases are read than the one
+    that was prepared, or that one as it is not any more.
+    """
+    asked = e.evaluate.conditions or _every(e)
+    left_out = {"exact"} if kind in ("exact", "bm25") else set()
+    if len(text.table.documents) < 2:
+        left_out.add("permuted")
+    if not text.as_prepared:
+        left_out |= {"next", "exact", *(f"database_{n}" for n in SHARES)}
+    return [n for n in _every(e) if n in (*asked, "on", "off") and n not in left_out]
 
 
 class Conditions:
     """The neighbours of the chunks of a text under each condition.
 
-    What is random, or searched for anew, is from the prepared database.
+    What is searched for anew is from the prepared database.
     """
 
     def __init__(self, e: Experiment, base: Path, names, text: Text):
@@ -73,9 +91,8 @@ class Conditions:
         if searched:
             part = steps.load_retriever(e, base).databases.open("prepared", 0)
             self._search(part, searched, text.vectors)
+        self._draw = text.draw
         if "permuted" in names:
-            if len(table.documents) < 2:
-                raise UserError("evaluate.conditions: permuted needs two documents; leave it out")
             self._place = _by_text(table)
 
     def neighbours(self, name: str, rows: np.ndarray, real: np.ndarray) -> np.ndarray | None:
@@ -120,7 +137,7 @@ class Conditions:
 
     def _random(self, rng, row, at):
         found = self._ids[row] >= 0  # as many as it has really
-        return np.where(found, rng.integers(0, len(self._database), self._k), -1)
+        return np.where(found, self._draw(rng, self._k), -1)
 
     def _permuted(self, rng, row, at):
         order, before, counts = self._place

@@ -5,6 +5,7 @@ from it (figures.py).
 """
 
 import dataclasses
+import functools
 import shutil
 from pathlib import Path
 
@@ -38,16 +39,17 @@ def evaluate(experiment: Experiment, root: Path) -> dict[str, dict]:
         )
     for name in models:
         check_trained(e, root, retrieval=name == "retro")
-    names = conditions.names(e, prepared["index"]["counts"]["kind"])
+    conditions.check(e)
     settings = _settings(e)
     shards, results = root / "prepare" / "shards", {}
+    once = functools.cache(lambda: _leaks(e, root, "train"))  # the larger part
     for split in steps.shard_splits(e)[1:]:
         inputs = [shards / "train", shards / split, *(root / "train" / name for name in models)]
         out = root / "evaluate" / split
         if done := workdir.check(out, settings, inputs):
             progress.say(f"evaluate/{split}: complete")
         results[split] = done or workdir.build(
-            out, settings, inputs, lambda out, s=split: _evaluate(e, root, s, names, prepared, out)
+            out, settings, inputs, lambda out, s=split: _evaluate(e, root, s, once, prepared, out)
         )
     return results
 
@@ -63,6 +65,8 @@ def evaluate_text(
     """
     e, root = experiment, Path(root)
     prepared, out = check_prepared(e, root), root / "evaluate" / name
+    if Path(name).name != name or name.startswith("."):
+        raise UserError(f"--name={name}: must be a name and no path, for example --name=news")
     if name in (*steps.shard_splits(e), tasks.DIRECTORY):
         raise UserError(f"--name={name}: is taken; choose another name")
     sources.check(source, "--text")
@@ -71,9 +75,14 @@ def evaluate_text(
         check_trained(e, root, retrieval=model == "retro")
     retriever = steps.load_retriever(e, root / "prepare")
     retriever.check(databases)
-    names = conditions.names(e, prepared["index"]["counts"]["kind"])
+    conditions.check(e)
 
     def make(partial: Path) -> dict:
+        for part in (
+            "chunks",
+            "embeddings",
+        ):  # of a run that was killed; the text may be another now
+            shutil.rmtree(partial / part, ignore_errors=True)
         text = Text.given(e, name, source, retriever, databases, partial)
         if ids := leaks.held(text, retriever, databases):
             shown = ", ".join(ids[:_SHOWN]) + (" and more" if len(ids) > _SHOWN else "")
@@ -86,12 +95,20 @@ def evaluate_text(
             "violations": {"heldout_in_database": 0},
             "share_with_fewer_than_k": {name: float((text.ids < 0).any(axis=1).mean())},
         }
-        return _score(e, root, text, names, prepared, found, partial)
+        return _score(e, root, text, prepared, found, partial)
 
     settings = _settings(e) | {"text": source, "databases": list(databases)}
     inputs = [root / "prepare" / "index", *(root / "train" / model for model in models)]
-    shutil.rmtree(out, ignore_errors=True)  # the text or a database may have changed
-    return workdir.build(out, settings, inputs, make)
+    before = out.with_name(f".{name}.before")  # the text or a database may have changed
+    shutil.rmtree(before, ignore_errors=True)
+    if out.exists():
+        out.rename(before)
+    try:
+        return workdir.build(out, settings, inputs, make)
+    finally:
+        if before.exists() and not out.exists():
+            before.rename(out)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def _settings(e: Experiment) -> dict:
@@ -99,22 +116,34 @@ def _settings(e: Experiment) -> dict:
     return settings | {"train.models": e.train.models}
 
 
-def _evaluate(e: Experiment, root: Path, split: str, names, prepared: dict, out: Path) -> dict:
+def _leaks(e: Experiment, root: Path, split: str) -> dict[str, int]:
     base = root / "prepare"
-    texts = {s: Text.prepared(e, base, s) for s in ("train", split)}
-    database = steps.table_of(base, steps.database_split(e))
-    with progress.bar("looking for leaks", sum(len(t.records) for t in texts.values())) as advance:
-        found = leaks.violations(texts, database, e, advance)
+    text, database = Text.prepared(e, base, split), steps.table_of(base, steps.database_split(e))
+    with progress.bar(f"looking for leaks in {split}", len(text.records)) as advance:
+        return leaks.violations({split: text}, database, e, advance)
+
+
+def _evaluate(e: Experiment, root: Path, split: str, in_train, prepared: dict, out: Path) -> dict:
+    mine = _leaks(e, root, split)
+    found = {name: n + mine[name] for name, n in in_train().items()}
     if any(found.values()):
-        raise UserError(f"the shards of {base} leak, so no result would mean anything: {found}")
-    fewer = {s: prepared[f"neighbours/{s}"]["counts"]["share_with_fewer_than_k"] for s in texts}
+        raise UserError(
+            f"the shards of {root / 'prepare'} leak, so no result would mean anything: {found}; look at "
+            "what was prepared, and prepare anew in another --workdir"
+        )
+    fewer = {
+        s: prepared[f"neighbours/{s}"]["counts"]["share_with_fewer_than_k"]
+        for s in ("train", split)
+    }
+    text = Text.prepared(e, root / "prepare", split)
     found = {"violations": found, "share_with_fewer_than_k": fewer}
-    return _score(e, root, texts[split], names, prepared, found, out)
+    return _score(e, root, text, prepared, found, out)
 
 
-def _score(e, root, text: Text, names, prepared: dict, found: dict, out: Path) -> dict:
+def _score(e, root, text: Text, prepared: dict, found: dict, out: Path) -> dict:
     """Scores a text, and makes the figures; found: what is known of it beside."""
-    base = root / "prepare"
+    base, names = root / "prepare", conditions.names(e, text, prepared["index"]["counts"]["kind"])
+    trained = {m: workdir.read_manifest(root / "train" / m) for m in e.train.models}
     facts = found | {
         "name": e.name,
         "split": text.name,
@@ -126,7 +155,13 @@ def _score(e, root, text: Text, names, prepared: dict, found: dict, out: Path) -
             "documents": sum(len(t.documents) for t in text.tables),
             "chunks": sum(map(len, text.tables)),
         },
+        "databases": text.databases,
         "index": prepared["index"]["counts"],
+        "checkpoint": e.evaluate.checkpoint,
+        "models": {
+            name: {n: m["counts"][n] for n in ("parameters", "steps")} | {"made": m["made"]}
+            for name, m in trained.items()
+        },
         "documents": [{"id": d["id"], "metadata": d["metadata"]} for d in text.table.documents],
         "vocabulary": vocabulary(steps.load_tokenizer(base)),
         "versions": workdir.versions(),

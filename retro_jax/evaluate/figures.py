@@ -1,16 +1,20 @@
 """Everything that is said of a model, from the rows of one file."""
 
+import numpy as np
+
 from retro_jax.evaluate import chunks, retrieved, signals
 from retro_jax.evaluate.rows import Rows
 
 ALARM = 1e-3  # a cross-attention that changes tokens by less has collapsed
+FEW = 10  # documents
 
 
 def figures(rows: Rows) -> dict:
     """The metrics of an evaluation; see signals.py, retrieved.py and chunks.py for each."""
     facts, m, k = rows.facts, rows.facts["chunk"], rows.facts["neighbours"]
     gathered, bits = chunks.gather(rows), signals.bits_per_byte(rows)
-    words = len(text_of(rows).split())
+    words = words_of(rows)
+    copies = [facts["documents"][n]["id"] for n in chunks.near_copies(gathered, m)]
     clean = rows.where(rows["overlap"] < facts["filter_overlap"] * m)
     out = {
         "documents": len(facts["documents"]),
@@ -30,21 +34,24 @@ def figures(rows: Rows) -> dict:
         "by_place": signals.by_place(rows, m),
         "by_source": signals.by_source(rows),
         "failures": signals.failures(gathered),
-        "distance": retrieved.by_distance(gathered),
-        "skipping": retrieved.skipping(gathered),
+        "distance": retrieved.by_distance(gathered, rows.rank),
+        "skipping": retrieved.skipping(gathered, rows.rank),
         "retrieval": retrieved.coverage(gathered, facts["database"]["chunks"]),
         "inside": signals.inside(rows, k),
         "verbatim": facts["verbatim"],
+        "near_copies": copies,
         "violations": facts["violations"],
         "share_with_fewer_than_k": facts["share_with_fewer_than_k"],
     }
     return out | {"verdict": verdict(out)}
 
 
-def text_of(rows: Rows) -> bytes:
-    """The text that was scored."""
+def words_of(rows: Rows) -> int:
+    """How many words the documents have, as white space parts them."""
     pieces = [p.encode("latin-1") for p in rows.facts["vocabulary"]]
-    return b"".join(pieces[t] for t in rows["target"].tolist())
+    begins = np.flatnonzero(np.diff(rows["document"], prepend=-1))
+    parts = np.split(rows["target"], begins[1:])
+    return sum(len(b"".join(pieces[t] for t in part.tolist()).split()) for part in parts)
 
 
 def verdict(figures: dict) -> dict:
@@ -52,7 +59,8 @@ def verdict(figures: dict) -> dict:
 
     word: helps if the whole 95 % interval of the gain over the language model without retrieval (the
       baseline; where none was scored, the model itself with retrieval off) is above 0, and the content
-      of the neighbours is what does it; hurts if the interval is below 0; else neutral.
+      of the neighbours is what does it; hurts if the interval is below 0; else neutral, as of fewer than FEW
+      documents, of which an interval says little.
     by, effect, filtered: the effect that decides, and the same where little is shared.
     reads: whether the content effect's interval is above 0. content, system: those effects.
     collapsed: cross-attention changes next to nothing, or what it reads makes no difference; and why.
@@ -62,6 +70,8 @@ def verdict(figures: dict) -> dict:
     effect, content = effects[by], effects.get("content", effects["on_against_off"])
     reads = content["low"] > 0
     word = "helps" if effect["low"] > 0 and reads else "hurts" if effect["high"] < 0 else "neutral"
+    if effect["documents"] < FEW:
+        word = "neutral"
     why = None
     if max(figures["inside"]["ratio"], default=0.0) < ALARM:
         why = "cross-attention adds less than a thousandth to what it is added to, in every layer"

@@ -35,7 +35,8 @@ def schema(conditions, k: int, layers: int, facts: dict) -> pa.Schema:
     copied: the longest run of tokens that ends with the target and stands in what was read for it.
     overlap: the longest run that the target's chunk shares with what it retrieves or reads, tokens.
     neighbours, distances: what is read for the target: what the chunk before retrieved; -1 for none.
-    runs: the longest run that its chunk shares with each of them.
+    runs: the longest run that its chunk shares with each of them. twins: how many of them are nearly the same as
+      one before them: their N share a run of four fifths.
     ratio: of every CCA layer, |what it adds| / |what it adds to|. mass: its attention on N and F of each
       neighbour, mean over layers [K, 2].
     read: at the first row of a chunk, the tokens of its neighbours [K, R]; elsewhere empty. sources: there,
@@ -49,7 +50,7 @@ def schema(conditions, k: int, layers: int, facts: dict) -> pa.Schema:
             *((f"logp_{name}", real) for name in conditions),
             ("copied", pa.int16()), ("overlap", pa.int16()),
             ("neighbours", pa.list_(pa.int64(), k)), ("distances", pa.list_(real, k)),
-            ("runs", pa.list_(pa.int16(), k)), ("ratio", pa.list_(real, layers)),
+            ("runs", pa.list_(pa.int16(), k)), ("twins", pa.int16()), ("ratio", pa.list_(real, layers)),
             ("mass", pa.list_(real, 2 * k)), ("read", pa.list_(pa.int32())),
             ("sources", pa.list_(pa.string())),
         ],
@@ -141,6 +142,7 @@ def _table(text: Text, batch, rows, found, seen, byte_counts, out: pa.Schema) ->
         "copied": copied.reshape(size, length)[scored], "overlap": spread(longest),
         "neighbours": spread(before(batch["neighbour_ids"], -1)),
         "distances": spread(before(batch["distances"], np.inf)), "runs": spread(of_each),
+        "twins": spread(twins(read[..., :m])),
         "ratio": moved(np.moveaxis(seen["ratio"], 0, -1)),
         "mass": moved(seen["mass"].mean(axis=0).reshape(size, length, -1)),
     }  # fmt: skip
@@ -185,3 +187,13 @@ def shared(tokens: np.ndarray, retrieved: np.ndarray, read: np.ndarray):
     of_each = inside.max(axis=-1)
     longest = np.maximum(of_each.max(axis=-1), own.max(axis=(-1, -2)))
     return ending.max(axis=2), of_each, longest
+
+
+def twins(near: np.ndarray) -> np.ndarray:
+    """How many neighbours of a chunk are nearly one before them: N [B, C, K, M] -> [B, C] int."""
+    b, c, k, m = near.shape
+    each, count = [near[:, :, i].reshape(b * c, m) for i in range(k)], np.zeros(b * c, np.int16)
+    for j in range(1, k):
+        longest = np.max([overlap.runs(each[j], other).max(axis=1) for other in each[:j]], axis=0)
+        count += longest >= 0.8 * m
+    return count.reshape(b, c)

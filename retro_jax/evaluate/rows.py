@@ -31,6 +31,12 @@ class Rows:
         return len(self.columns["target"])
 
     @property
+    def rank(self) -> np.ndarray:
+        """Of each document its number in the order of their ids [D]: what is drawn goes by it, so that it does
+        not matter how they came."""
+        return np.argsort(np.argsort([d["id"] for d in self.facts["documents"]], kind="stable"))
+
+    @property
     def conditions(self) -> list[str]:
         """Those that were scored, in order."""
         return list(self.nats)

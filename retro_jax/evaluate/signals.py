@@ -18,7 +18,7 @@ EFFECTS = {
 }
 BINS = ((0, 0), (1, 1), (2, 3), (4, 7), (8, 15), (16, 31), (32, None))
 FILTERS = tuple(i / 8 for i in range(1, 9))
-RESAMPLES = 1000
+RESAMPLES, _MOST = 1000, 700.0
 
 
 def bits_per_byte(rows: Rows) -> dict[str, float | None]:
@@ -28,26 +28,28 @@ def bits_per_byte(rows: Rows) -> dict[str, float | None]:
 
 
 def perplexity(rows: Rows, words: int) -> dict[str, dict]:
-    """Per token and per word, by condition."""
-    each = {"token": len(rows), "word": words}
+    """Per token and per word, by condition; None where it is beyond all numbers, as in text without spaces."""
+    units = {"token": len(rows), "word": words}
+    each = {n: {u: x.sum() / c for u, c in units.items() if c} for n, x in rows.nats.items()}
     return {
-        n: {unit: float(np.exp(x.sum() / count)) for unit, count in each.items() if count}
-        for n, x in rows.nats.items()
+        n: {u: float(np.exp(mean)) if mean < _MOST else None for u, mean in found.items()}
+        for n, found in each.items()
     }
 
 
 def effect(rows: Rows, worse: str, better: str, seed: int = 0) -> dict:
-    """Bits per byte of `worse` minus `better`: value, and low and high of a 95 % interval.
+    """Bits per byte of `worse` minus `better`: value, low and high of a 95 % interval, and of how many documents.
 
     The interval is a bootstrap over whole documents: tokens of one document are not independent.
     """
-    documents, index = np.unique(rows["document"], return_inverse=True)
+    documents, index = np.unique(rows.rank[rows["document"]], return_inverse=True)
     bits = (rows.nats[worse] - rows.nats[better]) / np.log(2)
     gain = np.bincount(index, bits, len(documents))
     size = np.bincount(index, rows["bytes"], len(documents))
     drawn = np.random.default_rng(seed).integers(0, len(documents), (RESAMPLES, len(documents)))
     low, high = np.percentile(gain[drawn].sum(1) / size[drawn].sum(1), [2.5, 97.5])
-    return {"value": float(gain.sum() / size.sum()), "low": float(low), "high": float(high)}
+    value = float(gain.sum() / size.sum())
+    return {"value": value, "low": float(low), "high": float(high), "documents": len(documents)}
 
 
 def effects(rows: Rows) -> dict[str, dict]:
@@ -132,6 +134,7 @@ def by_place(rows: Rows, m: int, parts: int = 8) -> list[dict]:
 def by_source(rows: Rows) -> dict[str, dict]:
     """The content effect (or off less on) of the documents of each source, if they name one."""
     sources = [d["metadata"].get("source") for d in rows.facts["documents"]]
+    sources = [str(s) if isinstance(s, str | int | float) else None for s in sources]
     pair = ("random", "on") if "random" in rows.nats else ("off", "on")
     out = {}
     for source in sorted({s for s in sources if s}):

@@ -36,7 +36,8 @@ class Text:
 
     ids [N, K], distances [N, K] and vectors [N, E] (or words) are of its chunks. values: from ids [...]
     to the tokens [..., R] of what they name. source: from an id to where it is from: document and chunk.
-    databases: what is searched; tables: of which chunks they are.
+    databases: what is searched; tables: of which chunks they are; as_prepared: whether that is what was
+    prepared, and no more or less. draw: from random numbers and n to the ids of n chunks of them.
     """
 
     name: str
@@ -49,6 +50,8 @@ class Text:
     source: Callable[[int], dict]
     databases: tuple[str, ...]
     tables: list[ChunkTable]
+    as_prepared: bool
+    draw: Callable[[np.random.Generator, int], np.ndarray]
 
     @classmethod
     def prepared(cls, e: Experiment, base: Path, split: str) -> "Text":
@@ -64,16 +67,9 @@ class Text:
 
         near = near["ids"], near["distances"]
         return cls(
-            split,
-            table,
-            *near,
-            vectors,
-            records,
-            database.values,
-            source,
-            ("prepared",),
-            [database],
-        )
+            split, table, *near, vectors, records, database.values, source, ("prepared",), [database],
+            True, lambda rng, n: rng.integers(0, len(database), n),
+        )  # fmt: skip
 
     @classmethod
     def given(
@@ -109,7 +105,8 @@ class Text:
         tables = [part.table for part, _ in retriever.parts(databases)]
         text = cls(
             name, table, ids, distances, vectors, None, retriever.values, retriever.source_of,
-            tuple(databases), tables,
+            tuple(databases), tables, retriever.as_prepared(databases),
+            lambda rng, n: retriever.draw(rng, n, databases),
         )  # fmt: skip
         text.records = Windows(table, list(text.cuts(e)), text.values, (ids, distances))
         return text

@@ -11,7 +11,7 @@ from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.evaluate.text import Text
 from retro_jax.generate.generator import Generator
 from retro_jax.generate.lookup import prompt_ids
-from retro_jax.generate.request import Request
+from retro_jax.generate.request import Completion, Request
 
 RUNS = (8, 13, 50)  # tokens
 PROMPT, TOKENS, ROWS = 2, 128, 8  # chunks of a prompt; tokens generated; prompts at a time
@@ -28,37 +28,44 @@ def verbatim(e: Experiment, root: Path, text: Text) -> dict:
       prompts, tokens (of a continuation); for on and off: shown (off: what retrieval would have shown) and
       database, each the share of the generated tokens inside a run of 8, 13 and 50 tokens that stands there.
     """
-    long = [d for d in text.table.documents if d["chunks"] > PROMPT][: e.evaluate.generated]
+    # In the order of their ids, so that it does not matter how they came.
+    long = sorted((d for d in text.table.documents if d["chunks"] > PROMPT), key=lambda d: d["id"])
+    long = long[: e.evaluate.generated]
     if not long:
         return {}
     m, out = e.model.chunk, {"prompts": len(long), "tokens": TOKENS}
     with Generator.open(e, root, rows=ROWS, length=(PROMPT + 1) * m + TOKENS) as generator:
         decode = generator.tokenizer.decode
-        prompts = [
-            decode(text.table.tokens[d["first"] : d["first"] + PROMPT].ravel().tolist())
-            for d in long
-        ]
+        rows = [text.table.tokens[d["first"] : d["first"] + PROMPT].ravel() for d in long]
         for name, k in (("on", -1), ("off", 0)):
             asked = [
-                Request(p, TOKENS, 1.0, seed=i, k=k, databases=text.databases)
-                for i, p in enumerate(prompts)
+                Request(decode(row.tolist()), TOKENS, 1.0, seed=i, k=k, databases=text.databases)
+                for i, row in enumerate(rows)
             ]
             with progress.bar(f"generating, retrieval {name}", len(asked) * TOKENS) as advance:
                 made = generator.generate_all(asked, advance)
             said = [np.array(c.tokens, np.int64) for c in made]
-            shown = []
-            for c in made:
-                ids = np.array(prompt_ids(generator.tokenizer, c.prompt) + c.tokens)
-                chunks = ids[: len(ids) // m * m].reshape(-1, m)
-                near = generator.retriever.retrieve(chunks, databases=text.databases).tokens
-                shown.append(near.reshape(-1, 2 * m))
+            shown = [_shown(generator, text.databases, c, m) for c in made]
             out[name] = {
-                "shown": {
-                    str(n): _share([inside(s, x, n) for s, x in zip(said, shown)]) for n in RUNS
-                },
+                "shown": {str(n): _share([x[n] for x in shown]) for n in RUNS},
                 "database": {str(n): _share(_in_any(said, text.tables, n)) for n in RUNS},
             }
     return out
+
+
+def _shown(generator: Generator, databases: Sequence[str], c: Completion, m: int) -> dict:
+    """Which tokens of a continuation are inside a run that stands in what had been shown when they were
+    generated, by the run's length: what chunks before theirs retrieve."""
+    ids = np.array(prompt_ids(generator.tokenizer, c.prompt) + c.tokens)
+    chunks = ids[: len(ids) // m * m].reshape(-1, m)
+    near = generator.retriever.retrieve(chunks, databases=databases).tokens
+    masks = {n: np.zeros(len(ids), bool) for n in RUNS}
+    for u in range(1, -(-len(ids) // m)):
+        here = slice((u - 1) * m, (u + 1) * m)
+        for n, mask in masks.items():
+            found = inside(ids[here], near[:u].reshape(-1, near.shape[-1]), n)
+            mask[u * m : (u + 1) * m] |= found[m:]
+    return {n: mask[c.first :] for n, mask in masks.items()}
 
 
 def inside(tokens: np.ndarray, texts: np.ndarray, n: int) -> np.ndarray:

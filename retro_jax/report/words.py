@@ -1,6 +1,6 @@
 """The verdict in sentences that a practitioner can act on, each made from the figures."""
 
-from retro_jax.evaluate.figures import ALARM
+from retro_jax.evaluate.figures import ALARM, FEW
 from retro_jax.evaluate.signals import EFFECTS
 from retro_jax.report.causes import remedy
 from retro_jax.report.curves import kept
@@ -12,7 +12,6 @@ _HEAD = {
     "hurts": "Retrieval hurts",
 }
 _UNREAD = "Better, but not by what it retrieves"
-_FEW = 10  # documents: of fewer an interval says little
 
 
 def verdict(f: dict, facts: dict) -> dict:
@@ -26,7 +25,7 @@ def verdict(f: dict, facts: dict) -> dict:
     worse, better = EFFECTS[v["by"]]
     return {
         "word": v["word"],
-        "head": _UNREAD if v["word"] == "neutral" and v["effect"]["low"] > 0 else _HEAD[v["word"]],
+        "head": _head(v),
         "effect": f"{interval(v['effect'])} bits per byte: {worse} ({facts['conditions'][worse]}) less "
         f"{better} ({facts['conditions'][better]}), with the 95 % interval over {f['documents']:,} documents.",
         "alarms": _alarms(f),
@@ -34,6 +33,12 @@ def verdict(f: dict, facts: dict) -> dict:
         "advice": _advice(f),
         "tiles": _tiles(f, facts),
     }
+
+
+def _head(v: dict) -> str:
+    if v["word"] == "neutral" and v["effect"]["documents"] < FEW:
+        return "Too few documents to say"
+    return _UNREAD if v["word"] == "neutral" and v["effect"]["low"] > 0 else _HEAD[v["word"]]
 
 
 def _alarms(f: dict) -> list[str]:
@@ -44,7 +49,13 @@ def _alarms(f: dict) -> list[str]:
         )
     if v["collapsed"]:
         out.append(f"Cross-attention may have collapsed: {v['why_collapsed']}.")
-    if f["documents"] < _FEW:
+    if f["near_copies"]:
+        shown = ", ".join(f["near_copies"][:3]) + (" and more" if len(f["near_copies"]) > 3 else "")
+        out.append(
+            f"{plain(len(f['near_copies']))} document(s) stand nearly whole in the database ({shown}): what is gained "
+            "on them is copying."
+        )
+    if f["documents"] < FEW:
         out.append(f"Only {plain(f['documents'])} document(s): the intervals say little.")
     return out
 
@@ -91,7 +102,9 @@ def _system(f: dict) -> str:
             "(train.models) and evaluate again."
         )
     said = {1: "better than", 0: "not to be told from", -1: "worse than"}
-    every, few = sign(v["system"]), sign(v["system_filtered"])
+    every, few = (
+        0 if not e or e["documents"] < FEW else sign(e) for e in (v["system"], v["system_filtered"])
+    )
     text = f"It is {said[every]} the plain language model on all text ({interval(v['system'])} bits per byte)"
     if v["system_filtered"]:
         joint = "and" if few == every else "but"

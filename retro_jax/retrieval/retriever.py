@@ -113,6 +113,26 @@ class Retriever:
             "metadata": document["metadata"],
         }
 
+    def as_prepared(self, databases: Sequence[str]) -> bool:
+        """Whether databases are what `prepare` made, and no more or less."""
+        names = list(self._asked(databases))
+        now = self._now(PREPARED)
+        return names == [PREPARED] and len(now) == 1 and now[0][2] is None
+
+    def draw(self, rng: np.random.Generator, n: int, databases: Sequence[str]) -> np.ndarray:
+        """The ids of n chunks of databases at random, none of them deleted; they may be the same [n]."""
+        parts = [part for name in self._asked(databases) for part in self._now(name)]
+        ends = np.cumsum([len(part.table) for _, part, _ in parts])
+        out = []
+        while len(out) < n:
+            at = int(rng.integers(0, ends[-1]))
+            which = int(np.searchsorted(ends, at, side="right"))
+            number, part, living = parts[which]
+            row = at - int(ends[which]) + len(part.table)
+            if living is None or living[part.table.document[row]]:
+                out.append(row + (number << _ROW_BITS))
+        return np.array(out)
+
     def parts(self, databases: Sequence[str]) -> list[tuple[Part, np.ndarray | None]]:
         """What databases are made of now, and which documents of each are alive [D] (None: all)."""
         return [

@@ -31,25 +31,32 @@ def text(small, finished):
 @pytest.fixture(scope="module")
 def some(small, finished, text):
     """(Conditions, rows [B, C] of the first windows, their real neighbours)."""
-    made = Conditions(small, finished / "prepare", conditions.names(small, "scann"), text)
+    made = Conditions(small, finished / "prepare", conditions.names(small, text, "scann"), text)
     at = np.stack([cut[0] for cut, _ in zip(text.cuts(small), range(6))])
     return made, at, np.stack([text.records[i]["neighbours"] for i in range(6)])
 
 
-def test_every_condition_there_is_has_a_meaning(small):
-    every = conditions.names(small, "scann")
+def test_every_condition_there_is_has_a_meaning(small, text):
+    every = conditions.names(small, text, "scann")
     assert all(conditions.meaning(name) for name in every)
     assert {"exact", "k1", "database_1", "baseline"} < set(every)
-    assert "exact" not in conditions.names(small, "bm25")
-    asked = dataclasses.replace(small.evaluate, conditions=("self", "random"))
-    assert conditions.names(dataclasses.replace(small, evaluate=asked), "bm25") == [
-        "on", "off", "random", "self"
-    ]  # fmt: skip
-    asked = dataclasses.replace(small.evaluate, conditions=("slef",))
+    assert "exact" not in conditions.names(small, text, "bm25")
+    ask = lambda *names: dataclasses.replace(  # noqa: E731
+        small, evaluate=dataclasses.replace(small.evaluate, conditions=names)
+    )
+    assert conditions.names(ask("self", "random"), text, "bm25") == ["on", "off", "random", "self"]
     with pytest.raises(
         UserError, match=r"evaluate\.conditions: no condition 'slef' here; there are on"
     ):
-        conditions.names(dataclasses.replace(small, evaluate=asked), "bm25")
+        conditions.check(ask("slef"))
+
+
+def test_what_cannot_be_compared_is_left_out(small, text):
+    other = dataclasses.replace(text, as_prepared=False)
+    gone = set(conditions.names(small, text, "scann")) - set(
+        conditions.names(small, other, "scann")
+    )
+    assert gone == {"next", "exact", "database_1", "database_10"}
 
 
 def test_neighbours_changed_in_their_tokens(some, text):
@@ -112,7 +119,7 @@ def test_what_is_drawn_does_not_depend_on_the_batch(some):
 
 
 def scored(e, root, text, out, facts) -> rows.Rows:
-    likelihood.score(e, root, text, conditions.names(e, "exact"), facts, out)
+    likelihood.score(e, root, text, conditions.names(e, text, "exact"), facts, out)
     return rows.load(out)
 
 
@@ -151,6 +158,9 @@ def test_no_figure_depends_on_batches_devices_or_the_order_of_documents(
     backwards.cuts, backwards.records = lambda e: iter(cuts[::-1]), records[::-1]
     other = scored(small, finished, backwards, tmp_path / "other.parquet", facts)
     same(other, np.argsort(other["document"].astype(np.int64) << 32 | other["position"]))
+    a, b = figures(plain), figures(other)
+    for name, effect in a["effects"].items():
+        assert b["effects"][name] == pytest.approx(effect, abs=1e-5)
 
 
 def test_another_stride_scores_the_same_tokens_once(small, finished, text, tmp_path, facts):
@@ -261,4 +271,26 @@ def test_any_text_is_evaluated_against_databases_as_they_are_now(small, finished
     databases.add("mine", [Document("leak", held[1], {})])
     with pytest.raises(UserError, match=r"hold the text of 1 of its 3 documents.*:2"):
         longest("mine")
-    assert not out.exists()
+    assert out.exists()  # what there was before is still there
+    for name in ("..", "a/b", ".x", "heldout", "tasks"):
+        with pytest.raises(UserError, match=r"--name="):
+            evaluate.evaluate_text(small, root, source, name, ("mine",))
+    assert (root / "prepare" / "index").exists()
+
+
+def test_an_evaluation_of_one_text_that_was_killed_begins_anew(
+    small, finished, tmp_path, monkeypatch
+):
+    """And one document is enough."""
+    root = tmp_path / "w"
+    shutil.copytree(finished, root)
+    (tmp_path / "a.txt").write_text("kara lopo minel tenis " * 20)
+    monkeypatch.setattr(likelihood, "score", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate.evaluate_text(small, root, f"text:{tmp_path}/a.txt")
+    monkeypatch.undo()
+    evaluate.evaluate_text(small, root, f"text:{tmp_path}/a.txt")
+    found = rows.load(root / "evaluate" / "text" / "tokens.parquet")
+    assert len(found.facts["documents"]) == 1
+    assert "permuted" not in found.conditions
+    assert figures(found)["verdict"]["word"] == "neutral"

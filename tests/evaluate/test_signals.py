@@ -1,9 +1,11 @@
 """What is said of per-token log-probabilities, on rows whose truth is planted."""
 
+import json
+
 import numpy as np
 import pytest
 
-from retro_jax.evaluate import chunks, retrieved, signals
+from retro_jax.evaluate import chunks, likelihood, retrieved, signals
 from retro_jax.evaluate.figures import figures
 from retro_jax.evaluate.rows import Rows
 
@@ -31,6 +33,7 @@ def planted(documents: int = 30, per: int = 12, **changes) -> Rows:
         "neighbours": np.where(chunk[:, None] == 0, -1, ids),
         "distances": rng.random((documents * per, K)).repeat(M, axis=0).astype(np.float32),
         "runs": np.zeros((n, K), np.int16),
+        "twins": np.zeros(n, np.int16),
         "ratio": np.full((n, 3), 0.2, np.float32),
         "mass": np.full((n, 2 * K), 0.2, np.float32),
     }
@@ -159,29 +162,84 @@ def test_a_distance_that_tells_what_a_neighbour_is_worth_is_found_to():
     r = planted(off=np.repeat(0.5 - near, M))
     r.columns["distances"] = np.repeat(np.stack([near, near + 1], 1), M, axis=0).astype(np.float32)
     found = chunks.gather(r)
-    told = retrieved.by_distance(found)
+    told = retrieved.by_distance(found, r.rank)
     assert told["auroc"] > 0.99
     gains = [g["gain"] for g in told["groups"]]
     assert gains == sorted(gains, reverse=True)
     np.testing.assert_allclose([g["predicted"] for g in told["groups"]], gains, atol=0.05)
-    curve = retrieved.skipping(found)
+    curve = retrieved.skipping(found, r.rank)
     bits = signals.bits_per_byte(r)
     np.testing.assert_allclose(curve[0]["bits_per_byte"], bits["off"])
     np.testing.assert_allclose(curve[-1]["bits_per_byte"], bits["on"])
     best = min(curve, key=lambda point: point["bits_per_byte"])
     assert 0.35 < best["share"] < 0.6  # those whose distance is below a half
     r.columns["distances"][:] = 1.0
-    assert retrieved.by_distance(chunks.gather(r)) is None
+    assert retrieved.by_distance(chunks.gather(r), r.rank) is None
 
 
 def test_hubs_repeated_and_missing_neighbours():
     r = planted()
-    ids = np.tile([[7, 3], [7, 7], [7, -1], [7, 5]], (90, 1)).repeat(M, axis=0)
+    ids = np.tile([[7, 3], [7, 8], [-1, -1], [7, 5]], (90, 1)).repeat(M, axis=0)
+    ids[r["chunk"] == 0] = -1
     r.columns["neighbours"] = ids
+    r.columns["twins"] = (ids[:, 1] == 8).astype(np.int16)
     found = retrieved.coverage(chunks.gather(r), 1000)
-    assert found["hubs"][0] == [7, 450]
-    assert (found["distinct"], found["missing"]) == (3, 1 / 8)
-    np.testing.assert_allclose(found["repeated"], 90 / 630)
+    assert found["hubs"][0] == [7, 240]  # of 30 documents with eleven chunks that retrieve
+    assert found["distinct"] == 4
+    np.testing.assert_allclose(found["missing"], 3 / 11)
+    np.testing.assert_allclose(found["repeated"], 90 / 480)
+
+
+def test_neighbours_that_are_nearly_the_same_are_counted():
+    rng = np.random.default_rng(0)
+    near = 1 + rng.permutation(900)[: 3 * 4 * 64].reshape(1, 3, 4, 64)
+    near[0, 1, 2, 3:60] = near[0, 1, 0, :57]  # shifted, and most of it
+    near[0, 2, 1:] = 0
+    near[0, 2, 0] = 0
+    np.testing.assert_array_equal(likelihood.twins(near), [[0, 1, 0]])
+
+
+def test_documents_that_stand_in_the_database_in_all_but_name_are_named():
+    r = planted()
+    r.columns["overlap"] = np.where((r["document"] == 4) & (r["chunk"] < 9), M, 1).astype(np.int16)
+    assert figures(r)["near_copies"] == ["4"]
+
+
+def test_it_does_not_matter_how_documents_came():
+    r = planted(
+        off=np.repeat(noise(360), M), random=0.1 + 0.3 * noise(), baseline=0.2 * noise(seed=4)
+    )
+    order = np.random.default_rng(0).permutation(30)  # document n was number order[n]
+    facts = r.facts | {"documents": [r.facts["documents"][n] for n in order]}
+    rows_ = np.concatenate([np.flatnonzero(r["document"] == n) for n in order])
+    other = Rows(facts, *({n: x[rows_] for n, x in d.items()} for d in (r.nats, r.columns)))
+    other.columns["document"] = np.repeat(np.arange(30), 12 * M).astype(np.int32)
+    a, b = figures(r), figures(other)
+    for name in (
+        "effects",
+        "verdict",
+        "failures",
+        "copied",
+        "filtered",
+        "distance",
+        "skipping",
+        "words",
+    ):
+        assert json.dumps(_rounded(a[name])) == json.dumps(_rounded(b[name])), name
+
+
+def _rounded(value):
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
+    return round(value, 9) + 0.0 if isinstance(value, float) else value
+
+
+def test_of_few_documents_nothing_is_said():
+    verdict = figures(planted(documents=6, baseline=0.1, random=0.1, off=0.1))["verdict"]
+    assert verdict["word"] == "neutral"
+    assert verdict["effect"]["documents"] == 6
 
 
 def test_gain_by_place_and_by_source():
@@ -195,9 +253,10 @@ def test_gain_by_place_and_by_source():
 
 def test_words_are_counted_in_the_text_itself():
     r = planted()
-    text = "".join(r.facts["vocabulary"][t] for t in r["target"])
+    each = [r["target"][r["document"] == d] for d in range(30)]
+    texts = ["".join(r.facts["vocabulary"][t] for t in part) for part in each]
     found = figures(r)
-    assert found["words"] == len(text.split())
+    assert found["words"] == sum(len(text.split()) for text in texts)
     per = found["perplexity"]["on"]
     np.testing.assert_allclose(np.log(per["word"]) * found["words"], r.nats["on"].sum())
     np.testing.assert_allclose(np.log(per["token"]) * len(r), r.nats["on"].sum())

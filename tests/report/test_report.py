@@ -88,7 +88,7 @@ def write(
         **{f"logp_{n}": -(base - (worth if n == "on" else 0) - (n == "self")) for n in conditions},
         "copied": copied, "overlap": rng.integers(0, M + 1, size // M).repeat(M),
         "neighbours": list(near), "distances": list(distance),
-        "runs": list(rng.integers(0, M, (size // M, K)).repeat(M, axis=0)),
+        "runs": list(rng.integers(0, M, (size // M, K)).repeat(M, axis=0)), "twins": [0] * size,
         "ratio": [[ratio] * LAYERS] * size, "mass": [[0.25] * 2 * K] * size,
         "read": [texts[u].ravel() if p == 0 else [] for u, p in zip(unit, place)],
         "sources": [[f"{EVIL} chunk {i}"] * K if p == 0 else [] for i, p in zip(unit, place)],
