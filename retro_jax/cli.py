@@ -210,8 +210,10 @@ def generate(experiment, root: Path, flags):
     from retro_jax.errors import UserError
     from retro_jax.generate import interactive, show, stage
 
-    if flags.rows is not None and (flags.rows < 1 or flags.prompts is None):
-        raise UserError(f"--rows={flags.rows}: must be at least 1, beside --prompts=FILE")
+    if flags.rows is not None and flags.prompts is None:
+        raise UserError(f"--rows={flags.rows}: is for --prompts=FILE")
+    if flags.rows is not None and flags.rows < 1:
+        raise UserError(f"--rows={flags.rows}: must be at least 1")
     if flags.interactive and flags.prompts is not None:
         raise UserError(f"--interactive with --prompts={flags.prompts}: give one of them")
     if flags.interactive:

@@ -73,7 +73,9 @@ def verdict(figures: dict) -> dict:
     if effect["documents"] < FEW:
         word = "neutral"
     why = None
-    if max(figures["inside"]["ratio"], default=0.0) < ALARM:
+    if figures["failures"]["nothing read"]["share"] == 1:
+        why = "no chunk read anything: every text is as short as a chunk, or nothing was found"
+    elif max(figures["inside"]["ratio"], default=0.0) < ALARM:
         why = "cross-attention adds less than a thousandth to what it is added to, in every layer"
     elif content["low"] <= 0 <= content["high"]:
         why = "the interval of the content effect holds 0: what is read makes no difference"

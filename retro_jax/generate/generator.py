@@ -119,7 +119,7 @@ class Generator:
         if width > self.k:
             raise UserError(
                 f"{named}{'neighbours' if request.neighbours else 'k'}: {width} neighbours, but at most "
-                f"{self.k} can be read here"
+                f"{self.k} can be read here; ask for fewer, or open the generator with k={width}"
             )
         if request.retrieval_step > self.model.chunk:
             raise UserError(

@@ -20,6 +20,7 @@ LENGTH = 2048  # tokens of a prompt and its continuation
 HELP = """\
 Type a prompt; a line that ends in \\ goes on in the next one. Up and down: what was typed before.
 :set FIELD=VALUE   one of: {fields}
+                   for example :set stop=["\\n\\n"]  :set where={{"licence": ["CC0"]}}
 :show              how the next prompt will be continued
 :help  :quit       (or Ctrl-D); Ctrl-C ends a continuation"""
 
@@ -68,6 +69,8 @@ def command(experiment: Experiment, request: Request, line: str) -> Request:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = text
+        if isinstance(value, str) and isinstance(getattr(request, name, None), tuple):
+            value = [value]
         return from_config_dict(
             {"name": experiment.name, "generate": dataclasses.asdict(request) | {name: value}}
         ).generate
@@ -98,7 +101,9 @@ def _read() -> str:
 
 
 def _help() -> str:
-    return HELP.format(fields=", ".join(f.name for f in dataclasses.fields(Request)))
+    return HELP.format(
+        fields=", ".join(f.name for f in dataclasses.fields(Request) if f.name != "prompt")
+    )
 
 
 @contextlib.contextmanager

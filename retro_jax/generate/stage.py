@@ -78,7 +78,15 @@ def generate_file(experiment: Experiment, root: Path, file: Path, rows: int = RO
         writer.close()
         return {"completions": len(requests)}
 
-    workdir.build(out, settings, [check_trained(experiment, root, True)], make)
+    trained = [check_trained(experiment, root, True)]
+    try:
+        workdir.check(out, settings, trained)
+    except UserError as error:
+        raise UserError(
+            f"{out}: was made from other prompts or settings of `generate`, with another checkpoint, or before a "
+            f"database changed; delete that folder, or give --prompts={file} another name"
+        ) from error
+    workdir.build(out, settings, trained, make)
     return out / "completions.jsonl"
 
 

@@ -29,7 +29,7 @@ def verdict(f: dict, facts: dict) -> dict:
         "effect": f"{interval(v['effect'])} bits per byte: {worse} ({facts['conditions'][worse]}) less "
         f"{better} ({facts['conditions'][better]}), with the 95 % interval over {f['documents']:,} documents.",
         "alarms": _alarms(f),
-        "sentences": [_reads(f), _system(f)],
+        "sentences": [_reads(f), _system(f, facts)],
         "advice": _advice(f),
         "tiles": _tiles(f, facts),
     }
@@ -48,7 +48,11 @@ def _alarms(f: dict) -> list[str]:
             f"{leaks:,} leaks: the model was shown what it predicts, so no number here means anything."
         )
     if v["collapsed"]:
-        out.append(f"Cross-attention may have collapsed: {v['why_collapsed']}.")
+        nothing = f["failures"]["nothing read"]["share"] == 1
+        begin = (
+            "Retrieval was not put to the test" if nothing else "Cross-attention may have collapsed"
+        )
+        out.append(f"{begin}: {v['why_collapsed']}.")
     if f["near_copies"]:
         shown = ", ".join(f["near_copies"][:3]) + (" and more" if len(f["near_copies"]) > 3 else "")
         out.append(
@@ -65,6 +69,8 @@ def _reads(f: dict) -> str:
     copied, v = f["copied"], f["verdict"]
     novel, share = copied["novel"], percent(copied["bins"][0]["share"])
     gain = sum(b["nats"] for b in copied["bins"]) / f["tokens"]
+    if f["failures"]["nothing read"]["share"] == 1:
+        return "No chunk read anything, so nothing can be said of retrieval."
     if max(f["inside"]["ratio"], default=0.0) < ALARM:
         return "It does not read its neighbours: cross-attention adds next to nothing in any layer."
     if not v["reads"]:
@@ -93,13 +99,15 @@ def _reads(f: dict) -> str:
     return f"It reads its neighbours{told}, and not only to copy: {where} gains {novel:.3f} nats per token too."
 
 
-def _system(f: dict) -> str:
+def _system(f: dict, facts: dict) -> str:
     """Against a plain language model."""
     v = f["verdict"]
     if not v["system"]:
+        trained = "baseline" in facts.get("models", {})
+        remedy = "score it too (evaluate.conditions)" if trained else "train one too (train.models)"
         return (
-            "Whether a language model without retrieval would do as well was not measured: train one too "
-            "(train.models) and evaluate again."
+            f"Whether a language model without retrieval would do as well was not measured: {remedy} and "
+            "evaluate again."
         )
     said = {1: "better than", 0: "not to be told from", -1: "worse than"}
     every, few = (

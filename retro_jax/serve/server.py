@@ -9,6 +9,7 @@ import socket
 import struct
 from pathlib import Path
 
+from retro_jax import progress
 from retro_jax.config import Experiment
 from retro_jax.errors import UserError
 from retro_jax.generate.generator import Generator
@@ -48,6 +49,7 @@ def serve(experiment: Experiment, root: Path, host: str, port: int, rows: int, l
         bound(host, port) as listening,
         Generator.open(experiment, root, rows=rows, length=length) as generator,
     ):
+        progress.say("compiling what requests will need")
         generator.warm_up()
         answering = server(Service(generator, experiment.name, limits, key), limits)
         _listen(listening, host, port)
@@ -93,7 +95,8 @@ def _listen(listening: socket.socket, host: str, port: int):
 def _refused(host: str, port: int, error: OSError) -> UserError:
     why = error.strerror or error
     return UserError(
-        f"--host={host} --port={port}: {why}; end what uses it, or choose another --port"
+        f"--host={host} --port={port}: {why}; give an address of this machine, and end what uses it or "
+        "choose another --port"
     )
 
 
