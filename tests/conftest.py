@@ -26,6 +26,7 @@ from retro_jax.config import (  # noqa: E402
     TrainConfig,
 )
 from retro_jax.corpus.chunks import ChunkTable  # noqa: E402
+from retro_jax.evaluate.scorer import Scorer  # noqa: E402
 from retro_jax.generate.generator import Generator  # noqa: E402
 from retro_jax.generate.request import Request  # noqa: E402
 from retro_jax.model import functional  # noqa: E402
@@ -135,6 +136,12 @@ def generator(finished, small):
     """Of `finished`, with four rows."""
     with Generator.open(small, finished, rows=4, length=160) as generator:
         yield generator
+
+
+@pytest.fixture(scope="session")
+def scorer(small, finished) -> Scorer:
+    """Of `finished`, on a mesh of eight devices."""
+    return Scorer.open(small, finished)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,9 @@ from retro_jax.model import functional
 from retro_jax.train import loop, sharding
 
 M = 16  # tokens of a chunk
+TEXT = (
+    "kara lopo minel tenis surra kais lora mipo tenra surpo kanel lois mira tenpo surnel kapo " * 4
+)
 _logits = jax.jit(functional.apply, static_argnums=0)
 
 

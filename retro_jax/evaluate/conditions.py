@@ -15,6 +15,7 @@ from retro_jax.config import Experiment
 from retro_jax.corpus.tokenizer import PAD
 from retro_jax.errors import UserError
 from retro_jax.evaluate.text import Text
+from retro_jax.retrieval.database import PREPARED, Databases
 
 SHARES = (1, 10)  # percent of the database's documents
 MEANING = {
@@ -89,7 +90,7 @@ class Conditions:
         self._found, self.names = {}, names
         searched = [n for n in names if n in ("next", "exact") or n.startswith("database_")]
         if searched:
-            part = steps.load_retriever(e, base).databases.open("prepared", 0)
+            part = Databases(e, base).open(PREPARED, 0)
             self._search(part, searched, text.vectors)
         self._draw = text.draw
         if "permuted" in names:

@@ -13,6 +13,7 @@ from retro_jax.generate.generator import Generator
 from retro_jax.generate.lookup import prompt_ids
 from retro_jax.generate.request import Request
 from retro_jax.prepare import check_prepared
+from retro_jax.retrieval.database import Databases
 from retro_jax.train.loop import check_trained
 
 ROWS = 8  # prompts of a file that are continued together
@@ -92,7 +93,7 @@ def generate_file(experiment: Experiment, root: Path, file: Path, rows: int = RO
 
 def _stamps(e: Experiment, root: Path, requests: Sequence[Request]) -> dict[str, str]:
     """What tells states of the databases apart that are read."""
-    databases = steps.load_retriever(e, root / "prepare").databases
+    databases = Databases(e, root / "prepare")
     names = {name.partition("=")[0] for r in requests for name in r.databases}
     return {name: str(databases.stamp(name)) for name in sorted(names)}
 

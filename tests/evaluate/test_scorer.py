@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from conftest import weights
+from whole import TEXT
 
 from retro_jax import steps
 from retro_jax.corpus.tokenizer import BOS, PAD, UNK
@@ -14,15 +15,6 @@ from retro_jax.model import functional
 
 M = 16
 CONFIG = "--config=experiments/quickstart.py"
-TEXT = (
-    "kara lopo minel tenis surra kais lora mipo tenra surpo kanel lois mira tenpo surnel kapo " * 4
-)
-
-
-@pytest.fixture(scope="module")
-def scorer(small, finished):
-    """On a mesh of eight devices."""
-    return Scorer.open(small, finished)
 
 
 @pytest.fixture(scope="module")

@@ -7,23 +7,15 @@ import shutil
 import numpy as np
 import pytest
 from conftest import tables
+from whole import TEXT
 
 from retro_jax import cli, steps
 from retro_jax.errors import UserError
 from retro_jax.evaluate import items, metrics, tasks
-from retro_jax.evaluate.scorer import Pair, Score, Scorer
+from retro_jax.evaluate.scorer import Pair, Score
 from retro_jax.generate.request import Request
 
 CONFIG = "--config=experiments/quickstart.py"
-TEXT = (
-    "kara lopo minel tenis surra kais lora mipo tenra surpo kanel lois mira tenpo surnel kapo " * 4
-)
-
-
-@pytest.fixture(scope="module")
-def scorer(small, finished):
-    """On a mesh of eight devices."""
-    return Scorer.open(small, finished)
 
 
 def test_answers_are_compared_as_squad_does():

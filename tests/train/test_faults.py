@@ -98,6 +98,4 @@ def test_killed_at_random_moments_it_ends_with_the_same_parameters(tmp_path):
     kills, saving, reached = map(int, done.stdout.split())
     assert kills == 20
     assert saving  # some of them in the middle of a save
-    assert (
-        reached > 2
-    )  # it went on after some of them; how often depends on what else the machine does
+    assert reached > 3
