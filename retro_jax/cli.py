@@ -90,16 +90,8 @@ def _dispatch(stage: str, argv: list[str]) -> int:
                 " for example: retro report runs/quickstart"
             )
         return report(Path(argv[0]))
-    if stage == "plan":  # libtpu is to compile only: it looks for no chip, and says nothing
-        os.environ |= {
-            "JAX_PLATFORMS": "cpu",
-            "TPU_SKIP_MDS_QUERY": "1",
-            "TPU_WORKER_HOSTNAMES": "localhost",
-            "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-            "TPU_STDERR_LOG_LEVEL": "3",
-            "TPU_MIN_LOG_LEVEL": "3",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # another plan may be under way
-        }
+    if stage == "plan":  # counts and compiles; runs on no chip
+        os.environ["JAX_PLATFORMS"] = "cpu"
     from retro_jax.flags import parse
 
     experiment, root, flags = parse(stage, argv)

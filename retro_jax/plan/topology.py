@@ -1,5 +1,6 @@
 """Machines that are not here: their chips, and the mesh that training would make of them."""
 
+import os
 from dataclasses import dataclass
 
 import jax
@@ -95,6 +96,14 @@ def device_mesh(topology: Topology, config: MeshConfig) -> jax.sharding.Mesh | N
         return None
     from jax.experimental import topologies
 
+    os.environ |= {  # libtpu is to compile only: it looks for no chip, and says nothing
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "TPU_STDERR_LOG_LEVEL": "3",
+        "TPU_MIN_LOG_LEVEL": "3",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # another plan may be under way, or have left its lock
+    }
     more = {}
     if topology.kind == "v4":  # its two cores are one device
         more = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}
