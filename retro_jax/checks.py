@@ -49,6 +49,7 @@ def check(e):
         ("model.dtype", m.dtype, ("float32", "bfloat16")),
         ("model.remat", m.remat, ("none", "dots", "full")),
         ("model.positions", m.positions, ("relative", "rotary", "learned")),
+        ("model.read_positions", m.read_positions, ("relative", "none")),
         ("model.norm", m.norm, ("rms", "layer")),
         ("model.activation", m.activation, ("gelu", "gelu_exact", "silu", "relu")),
     ):
@@ -123,10 +124,16 @@ def check(e):
         f"must turn an even number of the model.head_size = {m.head_size} numbers of a head",
     )
     require(
-        m.positions != "learned" or m.max_length >= t.length,
+        m.max_length >= t.length or (m.max_length == 0 and m.positions != "learned"),
         "model.max_length",
         m.max_length,
-        f"learned positions need a row for each of train.length = {t.length} tokens",
+        f"must be at least train.length = {t.length} (0, any, where positions are not learned)",
+    )
+    require(
+        len(m.rotary_scaling) in (0, 1, 4) and all(x > 0 for x in m.rotary_scaling),
+        "model.rotary_scaling",
+        m.rotary_scaling,
+        "must be (), (factor,) or (factor, low, high, length), all positive",
     )
     for name, value in (("model.ffw", m.ffw), ("model.encoder_ffw", m.encoder_ffw)):
         require(value >= 0, name, value, "must be positive, or 0 for four times the width")

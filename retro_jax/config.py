@@ -81,7 +81,10 @@ class ModelConfig:
     positions: str = "relative"  # relative | rotary | learned, of the decoder's self-attention
     rotary_share: float = 1.0  # of each head's numbers that turn
     rotary_base: float = 10_000.0
-    max_length: int = 0  # rows of learned positions
+    # How a longer context was made of a shorter one: () not at all; (factor,) every angle divided by it;
+    # (factor, low, high, length) Llama 3.1's way (see model/positions.py).
+    rotary_scaling: tuple[float, ...] = ()
+    max_length: int = 0  # tokens of a sequence at most, rows of learned positions; 0: any
     kv_heads: int = 0  # heads of keys and values; 0: as many as heads
     norm: str = "rms"  # rms | layer
     norm_bias: bool = False
@@ -91,12 +94,21 @@ class ModelConfig:
     gated: bool = False  # SwiGLU with silu, GEGLU with gelu
     ffw: int = 0  # inner width of the feed-forward; 0: 4 d
     encoder_ffw: int = 0  # 0: 4 encoder_d
+    qk_norm: bool = False  # the decoder's self-attention normalises queries and keys of each head
     qkv_bias: bool = False
     out_bias: bool = False
     ffw_bias: bool = False
     parallel: bool = False  # self-attention and feed-forward of a layer read the same input
     tied: bool = True  # the readout is the embedding
+    readout_bias: bool = False  # one number a token is added to the logits
     scale_embedding: bool = True  # multiply embeddings by sqrt(d)
+    # What InstructRetro (Wang et al. 2023, arXiv 2310.07713) has instead, where it reads.
+    read_positions: str = "relative"  # relative | none, of the encoder and of cross-attention
+    encoder_norm: bool = True  # a norm ends the encoder
+    normed_chunk: bool = (
+        False  # the encoder reads chunks as the first cross-attention's norm gives them
+    )
+    filled_chunk: bool = False  # the encoder also attends zeros where a chunk has padding
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class PretrainedTokenizer(Vocabulary):
         special = {t["id"] for t in fields.get("added_tokens", ()) if t.get("special")}
         size = max(self._pieces.get_vocab(with_added_tokens=True).values()) + 1
         own = [b"" if i in special else self._piece_bytes(i) for i in range(size)]
-        super().__init__([b""] * FIRST + own + [b""] * (-(FIRST + size) % _MULTIPLE))
+        super().__init__([b""] * FIRST + own + [b""] * (padded(FIRST + size) - FIRST - size))
         self._space_mark = [self._pieces.token_to_id(f"<0x{b:02X}>") for b in _SPACE.encode()]
         for probe in _PROBES:
             try:
@@ -91,6 +91,11 @@ class PretrainedTokenizer(Vocabulary):
 
     def _encode(self, text: str) -> list[int]:
         return [i + FIRST for i in self._pieces.encode(text, add_special_tokens=False).ids]
+
+
+def padded(size: int) -> int:
+    """The size of a vocabulary of so many tokens."""
+    return size + -size % _MULTIPLE
 
 
 def _byte_characters() -> dict[str, int]:

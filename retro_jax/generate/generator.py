@@ -44,7 +44,7 @@ class Generator:
         length: int = 1024,
         k: int | None = None,
     ):
-        if model.positions == "learned":
+        if model.max_length:
             length = min(length, model.max_length)
         self.length, self.rows, self.k = length, rows, retriever.k if k is None else k
         self.retriever, self.tokenizer = retriever, tokenizer

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from retro_jax.config import ModelConfig
 from retro_jax.model.attend import attend, attend_causal, self_distances
-from retro_jax.model.layers import ROWS, constant, gather, weight
+from retro_jax.model.layers import ROWS, Norm, constant, gather, weight
 from retro_jax.model.positions import distances, rotate, rotations, sinusoid
 from retro_jax.model.product import project
 
@@ -25,6 +25,7 @@ class Heads:
     size: int
     positions: str  # relative | rotary | none
     cross: bool
+    qk_norm: bool = False
 
 
 class Attention(nnx.Module):
@@ -69,6 +70,8 @@ class Attention(nnx.Module):
             self.value_bias = constant(kind, (n, size), P("model", None))
         if config.out_bias:
             self.out_bias = constant(kind, (d,), P(None))
+        if heads.qk_norm:
+            self.query_norm, self.key_norm = Norm(config, size, kind), Norm(config, size, kind)
 
     def __call__(self, x, memory, mask, offset: int = 0, causal: bool = False, statistics=False):
         """Attends x [B, G, I, D] to memory [B, G, K, J, memory] where mask [B, G, K, J] allows.
@@ -83,8 +86,7 @@ class Attention(nnx.Module):
         k, v, mask = (jnp.repeat(t, each, axis=1) if each > 1 else t for t in (k, v, mask))
         relative, block = None, self.config.attention_block
         if self.heads.positions == "rotary":
-            c, tokens = self.config, np.arange(x.shape[2])
-            sin, cos = rotations(tokens, self.heads.size, c.rotary_share, c.rotary_base)
+            sin, cos = rotations(self.config, np.arange(x.shape[2]))
             q = rotate(q, sin[:, None, None], cos[:, None, None])
             k = rotate(k, sin[:, None], cos[:, None])
         elif self.heads.positions == "relative":
@@ -101,7 +103,9 @@ class Attention(nnx.Module):
     def queries(self, x):
         """x [..., D] -> [..., N, A, H], positions aside."""
         q = project(x, gather(self.query, x.dtype))
-        return q + self.query_bias[...].astype(x.dtype) if self.config.qkv_bias else q
+        if self.config.qkv_bias:
+            q = q + self.query_bias[...].astype(x.dtype)
+        return self.query_norm(q) if self.heads.qk_norm else q
 
     def keys_values(self, memory):
         """memory [..., memory] -> keys and values [..., N, H], positions aside."""
@@ -110,7 +114,7 @@ class Attention(nnx.Module):
         if self.config.qkv_bias:
             k = k + self.key_bias[...].astype(dtype)
             v = v + self.value_bias[...].astype(dtype)
-        return k, v
+        return self.key_norm(k) if self.heads.qk_norm else k, v
 
     def output(self, y, any_key):
         """y [..., N, A, H] -> [..., D]; any_key [...]: whether there was a key to attend."""

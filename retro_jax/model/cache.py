@@ -16,7 +16,7 @@ class Read(NamedTuple):
 
     key: jax.Array  # [B, N, K R, H]
     value: jax.Array  # [B, N, K R, H]
-    table: jax.Array  # relative positions, from the farthest past on [N, 1, M + R, H]
+    table: jax.Array | None  # relative positions, from the farthest past on [N, 1, M + R, H]
 
 
 class Layer(NamedTuple):

@@ -64,7 +64,8 @@ def start(net: Decoder, rows: int, length: int, k: int) -> Cache:
         if k and hasattr(block, "cca"):
             near = zeros(rows, c.heads, k * retrieved, c.head_size)
             steps = 2 * m - 1 - np.arange(m + retrieved)
-            read = Read(near, near, _table(block.cca.attention, steps, dtype))
+            relative = c.read_positions == "relative"
+            read = Read(near, near, _table(block.cca.attention, steps, dtype) if relative else None)
         layers.append(Layer(own, own, table, read))
     mask = jnp.zeros((rows, k, retrieved), bool, out_sharding=over_rows(3))
     none = jnp.zeros(rows, jnp.int32, out_sharding=over_rows(1))
@@ -154,7 +155,8 @@ def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None, active=
         h = h + _attend(block.attention, q, key, value, own, layer.table, length - 1 - t)
         if layer.read is not None:
             if first:
-                first, chunk = False, _put(chunk[:, None], h[:, None], t % m)[:, 0]
+                own_chunk = block.retrieving(h)
+                first, chunk = False, _put(chunk[:, None], own_chunk[:, None], t % m)[:, 0]
                 if fresh is not None:
                     memory, mask = _encode(net.model, table, cache, chunk, fresh)
             if fresh is not None:
@@ -241,7 +243,7 @@ def _angles(c: ModelConfig, length: int):
     """Sine and cosine [L, half] by which rotary positions turn, or None where positions are others."""
     if c.positions != "rotary":
         return None
-    return rotations(np.arange(length), c.head_size, c.rotary_share, c.rotary_base)
+    return rotations(c, np.arange(length))
 
 
 def _put(kept, x, at):

@@ -18,13 +18,13 @@ class EncoderBlock(nnx.Module):
     def __init__(self, config: ModelConfig, cross: bool):
         c, scale = config, (2 * config.encoder_layers) ** -0.5
         n, size, d, inner = c.encoder_heads, c.encoder_head_size, c.encoder_d, c.encoder_ffw
-        own = Heads(d, d, n, n, size, "relative", cross=False)
+        own = Heads(d, d, n, n, size, c.read_positions, cross=False)
         self.attention_norm = Norm(c, d, RetroParam)
         self.attention = Attention(c, own, RetroParam, scale)
         self.norm = Norm(c, d, RetroParam)
         self.feed_forward = FeedForward(c, d, inner or 4 * d, RetroParam, scale)
         if cross:
-            heads = Heads(d, c.d, n, n, size, "relative", cross=True)
+            heads = Heads(d, c.d, n, n, size, c.read_positions, cross=True)
             self.cross = CrossAttention(c, heads, scale)
 
     def __call__(self, e, own, chunk, chunk_mask):
@@ -47,7 +47,8 @@ class Encoder(nnx.Module):
             EncoderBlock(config, i + 1 in config.encoder_ca_layers)
             for i in range(config.encoder_layers)
         )
-        self.norm = Norm(config, config.encoder_d, RetroParam)
+        if config.encoder_norm:
+            self.norm = Norm(config, config.encoder_d, RetroParam)
 
     def __call__(self, e, mask, h, h_mask):
         """Neighbours to memories.
@@ -67,4 +68,5 @@ class Encoder(nnx.Module):
         layer_call = remat(self.config, lambda layer, *args: layer(*args))
         for layer in self.layers:
             e = layer_call(layer, e, own, h[:, :, None], h_mask[:, :, None])
-        return jnp.reshape(self.norm(e), (b, c, k, r, width), out_sharding=ROWS)
+        e = self.norm(e) if self.config.encoder_norm else e
+        return jnp.reshape(e, (b, c, k, r, width), out_sharding=ROWS)

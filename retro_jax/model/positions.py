@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from retro_jax.config import ModelConfig
+
 _ROWS, _WINDOWS = 8, 64  # queries that share a window of distances; windows at most
 
 
@@ -67,11 +69,24 @@ def unshift(g: jax.Array, count: int) -> jax.Array:
     return g.reshape(*batch, queries, count)
 
 
-def rotations(positions: np.ndarray, size: int, share: float, base: float):
-    """Sine and cosine [n, half], float32, by which heads of `size` numbers turn at n positions, for
-    `rotate`. The first `share` of the numbers turn, in pairs."""
-    half = int(size * share) // 2
-    angles = positions[:, None] * base ** (-np.arange(half) / half)
+def rotations(config: ModelConfig, positions: np.ndarray):
+    """Sine and cosine [n, half], float32, by which a head's numbers turn at n positions, for `rotate`. The
+    first `rotary_share` of the numbers turn, in pairs.
+
+    With `rotary_scaling` = (factor,) all turn slower by that factor (Chen et al. 2023, arXiv 2306.15595).
+    With (factor, low, high, length), what turns less than `low` times within `length` tokens does; what
+    turns more than `high` times stays; between them, the share is linear in the turns (Llama 3.1).
+    """
+    c = config
+    half = int(c.head_size * c.rotary_share) // 2
+    speed = c.rotary_base ** (-np.arange(half) / half)
+    if len(c.rotary_scaling) == 1:
+        speed = speed / c.rotary_scaling[0]
+    elif c.rotary_scaling:
+        factor, low, high, length = c.rotary_scaling
+        kept = np.clip((length * speed / (2 * np.pi) - low) / (high - low), 0, 1)
+        speed = kept * speed + (1 - kept) * speed / factor
+    angles = positions[:, None] * speed
     return np.sin(angles).astype(np.float32), np.cos(angles).astype(np.float32)
 
 

@@ -22,6 +22,7 @@ from retro_jax.model.layers import (
     ROWS,
     FeedForward,
     Norm,
+    constant,
     embedding,
     gather,
     look_up,
@@ -40,14 +41,15 @@ class Block(nnx.Module):
         c, scale = config, (2 * config.layers) ** -0.5
         positions = "none" if c.positions == "learned" else c.positions
         kv_heads = c.kv_heads or c.heads
-        heads = Heads(c.d, c.d, c.heads, kv_heads, c.head_size, positions, cross=False)
+        heads = Heads(c.d, c.d, c.heads, kv_heads, c.head_size, positions, False, c.qk_norm)
         self.config = c
         self.attention_norm = Norm(c, c.d, nnx.Param)
         self.attention = Attention(c, heads, nnx.Param, scale)
         self.norm = Norm(c, c.d, nnx.Param)
         self.feed_forward = FeedForward(c, c.d, c.ffw or 4 * c.d, nnx.Param, scale)
         if cca:
-            heads = Heads(c.d, c.encoder_d, c.heads, c.heads, c.head_size, "relative", cross=True)
+            size, positions = c.head_size, c.read_positions
+            heads = Heads(c.d, c.encoder_d, c.heads, c.heads, size, positions, cross=True)
             self.cca = CrossAttention(c, heads, 0.0 if c.cca_zero else scale)
 
     def __call__(self, h, real, encode, statistics: bool):
@@ -56,8 +58,9 @@ class Block(nnx.Module):
         Args:
           h: [B, L, D].
           real: True where a token may be attended [B, L].
-          encode: from h after self-attention to what its CCA reads, (memory [B, C, K, R, E],
-            mask [B, C, K, R]); or None for a layer that reads nothing.
+          encode: from h after self-attention (with `normed_chunk`, after the CCA's norm too) to what
+            its CCA reads, (memory [B, C, K, R, E], mask [B, C, K, R]); or None for a layer that reads
+            nothing.
           statistics: also measure the CCA.
 
         Returns:
@@ -67,11 +70,15 @@ class Block(nnx.Module):
         y = self.attention_norm(h)[:, None]
         h = h + self.attention(y, y[:, :, None], real[:, None, None], causal=True)[0][:, 0]
         if encode is not None and hasattr(self, "cca"):
-            read = encode(h)
+            read = encode(self.retrieving(h))
             y, mass = chunked_cross_attention(self.cca, h, *read, self.config.chunk, statistics)
             found = statistics_of(h, y, mass) if statistics else None
             h = h + y
         return h + self.feed_forward(self.norm(x if self.config.parallel else h)), read, found
+
+    def retrieving(self, h):
+        """What the encoder is told of a chunk by its first CCA layer: h [B, L, D] -> [B, L, D]."""
+        return self.cca.norm(h) if self.config.normed_chunk else h
 
 
 def stacks(config: ModelConfig) -> list[tuple[tuple[bool, ...], int]]:
@@ -113,6 +120,8 @@ class Retro(nnx.Module):
             self.positions = weight(nnx.Param, (c.max_length, c.d), c.d, P(None, "data"))
         if not c.tied:
             self.readout = embedding(nnx.Param, vocab, c.d)
+        if c.readout_bias:
+            self.readout_bias = constant(nnx.Param, (vocab,), P("model"))
         self.stacks = nnx.List()
         for group, times in stacks(c):
             blocks = lambda: nnx.List(Block(c, retrieval and cca) for cca in group)  # noqa: B023, E731
@@ -140,9 +149,9 @@ class Retro(nnx.Module):
         off = neighbours is None or neighbours.shape[2] == 0
         table, real = gather(self.embedding, dtype), tokens != PAD
         h = self.embed(table, tokens)
+        if 0 < c.max_length < tokens.shape[1]:
+            raise ValueError(f"{tokens.shape[1]} tokens, but model.max_length = {c.max_length}")
         if c.positions == "learned":
-            if tokens.shape[1] > c.max_length:
-                raise ValueError(f"{tokens.shape[1]} tokens, but positions only to {c.max_length}")
             h = h + gather(self.positions, dtype)[: tokens.shape[1]]
         memory, found = None, []
         for (group, _), stack in zip(stacks(c), self.stacks):
@@ -172,13 +181,17 @@ class Retro(nnx.Module):
     def logits(self, h):
         """h [B, L, D] -> [B, L, V] float32: row t predicts token t + 1."""
         table = gather(self.embedding if self.config.tied else self.readout, h.dtype)
-        return product("bld,vd->blv", h, table)
+        logits = product("bld,vd->blv", h, table)
+        return logits + self.readout_bias[...] if self.config.readout_bias else logits
 
     def logit_of(self, h, targets):
         """The logits of one target [B, L] each: h [B, L, D] -> [B, L] float32."""
         table = gather(self.embedding if self.config.tied else self.readout, h.dtype)
         rows = look_up(table, targets)
-        return jnp.einsum("bld,bld->bl", h, rows, preferred_element_type=jnp.float32)
+        logit = jnp.einsum("bld,bld->bl", h, rows, preferred_element_type=jnp.float32)
+        if self.config.readout_bias:
+            logit = logit + look_up(self.readout_bias[...], targets)
+        return logit
 
     def embed(self, table, ids):
         """Rows of the table for ids [...]: [..., D]."""
@@ -200,5 +213,7 @@ class Retro(nnx.Module):
         real = jnp.reshape(jnp.pad(real, ((0, 0), (0, fill))), (b, chunks, m), **rows)
         if not self.config.share_embedding:
             table = gather(self.encoder.embedding, h.dtype)
+        if self.config.filled_chunk:
+            h, real = jnp.where(real[..., None], h, 0), jnp.ones_like(real)
         mask = neighbours != PAD
         return self.encoder(self.embed(table, neighbours), mask, h, real), mask

@@ -163,7 +163,7 @@ def test_positions_of_a_bfloat16_model_tell_long_distances_apart(mesh):
 def test_rotary_logits_depend_on_the_distance_alone(share):
     rng = np.random.default_rng(0)
     q, k = (np.broadcast_to(rng.normal(size=8), (1, 9, 8)) for _ in range(2))
-    turn = rotations(np.arange(9), 8, share, 10000.0)
+    turn = rotations(ModelConfig(head_size=8, rotary_share=share), np.arange(9))
     q, k = (np.asarray(rotate(jnp.asarray(x, jnp.float32), *turn))[0] for x in (q, k))
     logits = q @ k.T
     for distance in range(-8, 9):

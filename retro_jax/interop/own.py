@@ -1,0 +1,75 @@
+"""This project's own directories: config.json, *.safetensors, the tokenizer, a model card (`retro export`)."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from retro_jax import config as configs
+from retro_jax.config import ModelConfig
+from retro_jax.errors import UserError
+from retro_jax.interop import pretrained
+from retro_jax.interop.pretrained import Pretrained
+from retro_jax.interop.tensors import Tensors
+
+KIND = "retro_jax"
+
+
+def is_one(config: dict) -> bool:
+    """Whether a config.json is of this kind."""
+    return config.get("model_type") == KIND
+
+
+def describe(model: ModelConfig, vocab: int, retrieval: bool, dtype: str) -> dict:
+    """The config.json of a model."""
+    return {
+        "model_type": KIND,
+        "vocab": vocab,
+        "retrieval": retrieval,
+        "dtype": dtype,
+        "model": dataclasses.asdict(model),
+    }
+
+
+def read(path: Path, config: dict) -> Pretrained:
+    """The model of a directory that `retro export` wrote.
+
+    Raises:
+      UserError: it is damaged, or of another version.
+    """
+    file = path / "config.json"
+    vocab, retrieval, fields = (config.get(name) for name in ("vocab", "retrieval", "model"))
+    if type(vocab) is not int or not 0 < vocab < 2**31 or type(retrieval) is not bool:
+        raise UserError(f"{file}: must say vocab, a number, and retrieval, true or false")
+    if not isinstance(fields, dict):
+        raise UserError(f"{file}: model must be the fields of a ModelConfig")
+    try:
+        model = configs.from_config_dict({"model": fields, "train": _train(fields)}).model
+        wanted = pretrained.shapes(model, vocab, retrieval)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    tensors = Tensors(path)
+    if odd := sorted(set(wanted) ^ set(tensors)):
+        which = "lack" if odd[0] in wanted else "hold"
+        raise UserError(f"{path}: the files {which} {odd[0]}, against config.json; export it again")
+    for name, shape in wanted.items():
+        if tensors.shape(name) != shape:
+            raise UserError(
+                f"{path}: {name} is {list(tensors.shape(name))}, but config.json implies {list(shape)}"
+            )
+    dtype, identity = (
+        pretrained.dtype_of(config, file),
+        pretrained.identity(config, tensors.about()),
+    )
+
+    def get(name: str) -> np.ndarray:
+        return tensors[name]
+
+    return Pretrained(path, KIND, model, vocab, retrieval, dtype, identity, get)
+
+
+def _train(fields: dict) -> dict:
+    """What of the other fields a model's are checked against: a sequence of one chunk."""
+    chunk = fields.get("chunk")
+    fine = type(chunk) is int and chunk > 1
+    return {"length": 2 * chunk if fine else 128}

@@ -1,0 +1,133 @@
+"""Directories with pre-trained weights: what they hold, in this project's names and layout.
+
+A layer's weights are named by its number, "layers.5.cca.attention.query", whatever the stacks are in which
+the network keeps them (model/retro.py); everything else has the network's own names.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from retro_jax.config import ModelConfig
+from retro_jax.errors import UserError
+from retro_jax.model import functional
+from retro_jax.model.retro import layer_names
+
+NEVER = -1e30  # the readout's bias of a token that nothing is to predict
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A decoder, or a whole RETRO, that lies in a directory.
+
+    Attributes:
+      path: of the directory. kind: gpt2, gpt_neox, llama, mistral, qwen2, qwen3, retro_jax or instructretro.
+      model: what of the network the weights decide; the rest has its defaults.
+      vocab: tokens, this project's own four and padding included.
+      retrieval: whether it is a whole RETRO.
+      dtype: of the weights, as its config says.
+      identity: tells it from any other by all but the numbers themselves.
+      read: a weight by its name, [..] in the network's layout without the stacks' axis; a view of a file
+        where it can be. Raises UserError for one that is missing, misshapen or damaged.
+    """
+
+    path: Path
+    kind: str
+    model: ModelConfig
+    vocab: int
+    retrieval: bool
+    dtype: np.dtype
+    identity: str
+    read: Callable[[str], np.ndarray]
+
+    def names(self) -> list[str]:
+        """All weights."""
+        return list(shapes(self.model, self.vocab, self.retrieval))
+
+
+def open_directory(path: Path) -> Pretrained:
+    """What a directory holds, without reading a weight.
+
+    Raises:
+      UserError: no such directory, or it is damaged, or something in it is not supported.
+    """
+    from retro_jax.interop import huggingface, instructretro, own
+
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such directory of a pre-trained model")
+    if instructretro.is_one(path):
+        return instructretro.read(path)
+    config = read_config(path)
+    return own.read(path, config) if own.is_one(config) else huggingface.read(path, config)
+
+
+def read_config(path: Path) -> dict:
+    """A directory's config.json."""
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{file}: cannot be read ({error}); a model's directory has a config.json and *.safetensors"
+        ) from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: must hold one JSON object")
+    return config
+
+
+def identity(config: dict, about: list) -> str:
+    """A hash of a config and of what `Tensors.about` says."""
+    text = json.dumps([config, about], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def where(config: ModelConfig, names) -> dict[str, tuple[str, int | None]]:
+    """Of each weight by its layer's number, the network's name and the place in the stack, or None.
+
+    names: those of `functional.shapes`.
+    """
+    layers, found = layer_names(config), {}
+    for name in names:
+        if not name.startswith("stacks."):
+            found[name] = (name, None)
+            continue
+        prefix = ".".join(name.split(".")[:3])
+        for number, (at, index) in enumerate(layers):
+            if at == prefix:
+                found[f"layers.{number}{name[len(prefix) :]}"] = (name, index)
+    return found
+
+
+def shapes(config: ModelConfig, vocab: int, retrieval: bool) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every weight, by its layer's number."""
+    stacked = functional.shapes(config, vocab, retrieval)
+    return {
+        name: stacked[at] if index is None else stacked[at][1:]
+        for name, (at, index) in where(config, stacked).items()
+    }
+
+
+def with_reading(base: ModelConfig, model: ModelConfig) -> ModelConfig:
+    """`model` with what the weights of `base` decide: a field of both is base's, unless it is about reading
+    or about how things are computed, not what."""
+    reading = ("cca_", "encoder_", "retrieved", "share_embedding", "read_", "normed_", "filled_")
+    free = ("dtype", "remat", "attention_block", "chunk", *reading)
+    fields = dataclasses.asdict(base)
+    return dataclasses.replace(
+        model, **{name: value for name, value in fields.items() if not name.startswith(free)}
+    )
+
+
+def dtype_of(config: dict, file) -> np.dtype:
+    """What a config says of its weights, `dtype` or, of old, `torch_dtype`; float32 if nothing."""
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if name not in ("float32", "float16", "bfloat16"):
+        raise UserError(f"{file}: dtype = {name!r}: must be float32, float16 or bfloat16")
+    return np.dtype(jnp.bfloat16 if name == "bfloat16" else name)
