@@ -32,7 +32,6 @@ def check(e):
         "train.batch": t.batch,
         "train.accumulate": t.accumulate,
         "train.keep": t.keep,
-        "train.steps": t.steps,
         "train.checkpoint_every": t.checkpoint_every,
         "train.log_every": t.log_every,
         "evaluate.batch": v.batch,
@@ -164,6 +163,7 @@ def check(e):
         ("train.learning_rate", t.learning_rate),
         ("train.warmup", t.warmup),
         ("train.weight_decay", t.weight_decay),
+        ("train.base_rate", t.base_rate),
     ):
         require(value >= 0, name, value, "must not be negative")
     for name, value in (("train.b1", t.b1), ("train.b2", t.b2), ("train.ema", t.ema)):
@@ -188,4 +188,6 @@ def check(e):
         f"must divide train.batch = {t.batch}",
     )
     require(t.clip > 0, "train.clip", t.clip, "must be positive")
+    least = 0 if t.base else 1
+    require(t.steps >= least, "train.steps", t.steps, f"must be at least {least}")
     e.generate.check("config field generate.")

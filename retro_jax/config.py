@@ -135,6 +135,15 @@ class TrainConfig:
     # the run, it falls linearly, to be 0 there. An augmentation of this project, not of the paper.
     own_continuation: float = 0.0
     own_continuation_until: float = 0.5
+    # A directory with weights to begin with (retro_jax/interop): a decoder, to which retrieval is added
+    # (RETROfit), or a whole RETRO. With steps = 0 it is evaluated, and generates, as it is.
+    base: str = ""
+    freeze: bool = (
+        True  # the language model of a base stays as it is, bit for bit; else it is trained
+    )
+    base_rate: float = (
+        0.1  # of the learning rate: what a language model that is not frozen learns with
+    )
     # retro, and baseline: the same decoder without retrieval, for comparison
     models: tuple[str, ...] = ("retro",)
     seed: int = 0

@@ -1,16 +1,14 @@
 """The families of decoders that Hugging Face's directories hold, each as a ModelConfig and a table of names.
 
-A row of a table is (their name, pattern, our names). The pattern, in einops' words, turns their tensor into
-p of ours, stacked; read from right to left it makes theirs of ours. n heads of keys and values, a heads of
-queries for each, h head size, d width, f inner width of the feed-forward, t positions.
+A table's rows, and the letters of its patterns, are those of table.py.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from retro_jax.errors import UserError
+from retro_jax.interop.table import Row
 
-Row = tuple[str, str, tuple[str, ...]]
 _ACTIVATIONS = {
     "gelu": "gelu_exact", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu",
     "relu": "relu", "silu": "silu", "swish": "silu",

@@ -57,15 +57,12 @@ def read(path: Path, config: dict) -> Pretrained:
             raise UserError(
                 f"{path}: {name} is {list(tensors.shape(name))}, but config.json implies {list(shape)}"
             )
-    dtype, identity = (
-        pretrained.dtype_of(config, file),
-        pretrained.identity(config, tensors.about()),
-    )
+    dtype = pretrained.dtype_of(config, file)
 
     def get(name: str) -> np.ndarray:
         return tensors[name]
 
-    return Pretrained(path, KIND, model, vocab, retrieval, dtype, identity, get)
+    return Pretrained(path, KIND, model, vocab, retrieval, dtype, get)
 
 
 def _train(fields: dict) -> dict:

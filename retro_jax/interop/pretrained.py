@@ -4,7 +4,6 @@ A layer's weights are named by its number, "layers.5.cca.attention.query", whate
 the network keeps them (model/retro.py); everything else has the network's own names.
 """
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -32,7 +31,6 @@ class Pretrained:
       vocab: tokens, this project's own four and padding included.
       retrieval: whether it is a whole RETRO.
       dtype: of the weights, as its config says.
-      identity: tells it from any other by all but the numbers themselves.
       read: a weight by its name, [..] in the network's layout without the stacks' axis; a view of a file
         where it can be. Raises UserError for one that is missing, misshapen or damaged.
     """
@@ -43,7 +41,6 @@ class Pretrained:
     vocab: int
     retrieval: bool
     dtype: np.dtype
-    identity: str
     read: Callable[[str], np.ndarray]
 
     def names(self) -> list[str]:
@@ -82,10 +79,16 @@ def read_config(path: Path) -> dict:
     return config
 
 
-def identity(config: dict, about: list) -> str:
-    """A hash of a config and of what `Tensors.about` says."""
-    text = json.dumps([config, about], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def identity(path: Path) -> str:
+    """A hash that tells a directory from any other by all but the numbers in it: its config.json, the names
+    and sizes of its files."""
+    files = sorted(f for f in path.rglob("*") if f.suffix in (".json", ".safetensors", ".pt"))
+    if not files:
+        raise UserError(f"{path}: no such directory of a pre-trained model (train.base)")
+    about = [[str(f.relative_to(path)), f.stat().st_size] for f in files]
+    config = path / "config.json"
+    text = json.dumps(about).encode() + (config.read_bytes() if config.is_file() else b"")
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def where(config: ModelConfig, names) -> dict[str, tuple[str, int | None]]:
@@ -112,17 +115,6 @@ def shapes(config: ModelConfig, vocab: int, retrieval: bool) -> dict[str, tuple[
         name: stacked[at] if index is None else stacked[at][1:]
         for name, (at, index) in where(config, stacked).items()
     }
-
-
-def with_reading(base: ModelConfig, model: ModelConfig) -> ModelConfig:
-    """`model` with what the weights of `base` decide: a field of both is base's, unless it is about reading
-    or about how things are computed, not what."""
-    reading = ("cca_", "encoder_", "retrieved", "share_embedding", "read_", "normed_", "filled_")
-    free = ("dtype", "remat", "attention_block", "chunk", *reading)
-    fields = dataclasses.asdict(base)
-    return dataclasses.replace(
-        model, **{name: value for name, value in fields.items() if not name.startswith(free)}
-    )
 
 
 def dtype_of(config: dict, file) -> np.dtype:

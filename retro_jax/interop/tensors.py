@@ -59,10 +59,6 @@ class Tensors(Mapping):
         """Of an array, without opening it."""
         return self._found[name][2]
 
-    def about(self) -> list:
-        """Names, kinds, shapes and places of all: what tells two directories apart without their numbers."""
-        return sorted([name, file.name, *where] for name, (file, *where) in self._found.items())
-
 
 def _files(directory: Path) -> list[Path]:
     """Those of the index, where there is one; else all."""

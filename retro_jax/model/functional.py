@@ -37,13 +37,19 @@ def _name(path: tuple) -> str:
     return ".".join(map(str, path))
 
 
-def init(config: ModelConfig, vocab: int, seed: int, retrieval: bool = True) -> dict:
-    """Fresh weights, sharded over the mesh in context; the same on every mesh."""
+def init(
+    config: ModelConfig, vocab: int, seed: int, retrieval: bool = True, but: frozenset = frozenset()
+) -> dict:
+    """Fresh weights, sharded over the mesh in context; the same on every mesh.
+
+    but: names of those that are not wanted.
+    """
 
     @jax.jit
     def make(key):
         state = nnx.split(Retro(config, vocab, retrieval))[1]
-        return draw({_name(path): leaf for path, leaf in nnx.to_flat_state(state)}, key)
+        leaves = {_name(path): leaf for path, leaf in nnx.to_flat_state(state)}
+        return draw({name: leaf for name, leaf in leaves.items() if name not in but}, key)
 
     return make(jax.random.key(seed))
 
@@ -137,6 +143,11 @@ def added_by_retrieval(config: ModelConfig, vocab: int) -> set[str]:
     """Names of the weights that retrieval adds to the language model."""
     _, names = _structure(config, vocab, True)
     return {name for name, (_, leaf) in names.items() if isinstance(leaf, RetroParam)}
+
+
+def is_added(name: str) -> bool:
+    """Whether a weight of that name is among them."""
+    return name.startswith("encoder.") or ".cca." in name
 
 
 def count(shapes: dict) -> int:

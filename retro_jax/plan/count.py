@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding, use_abstract_mesh
 
 from retro_jax.config import Experiment
+from retro_jax.interop.base import base_shapes
 from retro_jax.model import sizes
 from retro_jax.model.layers import ROWS
 from retro_jax.train import sharding
@@ -27,7 +28,8 @@ class Step:
 
 def shapes(e: Experiment, vocab: int, mesh, retrieval: bool) -> Step:
     """The arguments of a train step on a mesh, which has to be in context."""
-    state = jax.eval_shape(lambda: init_state(e.model, e.train, vocab, retrieval))
+    made = lambda base: init_state(e.model, e.train, vocab, retrieval, base)  # noqa: E731
+    state = jax.eval_shape(made, base_shapes(e, vocab, retrieval))
     batch, length = e.train.batch, e.train.length
     rows = NamedSharding(mesh, ROWS)
     given = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)  # noqa: E731

@@ -1,6 +1,7 @@
 """Checkpoints of a TrainState with orbax: written aside, complete or absent, restored on any mesh."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import logging
@@ -82,7 +83,8 @@ class Checkpoints:
         return min(scored)[::-1] if scored else None
 
     def save(self, state: TrainState, step: int, nats: float | None = None):
-        """Starts to write a checkpoint; `close` (or the next save) waits for it.
+        """Starts to write a checkpoint; `close` (or the next save) waits for it. What is frozen is not
+        written: it is where it came from.
 
         nats: a token, of held-out text; the lowest is the best.
 
@@ -91,8 +93,10 @@ class Checkpoints:
         """
         if step == self.latest():
             return
+        state, frozen = _parted(state)
         about = {
             "fingerprint": int(fingerprint(state)),
+            "frozen": int(fingerprint(frozen)),
             "settings": self._settings,
             "next_step": step,  # whose batch comes next: all that the order of the data needs
             "versions": workdir.versions(),
@@ -106,13 +110,19 @@ class Checkpoints:
                 force=True,
             )
 
-    def restore(self, step: int, like: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
+    def restore(
+        self, step: int, like: TrainState, mesh: jax.sharding.Mesh, base: dict | None = None
+    ) -> TrainState:
         """The state of a step, laid on `mesh` as `like` (from `jax.eval_shape`) says.
+
+        base: what was begun with (`init_state`), on the mesh; what of it is frozen stays in the state.
 
         Raises:
           Damaged: it cannot be read, or holds other numbers than were written.
-          UserError: it was made with other settings.
+          UserError: it was made with other settings, or of another base.
         """
+        like, frozen = _parted(like)
+        frozen = {name: base[name] for name in frozen}
         target, state, refused = sharding.shapes_on(mesh, like), None, None
         why = "another process cannot read it"
         try:
@@ -124,6 +134,10 @@ class Checkpoints:
                         f"{self._directory}/{step} was made with another config "
                         f"({'; '.join(differing)}): use another --workdir, or delete it"
                     )
+            if not refused and frozen and about["frozen"] != int(fingerprint(frozen)):
+                refused = UserError(
+                    f"{self._directory}/{step} was trained on other weights than train.base now holds"
+                )
             if not refused:
                 written, read = about["fingerprint"], ocp.args.StandardRestore(target)
                 state = self._reader.restore(self._directory / str(step) / "state", args=read)
@@ -136,9 +150,11 @@ class Checkpoints:
             fine, why = False, "its numbers are not those that were written"
         if not fine:
             raise Damaged(f"{self._directory}/{step}: the checkpoint is damaged ({why})")
-        return state
+        return dataclasses.replace(state, frozen=frozen)
 
-    def restore_newest(self, like: TrainState, mesh: jax.sharding.Mesh) -> tuple[TrainState, int]:
+    def restore_newest(
+        self, like: TrainState, mesh: jax.sharding.Mesh, base: dict | None = None
+    ) -> tuple[TrainState, int]:
         """The newest state that can be read, and its step.
 
         Damaged ones are reported and, once an older one has been read, moved aside, out of the way of
@@ -150,7 +166,7 @@ class Checkpoints:
         damaged, reason = [], None
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                state = self.restore(step, like, mesh)
+                state = self.restore(step, like, mesh, base)
                 break
             except Damaged as error:
                 progress.say(f"{error.what}; going back to the one before")
@@ -201,8 +217,13 @@ def clear(directory: Path):
         shutil.rmtree(left, ignore_errors=True)
 
 
+def _parted(state: TrainState) -> tuple[TrainState, dict]:
+    """A state without what is frozen, and that."""
+    return dataclasses.replace(state, frozen={}), state.frozen
+
+
 @jax.jit
-def fingerprint(state: TrainState) -> jax.Array:
+def fingerprint(state) -> jax.Array:
     """A number of all bits of a state, the same on every mesh: sums of integers know no order."""
     total = jnp.zeros((), jnp.uint32)
     for i, leaf in enumerate(jax.tree.leaves(state)):

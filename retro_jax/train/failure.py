@@ -11,11 +11,12 @@ import numpy as np
 from retro_jax import progress, steps, workdir
 from retro_jax.config import Experiment
 from retro_jax.errors import UserError
+from retro_jax.interop.base import base_weights
 from retro_jax.model import functional
 from retro_jax.model.retro import PAD
 from retro_jax.train import processes, sharding
 from retro_jax.train.checkpoint import Checkpoints
-from retro_jax.train.step import TrainState, gradients, init_state
+from retro_jax.train.step import TrainState, gradients
 
 _IN_A_ROW = 10  # skipped steps after which a run that skips stops, too
 
@@ -97,7 +98,7 @@ def replay(experiment: Experiment, root: Path) -> dict:
     Raises:
       UserError: no step has failed there, or it was trained with other settings.
     """
-    from retro_jax.train.loop import train_settings  # which imports this file
+    from retro_jax.train.loop import state_like, train_settings  # which imports this file
 
     e = experiment
     found = sorted(
@@ -111,9 +112,10 @@ def replay(experiment: Experiment, root: Path) -> dict:
     vocab = steps.load_tokenizer(Path(root) / "prepare").vocab
     mesh = sharding.make_mesh(e.mesh)
     with jax.set_mesh(mesh):
-        like = jax.eval_shape(lambda: init_state(e.model, e.train, vocab, retrieval))
+        base = base_weights(e, Path(root) / "prepare" / "tokenizer", retrieval, mesh)
+        like = state_like(e, vocab, retrieval, base)
         checkpoints = Checkpoints(out / "checkpoints", train_settings(e, retrieval))
-        state = checkpoints.restore(about["step"], like, mesh)
+        state = checkpoints.restore(about["step"], like, mesh, base)
         checkpoints.close()
         given = sharding.shard_batch(mesh, {k: v for k, v in batch.items() if k != "records"})
         given = (given["tokens"], given.get("neighbours"))

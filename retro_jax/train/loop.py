@@ -9,6 +9,9 @@ import jax.numpy as jnp
 from retro_jax import progress, steps, workdir
 from retro_jax.config import Experiment
 from retro_jax.errors import UserError
+from retro_jax.interop import pretrained
+from retro_jax.interop.base import base_weights
+from retro_jax.model import functional
 from retro_jax.prepare import check_prepared
 from retro_jax.records import Records
 from retro_jax.train import checkpoint, data, processes, sharding
@@ -42,6 +45,8 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
         progress.say(f"train/{name}: complete")
         return done
 
+    if not trains(e, retrieval):
+        return _as_it_is(e, directory, settings, inputs, retrieval)
     sharding.keep_memory()
     mesh = sharding.make_mesh(e.mesh)
     vocab = steps.load_tokenizer(base).vocab
@@ -58,12 +63,13 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
         checkpoints = Checkpoints(directory / "checkpoints", settings, e.train.keep)
         if status := stop.status():
             raise processes.Interrupted("stopped before the first step", status)
+        given = base_weights(e, base / "tokenizer", retrieval, mesh)
         if checkpoints.latest() is None:
-            start, state = 0, init_state(e.model, e.train, vocab, retrieval)
+            start, state = 0, init_state(e.model, e.train, vocab, retrieval, given)
             show_parameters(state)
         else:
-            like = jax.eval_shape(lambda: init_state(e.model, e.train, vocab, retrieval))
-            state, start = checkpoints.restore_newest(like, mesh)
+            like = state_like(e, vocab, retrieval, given)
+            state, start = checkpoints.restore_newest(like, mesh, given)
             progress.say(f"train/{name}: continues from step {start}")
             if e.train.nonfinite == "stop":  # a run that skipped before
                 state = dataclasses.replace(state, skipped=jnp.zeros_like(state.skipped))
@@ -135,8 +141,19 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
 def train_settings(e: Experiment, retrieval: bool) -> dict:
     """The config fields that a trained model depends on."""
     settings = {f"train.{k}": v for k, v in dataclasses.asdict(e.train).items()}
+    if e.train.base:  # what it is, not where
+        settings["train.base"] = pretrained.identity(Path(e.train.base))
     settings |= {f"model.{k}": v for k, v in dataclasses.asdict(e.model).items()}
-    ours = ("cca_", "retrieved", "encoder_", "share_embedding", "own_continuation")
+    ours = (
+        "cca_",
+        "retrieved",
+        "encoder_",
+        "share_embedding",
+        "own_continuation",
+        "read_",
+        "normed_",
+    )
+    ours += ("filled_",)
     # How it is computed, kept and told, not what.
     free = {"models", "checkpoint_every", "log_every", "keep", "tensorboard"}
     free = {f"train.{name}" for name in free | {"accumulate", "nonfinite"}}
@@ -146,6 +163,30 @@ def train_settings(e: Experiment, retrieval: bool) -> dict:
         for k, v in settings.items()
         if k not in free and (retrieval or not k.partition(".")[2].startswith(ours))
     }
+
+
+def trains(e: Experiment, retrieval: bool) -> bool:
+    """Whether there is anything to train; the language model of a frozen base alone is not."""
+    return e.train.steps > 0 and (retrieval or not e.train.base or not e.train.freeze)
+
+
+def state_like(e: Experiment, vocab: int, retrieval: bool, base: dict) -> TrainState:
+    """The shapes of a state that begins with these weights of a base."""
+    return jax.eval_shape(lambda base: init_state(e.model, e.train, vocab, retrieval, base), base)
+
+
+def _as_it_is(
+    e: Experiment, directory: Path, settings: dict, inputs: list, retrieval: bool
+) -> dict:
+    """The manifest of a model that is its base, untrained."""
+    given = pretrained.open_directory(Path(e.train.base))
+    shapes = pretrained.shapes(e.model, given.vocab, retrieval)
+    counts = {"complete": True, "steps": 0, "parameters": functional.count(shapes)}
+    if jax.process_index() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        workdir.write_manifest(directory, settings, inputs, 0.0, counts)
+    processes.wait("manifest")
+    return workdir.read_manifest(directory)
 
 
 def check_trained(experiment: Experiment, root: Path, retrieval: bool) -> Path:
@@ -171,6 +212,11 @@ def restore_trained(
     last checkpoint, or with evaluate.checkpoint = best of that whose held-out loss was lowest."""
     e, base = experiment, Path(root) / "prepare"
     directory = check_trained(e, root, retrieval)
+    given = base_weights(e, base / "tokenizer", retrieval, mesh)
+    vocab = steps.load_tokenizer(base).vocab
+    if not trains(e, retrieval):
+        state = init_state(e.model, e.train, vocab, retrieval, given)
+        return state.weights()
     checkpoints = Checkpoints(directory / "checkpoints")
     step = checkpoints.latest()
     if e.evaluate.checkpoint == "best" and (best := checkpoints.best()):
@@ -179,8 +225,6 @@ def restore_trained(
         raise UserError(
             f"{directory}/checkpoints holds no checkpoint: delete {directory} and run `retro train`"
         )
-    vocab = steps.load_tokenizer(base).vocab
-    like: TrainState = jax.eval_shape(lambda: init_state(e.model, e.train, vocab, retrieval))
-    state = checkpoints.restore(step, like, mesh)
+    state = checkpoints.restore(step, state_like(e, vocab, retrieval, given), mesh, given)
     checkpoints.close()
     return state.weights()

@@ -27,8 +27,15 @@ def averaged(average: dict, params: dict, decay: float) -> dict:
     return {name: decay * a + (1 - decay) * params[name] for name, a in average.items()}
 
 
-def adamw(config: TrainConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW."""
+def adamw(config: TrainConfig, slow: frozenset[str] = frozenset()) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW.
+
+    slow: the parameters that learn, and decay, at `base_rate` of the learning rate.
+    """
+
+    def slowed(updates, params):
+        return {n: u * config.base_rate if n in slow else u for n, u in updates.items()}
+
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adamw(
@@ -38,4 +45,5 @@ def adamw(config: TrainConfig) -> optax.GradientTransformation:
             weight_decay=config.weight_decay,
             mask=decayed,
         ),
+        optax.stateless(slowed) if slow else optax.identity(),
     )

@@ -44,15 +44,20 @@ def init_state(
 ) -> TrainState:
     """Step 0, on the mesh in context.
 
-    base: weights by name, on the mesh, that take the place of fresh ones and stay as they are
-    (RETROfit: all those of the language model).
+    base: weights by name, on the mesh, that take the place of fresh ones: all those of the language model,
+      or of the whole. With train.freeze the language model's stay as they are (RETROfit), in their dtype.
     """
-    frozen = dict(base or {})
-    expected = set(functional.shapes(model, vocab, retrieval=False))
-    if base is not None and set(base) != expected:
-        raise ValueError(f"base has other weights than the model: {sorted(set(base) ^ expected)}")
-    fresh = functional.init(model, vocab, train.seed, retrieval)
-    params = {name: p for name, p in fresh.items() if name not in frozen}
+    base = base or {}
+    language = set(functional.shapes(model, vocab, retrieval=False))
+    whole = set(functional.shapes(model, vocab, retrieval))
+    if base and set(base) not in (language, whole):
+        raise ValueError(f"base has other weights than the model: {sorted(set(base) ^ whole)}")
+    # A readout's bias says which tokens there are: nothing to learn.
+    stay = language if train.freeze else {"readout_bias"}
+    frozen = {name: p for name, p in base.items() if name in stay}
+    # (Donated: copies where the dtype is the same.)
+    given = {n: jnp.array(p, jnp.float32) for n, p in base.items() if n not in frozen}
+    params = functional.init(model, vocab, train.seed, retrieval, but=frozenset(base)) | given
     # Adam's moments take shape and sharding of the parameters.
     opt_state = optimizer.adamw(train).init(params)
     average = jax.tree.map(jnp.copy, params) if train.ema else {}
@@ -83,12 +88,12 @@ def make_train_step(model: ModelConfig, train: TrainConfig) -> Callable:
 
     Metrics: loss (nats a token), grad_norm (before clipping), learning_rate, skipped (steps so far).
     """
-    update = optimizer.adamw(train).update
     rate = optimizer.schedule(train)
 
     def train_step(state: TrainState, tokens, neighbours):
         value, grads = gradients(model, train, state, tokens, neighbours)
         norm = optax.tree.norm(grads)
+        update = optimizer.adamw(train, slow(train, state.params)).update
         updates, opt_state = update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = optimizer.averaged(state.average, params, train.ema)
@@ -110,6 +115,13 @@ def make_train_step(model: ModelConfig, train: TrainConfig) -> Callable:
     mesh = jax.sharding.get_mesh()  # its devices may be only compiled for (plan/)
     platform = jax.default_backend() if mesh.empty else mesh.devices.flat[0].platform
     return jax.jit(train_step, donate_argnums=0, compiler_options=COMPILER.get(platform))
+
+
+def slow(train: TrainConfig, params: dict) -> frozenset[str]:
+    """What of the trained weights is a base's language model."""
+    if not train.base:
+        return frozenset()
+    return frozenset(name for name in params if not functional.is_added(name))
 
 
 def gradients(model: ModelConfig, train: TrainConfig, state: TrainState, tokens, neighbours):

@@ -1,0 +1,92 @@
+"""The weights that training begins with: those of `train.base`."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from retro_jax.config import Experiment, ModelConfig
+from retro_jax.errors import UserError
+from retro_jax.interop import pretrained
+from retro_jax.interop.place import place
+from retro_jax.interop.pretrained import Pretrained
+from retro_jax.model import functional
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+# Of a model, what weights do not decide.
+_FREE = ("dtype", "remat", "attention_block")
+_READING = (
+    "cca_",
+    "chunk",
+    "retrieved",
+    "encoder_",
+    "share_embedding",
+    "read_",
+    "normed_",
+    "filled_",
+)
+
+
+def base_weights(e: Experiment, tokenizer: Path, retrieval: bool, mesh) -> dict[str, jax.Array]:
+    """The weights of `train.base` by name, on the mesh in context; none without one.
+
+    tokenizer: the folder of the prepared corpus's.
+    retrieval: whether a whole RETRO's encoder and cross-attention are wanted too.
+
+    Raises:
+      UserError: the directory cannot be read, or its model or its tokenizer is not the experiment's.
+    """
+    if not e.train.base:
+        return {}
+    given = pretrained.open_directory(Path(e.train.base))
+    check_model(given, e.model)
+    _check_tokenizer(given, tokenizer)
+    return place(given, e.model, retrieval and given.retrieval, mesh)
+
+
+def base_shapes(e: Experiment, vocab: int, retrieval: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `base_weights` gives, as shapes; a config.json is enough for it. On the mesh in context."""
+    if not e.train.base:
+        return {}
+    config = pretrained.read_config(Path(e.train.base))
+    whole = retrieval and config.get("retrieval", False)
+    dtype = pretrained.dtype_of(config, Path(e.train.base) / "config.json")
+    made = jax.eval_shape(lambda: functional.init(e.model, vocab, 0, whole))
+    kept = jnp.bfloat16 if dtype == jnp.bfloat16 else jnp.float32
+    return {
+        name: jax.ShapeDtypeStruct(x.shape, kept, sharding=x.sharding) for name, x in made.items()
+    }
+
+
+def model_like(given: ModelConfig, retrieval: bool, model: ModelConfig) -> ModelConfig:
+    """`model` with what the weights of a base decide; of a decoder, `model` says how it reads."""
+    free = _FREE if retrieval else _FREE + _READING
+    decided = {n: v for n, v in dataclasses.asdict(given).items() if not n.startswith(free)}
+    return dataclasses.replace(model, **decided)
+
+
+def check_model(given: Pretrained, model: ModelConfig):
+    """Raises UserError unless the model is one that the weights fit."""
+    wanted = dataclasses.asdict(model_like(given.model, given.retrieval, model))
+    for name, value in dataclasses.asdict(model).items():
+        if wanted[name] != value:
+            raise UserError(
+                f"config field model.{name} = {value!r}: the weights of train.base = {given.path} have "
+                f"{wanted[name]!r}; let experiments/retrofit.py read them from there"
+            )
+
+
+def _check_tokenizer(given: Pretrained, prepared: Path):
+    for name in TOKENIZERS:
+        own, theirs = prepared / name, given.path / name
+        if theirs.is_file() and not (own.is_file() and own.read_bytes() == theirs.read_bytes()):
+            raise UserError(
+                f"{prepared}: the corpus was prepared with another tokenizer than {theirs}; prepare it "
+                f"with --config.corpus.tokenizer={theirs} (in another --workdir)"
+            )
+        if theirs.is_file():
+            return
+    raise UserError(
+        f"{given.path}: no {' or '.join(TOKENIZERS)} there; put that of the model beside its weights"
+    )
