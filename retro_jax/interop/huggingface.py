@@ -30,14 +30,8 @@ def read(path: Path, config: dict) -> Pretrained:
     Raises:
       UserError: of another family, with a feature that is not supported, or damaged.
     """
-    file, kind = path / "config.json", config.get("model_type")
-    if kind not in FAMILIES:
-        raise UserError(
-            f"{file}: model_type = {kind!r} is not supported; known: {', '.join(FAMILIES)}"
-        )
-    if config.get("quantization_config"):
-        raise UserError(f"{file}: quantization_config: quantised weights are not supported")
-    family, tensors = FAMILIES[kind], Tensors(path)
+    file = path / "config.json"
+    family, tensors = _family(file, config), Tensors(path)
     config = {"tie_word_embeddings": family.readout not in tensors} | config
     model = model_of(file, config)
     fields = Fields(file, config)
@@ -54,12 +48,23 @@ def read(path: Path, config: dict) -> Pretrained:
         lambda name: bool(_BUFFERS.search(name)),
     )  # fmt: skip
     dtype = pretrained.dtype_of(config, file)
-    return Pretrained(path, kind, model, vocab, False, dtype, made.read)
+    return Pretrained(path, config["model_type"], model, vocab, False, dtype, made.read)
+
+
+def _family(file: Path, config: dict) -> Family:
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise UserError(
+            f"{file}: model_type = {kind!r} is not supported; known: {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[kind]
 
 
 def model_of(file: Path, config: dict) -> ModelConfig:
     """What a config.json says of the network; cross-attention has its defaults."""
-    fields = FAMILIES[config["model_type"]].model(Fields(file, config))
+    if config.get("quantization_config"):
+        raise UserError(f"{file}: quantization_config: quantised weights are not supported")
+    fields = _family(file, config).model(Fields(file, config))
     return ModelConfig(**fields, scale_embedding=False, readout_bias=True, cca_layers=(1,))
 
 

@@ -3,8 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import numpy as np
-
 from retro_jax import config as configs
 from retro_jax.config import ModelConfig
 from retro_jax.errors import UserError
@@ -38,16 +36,8 @@ def read(path: Path, config: dict) -> Pretrained:
       UserError: it is damaged, or of another version.
     """
     file = path / "config.json"
-    vocab, retrieval, fields = (config.get(name) for name in ("vocab", "retrieval", "model"))
-    if type(vocab) is not int or not 0 < vocab < 2**31 or type(retrieval) is not bool:
-        raise UserError(f"{file}: must say vocab, a number, and retrieval, true or false")
-    if not isinstance(fields, dict):
-        raise UserError(f"{file}: model must be the fields of a ModelConfig")
-    try:
-        model = configs.from_config_dict({"model": fields, "train": _train(fields)}).model
-        wanted = pretrained.shapes(model, vocab, retrieval)
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from error
+    model, vocab, retrieval = model_of(file, config)
+    wanted = pretrained.shapes(model, vocab, retrieval)
     tensors = Tensors(path)
     if odd := sorted(set(wanted) ^ set(tensors)):
         which = "lack" if odd[0] in wanted else "hold"
@@ -58,11 +48,25 @@ def read(path: Path, config: dict) -> Pretrained:
                 f"{path}: {name} is {list(tensors.shape(name))}, but config.json implies {list(shape)}"
             )
     dtype = pretrained.dtype_of(config, file)
+    return Pretrained(path, KIND, model, vocab, retrieval, dtype, tensors.__getitem__)
 
-    def get(name: str) -> np.ndarray:
-        return tensors[name]
 
-    return Pretrained(path, KIND, model, vocab, retrieval, dtype, get)
+def model_of(file: Path, config: dict) -> tuple[ModelConfig, int, bool]:
+    """Network, vocabulary, and whether it has what retrieval adds, from a config.json.
+
+    Raises:
+      UserError: as `read`.
+    """
+    vocab, retrieval, fields = (config.get(name) for name in ("vocab", "retrieval", "model"))
+    if type(vocab) is not int or not 0 < vocab < 2**31 or type(retrieval) is not bool:
+        raise UserError(f"{file}: must say vocab, a number, and retrieval, true or false")
+    if not isinstance(fields, dict):
+        raise UserError(f"{file}: model must be the fields of a ModelConfig")
+    try:
+        model = configs.from_config_dict({"model": fields, "train": _train(fields)}).model
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    return model, vocab, retrieval
 
 
 def _train(fields: dict) -> dict:

@@ -65,6 +65,25 @@ def open_directory(path: Path) -> Pretrained:
     return own.read(path, config) if own.is_one(config) else huggingface.read(path, config)
 
 
+def model_of(path: Path) -> tuple[ModelConfig, bool]:
+    """What the config of a directory says of its network, and whether it is a whole RETRO's; no weights need
+    to be there.
+
+    Raises:
+      UserError: as `open_directory`.
+    """
+    from retro_jax.interop import huggingface, instructretro, own
+
+    if instructretro.is_one(path):
+        given = instructretro.read(path)
+        return given.model, given.retrieval
+    config, file = read_config(path), path / "config.json"
+    if own.is_one(config):
+        model, _, retrieval = own.model_of(file, config)
+        return model, retrieval
+    return huggingface.model_of(file, config), False
+
+
 def read_config(path: Path) -> dict:
     """A directory's config.json."""
     file = path / "config.json"

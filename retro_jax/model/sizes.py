@@ -15,8 +15,9 @@ NEIGHBOURS = 2
 
 
 def every_third_from_6(layers: int) -> tuple[int, ...]:
-    """The CCA layers P = 6, 9, 12, ...: the only rule that fits the paper's parameter counts."""
-    return tuple(range(6, layers + 1, 3))
+    """The CCA layers P = 6, 9, 12, ...: the only rule that fits the paper's parameter counts. Of fewer than
+    12 layers, every third from the middle."""
+    return tuple(range(min(6, max(1, layers // 2)), layers + 1, 3))
 
 
 def _paper(d: int, heads: int, head_size: int, layers: int) -> ModelConfig:

@@ -54,12 +54,13 @@ def kept(e: Experiment, step: Step) -> int:
 
     batch = jax.tree.map(part, (step.tokens, step.neighbours))
 
-    def residuals(params, *batch):
-        of_params = lambda params: total_loss(e.model, step.state.frozen | params, *batch)  # noqa: E731
+    def residuals(params, frozen, *batch):
+        of_params = lambda params: total_loss(e.model, frozen | params, *batch)  # noqa: E731
         return jax.vjp(of_params, params, has_aux=True)[1]
 
-    found = jax.tree.leaves(jax.eval_shape(residuals, step.state.params, *batch))
-    weights = Counter((p.shape, p.dtype) for p in jax.tree.leaves(step.state.params))
+    held = step.state.params, step.state.frozen
+    found = jax.tree.leaves(jax.eval_shape(residuals, *held, *batch))
+    weights = Counter((p.shape, p.dtype) for p in jax.tree.leaves(held))
     total = 0
     for leaf in found:
         key = (leaf.shape, leaf.dtype)

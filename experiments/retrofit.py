@@ -1,0 +1,86 @@
+"""RETROfit: retrieval for a language model that you have (`retrofit.py:DIRECTORY`).
+
+    retro run --config=experiments/retrofit.py:models/pythia-160m --workdir=runs/fitted \\
+        --config.corpus.source='text:corpus/**/*.txt'
+
+DIRECTORY holds the model as Hugging Face's save_pretrained writes it (GPT-2, GPT-NeoX, Llama, Mistral, Qwen2,
+Qwen3: config.json, *.safetensors, tokenizer.json), or as `retro export` does. Its weights stay as they are, bit
+for bit: without neighbours the result is the model that you had. Trained are an encoder and chunked
+cross-attention in every third layer from the 6th.
+
+By choice:
+
+    --config.model.cca_layers='(4, 8)'    other layers
+    --config.model.cca_zero=True          step 0 is the base: cross-attention starts as the identity
+    --config.train.freeze=False           the base is trained too (InstructRetro, arXiv 2310.07713, prefers it),
+                                          at a tenth of the learning rate (--config.train.base_rate)
+
+Hyper-parameters are the paper's (section 4.2, table 12): about 6 million sequences of 2,048 tokens, 3 % of its
+pre-training, learning rate 2e-4 to 2e-5 (1e-4 from 4 billion parameters on). Expected there: better than the
+base soon, in the end nearly a RETRO from scratch. What it took and gave on a small scale: docs/retrofit.md.
+
+Hardware: as training the base, in less memory (no gradients and moments of the base): `retro plan` tells.
+Hours: 3 % of the base's pre-training, and its embedding and search of the corpus (docs/pipeline.md).
+"""
+
+from pathlib import Path
+
+from retro_jax.config import (
+    CorpusConfig,
+    EvaluateConfig,
+    Experiment,
+    ModelConfig,
+    RetrievalConfig,
+    TrainConfig,
+    to_config_dict,
+)
+from retro_jax.interop import pretrained
+from retro_jax.interop.base import TOKENIZERS, model_like
+from retro_jax.model import functional, sizes
+
+LENGTH, BATCH = 2048, 256
+
+
+def get_config(base: str = ""):
+    if not base:
+        raise ValueError(
+            "experiments/retrofit.py: name the base, experiments/retrofit.py:DIRECTORY"
+        )
+    directory = Path(base)
+    given, whole = pretrained.model_of(directory)
+    large = given.d >= 1024
+    model = model_like(
+        given,
+        whole,
+        ModelConfig(
+            cca_layers=sizes.every_third_from_6(given.layers),
+            encoder_d=min(given.d, 896),
+            encoder_heads=given.heads if given.d < 896 else 16,
+            encoder_head_size=given.head_size if given.d < 896 else 64,
+            dtype="bfloat16" if large else "float32",
+            remat="full" if large else "none",
+        ),
+    )
+    length = min(LENGTH, given.max_length or LENGTH) // model.chunk * model.chunk
+    found = [directory / name for name in TOKENIZERS if (directory / name).is_file()]
+    parameters = functional.count(functional.shapes(model, 64, retrieval=False))
+    return to_config_dict(
+        Experiment(
+            name=f"{directory.name}-retrofit",
+            corpus=CorpusConfig(
+                tokenizer=str(found[0] if found else directory / TOKENIZERS[0]),
+                bad_documents="skip",
+            ),
+            retrieval=RetrievalConfig(neighbours=2),
+            model=model,
+            train=TrainConfig(
+                base=base,
+                length=length,
+                batch=BATCH,
+                steps=6_000_000 // BATCH,
+                learning_rate=1e-4 if parameters > 4e9 else 2e-4,
+                checkpoint_every=500,
+            ),
+            evaluate=EvaluateConfig(stride=length // 2 // model.chunk * model.chunk),
+        )
+    )
