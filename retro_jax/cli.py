@@ -9,6 +9,8 @@
   retro report   WORKDIR|FILE                    evaluations -> pages that say whether it helps
   retro generate --config=FILE [--workdir=DIR] [--interactive | --prompts=FILE [--rows=8]]
                                                  prompts -> text, with the neighbours that were read
+  retro export   --config=FILE --to=DIRECTORY [--baseline] [--decoder]
+                                                 weights, tokenizer and a model card, for others to read
   retro serve    --config=FILE [--host=HOST] [--port=8000] [--rows=8] [--length=1024]
                                                  the same over HTTP, for OpenAI's clients and browsers
   retro verify   --config=FILE [--workdir=DIR]   a random share of `prepare`, made again and compared
@@ -38,7 +40,7 @@ from pathlib import Path
 
 STAGES = (
     "run", "prepare", "train", "evaluate", "generate", "verify", "replay", "plan", "describe",
-    "database", "serve", "sizes", "report",
+    "database", "serve", "sizes", "report", "export",
 )  # fmt: skip
 
 
@@ -119,6 +121,7 @@ def _dispatch(stage: str, argv: list[str]) -> int:
             "prepare": functools.partial(prepare, rebuild=flags.rebuild),
             "database": functools.partial(database, flags=flags),
             "serve": functools.partial(serve, flags=flags),
+            "export": functools.partial(export, flags=flags),
         }[stage](experiment, root)  # fmt: skip
     except processes.Interrupted as stop:
         progress.say(f"retro: {stop}")  # of several processes one says it
@@ -229,6 +232,18 @@ def serve(experiment, root: Path, flags):
     from retro_jax.serve import server
 
     server.serve(experiment, root, **given)
+
+
+def export(experiment, root: Path, flags):
+    """Weights to a directory that others read."""
+    from retro_jax.errors import UserError
+    from retro_jax.interop import export as stage
+
+    if flags.to is None:
+        raise UserError("retro export: --to is missing, for example --to=models/fitted")
+    retrieval = "retro" in experiment.train.models and not flags.baseline
+    stage.export(experiment, root, Path(flags.to), retrieval, flags.decoder)
+    print(flags.to)
 
 
 def verify(experiment, root: Path):

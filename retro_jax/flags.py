@@ -18,6 +18,7 @@ FLAGS = {
     "generate": {"prompts": str, "interactive": bool, "rows": int},
     "plan": {"topology": str, "mesh": str, "baseline": bool, "json": bool},
     "serve": {"host": str, "port": int, "rows": int, "length": int},
+    "export": {"to": str, "decoder": bool, "baseline": bool},
     "database": {"database": str, "add": str, "delete": str},
 }  # fmt: skip
 

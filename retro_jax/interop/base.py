@@ -10,22 +10,10 @@ from retro_jax.config import Experiment, ModelConfig
 from retro_jax.errors import UserError
 from retro_jax.interop import pretrained
 from retro_jax.interop.place import place
-from retro_jax.interop.pretrained import Pretrained
+from retro_jax.interop.pretrained import FREE, READING, Pretrained
 from retro_jax.model import functional
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
-# Of a model, what weights do not decide.
-_FREE = ("dtype", "remat", "attention_block")
-_READING = (
-    "cca_",
-    "chunk",
-    "retrieved",
-    "encoder_",
-    "share_embedding",
-    "read_",
-    "normed_",
-    "filled_",
-)
 
 
 def base_weights(e: Experiment, tokenizer: Path, retrieval: bool, mesh) -> dict[str, jax.Array]:
@@ -61,7 +49,7 @@ def base_shapes(e: Experiment, vocab: int, retrieval: bool) -> dict[str, jax.Sha
 
 def model_like(given: ModelConfig, retrieval: bool, model: ModelConfig) -> ModelConfig:
     """`model` with what the weights of a base decide; of a decoder, `model` says how it reads."""
-    free = _FREE if retrieval else _FREE + _READING
+    free = FREE if retrieval else FREE + READING
     decided = {n: v for n, v in dataclasses.asdict(given).items() if not n.startswith(free)}
     return dataclasses.replace(model, **decided)
 

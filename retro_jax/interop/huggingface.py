@@ -3,9 +3,11 @@
 A file's token i is ours FIRST + i, as its tokenizer.json reads here (corpus/pretrained.py). BOS and EOS take
 the rows of the file's own, which then nothing else uses; a file without a BOS begins texts with its EOS. What
 is no token of the file (PAD, UNK, the vocabulary's padding) has a row of zeros, and a readout's bias that
-keeps it from ever being predicted, so that probabilities are those of the file.
+keeps it from ever being predicted, so that probabilities are those of the file. Files of decoders that were
+trained here have the tokens as they are here, and say so in config.json.
 """
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -13,14 +15,16 @@ import numpy as np
 
 from retro_jax.config import ModelConfig
 from retro_jax.corpus.pretrained import FIRST, PretrainedTokenizer, padded
+from retro_jax.corpus.tokenizer import BOS, EOS, PAD
 from retro_jax.errors import UserError
-from retro_jax.interop import pretrained, table
+from retro_jax.interop import families, pretrained, table
 from retro_jax.interop.families import FAMILIES, Family, Fields
-from retro_jax.interop.pretrained import Pretrained
+from retro_jax.interop.pretrained import FREE, READING, Pretrained
 from retro_jax.interop.table import Row, Weights
 from retro_jax.interop.tensors import Tensors
 
 # Buffers of old versions: masks and angles, which follow from the config.
+SAME_TOKENS = "retro_jax_tokens"  # a field of config.json
 _BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
 
 
@@ -34,9 +38,9 @@ def read(path: Path, config: dict) -> Pretrained:
     family, tensors = _family(file, config), Tensors(path)
     config = {"tie_word_embeddings": family.readout not in tensors} | config
     model = model_of(file, config)
-    fields = Fields(file, config)
-    size = fields.count("vocab_size")
-    vocab, rows = vocabulary(path, fields, size)
+    given = fields(path, config)
+    size = given.count("vocab_size")
+    vocab, rows = vocabulary(path, given, size)
 
     def find(name: str) -> str:
         short = name.removeprefix(family.optional) if family.optional else name
@@ -65,14 +69,18 @@ def model_of(file: Path, config: dict) -> ModelConfig:
     if config.get("quantization_config"):
         raise UserError(f"{file}: quantization_config: quantised weights are not supported")
     fields = _family(file, config).model(Fields(file, config))
-    return ModelConfig(**fields, scale_embedding=False, readout_bias=True, cca_layers=(1,))
+    shifted = config.get(SAME_TOKENS) is not True
+    return ModelConfig(**fields, scale_embedding=False, readout_bias=shifted, cca_layers=(1,))
 
 
-def vocabulary(path: Path, fields: Fields, size: int) -> tuple[int, np.ndarray]:
-    """How many tokens there are here, and [V] which row of the file's each has, -1 being none.
+def vocabulary(path: Path, fields: Fields, size: int) -> tuple[int, np.ndarray | None]:
+    """How many tokens there are here, and [V] which row of the file's each has, -1 being none; or None, if they
+    are the same.
 
     size: rows of the file. With the directory's tokenizer.json the vocabulary is the tokenizer's.
     """
+    if fields.get(SAME_TOKENS) is True:
+        return size, None
     vocab, file = padded(FIRST + size), path / "tokenizer.json"
     if file.is_file():
         tokenizer = PretrainedTokenizer(file.read_bytes(), str(file))
@@ -100,3 +108,41 @@ def names(family: Family, model: ModelConfig) -> list[Row]:
             (begin + n, pattern, tuple(ours + o for o in own)) for n, pattern, own in family.layers
         ]
     return rows
+
+
+def fields(path: Path, config: dict) -> Fields:
+    """A directory's config.json, to be asked."""
+    return Fields(path / "config.json", config)
+
+
+def config_of(model: ModelConfig, vocab: int) -> dict:
+    """The config.json of a decoder that was trained here, whose tokens are the file's as they are.
+
+    Raises:
+      UserError: no family has such a decoder.
+    """
+    nearest = None
+    for kind in FAMILIES:
+        config = families.config(kind, model) | {
+            "vocab_size": vocab,
+            "bos_token_id": BOS,
+            "eos_token_id": EOS,
+            "pad_token_id": PAD,
+            SAME_TOKENS: True,
+        }
+        made = dataclasses.asdict(model_of(Path(kind), config))
+        differing = {
+            name: value
+            for name, value in dataclasses.asdict(model).items()
+            if made[name] != value and not name.startswith(FREE + READING)
+        }
+        if not differing:
+            return config
+        if nearest is None or len(differing) < len(nearest[1]):
+            nearest = kind, differing
+    kind, differing = nearest
+    what = ", ".join(f"model.{name} = {value!r}" for name, value in differing.items())
+    raise UserError(
+        f"no family of Hugging Face's has such a decoder ({what}: not of the nearest, {kind}); export "
+        "without --decoder"
+    )

@@ -18,6 +18,11 @@ from retro_jax.errors import UserError
 from retro_jax.model import functional
 from retro_jax.model.retro import layer_names
 
+# How fields of a ModelConfig begin that weights do not decide; and those that say how it reads.
+FREE = ("dtype", "remat", "attention_block")
+READING = (
+    "cca_", "chunk", "retrieved", "encoder_", "share_embedding", "read_", "normed_", "filled_",
+)  # fmt: skip
 NEVER = -1e30  # the readout's bias of a token that nothing is to predict
 
 

@@ -1,0 +1,114 @@
+"""The model card of an export: README.md, as hubs of models show it."""
+
+import json
+from pathlib import Path
+
+from retro_jax import workdir
+from retro_jax.config import Experiment
+from retro_jax.model import functional
+
+_HEAD = """---
+library_name: retro_jax
+pipeline_tag: text-generation
+tags:
+- retro
+- retrieval
+{base}---
+
+# {name}
+
+"""
+_RETRO = """A RETRO (Borgeaud et al. 2021, arXiv 2112.04426): a language model that reads, while it predicts a
+chunk of {chunk} tokens, what its last chunk retrieved from a database: {k} neighbours of {retrieved} tokens in
+training. It needs a database; without one it is the language model alone.
+
+| | |
+|---|---|
+| parameters | {parameters:,}, of which retrieval added {added:,} |
+| decoder | {layers} layers of width {d}, {heads} heads of {head_size} |
+| cross-attention | in layers {cca} |
+| encoder | {encoder_layers} layers of width {encoder_d} |
+| trained on | {source}, {tokens:,} tokens in sequences of {length} |
+| base | {base} |
+"""
+_DECODER = """The language model alone, without what retrieval adds: {layers} layers of width {d}, {heads} heads of
+{head_size}, {parameters:,} parameters.
+
+| | |
+|---|---|
+| trained on | {source}, {tokens:,} tokens in sequences of {length} |
+| base | {base} |
+"""
+_USE = """
+## Use
+
+```
+pip install retro_jax
+retro run --config=experiments/retrofit.py:{name} --workdir=runs/{name} --config.train.steps=0 \\
+  --config.corpus.source='text:my/*.txt'
+```
+
+prepares a database of that text, scores held-out documents with and without it, and continues a prompt;
+`retro generate` and `retro serve` then use it.
+"""
+_LIMITS = """
+## Limits
+
+What it reads decides what it says: the database is part of the model. Its figures hold for the text above and
+for nothing else. The licences of the training text, of the base and of the database hold for what is made of
+them; set `license` above before you publish.
+"""
+
+
+def card(e: Experiment, root: Path, name: str, retrieval: bool, size: int) -> str:
+    """The text of a card; with evaluations, where the working directory has them.
+
+    retrieval: a whole RETRO, or a decoder alone. size: bytes of the weights.
+    """
+    m, t = e.model, e.train
+    vocab = workdir.read_manifest(root / "prepare" / "tokenizer")["counts"]["vocab"]
+    shapes = functional.shapes(m, vocab, retrieval)
+    added = sum(functional.count({n: s}) for n, s in shapes.items() if functional.is_added(n))
+    facts = {
+        "chunk": m.chunk, "k": e.retrieval.neighbours, "retrieved": m.retrieved, "added": added,
+        "parameters": functional.count(shapes), "layers": m.layers, "d": m.d, "heads": m.heads,
+        "head_size": m.head_size, "cca": ", ".join(map(str, m.cca_layers)), "length": t.length,
+        "encoder_layers": m.encoder_layers, "encoder_d": m.encoder_d, "source": e.corpus.source,
+        "tokens": t.steps * t.batch * t.length, "base": _base(e),
+    }  # fmt: skip
+    head = f"base_model: {Path(t.base).name}\n" if t.base else ""
+    text = _HEAD.format(base=head, name=name) + (_RETRO if retrieval else _DECODER).format(**facts)
+    text += f"| weights | {size / 1e9:.2f} GB |\n"
+    if t.own_continuation and retrieval:
+        text += (
+            f"\nFor the first {t.own_continuation_until:.0%} of the steps up to {t.own_continuation:.0%} of "
+            "the chunks had their own continuation among their neighbours, which is not the paper's.\n"
+        )
+    if retrieval:
+        text += _evaluations(root) + _USE.format(name=name)
+    return text + _LIMITS
+
+
+def _base(e: Experiment) -> str:
+    if not e.train.base:
+        return "none: trained from scratch"
+    if e.train.freeze:
+        return f"{Path(e.train.base).name}, whose weights are as they were"
+    return f"{Path(e.train.base).name}, trained further"
+
+
+def _evaluations(root: Path) -> str:
+    """A table for each text that was evaluated: all of it, and what overlaps little with what was read."""
+    text = ""
+    for file in sorted((root / "evaluate").glob("*/manifest.json")):
+        counts = json.loads(file.read_text())["counts"]
+        bits, filtered = counts.get("bits_per_byte"), counts.get("bits_per_byte_filtered")
+        if not bits or not filtered:
+            continue
+        share = counts.get("filtered_share_of_bytes")
+        little = f" ({share:.0%} of them)" if share is not None else ""
+        text += f"\n## Bits per byte on {file.parent.name}\n\n"
+        text += f"| condition | all bytes | little overlap{little} |\n|---|---|---|\n"
+        for name, value in bits.items():
+            text += f"| {name} | {value:.4f} | {filtered[name]:.4f} |\n"
+    return text

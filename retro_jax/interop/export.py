@@ -1,0 +1,157 @@
+"""Trained weights to directories that others read: this project's own layout, or Hugging Face's of the decoder.
+
+Either holds config.json, *.safetensors (more than one where there are more than 5 GB), the tokenizer and a model
+card. What `retro export` writes is a base like any other: reading it gives the same weights back.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from retro_jax import progress, steps, workdir
+from retro_jax.config import Experiment
+from retro_jax.errors import UserError
+from retro_jax.interop import card, huggingface, own, pretrained
+from retro_jax.interop.base import TOKENIZERS
+from retro_jax.interop.families import FAMILIES
+from retro_jax.interop.table import letters, to_theirs
+from retro_jax.interop.tensors import INDEX, Tensors
+from retro_jax.train import sharding
+from retro_jax.train.loop import restore_trained
+
+SHARD = 5 * 10**9  # bytes of a file
+
+
+def export(e: Experiment, root: Path, to: Path, retrieval: bool, decoder: bool) -> dict:
+    """Writes the model of a working directory.
+
+    Args:
+      to: a directory that does not exist yet; it is whole or absent.
+      retrieval: the RETRO, or the baseline.
+      decoder: in the layout of Hugging Face, without what retrieval adds.
+
+    Returns:
+      The config.json that was written.
+
+    Raises:
+      UserError: nothing is trained, the directory exists, or Hugging Face has no such decoder.
+    """
+    if to.exists():
+        raise UserError(f"--to={to}: exists already; name a new directory, or delete it")
+    if jax.process_count() > 1:
+        raise UserError("retro export is for one process; leave --distributed out")
+    mesh, vocab = sharding.make_mesh(e.mesh), steps.load_tokenizer(root / "prepare").vocab
+    with jax.set_mesh(mesh):
+        params = restore_trained(e, root, retrieval, mesh)
+    read = _reader(e, params)
+    partial = to.with_name(f".{to.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        if decoder:
+            config, tensors = _theirs(e, vocab, read)
+        else:
+            kept = any(p.dtype == jnp.bfloat16 for p in params.values())
+            config = own.describe(e.model, vocab, retrieval, "bfloat16" if kept else "float32")
+            names = pretrained.shapes(e.model, vocab, retrieval)
+            tensors = ((name, read(name)) for name in names)
+        sizes = _write(partial, tensors)
+        workdir.write_json(partial / "config.json", config)
+        for name in TOKENIZERS:
+            if (root / "prepare" / "tokenizer" / name).is_file():
+                shutil.copyfile(root / "prepare" / "tokenizer" / name, partial / name)
+        text = card.card(e, root, to.name, retrieval and not decoder, sizes)
+        (partial / "README.md").write_text(text)
+        os.rename(partial, to)
+    except OSError as error:
+        raise UserError(f"--to={to}: cannot be written ({error}); make room") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return config
+
+
+def _reader(e: Experiment, params: dict):
+    """A weight by its layer's number, from the devices, one at a time."""
+    at = pretrained.where(e.model, params)
+
+    def read(name: str) -> np.ndarray:
+        stacked, index = at[name]
+        return np.asarray(params[stacked] if index is None else params[stacked][index])
+
+    return read
+
+
+def _write(directory: Path, tensors: Iterator[tuple[str, np.ndarray]]) -> int:
+    """Files of at most SHARD bytes and, if there are several, their index; returns all bytes."""
+    files, held, total = [], {}, 0
+
+    def save():
+        file = directory / f"part{len(files)}"
+        save_file(held, file, metadata={"format": "pt"})  # which transformers asks for
+        files.append((file, list(held)))
+        held.clear()
+
+    with progress.bar("writing weights", None) as advance:
+        for name, value in tensors:
+            if held and sum(x.nbytes for x in held.values()) + value.nbytes > SHARD:
+                save()
+            held[name] = np.ascontiguousarray(value)
+            total += value.nbytes
+            advance(1)
+        save()
+    where = {}
+    for number, (file, names) in enumerate(files, 1):
+        several = f"model-{number:05}-of-{len(files):05}.safetensors"
+        name = several if len(files) > 1 else "model.safetensors"
+        file.rename(directory / name)
+        where |= dict.fromkeys(names, name)
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (directory / INDEX).write_text(json.dumps(index, indent=1))
+    return total
+
+
+def _theirs(e: Experiment, vocab: int, read) -> tuple[dict, Iterator[tuple[str, np.ndarray]]]:
+    """config.json and tensors of the decoder as Hugging Face has it: those of the base, with other numbers, or
+    of the family that has such decoders."""
+    base = Path(e.train.base) if e.train.base else None
+    config = pretrained.read_config(base) if base else {}
+    if config.get("model_type") in FAMILIES:
+        config = {k: v for k, v in config.items() if k != "torch_dtype"}
+        old = Tensors(base)
+        rows = huggingface.vocabulary(base, huggingface.fields(base, config), config["vocab_size"])[
+            1
+        ]
+    else:
+        config, old, rows = huggingface.config_of(e.model, vocab), None, None
+    family = FAMILIES[config["model_type"]]
+    config["dtype"] = str(read("embedding").dtype)
+
+    def table(ours: str, theirs: str) -> np.ndarray:
+        made = read(ours)
+        if rows is None:
+            return made
+        found = next(n for n in (theirs, theirs.removeprefix(family.optional)) if n in old)
+        filled = np.array(old[found], made.dtype)  # what the tokenizer never makes is the base's
+        filled[rows[rows >= 0]] = made[rows >= 0]
+        return filled
+
+    def tensors():
+        yield family.embedding, table("embedding", family.embedding)
+        if not e.model.tied:
+            yield family.readout, table("readout", family.readout)
+        sizes = letters(e.model)
+        known = pretrained.shapes(e.model, vocab, False)
+        for theirs, pattern, ours in huggingface.names(family, e.model):
+            if ours[0] in known:
+                parts = [read(name) for name in ours]
+                yield theirs, to_theirs(parts, pattern, sizes | {"p": len(parts)})
+
+    return config, tensors()
