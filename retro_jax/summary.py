@@ -109,15 +109,14 @@ def _print_summary(e: Experiment, root: Path, s: dict):
         ),
         (
             "RETRO",
-            f"{s['parameters']:,} parameters, {s['tokens_per_second']:,.0f} training tokens/s",
+            _size(s["parameters"], s["tokens_per_second"]),
         ),
     ]
     if s["baseline"]:
         rows.append(
             (
                 "baseline",
-                f"{s['baseline']['parameters']:,} parameters, "
-                f"{s['baseline']['tokens_per_second']:,.0f} training tokens/s",
+                _size(s["baseline"]["parameters"], s["baseline"]["tokens_per_second"]),
             )
         )
     rows += [
@@ -128,6 +127,11 @@ def _print_summary(e: Experiment, root: Path, s: dict):
     for name, value in rows:
         table.add_row(name, escape(value))
     out.print(table)
+
+
+def _size(parameters: int, speed: float | None) -> str:
+    how = "as it is in train.base" if speed is None else f"{speed:,.0f} training tokens/s"
+    return f"{parameters:,} parameters, {how}"
 
 
 def print_evaluations(results: dict[str, dict]):

@@ -95,6 +95,7 @@ def _write(directory: Path, tensors: Iterator[tuple[str, np.ndarray]]) -> int:
     def save():
         file = directory / f"part{len(files)}"
         save_file(held, file, metadata={"format": "pt"})  # which transformers asks for
+        file.chmod(0o644)  # the library leaves it to its owner alone
         files.append((file, list(held)))
         held.clear()
 

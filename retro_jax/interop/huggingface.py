@@ -23,8 +23,8 @@ from retro_jax.interop.pretrained import FREE, READING, Pretrained
 from retro_jax.interop.table import Row, Weights
 from retro_jax.interop.tensors import Tensors
 
-# Buffers of old versions: masks and angles, which follow from the config.
 SAME_TOKENS = "retro_jax_tokens"  # a field of config.json
+# Buffers of old versions: masks and angles, which follow from the config.
 _BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
 
 

@@ -63,14 +63,14 @@ def model_of(file: Path, config: dict) -> tuple[ModelConfig, int, bool]:
     if not isinstance(fields, dict):
         raise UserError(f"{file}: model must be the fields of a ModelConfig")
     try:
-        model = configs.from_config_dict({"model": fields, "train": _train(fields)}).model
+        model = configs.from_config_dict({"model": fields} | _shortest(fields)).model
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
     return model, vocab, retrieval
 
 
-def _train(fields: dict) -> dict:
-    """What of the other fields a model's are checked against: a sequence of one chunk."""
+def _shortest(fields: dict) -> dict:
+    """The other fields of an experiment that a model's are checked against: sequences of two chunks."""
     chunk = fields.get("chunk")
-    fine = type(chunk) is int and chunk > 1
-    return {"length": 2 * chunk if fine else 128}
+    chunk = chunk if type(chunk) is int and chunk > 1 else 64
+    return {"train": {"length": 2 * chunk}, "evaluate": {"stride": chunk}}

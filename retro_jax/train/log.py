@@ -135,10 +135,17 @@ def step_flops(e: Experiment, vocab: int, retrieval: bool) -> int:
 
     The convention behind every MFU: forward once, gradient twice; what remat computes again is not
     counted; of masked self-attention what is computed is counted, which is all of a sequence up to
-    model.attention_block, and about 9/16 of a long one.
+    model.attention_block, and about 9/16 of a long one. A frozen language model has the gradient of its
+    activations only, from its first cross-attention on.
     """
-    k = e.retrieval.neighbours if retrieval else 0
-    return 3 * e.train.batch * forward_flops(e.model, vocab, e.train.length, k)
+    k, m = e.retrieval.neighbours if retrieval else 0, e.model
+    flops = forward_flops(m, vocab, e.train.length, k)
+    if not (k and e.train.base and e.train.freeze):
+        return 3 * e.train.batch * flops
+    alone = forward_flops(m, vocab, e.train.length, 0)
+    layers = alone - 2 * e.train.length * m.d * vocab  # without the readout
+    below = layers * (m.cca_layers[0] - 1) // m.layers
+    return e.train.batch * (3 * (flops - alone) + 2 * alone - below)
 
 
 def show_parameters(state: TrainState):

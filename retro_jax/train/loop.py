@@ -181,7 +181,8 @@ def _as_it_is(
     """The manifest of a model that is its base, untrained."""
     given = pretrained.open_directory(Path(e.train.base))
     shapes = pretrained.shapes(e.model, given.vocab, retrieval)
-    counts = {"complete": True, "steps": 0, "parameters": functional.count(shapes)}
+    counts = {"complete": True, "parameters": functional.count(shapes), "steps": 0}
+    counts |= {"tokens_per_second": None, "best": None}
     if jax.process_index() == 0:
         directory.mkdir(parents=True, exist_ok=True)
         workdir.write_manifest(directory, settings, inputs, 0.0, counts)
