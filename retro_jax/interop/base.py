@@ -25,12 +25,18 @@ def base_weights(e: Experiment, tokenizer: Path, retrieval: bool, mesh) -> dict[
     Raises:
       UserError: the directory cannot be read, or its model or its tokenizer is not the experiment's.
     """
+    given = check_base(e, tokenizer)
+    return place(given, e.model, retrieval and given.retrieval, mesh) if given else {}
+
+
+def check_base(e: Experiment, tokenizer: Path) -> Pretrained | None:
+    """What `train.base` holds, which fits the experiment; see `base_weights`."""
     if not e.train.base:
-        return {}
+        return None
     given = pretrained.open_directory(Path(e.train.base))
-    check_model(given, e.model)
+    _check_model(given, e.model)
     _check_tokenizer(given, tokenizer)
-    return place(given, e.model, retrieval and given.retrieval, mesh)
+    return given
 
 
 def base_shapes(e: Experiment, vocab: int, retrieval: bool) -> dict[str, jax.ShapeDtypeStruct]:
@@ -54,8 +60,7 @@ def model_like(given: ModelConfig, retrieval: bool, model: ModelConfig) -> Model
     return dataclasses.replace(model, **decided)
 
 
-def check_model(given: Pretrained, model: ModelConfig):
-    """Raises UserError unless the model is one that the weights fit."""
+def _check_model(given: Pretrained, model: ModelConfig):
     wanted = dataclasses.asdict(model_like(given.model, given.retrieval, model))
     for name, value in dataclasses.asdict(model).items():
         if wanted[name] != value:

@@ -110,5 +110,6 @@ def _evaluations(root: Path) -> str:
         text += f"\n## Bits per byte on {file.parent.name}\n\n"
         text += f"| condition | all bytes | little overlap{little} |\n|---|---|---|\n"
         for name, value in bits.items():
-            text += f"| {name} | {value:.4f} | {filtered[name]:.4f} |\n"
+            few = f"{filtered[name]:.4f}" if filtered[name] is not None else "none"
+            text += f"| {name} | {value:.4f} | {few} |\n"
     return text

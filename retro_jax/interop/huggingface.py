@@ -121,7 +121,8 @@ def config_of(model: ModelConfig, vocab: int) -> dict:
     Raises:
       UserError: no family has such a decoder.
     """
-    nearest = None
+    same = {"kv_heads": model.kv_heads or model.heads, "ffw": model.ffw or 4 * model.d}
+    model, nearest = dataclasses.replace(model, **same), None
     for kind in FAMILIES:
         config = families.config(kind, model) | {
             "vocab_size": vocab,
@@ -130,7 +131,10 @@ def config_of(model: ModelConfig, vocab: int) -> dict:
             "pad_token_id": PAD,
             SAME_TOKENS: True,
         }
-        made = dataclasses.asdict(model_of(Path(kind), config))
+        try:
+            made = dataclasses.asdict(model_of(Path(kind), config))
+        except UserError:
+            continue
         differing = {
             name: value
             for name, value in dataclasses.asdict(model).items()

@@ -10,7 +10,7 @@ from retro_jax import progress, steps, workdir
 from retro_jax.config import Experiment
 from retro_jax.errors import UserError
 from retro_jax.interop import pretrained
-from retro_jax.interop.base import base_weights
+from retro_jax.interop.base import base_weights, check_base
 from retro_jax.model import functional
 from retro_jax.prepare import check_prepared
 from retro_jax.records import Records
@@ -45,6 +45,7 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
         progress.say(f"train/{name}: complete")
         return done
 
+    check_base(e, base / "tokenizer")
     if not trains(e, retrieval):
         return _as_it_is(e, directory, settings, inputs, retrieval)
     sharding.keep_memory()
