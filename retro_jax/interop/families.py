@@ -63,7 +63,7 @@ class Fields:
     def activation(self, *names: str) -> str:
         """Ours of the first field that is there."""
         name = next((n for n in names if self._values.get(n) is not None), names[0])
-        if self._values.get(name) not in _ACTIVATIONS:
+        if not isinstance(self._values.get(name), str) or self._values[name] not in _ACTIVATIONS:
             self.refuse(name, f"this activation is not supported; known: {', '.join(_ACTIVATIONS)}")
         return _ACTIVATIONS[self._values[name]]
 

@@ -7,6 +7,7 @@ from retro_jax import config as configs
 from retro_jax.config import ModelConfig
 from retro_jax.errors import UserError
 from retro_jax.interop import pretrained
+from retro_jax.interop.families import MOST
 from retro_jax.interop.pretrained import Pretrained
 from retro_jax.interop.tensors import Tensors
 
@@ -58,10 +59,13 @@ def model_of(file: Path, config: dict) -> tuple[ModelConfig, int, bool]:
       UserError: as `read`.
     """
     vocab, retrieval, fields = (config.get(name) for name in ("vocab", "retrieval", "model"))
-    if type(vocab) is not int or not 0 < vocab < 2**31 or type(retrieval) is not bool:
+    if type(vocab) is not int or not 0 < vocab <= MOST or type(retrieval) is not bool:
         raise UserError(f"{file}: must say vocab, a number, and retrieval, true or false")
     if not isinstance(fields, dict):
         raise UserError(f"{file}: model must be the fields of a ModelConfig")
+    for name, value in fields.items():
+        if type(value) is int and value > (10_000 if "layers" in name else MOST):
+            raise UserError(f"{file}: model.{name} = {value}: no network is so large")
     try:
         model = configs.from_config_dict({"model": fields} | _shortest(fields)).model
     except UserError as error:

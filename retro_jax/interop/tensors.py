@@ -73,7 +73,7 @@ def _files(directory: Path) -> list[Path]:
         return files
     try:
         names = {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index}: no index of shards ({error}); fetch it again") from error
     for name in sorted(names):
         if Path(name).name != name:

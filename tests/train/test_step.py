@@ -169,8 +169,9 @@ def test_the_compiled_step_communicates_as_planned(tiny):
 
 
 def test_a_frozen_base_stays_bit_for_bit_and_off_is_the_base(tiny):
-    """RETROfit: decay, clipping and moments never touch what is not trained (traps 25, 26)."""
-    mesh, train = make_mesh(1, 4, 2), dataclasses.replace(TRAIN, clip=1e-3, weight_decay=1.0)
+    """RETROfit: decay, clipping, moments and averages never touch what is not trained (traps 25, 26)."""
+    mesh = make_mesh(1, 4, 2)
+    train = dataclasses.replace(TRAIN, clip=1e-3, weight_decay=1.0, ema=0.9)
     with jax.set_mesh(mesh):
         base = functional.init(tiny, VOCAB, 7, retrieval=False)
         before = {n: np.asarray(p) for n, p in base.items()}
@@ -185,7 +186,7 @@ def test_a_frozen_base_stays_bit_for_bit_and_off_is_the_base(tiny):
             state, _ = step(state, arrays["tokens"], arrays["neighbours"])
         off = np.asarray(score(state.weights(), x))
     assert state.params.keys() == optimizer_moments(state).keys()
-    assert state.params.keys() == functional.added_by_retrieval(tiny, VOCAB)
+    assert state.params.keys() == functional.added_by_retrieval(tiny, VOCAB) == state.average.keys()
     for name, value in before.items():
         np.testing.assert_array_equal(state.frozen[name], value)
     assert all((np.asarray(p) != first[n]).any() for n, p in state.params.items())
