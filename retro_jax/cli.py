@@ -17,7 +17,7 @@
   retro replay   --config=FILE [--workdir=DIR]   a training step that was not finite, made again
   retro plan     --config=FILE --topology=v5e:4x4 [--mesh=1x16x1] [--baseline] [--json]
                                                  what a train step needs on a machine that is not here
-  retro describe PATH [RECORDS]                  what shards or a working directory hold
+  retro describe PATH [RECORDS]                  what shards, a working directory or a model's hold
   retro database --config=FILE [--database=NAME] [--add=SOURCE | --delete=ID,ID]
                                                  what is retrieved: listed, or changed
   retro sizes    [--json]                        the paper's four sizes, counted from the model

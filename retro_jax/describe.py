@@ -1,5 +1,6 @@
-"""What lies at a path of a working directory: its manifest, and what its records or rows hold."""
+"""What lies at a path: a working directory's manifests, what its records or rows hold, or a model's directory."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +9,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from retro_jax import steps, workdir
+from retro_jax.config import ModelConfig
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.errors import UserError
+from retro_jax.interop import megatron, pretrained
+from retro_jax.model import functional
 from retro_jax.records import Records
 
 out = Console(highlight=False)
 
 
 def describe(path: Path, count: int = 1):
-    """Prints what is at `path`: shards with `count` decoded records, else a manifest.
+    """Prints what is at `path`: shards with `count` decoded records, a pre-trained model, or manifests.
 
     Raises:
       UserError: nothing of retro_jax is there.
@@ -24,10 +28,12 @@ def describe(path: Path, count: int = 1):
     path = Path(path)
     if (path / "layout.json").exists():
         return _shards(path, count)
+    if (path / "config.json").exists() or megatron.is_one(path):
+        return _model(path)
     found = sorted(p.parent for p in path.rglob("manifest.json"))
     if not found:
         raise UserError(
-            f"{path}: neither shards nor a working directory; give for example "
+            f"{path}: neither shards, nor a working directory, nor a model's; give for example "
             "runs/quickstart/prepare/shards/train or runs/quickstart"
         )
     manifests = {directory: workdir.read_manifest(directory) for directory in found}
@@ -45,6 +51,24 @@ def describe(path: Path, count: int = 1):
         table.add_row("", "made", manifest["made"][:19])
         out.print(table)
     return None
+
+
+def _model(path: Path):
+    """What a base would be (train.base): the network, where it is not the default."""
+    given = pretrained.open_directory(path)
+    shapes = pretrained.shapes(given.model, given.vocab, given.retrieval)
+    kind = "a whole RETRO" if given.retrieval else "a decoder"
+    out.print(f"{escape(str(path))}: {kind}, {given.kind}", soft_wrap=True)
+    table = Table(show_header=False)
+    table.add_row("parameters", f"{functional.count(shapes):,}")
+    table.add_row("stored as", str(given.dtype))
+    table.add_row("tokens", f"{given.vocab:,}")
+    usual = ModelConfig()
+    for name, value in dataclasses.asdict(given.model).items():
+        reads = name.startswith(pretrained.READING)
+        if (given.retrieval or not reads) and value != getattr(usual, name):
+            table.add_row(f"model.{name}", str(value))
+    out.print(table)
 
 
 def _shards(path: Path, count: int):

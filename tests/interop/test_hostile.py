@@ -43,6 +43,15 @@ def read_all(directory):
         np.asarray(given.read(name)).sum()
 
 
+def what_is_said(directory) -> str:
+    """By the message that refuses it; nothing, if all of it is read. Any other exception is a fault."""
+    try:
+        read_all(directory)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def test_whatever_befalls_a_file_it_is_read_or_refused(sound, tmp_path):
     """Flipped bits, bytes and fields, pieces cut out or doubled, ends cut off: 150 of them, by a fixed seed."""
     rng, outcomes = random.Random(0), {"read": 0, "refused": 0}
@@ -66,13 +75,10 @@ def test_whatever_befalls_a_file_it_is_read_or_refused(sound, tmp_path):
             case 4:
                 del data[rng.randrange(len(data)) :]
         file.write_bytes(data)
-        try:
-            read_all(directory)
-            outcomes["read"] += 1
-        except UserError as error:
-            outcomes["refused"] += 1
-            assert "\n" not in str(error)
-            assert str(directory) in str(error)
+        said = what_is_said(directory)
+        outcomes["refused" if said else "read"] += 1
+        assert "\n" not in said
+        assert not said or str(directory) in said
         shutil.rmtree(directory)
     assert outcomes["refused"] > 50, outcomes
 
@@ -89,10 +95,8 @@ def test_whatever_a_field_says_it_is_read_or_refused(sound, tmp_path):
         for value in (None, -1, 0, 10**30, 1e300, "x", [], {}, True, [1], float("nan")):
             fields[name] = value
             file.write_text(json.dumps(config))
-            try:
-                open_directory(tmp_path / "d")
-            except UserError as error:
-                assert "config.json" in str(error) or str(tmp_path) in str(error), name
+            said = what_is_said(tmp_path / "d")
+            assert not said or str(tmp_path) in said, name
         fields[name] = kept
 
 

@@ -263,3 +263,15 @@ def test_positions_of_the_papers_have_no_family(small, finished, tmp_path, capsy
     ):
         export.export(small, finished, tmp_path / "out", retrieval=True, decoder=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_describe_says_what_a_base_is(base, fitted, corpus, tmp_path, capsys):
+    assert cli.main(["describe", str(base)]) == 0
+    text = capsys.readouterr().out
+    assert "a decoder, llama" in text
+    assert "model.positions" in text
+    assert "encoder" not in text
+    given = arguments(base, corpus, fitted)
+    assert cli.main(["export", *given, f"--to={tmp_path}/whole"]) == 0
+    assert cli.main(["describe", str(tmp_path / "whole")]) == 0
+    assert "a whole RETRO, retro_jax" in capsys.readouterr().out
