@@ -23,6 +23,10 @@ OPTIONS = {
              "qkv_bias": True, "out_bias": True, "ffw_bias": True, "parallel": True, "tied": False,
              "activation": "gelu_exact"},
     "gemma": {"norm_unit_offset": True, "gated": True, "positions": "rotary", "kv_heads": 1},
+    "qwen3": {"positions": "rotary", "kv_heads": 2, "gated": True, "qk_norm": True, "readout_bias": True,
+              "rotary_scaling": (8.0, 1.0, 4.0, 16.0)},
+    "instructretro": {"positions": "rotary", "norm": "layer", "norm_bias": True, "gated": True,
+                      "read_positions": "none", "encoder_norm": False, "normed_chunk": True},
 }  # fmt: skip
 
 
@@ -75,6 +79,8 @@ def test_every_option_has_a_parameter_or_changes_the_result(mesh, small):
         "norm_bias": True, "norm_unit_offset": True, "norm_eps": 1e-2, "activation": "silu",
         "gated": True, "ffw": 24, "encoder_ffw": 24, "qkv_bias": True, "out_bias": True,
         "ffw_bias": True, "parallel": True, "tied": False, "scale_embedding": False,
+        "qk_norm": True, "rotary_scaling": (4.0,), "readout_bias": True, "read_positions": "none",
+        "encoder_norm": False, "normed_chunk": True,
     }.items():  # fmt: skip
         config = dataclasses.replace(base, **{option: value})
         shapes = functional.shapes(config, VOCAB)
