@@ -31,7 +31,7 @@ FORMATS = {
 
 def retro_jax(bert: Path, directory: Path, compute: str = "float32"):
     """Texts -> vectors."""
-    from retro_jax.retrieval.bert import BertEmbedder
+    from retro_jax.retrieval.sentence import BertEmbedder
     from retro_jax.train.sharding import set_up_cpu
 
     set_up_cpu(DEVICES)

@@ -40,7 +40,7 @@ class RetrievalConfig:
     """Embedder, index and neighbours (retro_jax/retrieval)."""
 
     source: str = ""  # what is retrieved, as corpus.source; empty: the training documents
-    # tfidf | bert:DIRECTORY (config.json, *.safetensors, tokenizer.json) | words, for BM25
+    # tfidf | bert:DIRECTORY (a sentence encoder of BERT's family: docs/pipeline.md) | words, for BM25
     embedder: str = "tfidf"
     dim: int = 128  # width of the tfidf embedder; a BERT brings its own
     dtype: str = "float32"  # float32 | bfloat16, of a BERT's computation

@@ -43,9 +43,12 @@ def base_shapes(e: Experiment, vocab: int, retrieval: bool) -> dict[str, jax.Sha
     """What `base_weights` gives, as shapes; a config.json is enough for it. On the mesh in context."""
     if not e.train.base:
         return {}
-    config = pretrained.read_config(Path(e.train.base))
-    whole = retrieval and config.get("retrieval", False)
-    dtype = pretrained.dtype_of(config, Path(e.train.base) / "config.json")
+    path = Path(e.train.base)
+    whole = retrieval and pretrained.model_of(path)[1]
+    file = path / "config.json"
+    # (InstructRetro has none, and is float16 or bfloat16; the former becomes float32.)
+    dtype = pretrained.dtype_of(pretrained.read_config(path), file) if file.exists() else None
+    dtype = dtype or pretrained.open_directory(path).dtype
     made = jax.eval_shape(lambda: functional.init(e.model, vocab, 0, whole))
     kept = jnp.bfloat16 if dtype == jnp.bfloat16 else jnp.float32
     return {

@@ -49,6 +49,8 @@ def vocab_of(e: Experiment) -> int:
     """Tokens of the vocabulary, without a working directory."""
     base = Path(e.train.base)
     if e.train.base and not any((base / name).is_file() for name in TOKENIZERS):
+        if not (base / "config.json").exists():
+            return pretrained.open_directory(base).vocab
         config = pretrained.read_config(base)  # which is enough to plan with
         return config.get("vocab") or padded(FIRST + Fields(base, config).count("vocab_size"))
     if e.corpus.tokenizer == "train":

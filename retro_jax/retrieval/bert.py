@@ -1,27 +1,95 @@
-"""A frozen BERT in Flax: weights from a safetensors directory, mean of the last layer over time.
+"""Frozen encoders of BERT's family: BERT (MiniLM and others are it too), RoBERTa, DistilBERT, MPNet.
 
-The paper's key is "BERT(N) averaged over time" (section 2.3). Every token of the text counts in the
-mean, [CLS] and [SEP] included, as they do in the output of the model; padding does not.
+All are post-norm Transformers with learned positions. They differ in where positions begin, in token types, and
+MPNet adds to the logits a bias by distance, the same in every layer.
+
+    S texts, T tokens, D width, N heads, H head size
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from retro_jax.errors import UserError
+from retro_jax.interop import pretrained
+from retro_jax.interop.families import Fields
+from retro_jax.interop.tensors import Tensors
 
-_STEP = 4  # tokens, between the lengths of batches
+_ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False), "gelu_new": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu, "relu": jax.nn.relu,
+}  # fmt: skip
+_FURTHEST = 128  # tokens, from which on MPNet tells distances no longer apart
 
-# S texts, T tokens, D width, N heads, H head size
+
+@dataclass(frozen=True)
+class Config:
+    """An encoder.
+
+    Attributes:
+      begin: the position of a text's first token. types: rows of token types, 0 for none.
+      buckets: of distances, MPNet's; 0 for none.
+    """
+
+    kind: str
+    width: int
+    heads: int
+    layers: int
+    ff: int
+    vocab: int
+    positions: int
+    eps: float
+    activation: str
+    begin: int = 0
+    types: int = 0
+    buckets: int = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens that a text can have."""
+        return self.positions - self.begin
+
+
+def read_config(file: Path, values: dict) -> Config:
+    """What a config.json says.
+
+    Raises:
+      UserError: of another architecture, or with what is not supported.
+    """
+    f, kind = Fields(file, values), values.get("model_type")
+    if not isinstance(kind, str) or kind not in _NAMES:
+        f.refuse("model_type", f"no encoder of BERT's family; known: {', '.join(_NAMES)}")
+    own = kind == "distilbert"  # it has names of its own
+    f.must("position_embedding_type", "absolute", "this")
+    f.must("is_decoder", False, "a decoder")
+    f.must("embedding_size", None, "an embedding of another width")
+    activation = "activation" if own else "hidden_act"
+    if values.get(activation) not in list(_ACTIVATIONS):
+        f.refuse(activation, f"is not supported; known: {', '.join(_ACTIVATIONS)}")
+    width, heads = (
+        f.count("dim" if own else "hidden_size"),
+        f.count("n_heads" if own else "num_attention_heads"),
+    )
+    if width % heads:
+        f.refuse("dim" if own else "hidden_size", f"must be a multiple of the {heads} heads")
+    pad = values.get("pad_token_id", 1)
+    late = kind in ("roberta", "xlm-roberta", "mpnet")
+    made = Config(
+        kind, width, heads, f.layers("n_layers" if own else "num_hidden_layers"),
+        f.count("hidden_dim" if own else "intermediate_size"), f.count("vocab_size"),
+        f.count("max_position_embeddings"), 1e-12 if own else f.number("layer_norm_eps", 1e-12),
+        values[activation], begin=pad + 1 if late and type(pad) is int else 0,
+        types=f.count("type_vocab_size") if _TYPES in _NAMES[kind].top else 0,
+        buckets=f.count("relative_attention_num_buckets", 32) if kind == "mpnet" else 0,
+    )  # fmt: skip
+    if not 0 <= made.begin < made.positions:
+        f.refuse("pad_token_id", f"must be less than the {made.positions} positions")
+    return made
 
 
 class _Norm(nnx.Module):
@@ -51,188 +119,173 @@ class _Linear(nnx.Module):
 
 
 class _Layer(nnx.Module):
-    def __init__(self, width: int, heads: int, ff: int, eps: float):
-        self.read = _Linear(width, 3 * width)  # queries, keys and values at once
-        self.output = _Linear(width, width)
-        self.attention_norm, self.output_norm = _Norm(width, eps), _Norm(width, eps)
-        self.up, self.down = _Linear(width, ff), _Linear(ff, width)
-        self.heads = heads
+    def __init__(self, c: Config):
+        self.read = _Linear(c.width, 3 * c.width)  # queries, keys and values at once
+        self.output = _Linear(c.width, c.width)
+        self.attention_norm, self.output_norm = _Norm(c.width, c.eps), _Norm(c.width, c.eps)
+        self.up, self.down = _Linear(c.width, c.ff), _Linear(c.ff, c.width)
+        self.heads, self.activation = c.heads, c.activation
 
-    def __call__(self, x, mask):
+    def __call__(self, x, mask, bias):
         split = self.read(x).reshape(*x.shape[:2], 3, self.heads, -1)
         q, k, v = jnp.moveaxis(split, (2, 3), (0, 2))  # each [S, N, T, H]
         logits = jnp.einsum("snth,snuh->sntu", q, k, preferred_element_type=jnp.float32)
-        logits = jnp.where(mask[:, None, None, :], logits * q.shape[-1] ** -0.5, -1e30)
+        logits = logits * q.shape[-1] ** -0.5 + bias
+        logits = jnp.where(mask[:, None, None, :], logits, -1e30)
         weights = jnp.exp(logits - logits.max(-1, keepdims=True))
         weights, total = weights.astype(v.dtype), weights.sum(-1, keepdims=True)
         a = jnp.einsum("sntu,snuh->snth", weights, v, preferred_element_type=jnp.float32)
         a = (a / total).astype(x.dtype)
         x = self.attention_norm(x + self.output(jnp.moveaxis(a, 1, 2).reshape(x.shape)))
-        return self.output_norm(x + self.down(jax.nn.gelu(self.up(x), approximate=False)))
+        return self.output_norm(x + self.down(_ACTIVATIONS[self.activation](self.up(x))))
 
 
 class Bert(nnx.Module):
-    """BERT's encoder, post-norm, learned positions."""
+    """The encoder of a `Config`."""
 
-    def __init__(self, config: dict):
-        width, eps = config["hidden_size"], config["layer_norm_eps"]
-        self.words = nnx.Param(jnp.zeros((config["vocab_size"], width)))
-        self.positions = nnx.Param(jnp.zeros((config["max_position_embeddings"], width)))
-        self.types = nnx.Param(jnp.zeros((config["type_vocab_size"], width)))
-        self.norm = _Norm(width, eps)
-        self.layers = nnx.List(
-            [
-                _Layer(width, config["num_attention_heads"], config["intermediate_size"], eps)
-                for _ in range(config["num_hidden_layers"])
-            ]
-        )
+    def __init__(self, c: Config):
+        self.config = c
+        self.words = nnx.Param(jnp.zeros((c.vocab, c.width)))
+        self.positions = nnx.Param(jnp.zeros((c.positions, c.width)))
+        if c.types:
+            self.types = nnx.Param(jnp.zeros((c.types, c.width)))
+        if c.buckets:
+            self.distances = nnx.Param(jnp.zeros((c.buckets, c.heads)))
+        self.norm = _Norm(c.width, c.eps)
+        self.layers = nnx.List([_Layer(c) for _ in range(c.layers)])
 
     def __call__(self, ids, mask):
-        """ids [S, T], mask [S, T] bool -> last hidden state [S, T, D]."""
-        x = self.words[...][ids] + self.positions[...][: ids.shape[1]] + self.types[...][0]
+        """ids [S, T], mask [S, T] bool, padding after a text -> last hidden state [S, T, D]."""
+        c, length = self.config, ids.shape[1]
+        x = self.words[...][ids] + self.positions[...][c.begin : c.begin + length]
+        if c.types:
+            x = x + self.types[...][0]
+        bias = jnp.zeros((), jnp.float32)
+        if c.buckets:
+            bias = self.distances[...].astype(jnp.float32)[_buckets(length, c.buckets)]
+            bias = jnp.moveaxis(bias, 2, 0)  # [N, T, T]
         x = self.norm(x)
         for layer in self.layers:
-            x = layer(x, mask)
+            x = layer(x, mask, bias)
         return x
 
-    def mean(self, ids, mask):
-        """The mean of the last hidden state over the tokens of the mask: [S, D]."""
-        weights = mask[..., None].astype(jnp.float32)
-        last = self(ids, mask).astype(jnp.float32)
-        return (last * weights).sum(1) / jnp.maximum(weights.sum(1), 1)
+
+def _buckets(length: int, buckets: int) -> np.ndarray:
+    """MPNet's bucket of each query's distance to each key [T, T]: half of them for keys after the query; of
+    each half, half for single distances, the others for ever longer ranges (as in T5, arXiv 1910.10683)."""
+    distance = np.arange(length)[:, None] - np.arange(length)  # query minus key
+    half, single = buckets // 2, buckets // 4
+    far = np.maximum(np.abs(distance), 1) / single
+    far = single + (np.log(far) / np.log(_FURTHEST / single) * (half - single)).astype(int)
+    near = np.where(np.abs(distance) < single, np.abs(distance), np.minimum(far, half - 1))
+    return near + half * (distance < 0)
 
 
-_LAYER_NAMES = {
-    "read": ("attention.self.query", "attention.self.key", "attention.self.value"),
-    "output": ("attention.output.dense",),
-    "attention_norm": ("attention.output.LayerNorm",),
-    "up": ("intermediate.dense",),
-    "down": ("output.dense",),
-    "output_norm": ("output.LayerNorm",),
+@dataclass(frozen=True)
+class _Names:
+    """How a kind's files name the weights: {ours: theirs}."""
+
+    prefix: str  # which files may leave out
+    top: dict[str, str]
+    layer: str  # {} is the number
+    layers: dict[str, tuple[str, ...]]
+
+
+_TYPES = "types"
+_TOP = {
+    "words": "embeddings.word_embeddings.weight",
+    "positions": "embeddings.position_embeddings.weight",
+    "norm": "embeddings.LayerNorm",
 }
+_FEED_FORWARD = {
+    "up": ("intermediate.dense",), "down": ("output.dense",), "output_norm": ("output.LayerNorm",),
+}  # fmt: skip
 
 
-def check(directory: Path):
-    """Raises UserError if a file that BertEmbedder needs is not in the directory."""
-    for pattern in ("config.json", "*.safetensors", "tokenizer.json"):
-        if not any(directory.glob(pattern)):
-            raise UserError(
-                f"config field retrieval.embedder = 'bert:{directory}': no {pattern} there; save model "
-                "and tokenizer into one folder, for example with save_pretrained of Hugging Face"
-            )
+def _bert(prefix: str) -> _Names:
+    self_ = tuple(f"attention.self.{name}" for name in ("query", "key", "value"))
+    layers = {
+        "read": self_,
+        "output": ("attention.output.dense",),
+        "attention_norm": ("attention.output.LayerNorm",),
+    }
+    top = _TOP | {_TYPES: "embeddings.token_type_embeddings.weight"}
+    return _Names(prefix, top, "encoder.layer.{}.", layers | _FEED_FORWARD)
+
+
+_NAMES = {
+    "bert": _bert("bert."),
+    "roberta": _bert("roberta."),
+    "xlm-roberta": _bert("roberta."),
+    "distilbert": _Names(
+        "distilbert.", _TOP, "transformer.layer.{}.",
+        {
+            "read": ("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+            "output": ("attention.out_lin",), "attention_norm": ("sa_layer_norm",),
+            "up": ("ffn.lin1",), "down": ("ffn.lin2",), "output_norm": ("output_layer_norm",),
+        },
+    ),
+    "mpnet": _Names(
+        "mpnet.", _TOP | {"distances": "encoder.relative_attention_bias.weight"},
+        "encoder.layer.{}.",
+        {
+            "read": ("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+            "output": ("attention.attn.o",), "attention_norm": ("attention.LayerNorm",),
+            **_FEED_FORWARD,
+        },
+    ),
+}  # fmt: skip
 
 
 def load_bert(directory: Path) -> Bert:
-    """A Bert with the weights of `directory` (config.json, model.safetensors).
+    """A Bert with the weights of a directory (config.json, *.safetensors).
 
     Raises:
-      UserError: a missing file, another architecture, or a missing or misshapen weight.
+      UserError: another architecture, or a missing, misshapen or damaged weight.
     """
-    try:
-        config = json.loads((directory / "config.json").read_text())
-        weights = {}
-        for file in sorted(directory.glob("*.safetensors")):
-            weights |= load_file(file)
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
-        raise UserError(f"{directory}: no BERT can be read from here ({error})") from error
-    if config.get("model_type") != "bert":
-        raise UserError(f"{directory}/config.json: model_type is not bert")
-    model = Bert(config)
+    config = read_config(directory / "config.json", pretrained.read_config(directory))
+    names, tensors = _NAMES[config.kind], Tensors(directory)
+    find = _finder(directory, tensors, names.prefix)
+    model = nnx.eval_shape(lambda: Bert(config))  # sizes are checked before memory is taken
+    graph, state = nnx.split(model)
+    shapes = {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
 
+    def value(name: str) -> np.ndarray:
+        *path, last = name.split(".")
+        if path[:1] == ["layers"]:
+            _, number, part = path
+            theirs = [f"{names.layer.format(number)}{each}.{last}" for each in names.layers[part]]
+        else:
+            theirs = [f"{names.top['norm']}.{last}" if path else names.top[last]]
+        parts = [find(each) for each in theirs]
+        # Matrices, but for tables, are [out, in] in the files.
+        turned = bool(path) and parts[0].ndim == 2
+        made = np.concatenate([x.T if turned else x for x in parts], axis=-1)
+        if made.shape != shapes[name]:
+            raise UserError(
+                f"{directory}: {' and '.join(theirs)}: {list(made.shape)}, but config.json implies "
+                f"{list(shapes[name])}"
+            )
+        return made
+
+    made = {name: value(name) for name in shapes}
+    flat = nnx.to_flat_state(state)
+    return nnx.merge(
+        graph,
+        nnx.from_flat_state(
+            {path: leaf.replace(jnp.asarray(made[".".join(map(str, path))])) for path, leaf in flat}
+        ),
+    )
+
+
+def _finder(directory: Path, tensors: Tensors, prefix: str) -> Callable[[str], np.ndarray]:
     def find(name: str) -> np.ndarray:
-        # Files of the hub differ: a `bert.` prefix, and gamma/beta for weight/bias.
+        # Files of the hub differ: a prefix, and gamma/beta for weight/bias.
         old = name.replace("LayerNorm.weight", "LayerNorm.gamma")
         old = old.replace("LayerNorm.bias", "LayerNorm.beta")
-        for candidate in (name, f"bert.{name}", old, f"bert.{old}"):
-            if candidate in weights:
-                return weights[candidate].astype(np.float32)
-        raise UserError(f"{directory}: the weights hold no {name}")
+        for candidate in (name, prefix + name, old, prefix + old):
+            if candidate in tensors:
+                return np.asarray(tensors[candidate], np.float32)
+        raise UserError(f"{directory}: the files hold no {name}, which config.json implies")
 
-    def put(param: nnx.Param, *names: str):
-        found = [find(name) for name in names]
-        # Matrices, but for the embeddings, are [out, in] in the files.
-        turned = found[0].ndim == 2 and not names[0].startswith("embeddings")
-        value = np.concatenate([x.T if turned else x for x in found], axis=-1)
-        if value.shape != param.shape:
-            raise UserError(
-                f"{directory}: {' and '.join(names)}: {list(value.shape)}, but config.json "
-                f"implies {list(param.shape)}"
-            )
-        param[...] = jnp.asarray(value)
-
-    for param, name in (
-        (model.words, "word_embeddings"),
-        (model.positions, "position_embeddings"),
-        (model.types, "token_type_embeddings"),
-    ):
-        put(param, f"embeddings.{name}.weight")
-    put(model.norm.weight, "embeddings.LayerNorm.weight")
-    put(model.norm.bias, "embeddings.LayerNorm.bias")
-    for i, layer in enumerate(model.layers):
-        for ours, theirs in _LAYER_NAMES.items():
-            for part in ("weight", "bias"):
-                names = (f"encoder.layer.{i}.{name}.{part}" for name in theirs)
-                put(getattr(getattr(layer, ours), part), *names)
-    return model
-
-
-class BertEmbedder:
-    """Texts to the mean of a frozen BERT's last layer, with the directory's own tokenizer.
-
-    Texts of like length are embedded together, a batch over all devices.
-
-    Args:
-      directory: config.json, *.safetensors, tokenizer.json.
-      compute: float32 or bfloat16, of the network; norms, softmax and the mean are float32.
-      batch: texts that are embedded at a time; by default 64 a device, or 16 on a CPU, in whose cache
-        their activations stay.
-    """
-
-    dtype = np.dtype("<f4")
-
-    def __init__(self, directory: Path, compute: str = "float32", batch: int = 0):
-        from tokenizers import Tokenizer  # only who embeds with BERT needs it
-
-        check(directory)
-        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        # The file may ask for padding to a fixed length, which would count as text below.
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        # Its own mesh, whatever mesh the caller trains on.
-        devices = jax.local_devices()
-        self._mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
-        with jax.set_mesh(self._mesh):
-            graph, params = nnx.split(load_bert(directory))
-            params = jax.tree.map(lambda x: x.astype(compute), params)
-            self._params = jax.device_put(params, NamedSharding(self._mesh, P()))
-        self._positions = params["positions"].shape[0]
-        self.width = params["words"].shape[1]
-        if not batch:
-            batch = 16 if devices[0].platform == "cpu" else 64 * len(devices)
-        self._batch = -(-batch // len(devices)) * len(devices)
-        self._mean = jax.jit(lambda p, ids, mask: nnx.merge(graph, p).mean(ids, mask))
-
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts -> [n, E] float32. Tokens past the model's last position are cut off."""
-        encoded = [e.ids[: self._positions] for e in self._tokenizer.encode_batch(list(texts))]
-        out = np.empty((len(texts), self.width), np.float32)
-        order = np.argsort([len(ids) for ids in encoded], kind="stable")
-        rows_of, spread = NamedSharding(self._mesh, P("data")), self._mesh.size
-        pending = []
-        for start in range(0, len(order), self._batch):
-            rows = order[start : start + self._batch]
-            # Few shapes, so few compilations: lengths in steps of _STEP, and the last batch a power of 2.
-            longest = max(1, len(encoded[rows[-1]]))
-            length = min(self._positions, -(-longest // _STEP) * _STEP)
-            size = min(self._batch, -(-(1 << (len(rows) - 1).bit_length()) // spread) * spread)
-            ids = np.zeros((size, length), np.int32)
-            mask = np.zeros((size, length), bool)
-            for i, row in enumerate(rows):
-                ids[i, : len(encoded[row])] = encoded[row]
-                mask[i, : len(encoded[row])] = True
-            with jax.set_mesh(self._mesh):
-                given = jax.device_put((ids, mask), rows_of)
-                pending.append((rows, self._mean(self._params, *given)))
-        for rows, means in pending:  # read back only now: devices do not wait for the host
-            out[rows] = np.asarray(means)[: len(rows)]
-        return out
+    return find

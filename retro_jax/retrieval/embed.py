@@ -16,7 +16,7 @@ from sklearn.utils.extmath import safe_sparse_dot
 
 from retro_jax.config import RetrievalConfig
 from retro_jax.errors import UserError
-from retro_jax.retrieval import bert, bm25
+from retro_jax.retrieval import bm25, sentence
 
 _SAMPLE = 20_000  # chunks that the TF-IDF weights and the SVD are fitted on
 _FEATURES = 2**16
@@ -107,14 +107,14 @@ def check(config: RetrievalConfig):
     """Raises UserError if files that the embedder needs are missing."""
     kind, _, path = config.embedder.partition(":")
     if kind == "bert":
-        bert.check(Path(path))
+        sentence.check(Path(path))
 
 
 def load(config: RetrievalConfig, directory: Path, chunk: int):
     """The embedder of a config, for chunks of so many tokens; a fitted one is in `directory`."""
     kind, _, path = config.embedder.partition(":")
     if kind == "bert":
-        return bert.BertEmbedder(Path(path), config.dtype)
+        return sentence.BertEmbedder(Path(path), config.dtype)
     if kind == "words":
         return bm25.WordEmbedder(2 * chunk)  # a token of most tokenizers holds one word at most
     return TfidfEmbedder.load(directory)

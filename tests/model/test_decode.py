@@ -21,6 +21,10 @@ OTHERS = {
         "norm": "layer", "norm_bias": True, "gated": True, "parallel": True,
     },
     "learned positions": {"positions": "learned", "max_length": 30},
+    "norms of heads, InstructRetro's reading": {
+        "positions": "rotary", "rotary_scaling": (4.0,), "qk_norm": True, "readout_bias": True,
+        "read_positions": "none", "encoder_norm": False, "normed_chunk": True,
+    },
     "one CCA layer, shared embedding": {
         "cca_layers": (1,), "encoder_d": 16, "encoder_heads": 4, "encoder_head_size": 4,
         "share_embedding": True,

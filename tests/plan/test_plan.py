@@ -1,7 +1,9 @@
 """What a machine that is not here would need: counted, and compiled by the TPU's own compiler."""
 
 import dataclasses
+import importlib.util
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,8 +11,9 @@ import pytest
 from conftest import make_mesh, small_experiment
 
 from retro_jax import cli
-from retro_jax.config import EvaluateConfig, MeshConfig, ModelConfig, TrainConfig
+from retro_jax.config import EvaluateConfig, MeshConfig, ModelConfig, TrainConfig, from_config_dict
 from retro_jax.errors import UserError
+from retro_jax.model import functional
 from retro_jax.plan import count, hlo, plan, topology
 from retro_jax.train.step import make_train_step
 
@@ -200,3 +203,23 @@ def test_peaks_and_memories_are_of_the_kind_that_jax_names():
 def test_a_mesh_that_is_not_written_as_one_is_refused():
     with pytest.raises(UserError, match="REPLICAxDATAxMODEL"):
         plan.parse_mesh("a")
+
+
+def test_a_frozen_base_needs_no_gradients_no_moments_and_half_the_bytes(monkeypatch):
+    """RETROfit of Llama 3 8B's shape, of which only a config.json is here, against training all of it."""
+    monkeypatch.chdir(Path(__file__).parent.parent.parent)
+    path = "experiments/retrofit.py"
+    spec = importlib.util.spec_from_file_location("retrofit", path)
+    retrofit = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(retrofit)
+    e = from_config_dict(retrofit.get_config("experiments/bases/llama-3-8b"))
+    on = topology.parse("v5p:2x2x1")
+    vocab = plan.vocab_of(e)
+    thawed = dataclasses.replace(e, train=dataclasses.replace(e.train, freeze=False))
+    frozen, whole = (count.needs(x, vocab, topology.abstract_mesh(on, x.mesh)) for x in (e, thawed))
+    base = functional.count(functional.shapes(e.model, vocab, retrieval=False))
+    assert 8.0e9 < base < 8.1e9
+    assert whole["optimizer"] - frozen["optimizer"] == pytest.approx(8 * base / 4, rel=1e-3)
+    assert whole["parameters"] - frozen["parameters"] == pytest.approx(2 * base / 4, rel=1e-3)
+    assert frozen["gradients"] < whole["gradients"] / 5
+    assert frozen["flops"] < 0.75 * whole["flops"]
