@@ -13,8 +13,7 @@ from retro_jax.corpus.tokenizer import BOS, EOS, PAD
 from retro_jax.errors import UserError
 from retro_jax.interop.place import place
 from retro_jax.interop.pretrained import identity, model_of, open_directory
-from retro_jax.model import decode, functional
-from retro_jax.model.cache import Fresh
+from retro_jax.model import functional
 
 FIXTURE = np.load(Path(__file__).parent.parent / "fixtures" / "megatron" / "instructretro.npz")
 ARGS = {
@@ -60,27 +59,6 @@ def test_logits_are_megatrons_with_the_gate_on_and_off(directory, case):
             got[..., PLAIN], FIXTURE[f"{case}/{want}"][..., PLAIN], atol=5e-5
         )
     assert np.abs(on - off)[:, before + 8 :].max() > 0.1
-
-
-def test_it_decodes_token_by_token_what_it_computes_at_once(tmp_path):
-    """Its own way to read, with the caches that generation has."""
-    megatron_files.write(tmp_path, WEIGHTS, ARGS, 1)
-    given, mesh = open_directory(tmp_path), make_mesh(1, 1, 1)
-    tokens, near = ours(FIXTURE["a/ids"]), ours(FIXTURE["a/neighbours"])
-    with jax.set_mesh(mesh):
-        params = place(given, given.model, True, mesh)
-        whole = np.asarray(apply(given.model, params, tokens, near))
-        net = decode.decoder(given.model, params)
-        cache = decode.start(net, 2, 32, 2)
-        count = np.full(2, 13, np.int32)
-        logits, cache = decode.prefill(net, cache, tokens[:, :13], count, near[:, :2])
-        np.testing.assert_allclose(logits, whole[:, 12], atol=1e-4)
-        step = jax.jit(decode.step)
-        for t in range(13, 32):
-            end = (t + 1) % 8 == 0
-            fresh = Fresh(np.arange(2), near[:, t // 8]) if end else None
-            logits, cache = step(net, cache, tokens[:, t], fresh)
-            np.testing.assert_allclose(logits, whole[:, t], atol=1e-4)
 
 
 def test_an_experiment_can_name_it(directory):
