@@ -10,7 +10,7 @@ The base is the quickstart's decoder, trained twice as long as there: 1,440 step
 cross-attention in layers 2 and 4 for a third of that, 480 steps; `scratch` trains the same RETRO as a whole
 until it has cost as many FLOPs as base and fit together. `--config.train.freeze=False` trains the base too.
 
-Hardware: 2 cores, no accelerator; 2, 4 and 7 minutes. Expected: the table of docs/retrofit.md.
+Hardware: 2 cores, no accelerator, 1.2 GiB of memory; 3, 5 and 8 minutes. Expected: the table of docs/retrofit.md.
 """
 
 import importlib.util
