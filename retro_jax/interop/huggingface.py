@@ -17,7 +17,7 @@ from retro_jax.config import ModelConfig
 from retro_jax.corpus.pretrained import FIRST, PretrainedTokenizer, padded
 from retro_jax.corpus.tokenizer import BOS, EOS, PAD
 from retro_jax.errors import UserError
-from retro_jax.interop import families, pretrained, table
+from retro_jax.interop import family_configs, pretrained, table
 from retro_jax.interop.families import FAMILIES, Family, Fields
 from retro_jax.interop.pretrained import FREE, READING, Pretrained
 from retro_jax.interop.table import Row, Weights
@@ -124,7 +124,7 @@ def config_of(model: ModelConfig, vocab: int) -> dict:
     same = {"kv_heads": model.kv_heads or model.heads, "ffw": model.ffw or 4 * model.d}
     model, nearest = dataclasses.replace(model, **same), None
     for kind in FAMILIES:
-        config = families.config(kind, model) | {
+        config = family_configs.config(kind, model) | {
             "vocab_size": vocab,
             "bos_token_id": BOS,
             "eos_token_id": EOS,
