@@ -167,6 +167,9 @@ class Tensors(Mapping):
         except ValueError as error:
             raise UserError(f"{self._first.parent.parent}: {name} {error}; {_ALL}") from error
 
+    def __contains__(self, name: object) -> bool:  # Mapping's own would put the tensor together
+        return name in self._shapes
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
 
@@ -204,10 +207,9 @@ def _files(directory: Path) -> list[Path]:
 
 def _iteration(directory: Path) -> Path:
     """The folder that has the folders mp_rank_*."""
-    tracker, release = directory / _TRACKER, directory / "release"
     if any(directory.glob("mp_rank_*")):
         return directory
-    folder = release
+    tracker, folder = directory / _TRACKER, directory / "release"
     if tracker.is_file():
         with tracker.open("rb") as file:
             text = file.read(100).strip()
@@ -227,7 +229,7 @@ def _shard(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     """(args, flat name -> tensor) of a file."""
     found = torch_file.read(path)
     found = found if isinstance(found, dict) else {}
-    args, version, model = (found.get(k) for k in ("args", "checkpoint_version", "model"))
+    args, version = found.get("args"), found.get("checkpoint_version")
     if not isinstance(args, Opaque) or args.function != "argparse.Namespace":
         raise UserError(f"{path}: no args of Megatron-LM in it; give a checkpoint of Megatron-LM")
     # Before 2 the rows of query_key_value stood in another order.
@@ -246,7 +248,7 @@ def _shard(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
             f"{path}: args.pipeline_model_parallel_size is {pipeline!r:.60}, and 1 is read; "
             "merge the checkpoint with Megatron-LM's tools/checkpoint"
         )
-    return args, _flat(model, path)
+    return args, _flat(found.get("model"), path)
 
 
 def _plain(value: object, path: Path, steps: Iterator, depth: int = 0) -> object:

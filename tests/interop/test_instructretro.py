@@ -1,11 +1,10 @@
 """NVIDIA's InstructRetro computes here what it computes in Megatron-LM, and can be used."""
 
-from pathlib import Path
-
 import jax
 import megatron_files
 import numpy as np
 import pytest
+import torch
 from conftest import make_mesh
 
 from retro_jax.corpus.pretrained import FIRST
@@ -15,21 +14,18 @@ from retro_jax.interop.place import place
 from retro_jax.interop.pretrained import identity, model_of, open_directory
 from retro_jax.model import functional
 
-FIXTURE = np.load(Path(__file__).parent.parent / "fixtures" / "megatron" / "instructretro.npz")
-ARGS = {
-    "num_layers": 9, "hidden_size": 32, "num_attention_heads": 4, "kv_channels": 8,
-    "rotary_percent": 0.5, "layernorm_epsilon": 1e-5, "swiglu": True, "add_bias_linear": False,
-    "apply_layernorm_1p": True, "untie_embeddings_and_output_weights": True,
-    "use_rotary_position_embeddings": True, "retro_gpt_chunk_length": 8,
-}  # fmt: skip
-WEIGHTS = {n.removeprefix("sd/"): FIXTURE[n] for n in FIXTURE.files if n.startswith("sd/")}
+FIXTURE = np.load(megatron_files.FIXTURE)
 SIZE = 64
 apply = jax.jit(functional.apply, static_argnums=0)
 
 
+def write(directory, ranks=1, **options):
+    megatron_files.write(torch, directory / "release", ranks, retro_gpt_chunk_length=8, **options)
+
+
 @pytest.fixture(params=[1, 4])
 def directory(request, tmp_path):
-    megatron_files.write(tmp_path, WEIGHTS, ARGS, request.param)
+    write(tmp_path, request.param)
     return tmp_path
 
 
@@ -70,22 +66,22 @@ def test_an_experiment_can_name_it(directory):
 
 def test_another_network_of_megatrons_is_refused_by_its_argument(tmp_path):
     for name, value in (
-        ("swiglu", False), ("add_bias_linear", True), ("apply_layernorm_1p", False),
-        ("group_query_attention", True), ("normalization", "RMSNorm"),
+        ("add_bias_linear", True), ("apply_layernorm_1p", False), ("group_query_attention", True),
+        ("normalization", "RMSNorm"), ("untie_embeddings_and_output_weights", False),
     ):  # fmt: skip
-        where = tmp_path / name
-        megatron_files.write(where, WEIGHTS, ARGS | {name: value}, 1)
+        write(tmp_path / name, **{name: value})
         with pytest.raises(UserError, match=f"{name} = .*is not supported"):
-            open_directory(where)
-    plain = {
-        n: v for n, v in WEIGHTS.items() if "inter_attention" not in n and "retriever" not in n
-    }
-    megatron_files.write(tmp_path / "plain", plain, ARGS, 1)
+            open_directory(tmp_path / name)
+
+    def plain(tensors):
+        return {n: v for n, v in tensors.items() if not ("inter_att" in n or "retriever" in n)}
+
+    write(tmp_path / "plain", change=plain)
     with pytest.raises(UserError, match="holds no cross-attention"):
         open_directory(tmp_path / "plain")
-    wrong = WEIGHTS | {
-        "language_model.encoder.final_norm.weight": np.zeros(31, np.float32),
-    }
-    megatron_files.write(tmp_path / "wrong", wrong, ARGS, 1)
-    with pytest.raises(UserError):
-        open_directory(tmp_path / "wrong")
+    last = "language_model.encoder.layers.8.mlp.dense_4h_to_h.weight"
+    write(
+        tmp_path / "short", change=lambda tensors: tensors | {last: tensors[last][:, :32].clone()}
+    )
+    with pytest.raises(UserError, match=r"but the config implies \[32, 64\]"):
+        open_directory(tmp_path / "short")
