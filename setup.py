@@ -28,6 +28,7 @@ setup(
         "tokenizers>=0.22",
         "safetensors>=0.6",
         "einops>=0.8",
+        "ml-dtypes>=0.5",
         "scikit-learn>=1.6",
         "bm25s>=0.3",
         "datasketch>=1.6",

@@ -15,7 +15,7 @@ import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-# Two thousand tensors with their keys take half a megabyte and 100,000 opcodes.
+# Two thousand tensors with their names take 0.3 MB and 60,000 opcodes.
 MOST_BYTES, _MOST_OPCODES = 8 * 2**20, 2_000_000
 _LONGEST_NAME, _MOST_ARGUMENTS = 500, 10
 

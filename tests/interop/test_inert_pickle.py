@@ -226,10 +226,10 @@ BOMBS = {
 def test_no_pickle_takes_long_or_much_memory(tmp_path, kind):
     opcodes, why = BOMBS[kind]
     path = write(tmp_path / "x.pt", program(opcodes))
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     if why:
         refused(path, why)
     else:
         torch_file.read(path)
-    assert time.monotonic() - start < 30  # a few seconds on one core
+    assert time.process_time() - start < 30  # 5 at most
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
