@@ -87,6 +87,6 @@ def test_a_working_directory_is_described_by_its_manifests(finished, capsys, tmp
     assert "chunks/heldout" in shown
     assert "near_duplicates_dropped" in shown
     assert cli.main(["describe", str(tmp_path)]) == 2
-    assert "neither shards nor a working directory" in capsys.readouterr().err
+    assert "neither shards, nor a working directory, nor a model's" in capsys.readouterr().err
     assert cli.main(["describe"]) == 2
     assert "for example" in capsys.readouterr().err
