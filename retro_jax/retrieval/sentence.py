@@ -23,7 +23,7 @@ from retro_jax.interop.families import Fields
 from retro_jax.retrieval import bert
 
 _STEP = 4  # tokens, between the lengths of batches
-_POOLINGS = ("cls", "mean", "max", "mean_sqrt_len")
+_POOLINGS = ("cls", "max", "mean", "mean_sqrt_len")  # in the order in which several are joined
 _OLD = {  # how 1_Pooling/config.json said it before pooling_mode
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -116,12 +116,13 @@ def _poolings(file: Path) -> tuple[str, ...]:
             fields.refuse(unknown[0], "this pooling is not supported")
         found = {_OLD[name] for name in old}
     else:
-        found = set(chosen) if isinstance(chosen, list) else {chosen}
-        if found - set(_POOLINGS):
+        chosen = chosen if isinstance(chosen, list) else [chosen]
+        found = [str(name).removesuffix("_tokens").removesuffix("_token") for name in chosen]
+        if not set(found) <= set(_POOLINGS):
             fields.refuse("pooling_mode", f"known: {', '.join(_POOLINGS)}")
     if not found:
         raise UserError(f"{file}: names no pooling; known: {', '.join(_POOLINGS)}")
-    return tuple(name for name in _POOLINGS if name in found)  # the order of sentence-transformers
+    return tuple(name for name in _POOLINGS if name in found)
 
 
 def _inside(directory: Path, file: Path, path) -> Path:

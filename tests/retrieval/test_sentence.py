@@ -132,7 +132,7 @@ POOLINGS = {
         ({"pooling_mode_mean_sqrt_len_tokens": True}, ("mean_sqrt_len",)),
         ({"pooling_mode_max_tokens": True, "pooling_mode_cls_token": True}, ("cls", "max")),
         ({"pooling_mode": "cls"}, ("cls",)),
-        ({"pooling_mode": ["mean", "max"]}, ("mean", "max")),
+        ({"pooling_mode": ["mean", "max"]}, ("max", "mean")),
     ],
 )
 @pytest.mark.parametrize("unit", [False, True])
@@ -191,7 +191,7 @@ def test_what_is_not_supported_is_refused_by_its_name(tmp_path):
     sentence_transformers(tmp_path, {"pooling_mode_lasttoken": True})
     says("pooling_mode_lasttoken = True: this pooling is not supported")
     sentence_transformers(tmp_path, {"pooling_mode": "weightedmean"})
-    says("pooling_mode = 'weightedmean': known: cls, mean, max")
+    says("pooling_mode = 'weightedmean': known: cls, max, mean")
     sentence_transformers(tmp_path, {"pooling_mode_cls_token": False})
     says("names no pooling")
     sentence_transformers(tmp_path, {"pooling_mode": "cls", "include_prompt": False})
