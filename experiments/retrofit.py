@@ -6,7 +6,7 @@
 DIRECTORY holds the model as Hugging Face's save_pretrained writes it (GPT-2, GPT-NeoX, Llama, Mistral, Qwen2,
 Qwen3: config.json, *.safetensors, tokenizer.json), or as `retro export` does. Its weights stay as they are, bit
 for bit: without neighbours the result is the model that you had. Trained are an encoder and chunked
-cross-attention in every third layer from the 6th.
+cross-attention in every third layer from the 6th (of fewer than 12, from the middle).
 
 By choice:
 
@@ -61,13 +61,16 @@ def get_config(base: str = ""):
             remat="full" if large else "none",
         ),
     )
-    length = min(LENGTH, given.max_length or LENGTH) // model.chunk * model.chunk
+    # No longer than what the base was made for: past that it would only look worse than it is.
+    longest = (LENGTH, given.max_length or LENGTH, pretrained.made_for(directory) or LENGTH)
+    length = min(longest) // model.chunk * model.chunk
     found = [directory / name for name in TOKENIZERS if (directory / name).is_file()]
     parameters = functional.count(functional.shapes(model, 64, retrieval=False))
     return to_config_dict(
         Experiment(
             name=f"{directory.name}-retrofit",
             corpus=CorpusConfig(
+                source="",  # is yours to name
                 tokenizer=str(found[0] if found else directory / TOKENIZERS[0]),
                 bad_documents="skip",
             ),

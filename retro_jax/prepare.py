@@ -18,6 +18,7 @@ from retro_jax import progress, records, steps, workdir
 from retro_jax.config import Experiment
 from retro_jax.corpus import sources, tokenizer
 from retro_jax.errors import UserError
+from retro_jax.interop.base import check_model
 from retro_jax.retrieval import embed
 
 
@@ -125,8 +126,10 @@ def check_given(e: Experiment, base: Path):
     """Looks, before the first step begins, for the files that steps that are not there yet will need.
 
     Raises:
-      UserError: a source that matches no file, a tokenizer that does not serve, an incomplete BERT.
+      UserError: a source that matches no file, a tokenizer that does not serve, an incomplete BERT, a model
+        that the base's weights do not fit.
     """
+    check_model(e)
     made = recipe(e, base)
 
     def begins(name: str) -> bool:

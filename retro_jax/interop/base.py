@@ -34,7 +34,7 @@ def check_base(e: Experiment, tokenizer: Path) -> Pretrained | None:
     if not e.train.base:
         return None
     given = pretrained.open_directory(Path(e.train.base))
-    _check_model(given, e.model)
+    check_model(e)
     _check_tokenizer(given, tokenizer)
     return given
 
@@ -63,12 +63,18 @@ def model_like(given: ModelConfig, retrieval: bool, model: ModelConfig) -> Model
     return dataclasses.replace(model, **decided)
 
 
-def _check_model(given: Pretrained, model: ModelConfig):
-    wanted = dataclasses.asdict(model_like(given.model, given.retrieval, model))
+def check_model(e: Experiment):
+    """Raises UserError unless the experiment's model is one that the weights of `train.base` fit, as its
+    config says; weights need not be there."""
+    if not e.train.base:
+        return
+    path, model = Path(e.train.base), e.model
+    given, whole = pretrained.model_of(path)
+    wanted = dataclasses.asdict(model_like(given, whole, model))
     for name, value in dataclasses.asdict(model).items():
         if wanted[name] != value:
             raise UserError(
-                f"config field model.{name} = {value!r}: the weights of train.base = {given.path} have "
+                f"config field model.{name} = {value!r}: the weights of train.base = {path} have "
                 f"{wanted[name]!r}; let experiments/retrofit.py read them from there"
             )
 

@@ -8,12 +8,9 @@ from retro_jax.config import Experiment
 from retro_jax.model import functional
 
 _HEAD = """---
-library_name: retro_jax
+library_name: {library}
 pipeline_tag: text-generation
-tags:
-- retro
-- retrieval
-{base}---
+{tags}{base}---
 
 # {name}
 
@@ -28,7 +25,7 @@ training. It needs a database; without one it is the language model alone.
 | decoder | {layers} layers of width {d}, {heads} heads of {head_size} |
 | cross-attention | in layers {cca} |
 | encoder | {encoder_layers} layers of width {encoder_d} |
-| trained on | {source}, {tokens:,} tokens in sequences of {length} |
+| trained on | {trained} |
 | base | {base} |
 """
 _DECODER = """The language model alone, without what retrieval adds: {layers} layers of width {d}, {heads} heads of
@@ -36,7 +33,7 @@ _DECODER = """The language model alone, without what retrieval adds: {layers} la
 
 | | |
 |---|---|
-| trained on | {source}, {tokens:,} tokens in sequences of {length} |
+| trained on | {trained} |
 | base | {base} |
 """
 _USE = """
@@ -54,10 +51,10 @@ prepares a database of that text, scores held-out documents with and without it,
 _LIMITS = """
 ## Limits
 
-What it reads decides what it says: the database is part of the model. Its figures hold for the text above and
-for nothing else. The licences of the training text, of the base and of the database hold for what is made of
-them; set `license` above before you publish.
+{reads}Figures hold for the text that they were measured on and for nothing else. The licences of the training text,
+of the base and of the database hold for what is made of them; set `license` above before you publish.
 """
+_READS = "What it reads decides what it says: the database is part of the model. "
 
 
 def card(e: Experiment, root: Path, name: str, retrieval: bool, size: int) -> str:
@@ -73,11 +70,18 @@ def card(e: Experiment, root: Path, name: str, retrieval: bool, size: int) -> st
         "chunk": m.chunk, "k": e.retrieval.neighbours, "retrieved": m.retrieved, "added": added,
         "parameters": functional.count(shapes), "layers": m.layers, "d": m.d, "heads": m.heads,
         "head_size": m.head_size, "cca": ", ".join(map(str, m.cca_layers)), "length": t.length,
-        "encoder_layers": m.encoder_layers, "encoder_d": m.encoder_d, "source": e.corpus.source,
-        "tokens": t.steps * t.batch * t.length, "base": _base(e),
+        "encoder_layers": m.encoder_layers, "encoder_d": m.encoder_d, "base": _base(e),
+        "trained": f"{e.corpus.source}, {t.steps * t.batch * t.length:,} tokens in sequences of "
+                   f"{t.length}",
     }  # fmt: skip
+    if t.steps == 0 or (t.base and t.freeze and not retrieval):
+        facts["trained"] = "nothing here: the weights are the base's"
     head = f"base_model: {Path(t.base).name}\n" if t.base else ""
-    text = _HEAD.format(base=head, name=name) + (_RETRO if retrieval else _DECODER).format(**facts)
+    # (A decoder in Hugging Face's layout is read by its library; the paper's, by this one.)
+    library = "retro_jax" if m.positions == "relative" or retrieval else "transformers"
+    tags = "tags:\n- retro\n- retrieval\n" if retrieval else ""
+    text = _HEAD.format(library=library, tags=tags, base=head, name=name)
+    text += (_RETRO if retrieval else _DECODER).format(**facts)
     text += f"| weights | {size / 1e9:.2f} GB |\n"
     if t.own_continuation and retrieval:
         text += (
@@ -86,7 +90,7 @@ def card(e: Experiment, root: Path, name: str, retrieval: bool, size: int) -> st
         )
     if retrieval:
         text += _evaluations(root) + _USE.format(name=name)
-    return text + _LIMITS
+    return text + _LIMITS.format(reads=_READS if retrieval else "")
 
 
 def _base(e: Experiment) -> str:
@@ -112,4 +116,4 @@ def _evaluations(root: Path) -> str:
         for name, value in bits.items():
             few = f"{filtered[name]:.4f}" if filtered[name] is not None else "none"
             text += f"| {name} | {value:.4f} | {few} |\n"
-    return text
+    return text or "\nIt has not been evaluated (`retro evaluate` does).\n"

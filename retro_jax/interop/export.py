@@ -27,6 +27,11 @@ from retro_jax.train import sharding
 from retro_jax.train.loop import restore_trained
 
 SHARD = 5 * 10**9  # bytes of a file
+# Of a base, what only others read: special tokens, templates, how it generates.
+_BESIDE = (
+    "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
+    "chat_template.jinja",
+)  # fmt: skip
 
 
 def export(e: Experiment, root: Path, to: Path, retrieval: bool, decoder: bool) -> dict:
@@ -67,6 +72,9 @@ def export(e: Experiment, root: Path, to: Path, retrieval: bool, decoder: bool) 
         for name in TOKENIZERS:
             if (root / "prepare" / "tokenizer" / name).is_file():
                 shutil.copyfile(root / "prepare" / "tokenizer" / name, partial / name)
+        for name in _BESIDE if e.train.base else ():
+            if (Path(e.train.base) / name).is_file():
+                shutil.copyfile(Path(e.train.base) / name, partial / name)
         text = card.card(e, root, to.name, retrieval and not decoder, sizes)
         (partial / "README.md").write_text(text)
         os.rename(partial, to)

@@ -36,7 +36,6 @@ def read(path: Path, config: dict) -> Pretrained:
     """
     file = path / "config.json"
     family, tensors = _family(file, config), Tensors(path)
-    config = {"tie_word_embeddings": family.readout not in tensors} | config
     model = model_of(file, config)
     given = fields(path, config)
     size = given.count("vocab_size")
@@ -68,7 +67,10 @@ def model_of(file: Path, config: dict) -> ModelConfig:
     """What a config.json says of the network; cross-attention has its defaults."""
     if config.get("quantization_config"):
         raise UserError(f"{file}: quantization_config: quantised weights are not supported")
-    fields = _family(file, config).model(Fields(file, config))
+    family, here = _family(file, config), file.parent
+    if "tie_word_embeddings" not in config and any(here.glob("*.safetensors")):
+        config = config | {"tie_word_embeddings": family.readout not in Tensors(here)}
+    fields = family.model(Fields(file, config))
     shifted = config.get(SAME_TOKENS) is not True
     return ModelConfig(**fields, scale_embedding=False, readout_bias=shifted, cca_layers=(1,))
 

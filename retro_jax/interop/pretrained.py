@@ -89,12 +89,24 @@ def model_of(path: Path) -> tuple[ModelConfig, bool]:
     return huggingface.model_of(file, config), False
 
 
+def made_for(path: Path) -> int:
+    """How many tokens the sequences had that a base was trained on, as its config says; 0 if it does not."""
+    file = path / "config.json"
+    said = read_config(path).get("max_position_embeddings") if file.exists() else 0
+    return said if type(said) is int and said > 0 else 0
+
+
 def read_config(path: Path) -> dict:
     """A directory's config.json."""
     file = path / "config.json"
     try:
         config = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError) as error:
+        if not path.is_dir():
+            raise UserError(
+                f"{path}: no such directory of a pre-trained model; nothing is downloaded here: fetch a "
+                "model of the hub into a directory first (docs/retrofit.md)"
+            ) from error
         raise UserError(
             f"{file}: cannot be read ({error}); a model's directory has a config.json and *.safetensors"
         ) from error

@@ -138,6 +138,13 @@ def test_what_does_not_fit_the_base_is_said(base, corpus, fitted, tmp_path, caps
     shutil.copytree(fitted / "prepare", tmp_path / "w" / "prepare")
     says("config field model.heads = 8: the weights of train.base", model__heads=8)
     says("no such directory of a pre-trained model", train__base=str(tmp_path / "no"))
+    given = arguments(base, corpus, tmp_path / "new", model__d=128)
+    assert cli.main(["prepare", *given]) == 2  # before hours are spent on a corpus
+    assert "config field model.d = 128: the weights of train.base" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    given = arguments(base, corpus, tmp_path / "new", corpus__source="")
+    assert cli.main(["prepare", *given]) == 2
+    assert "config field corpus.source = '': must be python:, text:GLOB" in capsys.readouterr().err
     says("must be at least 1", train__steps=0, train__base="")
     other = tmp_path / "other"
     shutil.copytree(base, other)
