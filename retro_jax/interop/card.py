@@ -10,6 +10,7 @@ from retro_jax.model import functional
 _HEAD = """---
 library_name: {library}
 pipeline_tag: text-generation
+license: other
 {tags}{base}---
 
 # {name}
@@ -40,13 +41,12 @@ _USE = """
 ## Use
 
 ```
-pip install retro_jax
 retro run --config=experiments/retrofit.py:{name} --workdir=runs/{name} --config.train.steps=0 \\
   --config.corpus.source='text:my/*.txt'
 ```
 
-prepares a database of that text, scores held-out documents with and without it, and continues a prompt;
-`retro generate` and `retro serve` then use it.
+in a clone of retro_jax prepares a database of that text, scores held-out documents with and without it, and
+continues a prompt; `retro generate` and `retro serve` then use it.
 """
 _LIMITS = """
 ## Limits

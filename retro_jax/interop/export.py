@@ -13,10 +13,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from retro_jax import progress, steps, workdir
 from retro_jax.config import Experiment
+from retro_jax.corpus.tokenizer import BOS, EOS
 from retro_jax.errors import UserError
 from retro_jax.interop import card, huggingface, own, pretrained
 from retro_jax.interop.base import TOKENIZERS
@@ -58,10 +60,10 @@ def export(e: Experiment, root: Path, to: Path, retrieval: bool, decoder: bool) 
     read = _reader(e, params)
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         if decoder:
-            config, tensors = _theirs(e, vocab, read)
+            config, tensors = _theirs(e, root, vocab, read)
         else:
             kept = any(p.dtype == jnp.bfloat16 for p in params.values())
             config = own.describe(e.model, vocab, retrieval, "bfloat16" if kept else "float32")
@@ -78,7 +80,7 @@ def export(e: Experiment, root: Path, to: Path, retrieval: bool, decoder: bool) 
         text = card.card(e, root, to.name, retrieval and not decoder, sizes)
         (partial / "README.md").write_text(text)
         os.rename(partial, to)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"--to={to}: cannot be written ({error}); make room") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -127,11 +129,13 @@ def _write(directory: Path, tensors: Iterator[tuple[str, np.ndarray]]) -> int:
     return total
 
 
-def _theirs(e: Experiment, vocab: int, read) -> tuple[dict, Iterator[tuple[str, np.ndarray]]]:
+def _theirs(
+    e: Experiment, root: Path, vocab: int, read
+) -> tuple[dict, Iterator[tuple[str, np.ndarray]]]:
     """config.json and tensors of the decoder as Hugging Face has it: those of the base, with other numbers, or
     of the family that has such decoders."""
     base = Path(e.train.base) if e.train.base else None
-    config = pretrained.read_config(base) if base else {}
+    config = pretrained.read_config(base) if base and (base / "config.json").exists() else {}
     if config.get("model_type") in FAMILIES:
         config = {k: v for k, v in config.items() if k != "torch_dtype"}
         old = Tensors(base)
@@ -139,8 +143,23 @@ def _theirs(e: Experiment, vocab: int, read) -> tuple[dict, Iterator[tuple[str, 
             1
         ]
     else:
+        if (root / "prepare" / "tokenizer" / "tokenizer.json").exists():
+            raise UserError(
+                "--decoder: this decoder's tokens are four more than its tokenizer.json's, which transformers "
+                "would not know; export without --decoder"
+            )
         config, old, rows = huggingface.config_of(e.model, vocab), None, None
     family = FAMILIES[config["model_type"]]
+    for name in ("embedding",) + (() if e.model.tied else ("readout",)):
+        if (
+            rows is not None
+            and rows[BOS] == rows[EOS]
+            and (read(name)[BOS] != read(name)[EOS]).any()
+        ):
+            raise UserError(
+                "--decoder: BOS and EOS are one token in the base's layout, and were trained to be two; "
+                "export without --decoder"
+            )
     config["dtype"] = str(read("embedding").dtype)
 
     def table(ours: str, theirs: str) -> np.ndarray:

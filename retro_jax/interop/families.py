@@ -44,7 +44,7 @@ class Fields:
     def number(self, name: str, default: float) -> float:
         """A positive number."""
         value = self._values.get(name, default)
-        if type(value) not in (int, float) or not 0 < value < float("inf"):
+        if type(value) not in (int, float) or not 0 < value < 1e30:
             self.refuse(name, "must be a positive number")
         return float(value)
 

@@ -68,7 +68,9 @@ def model_of(file: Path, config: dict) -> ModelConfig:
     if config.get("quantization_config"):
         raise UserError(f"{file}: quantization_config: quantised weights are not supported")
     family, here = _family(file, config), file.parent
-    if "tie_word_embeddings" not in config and any(here.glob("*.safetensors")):
+    # (GPT-2's is always the embedding, and files may hold it twice.)
+    silent = "tie_word_embeddings" not in config and config["model_type"] != "gpt2"
+    if silent and any(here.glob("*.safetensors")):
         config = config | {"tie_word_embeddings": family.readout not in Tensors(here)}
     fields = family.model(Fields(file, config))
     shifted = config.get(SAME_TOKENS) is not True

@@ -32,6 +32,8 @@ _NEEDED = {
     "swiglu": True, "add_bias_linear": False, "apply_layernorm_1p": True,
     "untie_embeddings_and_output_weights": True, "group_query_attention": False,
     "use_rotary_position_embeddings": True, "normalization": "LayerNorm",
+    "apply_residual_connection_post_layernorm": False, "rotary_interleaved": False,
+    "rotary_seq_len_interpolation_factor": None,
 }  # fmt: skip
 
 
@@ -62,6 +64,9 @@ def read(path: Path) -> Pretrained:
 
 def _model(path: Path, args: dict, tensors) -> ModelConfig:
     """The network: what shapes tell, from the shapes; the rest from Megatron's arguments."""
+    for name in (_EMBEDDING, "final_norm.weight", "layers.0.mlp.dense_4h_to_h.weight"):
+        if name not in tensors:
+            raise UserError(f"{path}: the checkpoint holds no {name}: no RETRO of Megatron-LM's")
     fields = Fields(f"{path}: the checkpoint's arguments", args)
     for name, value in _NEEDED.items():
         fields.must(name, value, "this")
@@ -88,6 +93,7 @@ def _model(path: Path, args: dict, tensors) -> ModelConfig:
         encoder_d=d, encoder_layers=encoder_layers, encoder_heads=heads, encoder_head_size=size,
         encoder_ca_layers=tuple(i + 1 for i in reading), encoder_ffw=ffw, share_embedding=True,
         positions="rotary", rotary_share=fields.number("rotary_percent", 1.0),
+        rotary_base=fields.number("rotary_base", 10_000.0),
         norm="layer", norm_bias=True, norm_unit_offset=True,
         norm_eps=fields.number("layernorm_epsilon", fields.number("norm_epsilon", 1e-5)),
         activation="silu", gated=True, tied=False, readout_bias=True, scale_embedding=False,

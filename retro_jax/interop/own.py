@@ -68,7 +68,7 @@ def model_of(file: Path, config: dict) -> tuple[ModelConfig, int, bool]:
             raise UserError(f"{file}: model.{name} = {value}: no network is so large")
     try:
         model = configs.from_config_dict({"model": fields} | _shortest(fields)).model
-    except UserError as error:
+    except (UserError, OverflowError) as error:
         raise UserError(f"{file}: {error}") from error
     return model, vocab, retrieval
 

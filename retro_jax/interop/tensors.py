@@ -64,6 +64,8 @@ def _files(directory: Path) -> list[Path]:
     """Those of the index, where there is one; else all."""
     index = directory / INDEX
     if not index.exists():
+        if (one := directory / "model.safetensors").is_file():  # others may be copies of it
+            return [one]
         files = sorted(directory.glob("*.safetensors"))
         if not files:
             raise UserError(

@@ -89,6 +89,8 @@ def read_config(file: Path, values: dict) -> Config:
     )  # fmt: skip
     if not 0 <= made.begin < made.positions:
         f.refuse("pad_token_id", f"must be less than the {made.positions} positions")
+    if made.buckets and not 4 <= made.buckets < 4 * _FURTHEST:
+        f.refuse("relative_attention_num_buckets", f"must lie between 4 and {4 * _FURTHEST - 1}")
     return made
 
 
@@ -260,6 +262,8 @@ def load_bert(directory: Path) -> Bert:
         parts = [find(each) for each in theirs]
         # Matrices, but for tables, are [out, in] in the files.
         turned = bool(path) and parts[0].ndim == 2
+        if len({x.shape for x in parts}) > 1 or not parts[0].ndim:
+            raise UserError(f"{directory}: {' and '.join(theirs)} have not the shapes of one layer")
         made = np.concatenate([x.T if turned else x for x in parts], axis=-1)
         if made.shape != shapes[name]:
             raise UserError(

@@ -198,6 +198,8 @@ class BertEmbedder:
             params = jax.tree.map(lambda x: x.astype(compute), params)
             self._params = jax.device_put(params, NamedSharding(self._mesh, P()))
         self._length = min(settings.length or model.config.length, model.config.length)
+        if self._length <= self._tokenizer.num_special_tokens_to_add(False):
+            raise UserError(f"{directory}: texts of {self._length} tokens have room for no text")
         self._tokenizer.enable_truncation(self._length)  # which keeps [SEP]
         self._words = model.config.vocab
         self.width = model.config.width * len(settings.poolings)
@@ -220,7 +222,8 @@ class BertEmbedder:
         Raises:
           UserError: the tokenizer makes tokens that the network does not know.
         """
-        texts = [self._prompt + (text.lower() if self._lower else text) for text in texts]
+        texts = [self._prompt + text for text in texts]
+        texts = [text.lower() for text in texts] if self._lower else texts
         encoded = [e.ids for e in self._tokenizer.encode_batch(texts)]
         if max((max(ids, default=0) for ids in encoded), default=0) >= self._words:
             raise UserError(

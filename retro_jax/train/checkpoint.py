@@ -125,6 +125,7 @@ class Checkpoints:
         frozen = {name: base[name] for name in frozen}
         target, state, refused = sharding.shapes_on(mesh, like), None, None
         why = "another process cannot read it"
+        held = int(fingerprint(frozen)) if frozen else None  # of all processes, before any can fail
         try:
             about = self._manager.metadata(step).custom_metadata or {}
             if self._settings is not None:
@@ -134,7 +135,7 @@ class Checkpoints:
                         f"{self._directory}/{step} was made with another config "
                         f"({'; '.join(differing)}): use another --workdir, or delete it"
                     )
-            if not refused and frozen and about["frozen"] != int(fingerprint(frozen)):
+            if not refused and frozen and about["frozen"] != held:
                 refused = UserError(
                     f"{self._directory}/{step} was trained on other weights than train.base now holds"
                 )

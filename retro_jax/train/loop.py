@@ -74,6 +74,7 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
             progress.say(f"train/{name}: continues from step {start}")
             if e.train.nonfinite == "stop":  # a run that skipped before
                 state = dataclasses.replace(state, skipped=jnp.zeros_like(state.skipped))
+        del given  # of a base that is trained the state has copies
         parameters = sum(p.size for p in (state.frozen | state.params).values())
         progress.say(f"train/{name}: {parameters:,} parameters, {e.train.steps} steps")
         if e.train.warmup >= e.train.steps:
@@ -145,16 +146,7 @@ def train_settings(e: Experiment, retrieval: bool) -> dict:
     if e.train.base:  # what it is, not where
         settings["train.base"] = pretrained.identity(Path(e.train.base))
     settings |= {f"model.{k}": v for k, v in dataclasses.asdict(e.model).items()}
-    ours = (
-        "cca_",
-        "retrieved",
-        "encoder_",
-        "share_embedding",
-        "own_continuation",
-        "read_",
-        "normed_",
-    )
-    ours += ("filled_",)
+    ours = (*(n for n in pretrained.READING if n != "chunk"), "own_continuation")
     # How it is computed, kept and told, not what.
     free = {"models", "checkpoint_every", "log_every", "keep", "tensorboard"}
     free = {f"train.{name}" for name in free | {"accumulate", "nonfinite"}}

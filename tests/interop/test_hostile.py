@@ -149,8 +149,10 @@ def test_an_index_cannot_name_files_elsewhere(sound, tmp_path):
         index.write_text(text)
         says(directory, "no index of shards")
     index.unlink()
-    shutil.copy(directory / "model.safetensors", directory / "more.safetensors")
-    says(directory, "is in model.safetensors too; keep one of them")
+    shutil.copy(directory / "model.safetensors", directory / "consolidated.safetensors")
+    read_all(directory)  # the one that everybody reads
+    (directory / "model.safetensors").rename(directory / "copy.safetensors")
+    says(directory, "is in consolidated.safetensors too; keep one of them")
 
 
 def test_kinds_of_numbers_that_no_weight_has(sound, tmp_path):
