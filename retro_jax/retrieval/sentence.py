@@ -56,10 +56,10 @@ def check(directory: Path):
     settings = read_settings(directory)
     for pattern in ("config.json", "*.safetensors", "tokenizer.json"):
         if not any(settings.transformer.glob(pattern)):
+            where = "there" if settings.transformer == directory else f"in {settings.transformer}"
             raise UserError(
-                f"config field retrieval.embedder = 'bert:{directory}': no {pattern} in "
-                f"{settings.transformer}; save model and tokenizer there, for example with "
-                "save_pretrained of Hugging Face"
+                f"config field retrieval.embedder = 'bert:{directory}': no {pattern} {where}; save model "
+                "and tokenizer into one folder, for example with save_pretrained of Hugging Face"
             )
     config = pretrained.read_config(settings.transformer)
     bert.read_config(settings.transformer / "config.json", config)
