@@ -138,7 +138,7 @@ def test_older_names_and_prefixes_are_read(bert_directory):
 
 
 def test_directories_that_are_no_bert_are_refused(bert_directory, tmp_path):
-    with pytest.raises(UserError, match=r"nowhere/config\.json: cannot be read"):
+    with pytest.raises(UserError, match="nowhere: no such directory"):
         bert.load_bert(tmp_path / "nowhere")
     weights = bert_directory / "model.safetensors"
     whole = weights.read_bytes()
