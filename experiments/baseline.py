@@ -12,8 +12,7 @@ compares the two. Hardware and hours: those of the RETRO, less what retrieval ad
 and 9 %). Expected bits per byte on C4, the paper's table 14: 0.98, 0.92, 0.84, 0.78. None has been run.
 """
 
-import importlib.util
-from pathlib import Path
+from retro_jax.config import experiment_beside
 
 SIZES = {"132m": "172m", "368m": "425m", "1.3b": "1.5b", "7b": "7.5b"}
 
@@ -21,10 +20,7 @@ SIZES = {"132m": "172m", "368m": "425m", "1.3b": "1.5b", "7b": "7.5b"}
 def get_config(size: str = "132m"):
     if size not in SIZES:
         raise ValueError(f"experiments/baseline.py:{size}: choose one of {', '.join(SIZES)}")
-    spec = importlib.util.spec_from_file_location("retro", Path(__file__).with_name("retro.py"))
-    retro = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(retro)
-    config = retro.get_config(SIZES[size])
+    config = experiment_beside(__file__, "retro").get_config(SIZES[size])
     config.name = f"baseline-{size}"
     config.train.models = ("baseline",)
     return config

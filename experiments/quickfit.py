@@ -13,8 +13,7 @@ until it has cost as many FLOPs as base and fit together. `--config.train.freeze
 Hardware: 2 cores, no accelerator, 1.2 GiB of memory; 3, 5 and 8 minutes. Expected: the table of docs/retrofit.md.
 """
 
-import importlib.util
-from pathlib import Path
+from retro_jax.config import experiment_beside
 
 BASE, FIT = 1440, 480  # steps
 SCRATCH = 1100  # steps of 21.9 GFLOP; a step of the base has 10.9, one of the fit 17.7
@@ -24,20 +23,13 @@ def get_config(what: str = "base"):
     kind, _, base = what.partition(",")
     if kind not in ("base", "fit", "scratch") or (kind == "fit") != bool(base):
         raise ValueError("experiments/quickfit.py: choose base, scratch or fit,DIRECTORY")
-    config = _experiment("quickstart").get_config()
+    config = experiment_beside(__file__, "quickstart").get_config()
     config.train.steps = {"base": BASE, "fit": FIT, "scratch": SCRATCH}[kind]
     config.train.models = ("baseline",) if kind == "base" else ("retro",)
     config.model.cca_layers = (2, 4)
     config.name = f"quickfit-{kind}"
     if kind == "fit":
-        given = _experiment("retrofit").get_config(base)
+        given = experiment_beside(__file__, "retrofit").get_config(base)
         config.train.base, config.train.models = base, ("retro", "baseline")
         config.corpus.tokenizer = given.corpus.tokenizer
     return config
-
-
-def _experiment(name: str):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

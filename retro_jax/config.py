@@ -7,8 +7,10 @@ what comes back into frozen dataclasses again and checks it.
 
 import dataclasses
 import difflib
+import importlib.util
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import ml_collections
 
@@ -199,6 +201,14 @@ class Experiment:
     def chunks(self) -> int:
         """Chunks of a training sequence."""
         return self.train.length // self.model.chunk
+
+
+def experiment_beside(file: str, name: str):
+    """The module of the experiment NAME.py in the folder of another one's `file`."""
+    spec = importlib.util.spec_from_file_location(name, Path(file).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def to_config_dict(experiment: Experiment) -> ml_collections.ConfigDict:

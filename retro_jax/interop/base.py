@@ -16,39 +16,42 @@ from retro_jax.model import functional
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 
-def base_weights(e: Experiment, tokenizer: Path, retrieval: bool, mesh) -> dict[str, jax.Array]:
-    """The weights of `train.base` by name, on the mesh in context; none without one.
+def open_base(e: Experiment, tokenizer: Path) -> Pretrained | None:
+    """What `train.base` holds, which fits the experiment; None without one.
 
     tokenizer: the folder of the prepared corpus's.
-    retrieval: whether a whole RETRO's encoder and cross-attention are wanted too.
 
     Raises:
       UserError: the directory cannot be read, or its model or its tokenizer is not the experiment's.
     """
-    given = check_base(e, tokenizer)
-    return place(given, e.model, retrieval and given.retrieval, mesh) if given else {}
-
-
-def check_base(e: Experiment, tokenizer: Path) -> Pretrained | None:
-    """What `train.base` holds, which fits the experiment; see `base_weights`."""
     if not e.train.base:
         return None
     given = pretrained.open_directory(Path(e.train.base))
-    check_model(e)
+    _check_model(given.path, given.model, given.retrieval, e.model)
     _check_tokenizer(given, tokenizer)
     return given
 
 
+def base_weights(
+    given: Pretrained | None, model: ModelConfig, retrieval: bool, mesh
+) -> dict[str, jax.Array]:
+    """The weights of what `open_base` gave by name, on the mesh in context; none of None.
+
+    retrieval: whether a whole RETRO's encoder and cross-attention are wanted too.
+    """
+    return place(given, model, retrieval and given.retrieval, mesh) if given else {}
+
+
 def base_shapes(e: Experiment, vocab: int, retrieval: bool) -> dict[str, jax.ShapeDtypeStruct]:
-    """What `base_weights` gives, as shapes; a config.json is enough for it. On the mesh in context."""
+    """What `base_weights` gives of `train.base`, as shapes; a config.json is enough for it. On the mesh in context."""
     if not e.train.base:
         return {}
     path = Path(e.train.base)
-    whole = retrieval and pretrained.model_of(path)[1]
-    file = path / "config.json"
-    # (InstructRetro has none, and is float16 or bfloat16; the former becomes float32.)
-    dtype = pretrained.dtype_of(pretrained.read_config(path), file) if file.exists() else None
-    dtype = dtype or pretrained.open_directory(path).dtype
+    whole, file = retrieval and pretrained.model_of(path)[1], path / "config.json"
+    if file.exists():
+        dtype = pretrained.dtype_of(pretrained.read_config(path), file)
+    else:
+        dtype = pretrained.open_directory(path).dtype
     made = jax.eval_shape(lambda: functional.init(e.model, vocab, 0, whole))
     kept = jnp.bfloat16 if dtype == jnp.bfloat16 else jnp.float32
     return {
@@ -66,10 +69,12 @@ def model_like(given: ModelConfig, retrieval: bool, model: ModelConfig) -> Model
 def check_model(e: Experiment):
     """Raises UserError unless the experiment's model is one that the weights of `train.base` fit, as its
     config says; weights need not be there."""
-    if not e.train.base:
-        return
-    path, model = Path(e.train.base), e.model
-    given, whole = pretrained.model_of(path)
+    if e.train.base:
+        path = Path(e.train.base)
+        _check_model(path, *pretrained.model_of(path), e.model)
+
+
+def _check_model(path: Path, given: ModelConfig, whole: bool, model: ModelConfig):
     wanted = dataclasses.asdict(model_like(given, whole, model))
     for name, value in dataclasses.asdict(model).items():
         if wanted[name] != value:

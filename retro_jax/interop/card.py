@@ -1,6 +1,5 @@
 """The model card of an export: README.md, as hubs of models show it."""
 
-import json
 from pathlib import Path
 
 from retro_jax import workdir
@@ -57,18 +56,18 @@ of the base and of the database hold for what is made of them; set `license` abo
 _READS = "What it reads decides what it says: the database is part of the model. "
 
 
-def card(e: Experiment, root: Path, name: str, retrieval: bool, size: int) -> str:
+def card(e: Experiment, root: Path, name: str, vocab: int, retrieval: bool, size: int) -> str:
     """The text of a card; with evaluations, where the working directory has them.
 
     retrieval: a whole RETRO, or a decoder alone. size: bytes of the weights.
     """
     m, t = e.model, e.train
-    vocab = workdir.read_manifest(root / "prepare" / "tokenizer")["counts"]["vocab"]
-    shapes = functional.shapes(m, vocab, retrieval)
-    added = sum(functional.count({n: s}) for n, s in shapes.items() if functional.is_added(n))
+    alone, parameters = (
+        functional.count(functional.shapes(m, vocab, r)) for r in (False, retrieval)
+    )
     facts = {
-        "chunk": m.chunk, "k": e.retrieval.neighbours, "retrieved": m.retrieved, "added": added,
-        "parameters": functional.count(shapes), "layers": m.layers, "d": m.d, "heads": m.heads,
+        "chunk": m.chunk, "k": e.retrieval.neighbours, "retrieved": m.retrieved,
+        "added": parameters - alone, "parameters": parameters, "layers": m.layers, "d": m.d, "heads": m.heads,
         "head_size": m.head_size, "cca": ", ".join(map(str, m.cca_layers)), "length": t.length,
         "encoder_layers": m.encoder_layers, "encoder_d": m.encoder_d, "base": _base(e),
         "trained": f"{e.corpus.source}, {t.steps * t.batch * t.length:,} tokens in sequences of "
@@ -105,7 +104,7 @@ def _evaluations(root: Path) -> str:
     """A table for each text that was evaluated: all of it, and what overlaps little with what was read."""
     text = ""
     for file in sorted((root / "evaluate").glob("*/manifest.json")):
-        counts = json.loads(file.read_text())["counts"]
+        counts = workdir.read_manifest(file.parent)["counts"]
         bits, filtered = counts.get("bits_per_byte"), counts.get("bits_per_byte_filtered")
         if not bits or not filtered:
             continue

@@ -69,15 +69,13 @@ def export(e: Experiment, root: Path, to: Path, retrieval: bool, decoder: bool) 
             config = own.describe(e.model, vocab, retrieval, "bfloat16" if kept else "float32")
             names = pretrained.shapes(e.model, vocab, retrieval)
             tensors = ((name, read(name)) for name in names)
-        sizes = _write(partial, tensors)
+        size = _write(partial, tensors)
         workdir.write_json(partial / "config.json", config)
-        for name in TOKENIZERS:
-            if (root / "prepare" / "tokenizer" / name).is_file():
-                shutil.copyfile(root / "prepare" / "tokenizer" / name, partial / name)
-        for name in _BESIDE if e.train.base else ():
-            if (Path(e.train.base) / name).is_file():
-                shutil.copyfile(Path(e.train.base) / name, partial / name)
-        text = card.card(e, root, to.name, retrieval and not decoder, sizes)
+        beside = [root / "prepare" / "tokenizer" / name for name in TOKENIZERS]
+        beside += [Path(e.train.base) / name for name in _BESIDE] if e.train.base else []
+        for file in filter(Path.is_file, beside):
+            shutil.copyfile(file, partial / file.name)
+        text = card.card(e, root, to.name, vocab, retrieval and not decoder, size)
         (partial / "README.md").write_text(text)
         os.rename(partial, to)
     except (OSError, SafetensorError) as error:
@@ -136,30 +134,25 @@ def _theirs(
     of the family that has such decoders."""
     base = Path(e.train.base) if e.train.base else None
     config = pretrained.read_config(base) if base and (base / "config.json").exists() else {}
+    old = rows = None
     if config.get("model_type") in FAMILIES:
         config = {k: v for k, v in config.items() if k != "torch_dtype"}
-        old = Tensors(base)
-        rows = huggingface.vocabulary(base, huggingface.fields(base, config), config["vocab_size"])[
-            1
-        ]
-    else:
-        if (root / "prepare" / "tokenizer" / "tokenizer.json").exists():
-            raise UserError(
-                "--decoder: this decoder's tokens are four more than its tokenizer.json's, which transformers "
-                "would not know; export without --decoder"
-            )
-        config, old, rows = huggingface.config_of(e.model, vocab), None, None
-    family = FAMILIES[config["model_type"]]
-    for name in ("embedding",) + (() if e.model.tied else ("readout",)):
-        if (
-            rows is not None
-            and rows[BOS] == rows[EOS]
-            and (read(name)[BOS] != read(name)[EOS]).any()
-        ):
+        old, rows = Tensors(base), huggingface.vocabulary(base, config)[1]
+        shared = rows is not None and rows[BOS] == rows[EOS]
+        names = ("embedding",) if e.model.tied else ("embedding", "readout")
+        if shared and any((read(name)[BOS] != read(name)[EOS]).any() for name in names):
             raise UserError(
                 "--decoder: BOS and EOS are one token in the base's layout, and were trained to be two; "
                 "export without --decoder"
             )
+    elif (root / "prepare" / "tokenizer" / "tokenizer.json").exists():
+        raise UserError(
+            "--decoder: this decoder's tokens are four more than its tokenizer.json's, which transformers "
+            "would not know; export without --decoder"
+        )
+    else:
+        config = huggingface.config_of(e.model, vocab)
+    family = FAMILIES[config["model_type"]]
     config["dtype"] = str(read("embedding").dtype)
 
     def table(ours: str, theirs: str) -> np.ndarray:

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from retro_jax.config import ModelConfig
-from retro_jax.corpus.pretrained import FIRST, PretrainedTokenizer, padded
 from retro_jax.corpus.tokenizer import BOS, EOS, PAD
 from retro_jax.errors import UserError
 from retro_jax.interop import family_configs, pretrained, table
@@ -37,9 +36,8 @@ def read(path: Path, config: dict) -> Pretrained:
     file = path / "config.json"
     family, tensors = _family(file, config), Tensors(path)
     model = model_of(file, config)
-    given = fields(path, config)
-    size = given.count("vocab_size")
-    vocab, rows = vocabulary(path, given, size)
+    size = Fields(file, config).count("vocab_size")
+    vocab, rows = vocabulary(path, config)
 
     def find(name: str) -> str:
         short = name.removeprefix(family.optional) if family.optional else name
@@ -77,20 +75,15 @@ def model_of(file: Path, config: dict) -> ModelConfig:
     return ModelConfig(**fields, scale_embedding=False, readout_bias=shifted, cca_layers=(1,))
 
 
-def vocabulary(path: Path, fields: Fields, size: int) -> tuple[int, np.ndarray | None]:
+def vocabulary(path: Path, config: dict) -> tuple[int, np.ndarray | None]:
     """How many tokens there are here, and [V] which row of the file's each has, -1 being none; or None, if they
-    are the same.
-
-    size: rows of the file. With the directory's tokenizer.json the vocabulary is the tokenizer's.
+    are the same. No weights need to be there.
     """
+    fields = Fields(path / "config.json", config)
+    size = fields.count("vocab_size")
     if fields.get(SAME_TOKENS) is True:
         return size, None
-    vocab, file = padded(FIRST + size), path / "tokenizer.json"
-    if file.is_file():
-        tokenizer = PretrainedTokenizer(file.read_bytes(), str(file))
-        vocab = tokenizer.vocab
-        if tokenizer.byte_counts[FIRST + size :].any():
-            raise UserError(f"{file}: has tokens past vocab_size = {size} of config.json")
+    vocab = table.vocabulary_size(path, size)
     eos, bos = (_token(fields, name, size) for name in ("eos_token_id", "bos_token_id"))
     if eos is None:
         fields.refuse("eos_token_id", f"must be a token of the {size}, which ends documents")
@@ -107,16 +100,8 @@ def names(family: Family, model: ModelConfig) -> list[Row]:
     """The family's table for all layers, with whole names."""
     rows = list(family.top)
     for number in range(model.layers):
-        begin, ours = family.layer.format(number), f"layers.{number}."
-        rows += [
-            (begin + n, pattern, tuple(ours + o for o in own)) for n, pattern, own in family.layers
-        ]
+        rows += table.below(family.layers, family.layer.format(number), f"layers.{number}.")
     return rows
-
-
-def fields(path: Path, config: dict) -> Fields:
-    """A directory's config.json, to be asked."""
-    return Fields(path / "config.json", config)
 
 
 def config_of(model: ModelConfig, vocab: int) -> dict:

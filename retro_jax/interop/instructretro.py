@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from retro_jax.config import ModelConfig
-from retro_jax.corpus.pretrained import FIRST, PretrainedTokenizer, padded
 from retro_jax.errors import UserError
 from retro_jax.interop import megatron, table
 from retro_jax.interop.families import Fields
@@ -37,11 +36,6 @@ _NEEDED = {
 }  # fmt: skip
 
 
-def is_one(path: Path) -> bool:
-    """Whether a directory holds such a checkpoint."""
-    return megatron.is_one(path)
-
-
 def read(path: Path) -> Pretrained:
     """The RETRO of a directory.
 
@@ -51,9 +45,7 @@ def read(path: Path) -> Pretrained:
     args, tensors = megatron.read(path)
     model = _model(path, args, tensors)
     size = tensors.shape(_EMBEDDING)[0]
-    vocab, file = padded(FIRST + size), path / "tokenizer.json"
-    if file.is_file():
-        vocab = PretrainedTokenizer(file.read_bytes(), str(file)).vocab
+    vocab = table.vocabulary_size(path, size)
     rows = table.vocabulary(vocab, size, _BOS, _EOS)
     tables = {"embedding": _EMBEDDING, "readout": _READOUT}
     made = Weights(path, tensors, names(model), model, vocab, True, rows, size, tables)
@@ -142,16 +134,12 @@ def _layer(cross: str) -> list[Row]:
 def names(model: ModelConfig) -> list[Row]:
     """The whole table."""
     rows = _norm("final_norm", "norm")
-
-    def add(theirs: str, ours: str, cross: str):
-        for name, pattern, own in _layer(cross):
-            rows.append((theirs + name, pattern, tuple(ours + o for o in own)))
-
     for number in range(model.layers):
         cross = "cca" if number + 1 in model.cca_layers else ""
-        add(f"layers.{number}.", f"layers.{number}.", cross)
+        rows += table.below(_layer(cross), f"layers.{number}.", f"layers.{number}.")
     first = model.cca_layers[0] - 1
     for number in range(model.encoder_layers):
         cross = "cross" if number + 1 in model.encoder_ca_layers else ""
-        add(f"layers.{first}.retriever.layers.{number}.", f"encoder.layers.{number}.", cross)
+        theirs = f"layers.{first}.retriever.layers.{number}."
+        rows += table.below(_layer(cross), theirs, f"encoder.layers.{number}.")
     return rows

@@ -30,9 +30,6 @@ def place(given: Pretrained, model: ModelConfig, retrieval: bool, mesh) -> dict[
     """
     kinds = jax.eval_shape(lambda: functional.init(model, given.vocab, 0, retrieval))
     at, placed = where(model, kinds), {}
-    stacked = {}  # the network's name -> how many layers it has
-    for _, (name, index) in at.items():
-        stacked[name] = max(stacked.get(name, 0), 0 if index is None else index + 1)
     with progress.bar(f"reading {given.path.name}", len(at)) as advance:
         for own, (name, index) in at.items():
             spec = kinds[name].sharding.spec
@@ -41,7 +38,7 @@ def place(given: Pretrained, model: ModelConfig, retrieval: bool, mesh) -> dict[
             else:
                 layer = _spread(given.read(own), NamedSharding(mesh, P(*spec[1:])))
                 if index == 0:
-                    shape = (stacked[name], *layer.shape)
+                    shape = kinds[name].shape
                     placed[name] = _empty(shape, layer.dtype, NamedSharding(mesh, spec))
                 placed[name] = _put(placed[name], layer, index)
             advance(1)

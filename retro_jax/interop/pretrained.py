@@ -59,12 +59,12 @@ def open_directory(path: Path) -> Pretrained:
     Raises:
       UserError: no such directory, or it is damaged, or something in it is not supported.
     """
-    from retro_jax.interop import huggingface, instructretro, own
+    from retro_jax.interop import huggingface, instructretro, megatron, own
 
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such directory of a pre-trained model")
-    if instructretro.is_one(path):
+    if megatron.is_one(path):
         return instructretro.read(path)
     config = read_config(path)
     return own.read(path, config) if own.is_one(config) else huggingface.read(path, config)
@@ -77,9 +77,9 @@ def model_of(path: Path) -> tuple[ModelConfig, bool]:
     Raises:
       UserError: as `open_directory`.
     """
-    from retro_jax.interop import huggingface, instructretro, own
+    from retro_jax.interop import huggingface, instructretro, megatron, own
 
-    if instructretro.is_one(path):
+    if megatron.is_one(path):
         given = instructretro.read(path)
         return given.model, given.retrieval
     config, file = read_config(path), path / "config.json"
@@ -87,6 +87,18 @@ def model_of(path: Path) -> tuple[ModelConfig, bool]:
         model, _, retrieval = own.model_of(file, config)
         return model, retrieval
     return huggingface.model_of(file, config), False
+
+
+def vocab_of(path: Path) -> int:
+    """How many tokens a directory's model has here; as with `model_of`, no weights need to be there."""
+    from retro_jax.interop import huggingface, instructretro, megatron, own
+
+    if megatron.is_one(path):
+        return instructretro.read(path).vocab
+    config = read_config(path)
+    if own.is_one(config):
+        return own.model_of(path / "config.json", config)[1]
+    return huggingface.vocabulary(path, config)[0]
 
 
 def made_for(path: Path) -> int:
@@ -98,21 +110,34 @@ def made_for(path: Path) -> int:
 
 def read_config(path: Path) -> dict:
     """A directory's config.json."""
-    file = path / "config.json"
-    try:
-        config = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        if not path.is_dir():
-            raise UserError(
-                f"{path}: no such directory of a pre-trained model; nothing is downloaded here: fetch a "
-                "model of the hub into a directory first (docs/retrofit.md)"
-            ) from error
+    if not path.is_dir():
         raise UserError(
-            f"{file}: cannot be read ({error}); a model's directory has a config.json and *.safetensors"
-        ) from error
-    if not isinstance(config, dict):
+            f"{path}: no such directory of a pre-trained model; nothing is downloaded here: fetch a "
+            "model of the hub into a directory first (docs/retrofit.md)"
+        )
+    return read_object(
+        path / "config.json", "; a model's directory has a config.json and *.safetensors"
+    )
+
+
+def read_json(file: Path, remedy: str = ""):
+    """What a JSON file from outside holds.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: cannot be read ({error}){remedy}") from error
+
+
+def read_object(file: Path, remedy: str = "") -> dict:
+    """The one object that a JSON file from outside holds; see `read_json`."""
+    values = read_json(file, remedy)
+    if not isinstance(values, dict):
         raise UserError(f"{file}: must hold one JSON object")
-    return config
+    return values
 
 
 def identity(path: Path) -> str:

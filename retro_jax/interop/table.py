@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-from einops import EinopsError, rearrange
+from einops import rearrange
 
 from retro_jax.config import ModelConfig
-from retro_jax.corpus.pretrained import FIRST
+from retro_jax.corpus.pretrained import FIRST, PretrainedTokenizer, padded
 from retro_jax.corpus.tokenizer import BOS, EOS
 from retro_jax.errors import UserError
 from retro_jax.interop import pretrained
@@ -43,12 +43,8 @@ class Weights:
         retrieval: bool, vocabulary: np.ndarray | None, size: int, tables: dict[str, str],
         find: Callable[[str], str] = str, ignored: Callable[[str], bool] = lambda name: False,
     ):  # fmt: skip
-        self._tensors, self._find, self._vocabulary, self._tables = (
-            tensors,
-            find,
-            vocabulary,
-            tables,
-        )
+        self._tensors, self._find = tensors, find
+        self._vocabulary, self._tables = vocabulary, tables
         self._shapes, self._sizes = pretrained.shapes(model, vocab, retrieval), letters(model)
         self._from, wanted = {}, {}  # our name -> (their name, pattern, which part, of how many)
         for theirs, pattern, ours in rows:
@@ -92,6 +88,29 @@ class Weights:
         return made[part].reshape(self._shapes[name])
 
 
+def below(rows: Iterable[Row], theirs: str, ours: str) -> list[Row]:
+    """The rows of a part, whose names begin so."""
+    return [
+        (theirs + name, pattern, tuple(ours + own for own in owns)) for name, pattern, owns in rows
+    ]
+
+
+def vocabulary_size(path: Path, size: int) -> int:
+    """How many tokens there are here, of a directory whose files have `size` rows: those of its tokenizer.json,
+    where there is one.
+
+    Raises:
+      UserError: the tokenizer has tokens that the files have no row for.
+    """
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        return padded(FIRST + size)
+    tokenizer = PretrainedTokenizer(file.read_bytes(), str(file))
+    if tokenizer.byte_counts[FIRST + size :].any():
+        raise UserError(f"{file}: has tokens past vocab_size = {size} of config.json")
+    return tokenizer.vocab
+
+
 def vocabulary(vocab: int, size: int, bos: int | None, eos: int) -> np.ndarray:
     """[vocab] which row of a file's `size` each token here has; -1: none.
 
@@ -119,10 +138,7 @@ def letters(model: ModelConfig) -> dict[str, int]:
 def to_ours(theirs: np.ndarray, pattern: str, sizes: dict[str, int]) -> np.ndarray:
     """Their tensor -> [p, ...] ours, a view of it."""
     used = {name: size for name, size in sizes.items() if name in pattern.split("->")[0]}
-    try:
-        return rearrange(np.asarray(theirs), pattern, **used)
-    except EinopsError as error:
-        raise UserError(f"a tensor {list(theirs.shape)} is not {pattern} of {used}") from error
+    return rearrange(np.asarray(theirs), pattern, **used)
 
 
 def to_theirs(ours: list[np.ndarray], pattern: str, sizes: dict[str, int]) -> np.ndarray:

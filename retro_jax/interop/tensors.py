@@ -29,9 +29,8 @@ class Tensors(Mapping):
     """
 
     def __init__(self, directory: Path):
-        self.directory = Path(directory)
         self._found = {}  # name -> (file, kind, shape, first byte)
-        for file in _files(self.directory):
+        for file in _files(Path(directory)):
             for name, where in _header(file).items():
                 if name in self._found:
                     raise UserError(
@@ -88,9 +87,8 @@ def _files(directory: Path) -> list[Path]:
 def _header(file: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
     """Kind, shape and first byte of each tensor of a file."""
     try:
-        with safe_open(
-            file, "np"
-        ):  # checks that the header is sound and the file as long as it says
+        # It checks that the header is sound, and the file as long as that says.
+        with safe_open(file, "np"):
             pass
         with file.open("rb") as f:
             size = int.from_bytes(f.read(8), "little")

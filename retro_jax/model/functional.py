@@ -145,11 +145,6 @@ def added_by_retrieval(config: ModelConfig, vocab: int) -> set[str]:
     return {name for name, (_, leaf) in names.items() if isinstance(leaf, RetroParam)}
 
 
-def is_added(name: str) -> bool:
-    """Whether a weight of that name is among them."""
-    return name.startswith("encoder.") or ".cca." in name
-
-
 def count(shapes: dict) -> int:
     """Parameters in a dict of shapes."""
     return sum(int(np.prod(shape)) for shape in shapes.values())

@@ -16,11 +16,9 @@ from rich.table import Table
 from retro_jax import progress
 from retro_jax.config import Experiment, MeshConfig
 from retro_jax.corpus import tokenizer
-from retro_jax.corpus.pretrained import FIRST, padded
 from retro_jax.errors import UserError
 from retro_jax.interop import pretrained
 from retro_jax.interop.base import TOKENIZERS
-from retro_jax.interop.families import Fields
 from retro_jax.plan import count, hlo, topology
 from retro_jax.train import sharding
 from retro_jax.train.step import make_train_step
@@ -49,10 +47,7 @@ def vocab_of(e: Experiment) -> int:
     """Tokens of the vocabulary, without a working directory."""
     base = Path(e.train.base)
     if e.train.base and not any((base / name).is_file() for name in TOKENIZERS):
-        if not (base / "config.json").exists():
-            return pretrained.open_directory(base).vocab
-        config = pretrained.read_config(base)  # which is enough to plan with
-        return config.get("vocab") or padded(FIRST + Fields(base, config).count("vocab_size"))
+        return pretrained.vocab_of(base)
     if e.corpus.tokenizer == "train":
         return e.corpus.vocab
     return tokenizer.load(Path(e.corpus.tokenizer)).vocab

@@ -16,14 +16,15 @@ import numpy as np
 from flax import nnx
 
 from retro_jax.errors import UserError
-from retro_jax.interop import pretrained
+from retro_jax.interop import families, pretrained
 from retro_jax.interop.families import Fields
 from retro_jax.interop.tensors import Tensors
+from retro_jax.model import layers
 
 _ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False), "gelu_new": jax.nn.gelu,
-    "gelu_pytorch_tanh": jax.nn.gelu, "relu": jax.nn.relu,
-}  # fmt: skip
+    name: layers.ACTIVATIONS[families.ACTIVATIONS[name]]
+    for name in ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+}
 _FURTHEST = 128  # tokens, from which on MPNet tells distances no longer apart
 
 
@@ -206,13 +207,13 @@ _FEED_FORWARD = {
 
 def _bert(prefix: str) -> _Names:
     self_ = tuple(f"attention.self.{name}" for name in ("query", "key", "value"))
-    layers = {
+    attention = {
         "read": self_,
         "output": ("attention.output.dense",),
         "attention_norm": ("attention.output.LayerNorm",),
     }
     top = _TOP | {_TYPES: "embeddings.token_type_embeddings.weight"}
-    return _Names(prefix, top, "encoder.layer.{}.", layers | _FEED_FORWARD)
+    return _Names(prefix, top, "encoder.layer.{}.", attention | _FEED_FORWARD)
 
 
 _NAMES = {
@@ -250,10 +251,9 @@ def load_bert(directory: Path) -> Bert:
     find = _finder(directory, tensors, names.prefix)
     model = nnx.eval_shape(lambda: Bert(config))  # sizes are checked before memory is taken
     graph, state = nnx.split(model)
-    shapes = {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
 
-    def value(name: str) -> np.ndarray:
-        *path, last = name.split(".")
+    def value(path: tuple, shape: tuple[int, ...]) -> jax.Array:
+        *path, last = path
         if path[:1] == ["layers"]:
             _, number, part = path
             theirs = [f"{names.layer.format(number)}{each}.{last}" for each in names.layers[part]]
@@ -265,21 +265,15 @@ def load_bert(directory: Path) -> Bert:
         if len({x.shape for x in parts}) > 1 or not parts[0].ndim:
             raise UserError(f"{directory}: {' and '.join(theirs)} have not the shapes of one layer")
         made = np.concatenate([x.T if turned else x for x in parts], axis=-1)
-        if made.shape != shapes[name]:
+        if made.shape != shape:
             raise UserError(
                 f"{directory}: {' and '.join(theirs)}: {list(made.shape)}, but config.json implies "
-                f"{list(shapes[name])}"
+                f"{list(shape)}"
             )
-        return made
+        return jnp.asarray(made)
 
-    made = {name: value(name) for name in shapes}
-    flat = nnx.to_flat_state(state)
-    return nnx.merge(
-        graph,
-        nnx.from_flat_state(
-            {path: leaf.replace(jnp.asarray(made[".".join(map(str, path))])) for path, leaf in flat}
-        ),
-    )
+    found = {path: leaf.replace(value(path, leaf.shape)) for path, leaf in nnx.to_flat_state(state)}
+    return nnx.merge(graph, nnx.from_flat_state(found))
 
 
 def _finder(directory: Path, tensors: Tensors, prefix: str) -> Callable[[str], np.ndarray]:

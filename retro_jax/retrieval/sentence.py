@@ -5,7 +5,6 @@ as it is, and its vector the mean over every token, [CLS] and [SEP] included: th
 over time" (section 2.3). Padding is never counted. Nothing of a directory is run.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +50,9 @@ class Settings:
     prompt: str = ""
 
 
-def check(directory: Path):
-    """Raises UserError if a file that the embedder needs is not there, or says what is not supported."""
+def check(directory: Path) -> Settings:
+    """The settings of a directory whose files are there, and say nothing that is not supported; else raises
+    UserError."""
     settings = read_settings(directory)
     for pattern in ("config.json", "*.safetensors", "tokenizer.json"):
         if not any(settings.transformer.glob(pattern)):
@@ -63,6 +63,7 @@ def check(directory: Path):
             )
     config = pretrained.read_config(settings.transformer)
     bert.read_config(settings.transformer / "config.json", config)
+    return settings
 
 
 def read_settings(directory: Path) -> Settings:
@@ -75,7 +76,7 @@ def read_settings(directory: Path) -> Settings:
     file = directory / "modules.json"
     if not file.is_file():
         return Settings(directory)
-    modules = _read(file)
+    modules = pretrained.read_json(file)
     if not isinstance(modules, list):
         raise UserError(f"{file}: must hold a list of modules")
     kinds = [m.get("type") if isinstance(m, dict) else None for m in modules]
@@ -88,12 +89,12 @@ def read_settings(directory: Path) -> Settings:
     poolings = _poolings(folders[1] / "config.json")
     length, lower = 0, False
     if (file := folders[0] / "sentence_bert_config.json").is_file():
-        fields = Fields(file, _object(file))
+        fields = Fields(file, pretrained.read_object(file))
         length = 0 if fields.get("max_seq_length") is None else fields.count("max_seq_length")
         lower = fields.flag("do_lower_case", False)
     prompt = ""
     if (file := directory / "config_sentence_transformers.json").is_file():
-        values = _object(file)
+        values = pretrained.read_object(file)
         name, prompts = values.get("default_prompt_name"), values.get("prompts") or {}
         if name is not None:
             prompt = prompts.get(name) if isinstance(prompts, dict) else None
@@ -103,7 +104,7 @@ def read_settings(directory: Path) -> Settings:
 
 
 def _poolings(file: Path) -> tuple[str, ...]:
-    values = _object(file)
+    values = pretrained.read_object(file)
     fields = Fields(file, values)
     fields.must("include_prompt", True, "a pooling without the prompt")
     chosen = values.get("pooling_mode")
@@ -131,20 +132,6 @@ def _inside(directory: Path, file: Path, path) -> Path:
     ):
         raise UserError(f"{file}: path {path!r} is no folder of this directory")
     return directory / path
-
-
-def _read(file: Path):
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: cannot be read ({error})") from error
-
-
-def _object(file: Path) -> dict:
-    values = _read(file)
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: must hold one JSON object")
-    return values
 
 
 def pool(last, mask, poolings: tuple[str, ...]):
@@ -178,8 +165,7 @@ class BertEmbedder:
     def __init__(self, directory: Path, compute: str = "float32", batch: int = 0):
         from tokenizers import Tokenizer  # only who embeds with BERT needs it
 
-        check(directory)
-        settings = read_settings(directory)
+        settings = check(directory)
         try:
             self._tokenizer = Tokenizer.from_file(str(settings.transformer / "tokenizer.json"))
         except Exception as error:  # the library raises Exception itself

@@ -11,7 +11,7 @@ import numpy as np
 from retro_jax import progress, steps, workdir
 from retro_jax.config import Experiment
 from retro_jax.errors import UserError
-from retro_jax.interop.base import base_weights
+from retro_jax.interop.base import base_weights, open_base
 from retro_jax.model import functional
 from retro_jax.model.retro import PAD
 from retro_jax.train import processes, sharding
@@ -112,7 +112,8 @@ def replay(experiment: Experiment, root: Path) -> dict:
     vocab = steps.load_tokenizer(Path(root) / "prepare").vocab
     mesh = sharding.make_mesh(e.mesh)
     with jax.set_mesh(mesh):
-        base = base_weights(e, Path(root) / "prepare" / "tokenizer", retrieval, mesh)
+        opened = open_base(e, Path(root) / "prepare" / "tokenizer")
+        base = base_weights(opened, e.model, retrieval, mesh)
         like = state_like(e, vocab, retrieval, base)
         checkpoints = Checkpoints(out / "checkpoints", train_settings(e, retrieval))
         state = checkpoints.restore(about["step"], like, mesh, base)

@@ -10,7 +10,7 @@ from retro_jax import progress, steps, workdir
 from retro_jax.config import Experiment
 from retro_jax.errors import UserError
 from retro_jax.interop import pretrained
-from retro_jax.interop.base import base_weights, check_base
+from retro_jax.interop.base import base_weights, open_base
 from retro_jax.model import functional
 from retro_jax.prepare import check_prepared
 from retro_jax.records import Records
@@ -45,12 +45,12 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
         progress.say(f"train/{name}: complete")
         return done
 
-    check_base(e, base / "tokenizer")
+    opened, vocab = open_base(e, base / "tokenizer"), steps.load_tokenizer(base).vocab
     if not trains(e, retrieval):
-        return _as_it_is(e, directory, settings, inputs, retrieval)
+        shapes = functional.shapes(e.model, vocab, retrieval)
+        return _as_it_is(directory, settings, inputs, functional.count(shapes))
     sharding.keep_memory()
     mesh = sharding.make_mesh(e.mesh)
-    vocab = steps.load_tokenizer(base).vocab
     sharding.check_divides(mesh, e.model, vocab, train_batch=e.train.batch // e.train.accumulate)
     writes = jax.process_index() == 0
     if writes:
@@ -64,7 +64,7 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
         checkpoints = Checkpoints(directory / "checkpoints", settings, e.train.keep)
         if status := stop.status():
             raise processes.Interrupted("stopped before the first step", status)
-        given = base_weights(e, base / "tokenizer", retrieval, mesh)
+        given = base_weights(opened, e.model, retrieval, mesh)
         if checkpoints.latest() is None:
             start, state = 0, init_state(e.model, e.train, vocab, retrieval, given)
             show_parameters(state)
@@ -168,13 +168,9 @@ def state_like(e: Experiment, vocab: int, retrieval: bool, base: dict) -> TrainS
     return jax.eval_shape(lambda base: init_state(e.model, e.train, vocab, retrieval, base), base)
 
 
-def _as_it_is(
-    e: Experiment, directory: Path, settings: dict, inputs: list, retrieval: bool
-) -> dict:
+def _as_it_is(directory: Path, settings: dict, inputs: list, parameters: int) -> dict:
     """The manifest of a model that is its base, untrained."""
-    given = pretrained.open_directory(Path(e.train.base))
-    shapes = pretrained.shapes(e.model, given.vocab, retrieval)
-    counts = {"complete": True, "parameters": functional.count(shapes), "steps": 0}
+    counts = {"complete": True, "parameters": parameters, "steps": 0}
     counts |= {"tokens_per_second": None, "best": None}
     if jax.process_index() == 0:
         directory.mkdir(parents=True, exist_ok=True)
@@ -206,11 +202,11 @@ def restore_trained(
     last checkpoint, or with evaluate.checkpoint = best of that whose held-out loss was lowest."""
     e, base = experiment, Path(root) / "prepare"
     directory = check_trained(e, root, retrieval)
-    given = base_weights(e, base / "tokenizer", retrieval, mesh)
+    given = base_weights(open_base(e, base / "tokenizer"), e.model, retrieval, mesh)
     vocab = steps.load_tokenizer(base).vocab
     if not trains(e, retrieval):
-        state = init_state(e.model, e.train, vocab, retrieval, given)
-        return state.weights()
+        but = frozenset(given)
+        return functional.init(e.model, vocab, e.train.seed, retrieval, but) | given
     checkpoints = Checkpoints(directory / "checkpoints")
     step = checkpoints.latest()
     if e.evaluate.checkpoint == "best" and (best := checkpoints.best()):

@@ -93,7 +93,7 @@ def make_train_step(model: ModelConfig, train: TrainConfig) -> Callable:
     def train_step(state: TrainState, tokens, neighbours):
         value, grads = gradients(model, train, state, tokens, neighbours)
         norm = optax.tree.norm(grads)
-        update = optimizer.adamw(train, slow(train, state.params)).update
+        update = optimizer.adamw(train, slow(model, train, state)).update
         updates, opt_state = update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = optimizer.averaged(state.average, params, train.ema)
@@ -117,11 +117,12 @@ def make_train_step(model: ModelConfig, train: TrainConfig) -> Callable:
     return jax.jit(train_step, donate_argnums=0, compiler_options=COMPILER.get(platform))
 
 
-def slow(train: TrainConfig, params: dict) -> frozenset[str]:
+def slow(model: ModelConfig, train: TrainConfig, state: TrainState) -> frozenset[str]:
     """What of the trained weights is a base's language model."""
     if not train.base:
         return frozenset()
-    return frozenset(name for name in params if not functional.is_added(name))
+    vocab = (state.frozen | state.params)["embedding"].shape[0]
+    return frozenset(state.params) - functional.added_by_retrieval(model, vocab)
 
 
 def gradients(model: ModelConfig, train: TrainConfig, state: TrainState, tokens, neighbours):

@@ -1,7 +1,6 @@
 """What a machine that is not here would need: counted, and compiled by the TPU's own compiler."""
 
 import dataclasses
-import importlib.util
 import json
 from pathlib import Path
 
@@ -11,7 +10,14 @@ import pytest
 from conftest import make_mesh, small_experiment
 
 from retro_jax import cli
-from retro_jax.config import EvaluateConfig, MeshConfig, ModelConfig, TrainConfig, from_config_dict
+from retro_jax.config import (
+    EvaluateConfig,
+    MeshConfig,
+    ModelConfig,
+    TrainConfig,
+    experiment_beside,
+    from_config_dict,
+)
 from retro_jax.errors import UserError
 from retro_jax.model import functional
 from retro_jax.plan import count, hlo, plan, topology
@@ -208,10 +214,7 @@ def test_a_mesh_that_is_not_written_as_one_is_refused():
 def test_a_frozen_base_needs_no_gradients_no_moments_and_half_the_bytes(monkeypatch):
     """RETROfit of Llama 3 8B's shape, of which only a config.json is here, against training all of it."""
     monkeypatch.chdir(Path(__file__).parent.parent.parent)
-    path = "experiments/retrofit.py"
-    spec = importlib.util.spec_from_file_location("retrofit", path)
-    retrofit = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(retrofit)
+    retrofit = experiment_beside("experiments/baseline.py", "retrofit")
     e = from_config_dict(retrofit.get_config("experiments/bases/llama-3-8b"))
     on = topology.parse("v5p:2x2x1")
     vocab = plan.vocab_of(e)
