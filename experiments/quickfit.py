@@ -1,8 +1,8 @@
 """RETROfit of the quickstart's own baseline, end to end on two CPU cores.
 
     retro prepare --config=experiments/quickfit.py:base --workdir=runs/base
-    retro train   --config=experiments/quickfit.py:base --workdir=runs/base
-    retro export  --config=experiments/quickfit.py:base --workdir=runs/base --to=runs/base-model
+    retro train   runs/base
+    retro export  runs/base --to=runs/base-model
     retro run     --config=experiments/quickfit.py:fit,runs/base-model --workdir=runs/fit
     retro run     --config=experiments/quickfit.py:scratch --workdir=runs/scratch
 
@@ -25,11 +25,11 @@ def get_config(what: str = "base"):
         raise ValueError("experiments/quickfit.py: choose base, scratch or fit,DIRECTORY")
     config = experiment_beside(__file__, "quickstart").get_config()
     config.train.steps = {"base": BASE, "fit": FIT, "scratch": SCRATCH}[kind]
-    config.train.models = ("baseline",) if kind == "base" else ("retro",)
-    config.model.cca_layers = (2, 4)
+    config.methods = ("language_model",) if kind == "base" else ("retro",)
+    config.model.reading.cca_layers = (2, 4)
     config.name = f"quickfit-{kind}"
     if kind == "fit":
         given = experiment_beside(__file__, "retrofit").get_config(base)
-        config.train.base, config.train.models = base, ("retro", "baseline")
+        config.train.base, config.methods = base, ("retro", "language_model")
         config.corpus.tokenizer = given.corpus.tokenizer
     return config

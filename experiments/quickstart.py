@@ -3,27 +3,30 @@
     retro run --config=experiments/quickstart.py
 
 Hardware: 2 cores, no accelerator, 1.4 GiB of memory; 6 to 10 minutes.
-Expected: held-out bits per byte on 1.76, off 1.79, random 1.81, baseline 1.77 (README). The retriever is
-BM25, from which this model gains more than from the default embedder (docs/pipeline.md).
+Expected: held-out bits per byte on 1.76, off 1.79, random 1.81, language_model 1.77 (docs/quickstart.md). The
+retriever is BM25, from which this model gains more than from the default embedder (docs/pipeline.md).
 
 The model is the paper's, made small: one encoder layer instead of two, chunked cross-attention in
 layer 2 of 4, and one embedding for decoder and encoder, so that a token looks the same on both sides.
 For the first 42 % of the steps some neighbours are the chunk's own continuation, which teaches the
-model to read (see `TrainConfig.own_continuation`); the rest of the run, and all of the evaluation, is
+model to read (retro_jax/methods/retro.py); the rest of the run, and all of the evaluation, is
 on real neighbours only.
 """
 
 from retro_jax.config import (
     CorpusConfig,
+    DecoderConfig,
+    EncoderConfig,
     EvaluateConfig,
     Experiment,
     MeshConfig,
     ModelConfig,
+    ReadingConfig,
     RetrievalConfig,
     TrainConfig,
     to_config_dict,
 )
-from retro_jax.generate.request import Request
+from retro_jax.config.request import Request
 
 PROMPT = '''\
 class Reader:
@@ -45,19 +48,14 @@ def get_config():
     return to_config_dict(
         Experiment(
             name="quickstart",
+            methods=("retro", "language_model"),
+            method_settings={"retro": {"own_continuation": 1.0, "own_continuation_until": 0.42}},
             corpus=CorpusConfig(source="python:", bad_documents="skip", heldout=0.05, vocab=4096),
             retrieval=RetrievalConfig(embedder="words", index="bm25", neighbours=2),
             model=ModelConfig(
-                d=128,
-                layers=4,
-                heads=4,
-                head_size=32,
-                cca_layers=(2,),
-                encoder_d=128,
-                encoder_layers=1,
-                encoder_heads=4,
-                encoder_head_size=32,
-                share_embedding=True,
+                decoder=DecoderConfig(d=128, layers=4, heads=4, head_size=32),
+                encoder=EncoderConfig(d=128, layers=1, heads=4, head_size=32, share_embedding=True),
+                reading=ReadingConfig(cca_layers=(2,)),
             ),
             train=TrainConfig(
                 length=256,
@@ -66,9 +64,6 @@ def get_config():
                 learning_rate=3e-3,
                 warmup=100,
                 b2=0.98,
-                own_continuation=1.0,
-                own_continuation_until=0.42,
-                models=("retro", "baseline"),
             ),
             evaluate=EvaluateConfig(stride=192, batch=16),
             generate=Request(prompt=PROMPT, repetition_penalty=1.2, contributions=True),

@@ -1,6 +1,6 @@
 """The paper's four RETROs, from scratch: `retro.py:172m`, `:425m`, `:1.5b`, `:7.5b`.
 
-    python -m retro_jax.beam --config=experiments/retro.py:172m --workdir=gs://BUCKET/172m ...   (docs/pipeline.md)
+    retro beam  --config=experiments/retro.py:172m --workdir=gs://BUCKET/172m -- ...   (docs/pipeline.md)
     retro train --config=experiments/retro.py:172m --workdir=/mnt/BUCKET/172m --distributed      (on every host)
     experiments/tpu/launch.sh --name=retro172m --tpu=v5litepod-16 --zone=us-west4-a --bucket=BUCKET -- \\
         --config=experiments/retro.py:172m --workdir=/mnt/BUCKET/172m                            (the same, on a pod)
@@ -59,7 +59,9 @@ def get_config(size: str = "172m"):
                 vocab=sizes.VOCAB,
                 bad_documents="skip",
             ),
-            retrieval=RetrievalConfig(embedder="bert:bert", index_shard=50_000_000),
+            retrieval=RetrievalConfig(
+                embedder="bert", settings={"bert": {"directory": "bert"}}, index_shard=50_000_000
+            ),
             model=model,
             train=TrainConfig(
                 learning_rate=rate,

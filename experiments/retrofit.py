@@ -10,10 +10,10 @@ cross-attention in every third layer from the 6th (of fewer than 12, from the mi
 
 By choice:
 
-    --config.model.cca_layers='(4, 8)'    other layers
-    --config.model.cca_zero=True          step 0 is the base: cross-attention starts as the identity
-    --config.train.freeze=False           the base is trained too (InstructRetro, arXiv 2310.07713, prefers it),
-                                          at a tenth of the learning rate (--config.train.base_rate)
+    --config.model.reading.cca_layers='(4, 8)'  other layers
+    --config.model.reading.cca_zero=True        step 0 is the base: cross-attention starts as the identity
+    --config.train.freeze=False                 the base is trained too (InstructRetro, arXiv 2310.07713, prefers
+                                                it), at a tenth of the learning rate (--config.train.base_rate)
 
 Hyper-parameters are the paper's (section 4.2, table 12): about 6 million sequences of 2,048 tokens, 3 % of its
 pre-training, learning rate 2e-4 to 2e-5 (1e-4 from 4 billion parameters on). Expected there: better than the
@@ -27,16 +27,19 @@ from pathlib import Path
 
 from retro_jax.config import (
     CorpusConfig,
+    EncoderConfig,
     EvaluateConfig,
     Experiment,
     ModelConfig,
+    ReadingConfig,
     RetrievalConfig,
     TrainConfig,
     to_config_dict,
 )
-from retro_jax.interop import pretrained
-from retro_jax.interop.base import TOKENIZERS, model_like
 from retro_jax.model import functional, sizes
+from retro_jax.weights import pretrained
+from retro_jax.weights.base import TOKENIZERS, model_like
+from retro_jax.weights.directory import model_of
 
 LENGTH, BATCH = 2048, 256
 
@@ -47,23 +50,28 @@ def get_config(base: str = ""):
             "experiments/retrofit.py: name the base, experiments/retrofit.py:DIRECTORY"
         )
     directory = Path(base)
-    given, whole = pretrained.model_of(directory)
-    large = given.d >= 1024
+    given, whole = model_of(directory)
+    decoder = given.decoder
+    large = decoder.d >= 1024
     model = model_like(
         given,
         whole,
         ModelConfig(
-            cca_layers=sizes.every_third_from_6(given.layers),
-            encoder_d=min(given.d, 896),
-            encoder_heads=given.heads if given.d < 896 else 16,
-            encoder_head_size=given.head_size if given.d < 896 else 64,
+            decoder=decoder,
+            encoder=EncoderConfig(
+                d=min(decoder.d, 896),
+                heads=decoder.heads if decoder.d < 896 else 16,
+                head_size=decoder.head_size if decoder.d < 896 else 64,
+            ),
+            reading=ReadingConfig(cca_layers=sizes.every_third_from_6(decoder.layers)),
             dtype="bfloat16" if large else "float32",
             remat="full" if large else "none",
         ),
     )
     # No longer than what the base was made for: past that it would only look worse than it is.
-    longest = (LENGTH, given.max_length or LENGTH, pretrained.made_for(directory) or LENGTH)
-    length = min(longest) // model.chunk * model.chunk
+    longest = (LENGTH, decoder.max_length or LENGTH, pretrained.made_for(directory) or LENGTH)
+    chunk = model.reading.chunk
+    length = min(longest) // chunk * chunk
     found = [directory / name for name in TOKENIZERS if (directory / name).is_file()]
     parameters = functional.count(functional.shapes(model, 64, retrieval=False))
     return to_config_dict(
@@ -84,6 +92,6 @@ def get_config(base: str = ""):
                 learning_rate=1e-4 if parameters > 4e9 else 2e-4,
                 checkpoint_every=500,
             ),
-            evaluate=EvaluateConfig(stride=length // 2 // model.chunk * model.chunk),
+            evaluate=EvaluateConfig(stride=length // 2 // chunk * chunk),
         )
     )

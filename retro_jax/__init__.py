@@ -1,16 +1,20 @@
 """RETRO, the Retrieval-Enhanced Transformer (Borgeaud et al. 2021), in JAX and Flax."""
 
+import importlib
+
 __version__ = "0.1.0"
+
+# What `retro_jax.NAME` is; imported when it is asked for, because JAX takes seconds.
+_NAMES = {
+    "Generator": "retro_jax.generate.generator",
+    "Request": "retro_jax.config",
+    "Scorer": "retro_jax.evaluate.scorer",
+    "WorkDir": "retro_jax.store.workdir",
+}
+__all__ = [*_NAMES, "__version__"]
 
 
 def __getattr__(name: str):
-    """`retro_jax.Generator` and `retro_jax.Request`, imported when they are asked for: JAX takes seconds."""
-    if name == "Generator":
-        from retro_jax.generate.generator import Generator
-
-        return Generator
-    if name == "Request":
-        from retro_jax.generate.request import Request
-
-        return Request
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
     raise AttributeError(f"module 'retro_jax' has no attribute {name!r}")

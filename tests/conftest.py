@@ -1,7 +1,15 @@
 """Eight simulated devices, a compilation cache, and the mesh that a test runs on."""
 
+import dataclasses
+import os
 import random
 from pathlib import Path
+
+# Almost all of the time goes into compiling programs that run for milliseconds. Before JAX starts, and in
+# the environment, so that programs that tests start have it too.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 import jax
 import jax.numpy as jnp
@@ -11,26 +19,30 @@ import pytest
 jax.config.update("jax_platforms", "cpu")  # libtpu, where it is installed, looks for a TPU
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent / ".jax_cache"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 from whole import Whole  # noqa: E402
 
-from retro_jax import cli  # noqa: E402
+from retro_jax.cli.training import run_all  # noqa: E402
 from retro_jax.config import (  # noqa: E402
     CorpusConfig,
+    DecoderConfig,
+    EncoderConfig,
     EvaluateConfig,
     Experiment,
     MeshConfig,
     ModelConfig,
+    ReadingConfig,
     RetrievalConfig,
     TrainConfig,
 )
+from retro_jax.config.request import Request  # noqa: E402
 from retro_jax.corpus.chunks import ChunkTable  # noqa: E402
 from retro_jax.evaluate.scorer import Scorer  # noqa: E402
 from retro_jax.generate.generator import Generator  # noqa: E402
-from retro_jax.generate.request import Request  # noqa: E402
 from retro_jax.model import functional  # noqa: E402
 from retro_jax.model.layers import AXES  # noqa: E402
+from retro_jax.store.workdir import WorkDir  # noqa: E402
 
 MESHES = ((1, 1, 1), (1, 8, 1), (1, 4, 2), (1, 2, 4), (2, 2, 2))
 
@@ -52,18 +64,19 @@ def mesh():
 def tiny() -> ModelConfig:
     """A RETRO small enough to be run at every length, with every part of a large one."""
     return ModelConfig(
-        d=16,
-        layers=3,
-        heads=4,
-        head_size=8,
-        cca_layers=(2, 3),
-        chunk=4,
-        retrieved=8,
-        encoder_d=24,
-        encoder_layers=2,
-        encoder_heads=4,
-        encoder_head_size=8,
+        decoder=DecoderConfig(d=16, layers=3, heads=4, head_size=8),
+        encoder=EncoderConfig(d=24, layers=2, heads=4, head_size=8),
+        reading=ReadingConfig(cca_layers=(2, 3), chunk=4, retrieved=8),
     )
+
+
+def altered(config, **values):
+    """A config with other values; those of a part are a dict: altered(model, decoder={"d": 32})."""
+    for name, value in values.items():
+        part = getattr(config, name)
+        if dataclasses.is_dataclass(part) and isinstance(value, dict):
+            values[name] = altered(part, **value)
+    return dataclasses.replace(config, **values)
 
 
 def weights(config: ModelConfig, vocab: int, retrieval: bool = True) -> dict[str, jax.Array]:
@@ -79,7 +92,7 @@ def weights(config: ModelConfig, vocab: int, retrieval: bool = True) -> dict[str
         elif name.endswith("_bias"):
             params[name] = 0.3 * draw
         else:
-            params[name] = draw * (config.heads * config.head_size) ** -0.5
+            params[name] = draw * (config.decoder.heads * config.decoder.head_size) ** -0.5
     return {name: jnp.asarray(value) for name, value in params.items()}
 
 
@@ -95,19 +108,24 @@ def write_corpus(directory: Path, documents: int = 60, seed: int = 0):
         (directory / f"{i:03d}.txt").write_text(text)
 
 
-def small_experiment(corpus: Path, **train) -> Experiment:
+def small_experiment(
+    corpus: Path, methods=("retro", "language_model"), own_continuation: float = 0.5, **train
+) -> Experiment:
     """An experiment on `write_corpus` that trains in seconds."""
     return Experiment(
         name="small",
+        methods=methods,
+        method_settings={"retro": {"own_continuation": own_continuation}},
         corpus=CorpusConfig(source=f"text:{corpus}/*.txt", heldout=0.2, vocab=320),
-        retrieval=RetrievalConfig(dim=16),
+        retrieval=RetrievalConfig(settings={"tfidf": {"dim": 16}}),
         model=ModelConfig(
-            d=16, layers=2, heads=2, head_size=8, cca_layers=(2,), chunk=16, retrieved=32,
-            encoder_d=16, encoder_layers=1, encoder_heads=2, encoder_head_size=8,
+            decoder=DecoderConfig(d=16, layers=2, heads=2, head_size=8),
+            encoder=EncoderConfig(d=16, layers=1, heads=2, head_size=8),
+            reading=ReadingConfig(cca_layers=(2,), chunk=16, retrieved=32),
         ),
         train=TrainConfig(
             **{"length": 64, "batch": 8, "steps": 6, "warmup": 2, "learning_rate": 1e-2,
-               "own_continuation": 0.5, "models": ("retro", "baseline"), "log_every": 1} | train
+               "log_every": 1} | train
         ),
         evaluate=EvaluateConfig(stride=32, batch=8, generated=4),
         generate=Request(prompt="kara lopo minel ", tokens=40),
@@ -127,21 +145,21 @@ def small(tmp_path_factory) -> Experiment:
 def finished(small, tmp_path_factory) -> Path:
     """A working directory in which every stage of `small` has run. Read it; do not change it."""
     root = tmp_path_factory.mktemp("finished")
-    cli.run(small, root)
+    run_all(WorkDir(root, small))
     return root
 
 
 @pytest.fixture(scope="session")
 def generator(finished, small):
     """Of `finished`, with four rows."""
-    with Generator.open(small, finished, rows=4, length=160) as generator:
+    with Generator.open(WorkDir(finished, small), rows=4, length=160) as generator:
         yield generator
 
 
 @pytest.fixture(scope="session")
 def scorer(small, finished) -> Scorer:
     """Of `finished`, on a mesh of eight devices."""
-    return Scorer.open(small, finished)
+    return Scorer.open(WorkDir(finished, small))
 
 
 @pytest.fixture(scope="session")

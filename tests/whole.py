@@ -5,8 +5,10 @@ import jax
 import numpy as np
 
 from retro_jax.generate.lookup import prompt_ids
+from retro_jax.methods.method import method_of
 from retro_jax.model import functional
-from retro_jax.train import loop, sharding
+from retro_jax.store.workdir import WorkDir
+from retro_jax.train import restore, sharding
 
 M = 16  # tokens of a chunk
 TEXT = (
@@ -23,7 +25,9 @@ class Whole:
         self.tokenizer = generator.tokenizer
         self._mesh = sharding.one_device()
         with jax.set_mesh(self._mesh):
-            self.params = loop.restore_trained(experiment, root, True, self._mesh)
+            self.params = restore.restore_trained(
+                WorkDir(root, experiment), method_of(experiment, "retro"), self._mesh
+            )
 
     def neighbours(self, ids, k: int = 2) -> np.ndarray:
         """[chunks, k, 2 M], of complete chunks; PAD where there is none."""

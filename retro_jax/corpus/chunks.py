@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from retro_jax import columns
-from retro_jax.corpus.sources import BadDocument, Document, blocks, digest
+from retro_jax.corpus.sources import BadDocument, Document, digest
 from retro_jax.corpus.tokenizer import BOS, EOS, PAD, Tokenizer
+from retro_jax.store import columns
 
 _PART = 2**20  # characters
 
@@ -39,6 +39,10 @@ class ChunkTable:
     def chunk(self) -> int:
         """M, tokens of a chunk."""
         return self.tokens.shape[1]
+
+    def texts_of(self, tokenizer: Tokenizer, rows) -> list[str]:
+        """What the tokens of some rows say: live queries are made of the same text (databases/)."""
+        return [tokenizer.decode(row) for row in np.asarray(self.tokens[rows]).tolist()]
 
     def part(self, begin: int, end: int) -> "ChunkTable":
         """Chunks begin .. end - 1 and what continues them, read into memory; ids count from `begin`.
@@ -133,15 +137,15 @@ def layout(tokenizer: Tokenizer, chunk: int) -> dict:
     }
 
 
-def place(tokens: np.ndarray, entries: list[dict], row: int, number: int) -> dict:
-    """The columns of what `encode` gave, where it begins at a row and at a number of a document."""
+def place(tokens: np.ndarray, entries: list[dict]) -> dict:
+    """The columns of what `encode` gave, as if a table began with it."""
     counts = np.array([e["chunks"] for e in entries], np.int64)
-    first = row + np.cumsum(counts) - counts
-    following = np.arange(row + 1, row + 1 + counts.sum())
+    first = np.cumsum(counts) - counts
+    following = np.arange(1, 1 + counts.sum())
     following[np.cumsum(counts) - 1] = -1
     return {
         "tokens": tokens,
-        "document": np.repeat(np.arange(number, number + len(counts)), counts),
+        "document": np.repeat(np.arange(len(counts)), counts),
         "continuation": following,
         "documents": [{"first": int(f)} | e for f, e in zip(first, entries)],
         "ids": np.array([digest(e["id"], 8) for e in entries], "S8"),
@@ -149,35 +153,11 @@ def place(tokens: np.ndarray, entries: list[dict], row: int, number: int) -> dic
     }
 
 
-def build(
-    documents: Callable[[int, int], Iterable[Document]],
-    count: int,
-    tokenizer: Tokenizer,
-    chunk: int,
-    directory: Path,
-    refuse: Callable[[BadDocument], None] = lambda document: None,
-    progress: Callable[[int], None] = lambda done: None,
-) -> int:
-    """Writes the chunk table of `count` documents into a directory, or goes on where a call was killed.
-
-    Args:
-      documents: from two numbers to the documents between them.
-      refuse: see `encode`.
-      progress: called with the number of documents done since the last call.
-
-    Returns:
-      The number of documents left out.
-    """
-    writer = columns.Writer(directory, layout(tokenizer, chunk))
-    state = writer.state = {"read": 0, "short": 0} | writer.state
-    progress(state["read"])
-    for block in blocks(documents(state["read"], count)):
-        tokens, entries = encode(block, tokenizer, chunk, refuse)
-        at = writer.rows("tokens"), writer.rows("documents")
-        writer.append(**place(tokens, entries, *at))
-        state["read"] += len(block)
-        state["short"] += len(block) - len(entries)
-        writer.commit()
-        progress(len(block))
-    writer.close()
-    return state["short"]
+def moved(rows: dict, row: int, number: int) -> dict:
+    """The columns of a part of a table, of which `row` chunks of `number` documents stand before it."""
+    following = np.asarray(rows["continuation"])
+    return rows | {
+        "document": np.asarray(rows["document"]) + number,
+        "continuation": np.where(following < 0, -1, following + row),
+        "documents": [d | {"first": d["first"] + row} for d in rows["documents"]],
+    }

@@ -14,14 +14,23 @@ from typing import NamedTuple
 import numpy as np
 from upath import UPath
 
-from retro_jax import columns, progress
-from retro_jax.config import CorpusConfig
+from retro_jax import progress
 from retro_jax.corpus import sources
-from retro_jax.corpus.dedup import HeldOut
+from retro_jax.corpus.near_duplicates import HeldOut
 from retro_jax.corpus.sources import BadDocument, Document, digest
 from retro_jax.errors import UserError
+from retro_jax.store import columns, files
 
 TRAIN, HELDOUT = "train", "heldout"
+
+
+class Rules(NamedTuple):
+    """What is refused or left out: fields of the config's `corpus`."""
+
+    bad_documents: str
+    heldout: float
+    near_duplicate: float
+    exact_duplicates: str
 
 
 class Source(NamedTuple):
@@ -38,7 +47,7 @@ class Source(NamedTuple):
         return sources.documents(self.text, self.field)
 
 
-def collect(config: CorpusConfig, source: Source, out: Path, others: tuple[Path, ...] = ()) -> dict:
+def collect(rules: Rules, source: Source, out: Path, others: tuple[Path, ...] = ()) -> dict:
     """Reads a source into `out`, or goes on where an earlier call was killed.
 
     Memory holds a block of documents and what `HeldOut` says of held-out text.
@@ -53,7 +62,7 @@ def collect(config: CorpusConfig, source: Source, out: Path, others: tuple[Path,
     Raises:
       UserError: a bad document (if they are refused), two of one id, or an empty split.
     """
-    splits, counts = source.splits, _read(config, source, out)
+    splits, counts = source.splits, _read(rules, source, out)
     documents = columns.Columns(out)
     dropped = {split: np.zeros(0, np.int64) for split in splits}
     result = {"bad_documents_skipped": counts["skipped"]}
@@ -61,19 +70,19 @@ def collect(config: CorpusConfig, source: Source, out: Path, others: tuple[Path,
         if not len(documents[split]):
             raise UserError(
                 f"config field {source.field} = {source.text!r}: no document falls into the {split} split "
-                f"({counts['documents']} documents, corpus.heldout = {config.heldout}); give more "
+                f"({counts['documents']} documents, corpus.heldout = {rules.heldout}); give more "
                 "documents or change corpus.heldout"
             )
-        for row in columns.repeated(documents[f"{split}_ids"]):
+        for row in repeated(documents[f"{split}_ids"]):
             id = documents[split][row]["id"]
             raise UserError(f"{id}: two documents have this id; make ids unique")
     if TRAIN in splits:
-        copies = np.array(sorted(columns.repeated(documents["train_texts"])), np.int64)
+        copies = np.array(sorted(repeated(documents["train_texts"])), np.int64)
         result["exact_duplicates_in_train"] = len(copies)
-        if config.exact_duplicates == "drop":
+        if rules.exact_duplicates == "drop":
             dropped[TRAIN] = copies
     if HELDOUT in splits:
-        dropped[HELDOUT] = _drop_near_duplicates(config, documents, splits, others, out)
+        dropped[HELDOUT] = _drop_near_duplicates(rules, documents, splits, others, out)
         result["near_duplicates_dropped"] = len(dropped[HELDOUT])
     for split, rows in dropped.items():
         np.save(out / f"{split}_dropped.npy", rows)
@@ -125,16 +134,19 @@ def _hashes(document: Document) -> set[bytes]:
     return {digest(document.id, 8), digest(document.text, 16)}
 
 
-def refuse_or_skip(config: CorpusConfig, document: BadDocument):
-    """Raises UserError for a bad document unless the config says to leave such out."""
-    if config.bad_documents == "refuse":
+def refuse_or_skip(bad_documents: str, document: BadDocument):
+    """Raises UserError for a bad document unless such are left out.
+
+    bad_documents: refuse or skip, corpus.bad_documents.
+    """
+    if bad_documents == "refuse":
         raise UserError(
             f"{document.id}: {document.reason}; mend or remove it, or leave such documents out "
             "with --config.corpus.bad_documents=skip"
         )
 
 
-def _read(config: CorpusConfig, source: Source, out: Path) -> dict:
+def _read(rules: Rules, source: Source, out: Path) -> dict:
     layout, splits = {}, source.splits
     for split in splits:
         layout |= {split: columns.LINES, f"{split}_ids": ("S8", ()), f"{split}_texts": ("S16", ())}
@@ -154,7 +166,7 @@ def _read(config: CorpusConfig, source: Source, out: Path) -> dict:
                 if split is None:
                     continue
                 if isinstance(document, BadDocument):
-                    refuse_or_skip(config, document)
+                    refuse_or_skip(rules.bad_documents, document)
                     counts["skipped"] += 1
                 else:
                     good[split].append(document)
@@ -174,7 +186,7 @@ def _read(config: CorpusConfig, source: Source, out: Path) -> dict:
     return counts
 
 
-def _drop_near_duplicates(config: CorpusConfig, documents, splits, others, out: Path) -> np.ndarray:
+def _drop_near_duplicates(rules: Rules, documents, splits, others, out: Path) -> np.ndarray:
     """Rows of held-out documents that nearly repeat a training document; writes which it repeats."""
     heldout = documents[HELDOUT]
     training = [documents[TRAIN]] if TRAIN in splits else []
@@ -184,7 +196,7 @@ def _drop_near_duplicates(config: CorpusConfig, documents, splits, others, out: 
     total, first = sum(map(len, training)), 0
     if compared < total:
         texts = ((row, d["text"]) for row, d in enumerate(heldout))
-        sketches = HeldOut(texts, config.near_duplicate)
+        sketches = HeldOut(texts, rules.near_duplicate)
         with progress.bar("near-duplicates", total) as advance:
             advance(compared)
             for lines in training:
@@ -204,9 +216,25 @@ def _drop_near_duplicates(config: CorpusConfig, documents, splits, others, out: 
     if len(found) == len(heldout):
         raise UserError(
             "every held-out document nearly repeats a training document "
-            f"(corpus.near_duplicate = {config.near_duplicate}), or one that is retrieved; give "
+            f"(corpus.near_duplicate = {rules.near_duplicate}), or one that is retrieved; give "
             "more varied documents"
         )
     names = {heldout[row]["id"]: other for row, other in found.items()}
-    (out / "near_duplicates.json").write_text(json.dumps(names, indent=2, ensure_ascii=False))
+    text = json.dumps(names, indent=2, ensure_ascii=False)
+    files.write(out / "near_duplicates.json", text)
     return np.array(sorted(found), np.int64)
+
+
+def repeated(values: np.ndarray, most: int = 2**24) -> Iterator[int]:
+    """Rows of `values` [N] (bytes or unsigned integers) that equal an earlier row, in no order.
+
+    Hashes: they are taken in parts by their last byte, so that about `most` are sorted at a time.
+    """
+    parts = min(256, -(-len(values) // most))
+    last = np.asarray(values).view(np.uint8).reshape(len(values), -1)[:, -1] if parts else None
+    for part in range(parts):
+        rows = np.flatnonzero(last % parts == part)
+        _, first = np.unique(values[rows], return_index=True)
+        again = np.ones(len(rows), bool)
+        again[first] = False
+        yield from rows[again].tolist()

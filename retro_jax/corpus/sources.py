@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,20 +68,11 @@ def documents(source: str, field: str = "corpus.source") -> Iterator[Document | 
         yield from _mixture(source, field)
         return
     kind, pattern, name = _parse(source, field)
-    if kind == "python":
-        yield from _python_library()
-    elif kind == "tfds":
-        for row, fields in files.tfds_rows(pattern, _named(source, field)):
-            yield _from_fields(fields, name, f"{source}: row {row}", str(row))
-    else:
-        for path, id in files.expand(pattern, _named(source, field)):
-            if kind == "text":
-                yield decode(id, files.read(path))
-            elif kind == "jsonl":
-                yield from _read_jsonl(path, id, name)
-            else:
-                for row, fields in files.parquet_rows(path, name, ("id", *_KEPT)):
-                    yield _from_fields(fields, name, f"{path}: row {row}", f"{id}:{row}")
+    if not kind.reads_files:
+        yield from kind.read(pattern, name, _named(source, field))
+        return
+    for path, id in files.expand(pattern, _named(source, field)):
+        yield from kind.read(path, name, id)
 
 
 def blocks(documents: Iterable[Document | BadDocument]) -> Iterator[list]:
@@ -102,7 +93,7 @@ def check(source: str, field: str):
     file; nothing is read."""
     for _, one in _parts(source, field) if " + " in source else [(1, source)]:
         kind, pattern, _ = _parse(one, field)
-        if kind in ("text", "jsonl", "parquet"):
+        if kind.reads_files:
             files.expand(pattern, _named(one, field))
 
 
@@ -110,20 +101,18 @@ def _named(source: str, field: str) -> str:
     return f"{'' if field.startswith('--') else 'config field '}{field} = {source!r}"
 
 
-def _parse(source: str, field: str) -> tuple[str, str, str]:
+def _parse(source: str, field: str) -> tuple["Kind", str, str]:
     """Kind, pattern and name of the text's field."""
-    kind, colon, rest = source.partition(":")
-    pattern, _, name = rest.partition("#")
-    if kind == "python" and colon and not rest:
-        return kind, "", ""
-    if kind == "text" and rest:
-        return kind, rest, ""
-    if kind in ("jsonl", "parquet", "tfds") and pattern:
-        return kind, pattern, name or "text"
+    name, colon, pattern = source.partition(":")
+    if colon and name in KINDS:
+        kind, text = KINDS[name], ""
+        if "#" in kind.form:
+            pattern, _, text = pattern.partition("#")
+        if bool(pattern) == (not kind.form.endswith(":")):
+            return kind, pattern, text or "text"
     raise UserError(
-        f"{_named(source, field)}: must be python:, text:GLOB, "
-        "jsonl:GLOB#FIELD, parquet:GLOB#COLUMN, tfds:NAME:SPLIT, or a mixture WEIGHT*SOURCE + "
-        "WEIGHT*SOURCE, for example 'text:books/**/*.txt'"
+        f"{_named(source, field)}: must be {', '.join(k.form for k in KINDS.values())}, or a mixture "
+        "WEIGHT*SOURCE + WEIGHT*SOURCE, for example 'text:books/**/*.txt'"
     )
 
 
@@ -183,7 +172,7 @@ def decode(id: str, data: bytes) -> Document | BadDocument:
         return BadDocument(id, f"the document is not UTF-8 (byte {error.start}: {error.reason})")
 
 
-def _python_library() -> Iterator[Document | BadDocument]:
+def _python_library(pattern: str, name: str, where: str) -> Iterator[Document | BadDocument]:
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
         parts = set(path.relative_to(root).parts)
@@ -192,7 +181,21 @@ def _python_library() -> Iterator[Document | BadDocument]:
         yield decode(path.relative_to(root).as_posix(), files.read(str(path)))
 
 
-def _read_jsonl(path: str, file: str, name: str) -> Iterator[Document | BadDocument]:
+def _read_text(path: str, name: str, file: str) -> Iterator[Document | BadDocument]:
+    yield decode(file, files.read(path))
+
+
+def _read_parquet(path: str, name: str, file: str) -> Iterator[Document | BadDocument]:
+    for row, fields in files.parquet_rows(path, name, ("id", *_KEPT)):
+        yield _from_fields(fields, name, f"{path}: row {row}", f"{file}:{row}")
+
+
+def _read_tfds(pattern: str, name: str, where: str) -> Iterator[Document | BadDocument]:
+    for row, fields in files.tfds_rows(pattern, where):
+        yield _from_fields(fields, name, f"tfds:{pattern}: row {row}", str(row))
+
+
+def _read_jsonl(path: str, name: str, file: str) -> Iterator[Document | BadDocument]:
     for number, line in files.lines(path):
         where = f"{path}:{number}"
         if not line.strip():
@@ -223,3 +226,28 @@ def _from_fields(row, name: str, where: str, id: str) -> Document | BadDocument:
     except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair
         return BadDocument(id, f"the document is not UTF-8 (character {error.start})")
     return Document(id, text, {k: row[k] for k in _KEPT if row.get(k) is not None})
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of source.
+
+    Attributes:
+      form: how it is written; with a # the field or column that holds the text may follow.
+      reads_files: whether it is a pattern of files. Then `read` takes the path of one, the text's field, and
+        the name of the file; otherwise the pattern, the text's field, and what to begin messages with.
+      read: yields the documents.
+    """
+
+    form: str
+    reads_files: bool
+    read: Callable[[str, str, str], Iterator[Document | BadDocument]]
+
+
+KINDS = {
+    "python": Kind("python:", False, _python_library),
+    "text": Kind("text:GLOB", True, _read_text),
+    "jsonl": Kind("jsonl:GLOB#FIELD", True, _read_jsonl),
+    "parquet": Kind("parquet:GLOB#COLUMN", True, _read_parquet),
+    "tfds": Kind("tfds:NAME:SPLIT#FEATURE", False, _read_tfds),
+}

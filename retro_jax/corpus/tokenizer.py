@@ -8,7 +8,7 @@ from pathlib import Path
 import sentencepiece
 from upath import UPath
 
-from retro_jax.corpus.pretrained import PretrainedTokenizer
+from retro_jax.corpus.tokenizer_json import PretrainedTokenizer
 from retro_jax.corpus.vocabulary import Vocabulary
 from retro_jax.errors import UserError
 
@@ -123,3 +123,9 @@ def load(path: Path):
                 "pad, bos, eos, unk as ids 0 to 3"
             )
     return made
+
+
+def open_tokenizer(directory: Path):
+    """The tokenizer in a directory: its tokenizer.json, or else its tokenizer.model."""
+    given = directory / "tokenizer.json"
+    return load(given if given.exists() else directory / "tokenizer.model")

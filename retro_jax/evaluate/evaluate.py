@@ -1,81 +1,136 @@
 """The evaluate stage: count leaks, score held-out text, and say what it means.
 
-WORKDIR/evaluate/SPLIT has tokens.parquet, a row a token (likelihood.py), and result.json, which is made
-from it (figures.py).
+An evaluation has tokens.parquet, a row a token (likelihood.py), and result.json, which is made from it
+(figures.py).
 """
 
-import dataclasses
 import functools
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from retro_jax import progress, steps, workdir
+from retro_jax import progress
 from retro_jax.config import Experiment
+from retro_jax.config.fields import binding
 from retro_jax.corpus import sources
+from retro_jax.databases.retriever import open_retriever
 from retro_jax.errors import UserError
-from retro_jax.evaluate import conditions, leaks, likelihood, rows, tasks
+from retro_jax.evaluate import condition, leaks, likelihood, rows
 from retro_jax.evaluate.figures import figures
 from retro_jax.evaluate.text import Text
 from retro_jax.evaluate.verbatim import verbatim
-from retro_jax.prepare import check_prepared
-from retro_jax.train.loop import check_trained
+from retro_jax.methods.method import Method, methods_of
+from retro_jax.pipeline.prepare import check_prepared
+from retro_jax.pipeline.prepared import Prepared
+from retro_jax.pipeline.recipe import shard_splits
+from retro_jax.store import artefact, files, provenance
+from retro_jax.store.workdir import TASKS, WorkDir
+from retro_jax.train.restore import check_trained
 
 _SHOWN = 10  # ids in a message
 
 
-def evaluate(experiment: Experiment, root: Path) -> dict[str, dict]:
-    """Scores every held-out split; the manifests of WORKDIR/evaluate/SPLIT.
+def evaluate(work: WorkDir) -> dict[str, dict]:
+    """Scores every held-out split; the manifests of the evaluations, by split.
+
+    An evaluation that was made with other fields of `evaluate` is made again.
 
     Raises:
-      UserError: an earlier stage is missing, or the shards hold a leak.
+      UserError: an earlier stage is missing, the shards hold a leak, or another process evaluates here.
     """
-    e, root = experiment, Path(root)
-    prepared = check_prepared(e, root)
-    models = e.train.models
-    if "retro" not in models:
-        raise UserError(
-            f"config field train.models: {models}: `retro evaluate` needs retro; for its baseline beside "
-            "it --config.train.models=\"('retro', 'baseline')\""
-        )
-    for name in models:
-        check_trained(e, root, retrieval=name == "retro")
-    conditions.check(e)
-    settings = _settings(e)
-    shards, results = root / "prepare" / "shards", {}
-    once = functools.cache(lambda: _leaks(e, root, "train"))  # the larger part
-    for split in steps.shard_splits(e)[1:]:
-        inputs = [shards / "train", shards / split, *(root / "train" / name for name in models)]
-        out = root / "evaluate" / split
-        if done := workdir.check(out, settings, inputs):
-            progress.say(f"evaluate/{split}: complete")
-        results[split] = done or workdir.build(
-            out, settings, inputs, lambda out, s=split: _evaluate(e, root, s, once, prepared, out)
-        )
+    e = work.experiment
+    prepared, (method, others) = check_prepared(work), compared(work)
+    settings, splits = settings_of(e), shard_splits(e)[1:]
+    inputs = {
+        split: [work.prepared(f"shards/{s}") for s in ("train", split)]
+        + [work.trained(m.trained_as) for m in (method, *others)]
+        for split in splits
+    }
+    results = {s: _done(work.evaluated(s), settings, inputs[s]) for s in splits}
+    if all(results.values()):
+        return results
+    once = functools.cache(lambda: _leaks(work, "train"))  # the larger part
+    with work.lock("evaluate"):
+        for split in (s for s in splits if not results[s]):
+            make = functools.partial(_evaluate, work, split, once, prepared, method, others)
+            results[split] = _again(work.evaluated(split), settings, inputs[split], make)
     return results
 
 
+def compared(work: WorkDir) -> tuple[Method, list[Method]]:
+    """The method that is evaluated under all conditions, the first one that reads; and those that it is
+    compared with, each as it is.
+
+    Raises:
+      UserError: none of the experiment's methods reads, one of them is not trained, or a condition is
+        asked for that there is not.
+    """
+    e = work.experiment
+    methods = methods_of(e)
+    reading = [m for m in methods if m.reads]
+    if not reading:
+        raise UserError(
+            f"config field methods = {e.methods}: `retro evaluate` needs one that reads, retro for example; "
+            "to compare it with the language model, --config.methods=\"('retro', 'language_model')\""
+        )
+    method, others = reading[0], [m for m in methods if m is not reading[0]]
+    for m in (method, *others):
+        check_trained(work, m)
+        m.prepare(work)
+    condition.check(e.evaluate.conditions, method.conditions, method.k, [m.name for m in others])
+    return method, others
+
+
+def settings_of(e: Experiment) -> dict:
+    """{config field: value} of all that an evaluation depends on, beside what is evaluated."""
+    return binding(e.evaluate, "evaluate.") | {"methods": list(e.methods)}
+
+
+def _done(out: Path, settings: dict, inputs: list[Path]) -> dict | None:
+    """The manifest of an evaluation that need not be made again."""
+    name = f"evaluate/{out.name}"
+    try:
+        if done := artefact.check(out, settings, inputs):
+            progress.say(f"{name}: complete")
+            return done
+    except UserError as error:
+        progress.say(f"{name}: made again, for {error}")
+    return None
+
+
+def _again(out: Path, settings: dict, inputs: list[Path], make) -> dict:
+    """Makes an evaluation again; the one before stays until the new one is complete."""
+    before = out.with_name(f".{out.name}.before")
+    shutil.rmtree(before, ignore_errors=True)
+    if out.exists():
+        out.rename(before)
+    try:
+        return artefact.build(out, settings, inputs, make)
+    finally:
+        if before.exists() and not out.exists():
+            before.rename(out)
+        shutil.rmtree(before, ignore_errors=True)
+
+
 def evaluate_text(
-    experiment: Experiment, root: Path, source: str, name: str = "text", databases=("prepared",)
+    work: WorkDir, source: str, name: str = "text", databases: Sequence[str] = ("prepared",)
 ) -> dict:
     """Scores documents of any source (see `sources.documents`) against databases as they are now; the
-    manifest of WORKDIR/evaluate/NAME.
+    manifest of the evaluation NAME.
 
     Raises:
       UserError: an earlier stage is missing, a bad source, or documents that the databases hold.
     """
-    e, root = experiment, Path(root)
-    prepared, out = check_prepared(e, root), root / "evaluate" / name
+    e = work.experiment
+    prepared, out = check_prepared(work), work.evaluated(name)
     if Path(name).name != name or name.startswith("."):
         raise UserError(f"--name={name}: must be a name and no path, for example --name=news")
-    if name in (*steps.shard_splits(e), tasks.DIRECTORY):
+    if name in (*shard_splits(e), TASKS):
         raise UserError(f"--name={name}: is taken; choose another name")
     sources.check(source, "--text")
-    models = e.train.models
-    for model in models:
-        check_trained(e, root, retrieval=model == "retro")
-    retriever = steps.load_retriever(e, root / "prepare")
+    method, others = compared(work)
+    retriever = open_retriever(work)
     retriever.check(databases)
-    conditions.check(e)
 
     def make(partial: Path) -> dict:
         for part in (
@@ -83,7 +138,7 @@ def evaluate_text(
             "embeddings",
         ):  # of a run that was killed; the text may be another now
             shutil.rmtree(partial / part, ignore_errors=True)
-        text = Text.given(e, name, source, retriever, databases, partial)
+        text = Text.given(name, source, retriever, databases, partial)
         if ids := leaks.held(text, retriever, databases):
             shown = ", ".join(ids[:_SHOWN]) + (" and more" if len(ids) > _SHOWN else "")
             raise UserError(
@@ -95,86 +150,88 @@ def evaluate_text(
             "violations": {"heldout_in_database": 0},
             "share_with_fewer_than_k": {name: float((text.ids < 0).any(axis=1).mean())},
         }
-        return _score(e, root, text, prepared, found, partial)
+        return _score(work, text, prepared, method, others, found, partial)
 
-    settings = _settings(e) | {"text": source, "databases": list(databases)}
-    inputs = [root / "prepare" / "index", *(root / "train" / model for model in models)]
-    before = out.with_name(f".{name}.before")  # the text or a database may have changed
-    shutil.rmtree(before, ignore_errors=True)
-    if out.exists():
-        out.rename(before)
-    try:
-        return workdir.build(out, settings, inputs, make)
-    finally:
-        if before.exists() and not out.exists():
-            before.rename(out)
-        shutil.rmtree(before, ignore_errors=True)
+    settings = settings_of(e) | {"text": source, "databases": list(databases)}
+    inputs = [work.prepared("index"), *(work.trained(m.trained_as) for m in (method, *others))]
+    with work.lock("evaluate"):
+        return _again(out, settings, inputs, make)  # the text or a database may have changed
 
 
-def _settings(e: Experiment) -> dict:
-    settings = {f"evaluate.{k}": v for k, v in dataclasses.asdict(e.evaluate).items()}
-    return settings | {"train.models": e.train.models}
-
-
-def _leaks(e: Experiment, root: Path, split: str) -> dict[str, int]:
-    base = root / "prepare"
-    text, database = Text.prepared(e, base, split), steps.table_of(base, steps.database_split(e))
+def _leaks(work: WorkDir, split: str) -> dict[str, int]:
+    text = Text.prepared(work, split)
     with progress.bar(f"looking for leaks in {split}", len(text.records)) as advance:
-        return leaks.violations({split: text}, database, e, advance)
+        database = Prepared(work).database
+        return leaks.violations({split: text}, database, work.experiment, advance)
 
 
-def _evaluate(e: Experiment, root: Path, split: str, in_train, prepared: dict, out: Path) -> dict:
-    mine = _leaks(e, root, split)
+def _evaluate(
+    work: WorkDir,
+    split: str,
+    in_train,
+    prepared: dict,
+    method: Method,
+    others: list[Method],
+    out: Path,
+) -> dict:
+    mine = _leaks(work, split)
     found = {name: n + mine[name] for name, n in in_train().items()}
     if any(found.values()):
         raise UserError(
-            f"the shards of {root / 'prepare'} leak, so no result would mean anything: {found}; look at "
-            "what was prepared, and prepare anew in another --workdir"
+            f"the shards of {work.prepared()} leak, so no result would mean anything: {found}; look at "
+            "what was prepared, and prepare anew in another working directory"
         )
     fewer = {
         s: prepared[f"neighbours/{s}"]["counts"]["share_with_fewer_than_k"]
         for s in ("train", split)
     }
-    text = Text.prepared(e, root / "prepare", split)
     found = {"violations": found, "share_with_fewer_than_k": fewer}
-    return _score(e, root, text, prepared, found, out)
+    text = Text.prepared(work, split)
+    return _score(work, text, prepared, method, others, found, out)
 
 
-def _score(e, root, text: Text, prepared: dict, found: dict, out: Path) -> dict:
+def _score(
+    work: WorkDir, text: Text, prepared: dict, method: Method, others: list[Method], found: dict,
+    out: Path,
+) -> dict:  # fmt: skip
     """Scores a text, and makes the figures; found: what is known of it beside."""
-    base, names = root / "prepare", conditions.names(e, text, prepared["index"]["counts"]["kind"])
-    trained = {m: workdir.read_manifest(root / "train" / m) for m in e.train.models}
+    e, index = work.experiment, prepared["index"]["counts"]
+    asked = e.evaluate.conditions
+    conditions = condition.chosen(asked, method.conditions, text, method.k, index["approximate"])
+    others = [m for m in others if not asked or m.name in asked]
+    trained = {m.name: artefact.read(work.trained(m.trained_as)) for m in (method, *others)}
     facts = found | {
         "name": e.name,
         "split": text.name,
-        "chunk": e.model.chunk,
+        "chunk": e.model.reading.chunk,
         "neighbours": e.retrieval.neighbours,
         "filter_overlap": e.evaluate.filter_overlap,
-        "conditions": {name: conditions.meaning(name) for name in names},
+        "conditions": {x.name: x.meaning for x in (*conditions, *others)},
         "database": {
             "documents": sum(len(t.documents) for t in text.tables),
             "chunks": sum(map(len, text.tables)),
         },
         "databases": text.databases,
-        "index": prepared["index"]["counts"],
+        "index": index,
         "checkpoint": e.evaluate.checkpoint,
         "models": {
             name: {n: m["counts"][n] for n in ("parameters", "steps")} | {"made": m["made"]}
             for name, m in trained.items()
         },
         "documents": [{"id": d["id"], "metadata": d["metadata"]} for d in text.table.documents],
-        "vocabulary": vocabulary(steps.load_tokenizer(base)),
-        "versions": workdir.versions(),
-        "verbatim": verbatim(e, root, text),
+        "vocabulary": vocabulary(Prepared(work).tokenizer),
+        "versions": provenance.versions(),
+        "verbatim": verbatim(work, method, text),
     }
-    likelihood.score(e, root, text, names, facts, out / "tokens.parquet")
-    result = figures(rows.load(out / "tokens.parquet"))
+    file = out / "tokens.parquet"
+    likelihood.score(work, text, method, conditions, others, facts, file)
+    result = figures(rows.load(file))
     expected = {"documents": len(text.table.documents)} | {
         name: sum(d[name] for d in text.table.documents) for name in ("tokens", "bytes")
     }
     if counts := {n: result[n] for n in expected if result[n] != expected[n]}:
         raise RuntimeError(f"scored {counts}, but there are {expected}")
-    workdir.write_json(out / "result.json", result)
+    files.write_json(out / "result.json", result)
     return result
 
 

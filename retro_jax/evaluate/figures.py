@@ -41,6 +41,7 @@ def figures(rows: Rows) -> dict:
         "verbatim": facts["verbatim"],
         "near_copies": copies,
         "violations": facts["violations"],
+        "conditions": facts["conditions"],
         "share_with_fewer_than_k": facts["share_with_fewer_than_k"],
     }
     return out | {"verdict": verdict(out)}
@@ -58,7 +59,7 @@ def verdict(figures: dict) -> dict:
     """Whether retrieval helps, is neutral or hurts, compared with what one would use instead.
 
     word: helps if the whole 95 % interval of the gain over the language model without retrieval (the
-      baseline; where none was scored, the model itself with retrieval off) is above 0, and the content
+      method language_model; where none was scored, the model itself with retrieval off) is above 0, and the content
       of the neighbours is what does it; hurts if the interval is below 0; else neutral, as of fewer than FEW
       documents, of which an interval says little.
     by, effect, filtered: the effect that decides, and the same where little is shared.

@@ -1,15 +1,9 @@
 """A model of EleutherAI's lm-evaluation-harness: its tasks, answered with retrieval in the loop.
 
-    python -m retro_jax.evaluate.harness --config=FILE --workdir=DIR --tasks=NAME,NAME
-        [--include_path=DIR] [--limit=N] [--k=K] [--align] [--rows=N]
-
-Needs `pip install 'retro_jax[lm_eval]'`.
+`retro lm-eval` runs it. Needs `pip install 'retro_jax[lm_eval]'`.
 """
 
-import argparse
-import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,13 +16,14 @@ except ModuleNotFoundError as error:
     why = "the harness is not installed: pip install 'retro_jax[lm_eval]'"
     raise ModuleNotFoundError(why, name="lm_eval") from error
 
-from retro_jax import flags, progress
-from retro_jax.config import Experiment, from_config_dict
+
+from retro_jax import progress
+from retro_jax.config import Request
 from retro_jax.errors import UserError
 from retro_jax.evaluate.scorer import Pair, Scorer
 from retro_jax.generate.generator import Generator
-from retro_jax.generate.request import Request
-from retro_jax.train import sharding
+from retro_jax.methods.method import method_of
+from retro_jax.store.workdir import WorkDir
 
 _TOKENS = 256  # that are generated, where a task does not say
 _RESAMPLES = 1000
@@ -40,8 +35,7 @@ class RetroLM(LM):
     """A working directory that is trained, for `lm_eval.simple_evaluate(model=RetroLM(...))`.
 
     Args:
-      config: an Experiment, what `get_config` of its file returns, or that file's name.
-      workdir: the working directory.
+      workdir: the working directory. method: the name of the method that answers.
       k: neighbours of a chunk, 0 for none; by default as in training.
       align: padding before the context, so that a chunk ends where it does.
       rows: texts of a batch; by default `evaluate.batch`.
@@ -52,19 +46,17 @@ class RetroLM(LM):
     """
 
     def __init__(
-        self, config, workdir: Path | str, k: int | None = None, align: bool = False,
+        self, workdir: Path | str, method: str = "retro", k: int | None = None, align: bool = False,
         rows: int | None = None, batch_size=None, max_batch_size=None, device=None,
     ):  # fmt: skip
         super().__init__()
         # The harness's bootstrap would fork this process, whose threads may hold a lock just then.
         os.environ.setdefault("DISABLE_MULTIPROC", "1")
-        if isinstance(config, str):
-            config = flags.parse("evaluate", [f"--config={config}"])[0]
-        e = config if isinstance(config, Experiment) else from_config_dict(config)
-        self._experiment, self._root = e, Path(workdir)
-        self._k, self._align = e.retrieval.neighbours if k is None else k, align
+        self._work = workdir if isinstance(workdir, WorkDir) else WorkDir(workdir)
+        e, self._method = self._work.experiment, method
+        self._k, self._align = method_of(e, method).k if k is None else k, align
         self._rows = e.evaluate.batch if rows is None else rows
-        self.scorer = Scorer.open(e, workdir, rows=self._rows, align=align)
+        self.scorer = Scorer.open(self._work, method, rows=self._rows, align=align)
 
     def loglikelihood(self, requests) -> list[tuple[float, bool]]:
         """log p of each continuation given its context, nats, and whether it is the most probable one."""
@@ -86,7 +78,7 @@ class RetroLM(LM):
         length = max((r.room(1 + len(encode(r.prompt)), model) for r in made), default=1)
         sizes = {"rows": self._rows, "length": length, "k": self._k}
         with (
-            Generator.open(self._experiment, self._root, **sizes) as generator,
+            Generator.open(self._work, self._method, **sizes) as generator,
             progress.bar("generating tokens", None) as advance,
         ):
             done = generator.generate_all(made, advance)
@@ -123,49 +115,23 @@ class RetroLM(LM):
         return context
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs tasks and prints their table; returns the exit status, 2 for bad input."""
+def run(
+    model: RetroLM, tasks: Sequence[str], include_path: str | None = None, limit: int | None = None
+) -> dict:
+    """The harness's results of tasks.
+
+    include_path: a folder of more tasks. limit: items of each task.
+
+    Raises:
+      UserError: there is no task of this name.
+    """
     import lm_eval
     from lm_eval.tasks import TaskManager
-    from lm_eval.utils import make_table
 
-    parser = argparse.ArgumentParser(
-        prog="python -m retro_jax.evaluate.harness", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    manager = TaskManager(include_path=include_path)
+    if missing := [name for name in tasks if name not in manager.all_tasks]:
+        raise UserError(f"--tasks: no task {', '.join(missing)}; is --include-path right?")
+    return lm_eval.simple_evaluate(
+        model=model, tasks=list(tasks), task_manager=manager, limit=limit,
+        bootstrap_iters=_RESAMPLES, log_samples=False,
     )  # fmt: skip
-    parser.add_argument("--tasks", required=True, help="names of tasks")
-    parser.add_argument("--include_path", help="a folder of more tasks")
-    parser.add_argument("--limit", type=int, help="items of each task")
-    parser.add_argument("--k", type=int, help="neighbours of a chunk, 0 for none")
-    parser.add_argument("--align", action="store_true", help="a chunk ends where the context does")
-    parser.add_argument("--rows", type=int, help="texts of a batch")
-    parser.add_argument("--output", type=Path, help="a file for the results, as JSON")
-    own, others = parser.parse_known_args(argv)
-    try:
-        experiment, root, _ = flags.parse("evaluate", others)
-        sharding.set_up_cpu(experiment.mesh.cpu_devices)
-        model = RetroLM(experiment, root, own.k, own.align, own.rows)
-        manager = TaskManager(include_path=own.include_path)
-        names = own.tasks.split(",")
-        if missing := [name for name in names if name not in manager.all_tasks]:
-            raise UserError(f"--tasks: no task {', '.join(missing)}; is --include_path right?")
-        found = lm_eval.simple_evaluate(
-            model=model,
-            tasks=names,
-            task_manager=manager,
-            limit=own.limit,
-            bootstrap_iters=_RESAMPLES,
-            log_samples=False,
-        )
-    except UserError as error:
-        print(f"harness: {error}", file=sys.stderr)
-        return 2
-    print(make_table(found))
-    if own.output:
-        text = json.dumps(found["results"], indent=2, default=str, ensure_ascii=False)
-        own.output.write_text(text + "\n", encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

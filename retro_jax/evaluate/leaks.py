@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from retro_jax import sequences
 from retro_jax.config import Experiment
 from retro_jax.corpus.chunks import ChunkTable
+from retro_jax.databases.retriever import Retriever
 from retro_jax.evaluate.text import Text
-from retro_jax.retrieval.retriever import Retriever
+from retro_jax.retrieval import forbidden
 
 
 def violations(
@@ -29,10 +29,10 @@ def violations(
     Args:
       texts: of each split; all but `train` are held out.
     """
-    number, document = sequences.copies(database), np.asarray(database.document)
+    number, document = forbidden.copies(database), np.asarray(database.document)
     same = wrong = shared = query = 0
     for split, text in texts.items():
-        own = sequences.own_documents(text.table, database, number)
+        own = forbidden.own_documents(text.table, database, number)
         if split != "train":  # unrelated corpora may use the same ids, a split may not
             known = own if split == "heldout" else own[:, :1]
             shared += int((known >= 0).any(axis=1).sum())

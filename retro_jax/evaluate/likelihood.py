@@ -5,7 +5,7 @@ needs no model. See `schema` for its columns.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -13,15 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retro_jax import progress, steps
+from retro_jax import progress
 from retro_jax.config import Experiment
 from retro_jax.corpus.tokenizer import PAD
 from retro_jax.evaluate import overlap
-from retro_jax.evaluate.conditions import Conditions
+from retro_jax.evaluate.condition import Condition
 from retro_jax.evaluate.text import Text
-from retro_jax.model import functional
+from retro_jax.methods.method import Method
+from retro_jax.pipeline.prepared import Prepared
+from retro_jax.store.workdir import WorkDir
 from retro_jax.train import sharding
-from retro_jax.train.loop import restore_trained
+from retro_jax.train.restore import restore_trained
 
 CONTEXT = 32  # tokens before a chunk with which a run that it shares may begin
 
@@ -58,30 +60,52 @@ def schema(conditions, k: int, layers: int, facts: dict) -> pa.Schema:
     )  # fmt: skip
 
 
-def score(e: Experiment, root: Path, text: Text, conditions: list[str], facts: dict, file: Path):
-    """Writes the rows of every token of every document of a text; each is scored once."""
-    base, mesh = Path(root) / "prepare", sharding.make_mesh(e.mesh)
-    tokenizer = steps.load_tokenizer(base)
+def score(
+    work: WorkDir,
+    text: Text,
+    method: Method,
+    conditions: Sequence[Condition],
+    others: Sequence[Method],
+    facts: dict,
+    file: Path,
+):
+    """Writes the rows of every token of every document of a text; each is scored once.
+
+    Args:
+      method: what is scored under the conditions. others: methods that it is compared with, each a condition
+        of its own name; those that read have their real neighbours.
+    """
+    e, mesh, tokenizer = (
+        work.experiment,
+        sharding.make_mesh(work.experiment.mesh),
+        Prepared(work).tokenizer,
+    )
     sharding.check_divides(mesh, e.model, tokenizer.vocab, evaluate_batch=e.evaluate.batch)
-    made = Conditions(e, base, conditions, text)
-    layers = len(e.model.cca_layers)
-    out = schema(conditions, e.retrieval.neighbours, layers, facts)
-    with jax.set_mesh(mesh), pq.ParquetWriter(file, out, compression="zstd") as writer:
-        models = {"retro": restore_trained(e, root, True, mesh)}
-        if "baseline" in conditions:
-            models["baseline"] = restore_trained(e, root, False, mesh)
-        logprobs = jax.jit(lambda p, x, n: functional.token_logprobs(e.model, p, x, n))
-        statistics = jax.jit(lambda p, x, n: functional.statistics(e.model, p, x, n))
-        put = lambda x: sharding.shard_batch(mesh, {"x": x.astype(np.int32)})["x"]  # noqa: E731
+    layers = len(e.model.reading.cca_layers)
+    names = [x.name for x in (*conditions, *others)]
+    out = schema(names, e.retrieval.neighbours, layers, facts)
+
+    def put(x):
+        return sharding.shard_batch(mesh, {"x": x.astype(np.int32)})["x"]
+
+    options = {"compression": "zstd", "write_page_checksum": True}
+    with jax.set_mesh(mesh), pq.ParquetWriter(file, out, **options) as writer:
+        params = {m.name: restore_trained(work, m, mesh) for m in (method, *others)}
+        logprobs = {m.name: jax.jit(m.logprobs) for m in (method, *others)}
+        statistics = jax.jit(method.statistics)
         with progress.bar(f"scoring {text.name} windows", len(text.records)) as advance:
             for batch, rows, count in _batches(e, text):
                 x, found = put(batch["tokens"]), {}
-                for name in conditions:
-                    near = made.neighbours(name, rows, batch["neighbours"])
+                for condition in conditions:
+                    near = condition.neighbours(rows, batch["neighbours"])
                     near = None if near is None else put(near)
-                    model = models["baseline" if name == "baseline" else "retro"]
-                    found[f"logp_{name}"] = np.asarray(logprobs(model, x, near))
-                seen = statistics(models["retro"], x, put(batch["neighbours"]))
+                    logp = logprobs[method.name](params[method.name], x, near)
+                    found[f"logp_{condition.name}"] = np.asarray(logp)
+                for other in others:
+                    near = put(batch["neighbours"]) if other.reads else None
+                    logp = logprobs[other.name](params[other.name], x, near)
+                    found[f"logp_{other.name}"] = np.asarray(logp)
+                seen = statistics(params[method.name], x, put(batch["neighbours"]))
                 seen = {name: np.asarray(v) for name, v in seen.items()}
                 writer.write_table(
                     _table(text, batch, rows, found, seen, tokenizer.byte_counts, out)

@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 
 from retro_jax.errors import UserError
 
+_ANEW = "delete the folder that it is in, and run `retro evaluate`"
+
 
 @dataclass
 class Rows:
@@ -54,14 +56,17 @@ def load(file: Path) -> Rows:
       UserError: the file is missing or none of ours.
     """
     try:
-        table = pq.ParquetFile(file)
+        table = pq.ParquetFile(file, page_checksum_verification=True)
         facts = json.loads(table.schema_arrow.metadata[b"retro_jax"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{file}: no rows of an evaluation ({error}); run `retro evaluate`"
         ) from error
     names = [f.name for f in table.schema_arrow if f.name not in ("read", "sources")]
-    data, nats, others = table.read(names), {}, {}
+    try:
+        data, nats, others = table.read(names), {}, {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: is damaged ({error}); {_ANEW}") from error
     for name in names:
         column = data[name].combine_chunks()
         kind = column.type
@@ -80,7 +85,9 @@ def texts(file: Path, begins: set[int]) -> dict[int, tuple[np.ndarray, list[str]
     """What chunks read whose first rows are `begins`: the tokens of the neighbours [K, R], and where each is
     from."""
     found, row = {}, 0
-    for batch in pq.ParquetFile(file).iter_batches(columns=["read", "sources"]):
+    for batch in pq.ParquetFile(file, page_checksum_verification=True).iter_batches(
+        columns=["read", "sources"]
+    ):
         tokens, sources = batch.columns
         for at in sorted(b - row for b in begins if row <= b < row + len(tokens)):
             names = sources[at].as_py()

@@ -6,6 +6,7 @@ The chunk grid starts at BOS. Every complete chunk is looked up, and what it ret
 token on, as in generation: nothing is ever retrieved with a token that is yet to be predicted.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,15 +15,18 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from retro_jax import progress, steps
-from retro_jax.config import Experiment, ModelConfig, from_config_dict
+from retro_jax import progress
 from retro_jax.corpus.tokenizer import BOS, PAD
+from retro_jax.databases.retriever import open_retriever
 from retro_jax.errors import UserError
+from retro_jax.generate.lookup import window as tail
 from retro_jax.generate.sample import silent_of
-from retro_jax.model import functional
-from retro_jax.prepare import check_prepared
+from retro_jax.methods.method import Method, method_of
+from retro_jax.pipeline.prepare import check_prepared
+from retro_jax.pipeline.prepared import Prepared
+from retro_jax.store.workdir import WorkDir
 from retro_jax.train import sharding
-from retro_jax.train.loop import restore_trained
+from retro_jax.train.restore import restore_trained
 
 _BLOCK = 256  # chunks that are looked up at a time
 
@@ -61,11 +65,11 @@ class Window(NamedTuple):
 
 
 class Scorer:
-    """A trained RETRO and its database, as a judge of texts.
+    """A trained method and its database, as a judge of texts.
 
     Args:
-      model, params, tokenizer: the network; params lie on `mesh`.
-      retriever: see `retrieval.retriever.Retriever`.
+      method, params, tokenizer: the network; params lie on `mesh`.
+      retriever: see `databases.retriever.Retriever`.
       rows: windows of a batch. length: tokens of a window at most, a multiple of M.
       context: tokens that come before the first one scored in every window but a text's first, if what is
         scored needs several; below `length`.
@@ -74,46 +78,52 @@ class Scorer:
     """
 
     def __init__(
-        self, model: ModelConfig, params: dict, tokenizer, retriever, mesh, rows: int = 16,
+        self, method: Method, params: dict, tokenizer, retriever, mesh, rows: int = 16,
         length: int = 1024, context: int = 512, align: bool = False, databases=("prepared",),
     ):  # fmt: skip
-        if length % model.chunk or not 0 < context < length:
+        model = method.model
+        if length % model.reading.chunk or not 0 < context < length:
             raise UserError(
                 f"length = {length}, context = {context}: length must be a multiple of a chunk's "
-                f"{model.chunk} tokens, and context between 1 and length - 1"
+                f"{model.reading.chunk} tokens, and context between 1 and length - 1"
             )
         if rows < 1:
             raise UserError(f"rows = {rows}: must be at least 1")
         retriever.check(databases)
-        self.model, self.tokenizer, self.retriever = model, tokenizer, retriever
+        self.method, self.model = method, model
+        self.tokenizer, self.retriever = tokenizer, retriever
         self.length, self.rows, self.align, self.databases = length, rows, align, databases
         self._params, self._mesh, self._context = params, mesh, context
         self._bytes = tokenizer.byte_counts
-        never = np.flatnonzero(silent_of(tokenizer.byte_counts))
-        self._scores = jax.jit(lambda p, x, n: functional.token_scores(model, p, x, n, never))
+        never = tuple(np.flatnonzero(silent_of(tokenizer.byte_counts)).tolist())
+        self._scores = jax.jit(functools.partial(method.scores, never=never))
 
     @classmethod
-    def open(cls, config, workdir: Path | str, rows: int | None = None, **sizes) -> "Scorer":
+    def open(
+        cls, work: WorkDir | Path | str, method: str = "retro", rows: int | None = None, **sizes
+    ) -> "Scorer":
         """The scorer of a working directory that is trained: windows of `train.length`, `evaluate.stride`
         apart, as in `retro evaluate`.
 
-        config: an Experiment, or what `get_config` of its file returns. rows: `evaluate.batch` without it.
+        Args:
+          work: the directory. method: a name of METHODS. rows: `evaluate.batch` without it.
 
         Raises:
           UserError: something is missing, or was made with another config.
         """
-        e = config if isinstance(config, Experiment) else from_config_dict(config)
-        root, mesh = Path(workdir), sharding.make_mesh(e.mesh)
-        check_prepared(e, root)
-        tokenizer = steps.load_tokenizer(root / "prepare")
+        work = work if isinstance(work, WorkDir) else WorkDir(work)
+        e, mesh = work.experiment, sharding.make_mesh(work.experiment.mesh)
+        check_prepared(work, only_live=True)
+        of, tokenizer = method_of(e, method), Prepared(work).tokenizer
         rows = e.evaluate.batch if rows is None else rows
         sharding.check_divides(mesh, e.model, tokenizer.vocab, rows=rows)
-        retriever = steps.load_retriever(e, root / "prepare")
+        retriever = open_retriever(work)
         with jax.set_mesh(mesh):
-            params = restore_trained(e, root, True, mesh)
+            params = restore_trained(work, of, mesh)
+        of.prepare(work)
         length = e.train.length
         given = {"length": length, "context": length - e.evaluate.stride} | sizes
-        return cls(e.model, params, tokenizer, retriever, mesh, rows, **given)
+        return cls(of, params, tokenizer, retriever, mesh, rows, **given)
 
     def score(self, pairs: Sequence[Pair | tuple[str, str]], k: int | None = None) -> list[Score]:
         """The score of each continuation; k: neighbours of a chunk, 0 for none, by default as in training.
@@ -124,14 +134,16 @@ class Scorer:
         Raises:
           UserError: a negative k.
         """
-        k = self.retriever.k if k is None else k
+        k = self.method.k if k is None else k
+        if k and not self.method.reads:
+            raise UserError(f"k = {k}: {self.method.name} reads nothing; leave it out")
         if k < 0:
             raise UserError(f"k = {k}: must be a number of neighbours, or 0 for none")
         windows, scores = [], []
         for number, pair in enumerate(pairs):
             ids, first, merged = split(self.tokenizer, self._bytes, *pair)
             scores.append(Score(tokens=len(ids) - first, merged=merged))
-            padding = -first % self.model.chunk if self.align and first > 1 else 0
+            padding = -first % self.model.reading.chunk if self.align and first > 1 else 0
             tokens = np.array([PAD] * padding + ids, np.int32)
             for begin, scored, end in self._cuts(len(tokens), padding + first):
                 windows.append(Window(number, tokens[begin:end], scored - begin))
@@ -155,7 +167,7 @@ class Scorer:
 
     def _cuts(self, size: int, first: int) -> Iterator[tuple[int, int, int]]:
         """(begin, first scored, end) of the windows of a text of `size` tokens."""
-        m, length, context = self.model.chunk, self.length, self._context
+        m, length, context = self.model.reading.chunk, self.length, self._context
         begin = max(0, -(-(size - length) // m) * m)
         if begin > max(0, first - context):  # one window is not enough
             begin = max(0, first - context) // m * m
@@ -165,12 +177,16 @@ class Scorer:
             first, begin = end, (end - context) // m * m
 
     def _look_up(self, windows: list[Window], k: int) -> "_Near":
-        """What the chunks of windows retrieve, each different chunk once."""
-        m, cut, rows, count = self.model.chunk, [], [], 0
+        """What windows retrieve, each different look-up once."""
+        asks, cut, rows, count = self.method.look_ups, [], [], 0
         for window in windows:
-            whole = (len(window.tokens) - 1) // m  # what the last token retrieves nobody reads
-            cut.append(window.tokens[: whole * m].reshape(whole, m))
-        chunks = np.concatenate(cut) if cut else np.zeros((0, m), np.int32)
+            whole = (
+                len(window.tokens) - 1
+            ) // asks.every  # what the last token retrieves nobody reads
+            ends = range(asks.every, whole * asks.every + 1, asks.every)
+            before = [tail(window.tokens, end, asks.width) for end in ends]
+            cut.append(np.array(before, np.int32).reshape(whole, asks.width))
+        chunks = np.concatenate(cut) if cut else np.zeros((0, asks.width), np.int32)
         different, of = np.unique(chunks, axis=0, return_inverse=True)
         of = of.reshape(-1)
         for c in cut:
@@ -188,7 +204,7 @@ class Scorer:
 
     def _batches(self, windows: list[Window], near: "_Near | None") -> Iterator[tuple]:
         """Windows of like lengths [rows], and log p and whether it is the best of each token [rows, L]."""
-        m, sizes = self.model.chunk, [self._padded(len(w.tokens)) for w in windows]
+        sizes = [self._padded(len(w.tokens)) for w in windows]
         order = sorted(range(len(windows)), key=lambda i: (sizes[i], len(windows[i].tokens)))
         while order:
             size = sizes[order[0]]
@@ -199,17 +215,21 @@ class Scorer:
                 tokens[row, : len(windows[i].tokens)] = windows[i].tokens
             read = None
             if near:
-                ids = np.full((self.rows, size // m, near.ids.shape[1]), -1, np.int64)
+                ids = np.full(
+                    (self.rows, self.method.look_ups.count(size), near.ids.shape[1]), -1, np.int64
+                )
                 for row, i in enumerate(batch):
                     ids[row, : len(near.rows[i])] = near.ids[near.rows[i]]
                 read = self.retriever.values(ids).astype(np.int32)
-            put = lambda x: sharding.shard_batch(self._mesh, {"x": x})["x"]  # noqa: E731
-            out = self._scores(self._params, put(tokens), None if read is None else put(read))
+            given = sharding.shard_batch(
+                self._mesh, {"x": tokens} | ({} if read is None else {"n": read})
+            )
+            out = self._scores(self._params, given["x"], given.get("n"))
             yield [windows[i] for i in batch], *(np.asarray(x) for x in out)
 
     def _padded(self, size: int) -> int:
         """M, 2 M, 4 M .. `length`: so that there are few shapes."""
-        padded = self.model.chunk
+        padded = self.model.reading.chunk
         while padded < size:
             padded *= 2
         return min(padded, self.length)

@@ -10,7 +10,7 @@ EFFECTS = {
     "content": ("random", "on"),
     "presence": ("off", "random"),
     "on_against_off": ("off", "on"),
-    "system": ("baseline", "on"),
+    "system": ("language_model", "on"),
     "own_neighbours": ("permuted", "on"),
     "sequence": ("shuffled", "on"),
     "continuation": ("n_only", "on"),

@@ -1,7 +1,7 @@
 """`retro evaluate --task=KIND:FILE`: last words, multiple choice and open questions, with and without
 retrieval.
 
-WORKDIR/evaluate/tasks/NAME.json has the figures, and of every item its result and what was read for it.
+The working directory's evaluate/tasks/NAME.json has the figures, and of every item its result and what was read for it.
 """
 
 from collections.abc import Sequence
@@ -9,20 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 
-from retro_jax import progress, steps, summary, workdir
-from retro_jax.config import Experiment
+from retro_jax import progress
+from retro_jax.config import Request
 from retro_jax.errors import UserError
 from retro_jax.evaluate import items, metrics
 from retro_jax.evaluate.items import Item
 from retro_jax.evaluate.scorer import Pair, Score, Scorer
 from retro_jax.generate.generator import Generator
-from retro_jax.generate.request import Request
-from retro_jax.prepare import check_prepared
-from retro_jax.train.loop import check_trained
+from retro_jax.methods.method import Method, method_of
+from retro_jax.pipeline.prepare import check_prepared
+from retro_jax.pipeline.prepared import Prepared
+from retro_jax.store import files, provenance
+from retro_jax.store.workdir import WorkDir
+from retro_jax.train.restore import check_trained
 
-DIRECTORY = "tasks"
 RUN = 13  # tokens that an item shares with what was read for it: then it was seen
 METRICS = {
     "lambada": {
@@ -49,22 +52,23 @@ class Answer:
 
 
 def run(
-    experiment: Experiment, root: Path, task: str, limit: int | None = None, k: int | None = None,
-    align: bool = False, name: str | None = None, databases: Sequence[str] = ("prepared",),
+    work: WorkDir, task: str, limit: int | None = None, k: int | None = None, align: bool = False,
+    name: str | None = None, databases: Sequence[str] = ("prepared",), method: str = "retro",
 ) -> dict:  # fmt: skip
-    """Scores a task with retrieval and without; writes WORKDIR/evaluate/tasks/NAME.json and returns what is
-    in it.
+    """Scores a task with retrieval and without; writes the working directory's evaluate/tasks/NAME.json and
+    returns what is in it.
 
     Args:
       task: KIND:FILE, see `items`. limit: items, from the first one on.
       k: neighbours of a chunk; by default as in training, 0 to run without retrieval only.
       align: padding before the context, so that a chunk ends where it does; qa always has it.
       name: by default the file's name without its endings. databases: what is searched.
+      method: the name of the method that answers.
 
     Raises:
       UserError: an earlier stage is missing, or bad input; nothing is written.
     """
-    e, root = experiment, Path(root)
+    e = work.experiment
     kind, file = items.parse(task)
     name = Path(file).name.partition(".")[0] if name is None else name
     for flag, value, ok, must in (
@@ -74,21 +78,21 @@ def run(
     ):
         if not ok:
             raise UserError(f"--{flag}={value}: {must}")
-    if DIRECTORY in steps.shard_splits(e):
-        raise UserError(
-            f"config field corpus.heldout_sources: {DIRECTORY!r} is where results of tasks go; rename it"
-        )
     found = items.read(kind, file, limit)
-    check_prepared(e, root)
-    check_trained(e, root, retrieval=True)
-    k = e.retrieval.neighbours if k is None else k
+    check_prepared(work, only_live=True)
+    of = method_of(e, method)
+    check_trained(work, of)
+    if k and not of.reads:
+        raise UserError(f"--k={k}: {method} reads nothing; leave it out")
+    k = of.k if k is None else k
     conditions = {"on": k, "off": 0} if k else {"off": 0}
-    answers = _ask(e, root, found, conditions, databases) if kind == "qa" else None
+    answers = _ask(work, of, found, conditions, databases) if kind == "qa" else None
     if not answers:
-        scorer = Scorer.open(e, root, align=align, databases=databases)
+        scorer = Scorer.open(work, method, align=align, databases=databases)
         answers = {c: judge(kind, scorer, found, n) for c, n in conditions.items()}
     result = {
         "task": kind,
+        "method": method,
         "file": file,
         "items": len(found),
         "k": k,
@@ -96,12 +100,12 @@ def run(
         "databases": list(databases),
         "checkpoint": e.evaluate.checkpoint,
         **figures(kind, answers),
-        "versions": workdir.versions(),
+        "versions": provenance.versions(),
         "results": [_record(item, answers, i) for i, item in enumerate(found)],
     }
-    out = root / "evaluate" / DIRECTORY / f"{name}.json"
+    out = work.task(name)
     out.parent.mkdir(parents=True, exist_ok=True)
-    workdir.write_json(out, result)
+    files.write_json(out, result)
     show(result, out)
     return result
 
@@ -152,7 +156,7 @@ def _short(source: dict) -> dict:
     return {name: source[name] for name in ("database", "document", "chunk")}
 
 
-def _ask(e: Experiment, root: Path, found, conditions, databases) -> dict[str, list[Answer]]:
+def _ask(work: WorkDir, method: Method, found, conditions, databases) -> dict[str, list[Answer]]:
     """The answers to questions under each condition, as the model writes them, to the end of the line."""
     requests = {
         c: [
@@ -161,10 +165,10 @@ def _ask(e: Experiment, root: Path, found, conditions, databases) -> dict[str, l
         ]
         for c, k in conditions.items()
     }
-    tokenizer, first = steps.load_tokenizer(root / "prepare"), next(iter(requests.values()))
-    length = max(r.room(1 + len(tokenizer.encode(r.prompt)), e.model) for r in first)
+    tokenizer, first = Prepared(work).tokenizer, next(iter(requests.values()))
+    length = max(r.room(1 + len(tokenizer.encode(r.prompt)), method.model) for r in first)
     sizes = {"rows": _ROWS, "length": length, "k": max(conditions.values())}
-    with Generator.open(e, root, **sizes) as generator:
+    with Generator.open(work, method.name, **sizes) as generator:
         return {c: answer(generator, found, requests[c], c) for c in conditions}
 
 
@@ -240,7 +244,7 @@ def _record(item: Item, answers: dict[str, list[Answer]], i: int) -> dict:
 
 def show(result: dict, file: Path):
     """The figures as a table."""
-    seen, count = result["seen"], result["items"]
+    seen, count, out = result["seen"], result["items"], Console(highlight=False)
     table = Table(title=f"{result['task']}, {count} items: {result['file']}", title_justify="left")
     names = {"on": f"on, k = {result['k']}", "off": "off", "difference": "on - off"}
     columns = list(next(iter(result["all"].values())))
@@ -251,7 +255,7 @@ def show(result: dict, file: Path):
         for metric, values in (result[of] or {}).items():
             cells = [_cell(values[c], "+" if c == "difference" else "") for c in columns]
             table.add_row(f"{metric}\n{label}", *cells)
-    summary.out.print(table)
+    out.print(table)
     what = "the answer" if result["task"] == "qa" else f"{RUN} tokens or more in a row"
     for line in (
         f"seen: {seen} of {count} items have {what} in what was read for them",
@@ -259,7 +263,7 @@ def show(result: dict, file: Path):
         *(f"{n} answers are empty, retrieval {c}" for c, n in result.get("empty", {}).items()),
         f"[ ]: 95 % interval, bootstrap over items; written to {file}",
     ):
-        summary.out.print(line, markup=False, soft_wrap=True)
+        out.print(line, markup=False, soft_wrap=True)
 
 
 def _cell(x: dict, sign: str) -> str:

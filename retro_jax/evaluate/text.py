@@ -1,18 +1,25 @@
 """What is evaluated: a held-out split that is prepared, or any other text against any database."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from retro_jax import columns, progress, sequences, steps
+from retro_jax import progress
 from retro_jax.config import Experiment
 from retro_jax.corpus import sources
 from retro_jax.corpus.chunks import ChunkTable
-from retro_jax.records import Records
-from retro_jax.retrieval import segment
-from retro_jax.retrieval.retriever import Retriever
+from retro_jax.databases import segment
+from retro_jax.databases.database import PREPARED, Databases
+from retro_jax.databases.part import Part
+from retro_jax.databases.retriever import Retriever
+from retro_jax.pipeline import sequences
+from retro_jax.pipeline.prepared import Prepared
+from retro_jax.store import columns
+from retro_jax.store.records import Records
+from retro_jax.store.workdir import WorkDir
 
 _BLOCK = 256  # chunks that are looked up at a time
 
@@ -38,6 +45,7 @@ class Text:
     to the tokens [..., R] of what they name. source: from an id to where it is from: document and chunk.
     databases: what is searched; tables: of which chunks they are; as_prepared: whether that is what was
     prepared, and no more or less. draw: from random numbers and n to the ids of n chunks of them.
+    prepared_part: opens what was prepared, for searching anew.
     """
 
     name: str
@@ -52,29 +60,27 @@ class Text:
     tables: list[ChunkTable]
     as_prepared: bool
     draw: Callable[[np.random.Generator, int], np.ndarray]
+    prepared_part: Callable[[], Part]
 
     @classmethod
-    def prepared(cls, e: Experiment, base: Path, split: str) -> "Text":
-        """A split of WORKDIR/prepare, with the neighbours of its shards."""
-        near = columns.Columns(base / "neighbours" / split)
-        table, vectors = steps.table_of(base, split), steps.vectors_of(base, split)
-        records = Records(base / "shards" / split)
-        database = steps.table_of(base, steps.database_split(e))
+    def prepared(cls, work: WorkDir, split: str) -> "Text":
+        """A split that is prepared, with the neighbours of its shards."""
+        of = Prepared(work)
+        database = of.database
 
         def source(id: int) -> dict:
             document = database.documents[int(database.document[id])]
             return {"document": document["id"], "chunk": id - document["first"]}
 
-        near = near["ids"], near["distances"]
         return cls(
-            split, table, *near, vectors, records, database.values, source, ("prepared",), [database],
-            True, lambda rng, n: rng.integers(0, len(database), n),
+            split, of.table(split), *of.neighbours(split), of.vectors(split), of.records(split),
+            database.values, source, (PREPARED,), [database], True,
+            lambda rng, n: rng.integers(0, len(database), n), _part_of(Databases(of)),
         )  # fmt: skip
 
     @classmethod
     def given(
         cls,
-        e: Experiment,
         name: str,
         source: str,
         retriever: Retriever,
@@ -87,7 +93,7 @@ class Text:
           UserError: the source has no document, or a bad one where the config refuses such.
         """
         known = retriever.databases
-        made = segment.Builder(e, out, known.embedder, known.tokenizer)
+        made = segment.Builder(known.prepared, out)
         with progress.bar("reading documents", None) as advance:
             made.add(sources.documents(source, "--text"), advance)
         made.close()
@@ -106,11 +112,19 @@ class Text:
         text = cls(
             name, table, ids, distances, vectors, None, retriever.values, retriever.source_of,
             tuple(databases), tables, retriever.as_prepared(databases),
-            lambda rng, n: retriever.draw(rng, n, databases),
+            lambda rng, n: retriever.draw(rng, n, databases), _part_of(known),
         )  # fmt: skip
-        text.records = Windows(table, list(text.cuts(e)), text.values, (ids, distances))
+        cuts = list(text.cuts(known.prepared.experiment))
+        text.records = Windows(table, cuts, text.values, (ids, distances))
         return text
 
     def cuts(self, e: Experiment) -> Iterator[tuple]:
         """What its records are cut from; see `sequences.cuts`."""
-        return sequences.cuts(self.table, self.name, e.chunks, e.evaluate.stride // e.model.chunk)
+        return sequences.cuts(
+            self.table, self.name, e.chunks, e.evaluate.stride // e.model.reading.chunk
+        )
+
+
+def _part_of(databases: Databases) -> Callable[[], Part]:
+    """Opens the prepared database, once."""
+    return functools.cache(lambda: databases.open(PREPARED, 0))

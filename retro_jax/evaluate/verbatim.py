@@ -1,17 +1,18 @@
 """How much of what a model generates stands word for word in what it was shown, and in its database."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from retro_jax import progress
-from retro_jax.config import Experiment
+from retro_jax.config.request import Request
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.evaluate.text import Text
+from retro_jax.generate.completion import Completion
 from retro_jax.generate.generator import Generator
 from retro_jax.generate.lookup import prompt_ids
-from retro_jax.generate.request import Completion, Request
+from retro_jax.methods.method import Method
+from retro_jax.store.workdir import WorkDir
 
 RUNS = (8, 13, 50)  # tokens
 PROMPT, TOKENS, ROWS = 2, 128, 8  # chunks of a prompt; tokens generated; prompts at a time
@@ -19,7 +20,7 @@ _BLOCK = 2**22  # tokens of a database at a time
 _PRIME = np.uint64(1_000_003)
 
 
-def verbatim(e: Experiment, root: Path, text: Text) -> dict:
+def verbatim(work: WorkDir, method: Method, text: Text) -> dict:
     """Continues the beginnings of `evaluate.generated` documents with and without retrieval.
 
     Drawn at temperature 1, so that what is said is the model's, and not the most probable text's.
@@ -30,11 +31,12 @@ def verbatim(e: Experiment, root: Path, text: Text) -> dict:
     """
     # In the order of their ids, so that it does not matter how they came.
     long = sorted((d for d in text.table.documents if d["chunks"] > PROMPT), key=lambda d: d["id"])
-    long = long[: e.evaluate.generated]
+    long = long[: work.experiment.evaluate.generated]
     if not long:
         return {}
-    m, out = e.model.chunk, {"prompts": len(long), "tokens": TOKENS}
-    with Generator.open(e, root, rows=ROWS, length=(PROMPT + 1) * m + TOKENS) as generator:
+    m, out = method.model.reading.chunk, {"prompts": len(long), "tokens": TOKENS}
+    sizes = {"rows": ROWS, "length": (PROMPT + 1) * m + TOKENS}
+    with Generator.open(work, method.name, **sizes) as generator:
         decode = generator.tokenizer.decode
         rows = [text.table.tokens[d["first"] : d["first"] + PROMPT].ravel() for d in long]
         for name, k in (("on", -1), ("off", 0)):

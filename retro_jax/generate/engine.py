@@ -9,18 +9,17 @@ host; rows that wait for it stay where they are while the others go on.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retro_jax.config import ModelConfig
 from retro_jax.corpus.tokenizer import BOS, PAD
 from retro_jax.generate import sample
 from retro_jax.generate.sample import TOP, Sampling
-from retro_jax.model import decode, functional
-from retro_jax.model.cache import Cache, Fresh, place
+from retro_jax.methods.method import Method
+from retro_jax.model.cache import Fresh
 from retro_jax.model.layers import ROWS
 from retro_jax.train import sharding
 
@@ -31,7 +30,7 @@ GREEDY = {"temperature": 0, "top_k": 0, "top_p": 1, "min_p": 0, "penalty": 1, "s
 class State(NamedTuple):
     """What the rows are."""
 
-    cache: Cache
+    cache: Any  # of the method; has count and begin, [B] each
     token: jax.Array  # [B] drawn, and not read yet
     seen: jax.Array  # [B, V] which tokens a row holds
 
@@ -58,31 +57,35 @@ class Engine:
     """B rows on one device.
 
     Args:
-      model, params: the network.
+      method, params: the network (methods/method.py).
       rows: B. length: J; rounded up to whole chunks. k: K; 0 is the language model alone.
       silent: which tokens are never drawn [V] bool.
     """
 
     def __init__(
-        self, model: ModelConfig, params: dict, rows: int, length: int, k: int, silent: np.ndarray
+        self, method: Method, params: dict, rows: int, length: int, k: int, silent: np.ndarray
     ):
+        model = method.model
         self.model, self.rows, self.k = model, rows, k
-        self.length = -(-length // model.chunk) * model.chunk
+        self.length = -(-length // model.reading.chunk) * model.reading.chunk
         sharding.keep_memory()  # without, a step with new neighbours takes half as long again
         self.mesh = sharding.one_device()
         # Leaves and structure apart: an nnx module takes long to flatten at every call.
         with jax.set_mesh(self.mesh):
-            net = jax.jit(decode.decoder, static_argnums=0)(
-                model, _placed(model, params, self.mesh)
-            )
-            self._leaves, structure = jax.tree.flatten(net)
-            self._state = jax.jit(_start, static_argnums=(1, 2, 3))(net, rows, self.length, k)
-        bound = functools.partial(_on, structure)
+            placed = _placed(method, params, self.mesh)
+            self._leaves, structure = jax.tree.flatten(jax.jit(method.decoder)(placed))
+            start = jax.jit(_on(_start, method, structure), static_argnums=(1, 2, 3, 4))
+            vocab = params["embedding"].shape[0]
+            self._state = start(self._leaves, rows, self.length, k, vocab)
+
+        def bound(function):
+            return _on(function, method, structure)
+
         self._prefill = jax.jit(bound(_prefill), static_argnums=1)
-        self._admit = jax.jit(_admit, donate_argnums=0)
+        self._admit = jax.jit(functools.partial(_admit, method), donate_argnums=0)
         self._step = jax.jit(bound(_step), donate_argnums=1)
         self._segment = jax.jit(bound(_segment), donate_argnums=1)
-        self._copy = jax.jit(_copy, donate_argnums=0)
+        self._copy = jax.jit(functools.partial(_copy, method), donate_argnums=0)
         self._sampling = {n: np.full(rows, v, _DTYPES[n]) for n, v in GREEDY.items()}
         self._leader, self._top = np.arange(rows, dtype=np.int32), np.zeros(rows, bool)
         self._silent = silent
@@ -95,7 +98,7 @@ class Engine:
 
     def compile(self):
         """Compiles all that any request can need; rows that hold something lose it."""
-        m = self.model.chunk
+        m = self.model.reading.chunk
         sizes = {min(self.length, m << i) for i in range(self.length.bit_length())}
         for size in sorted(sizes):
             self.admit(0, np.full(size, BOS, np.int32), np.zeros((0, self.k, 0), np.int32))
@@ -109,7 +112,7 @@ class Engine:
 
     def no_neighbours(self) -> np.ndarray:
         """[K, R]: all missing."""
-        return np.full((self.k, self.model.retrieved), PAD, np.int32)
+        return np.full((self.k, self.model.reading.retrieved), PAD, np.int32)
 
     def set(self, row: int, sampling: dict | None = None, leader: int | None = None, top=False):
         """How a row goes on from now on: as GREEDY, but for what `sampling` has; the tokens those of
@@ -129,11 +132,11 @@ class Engine:
           neighbours: of every complete chunk [n // M, K, R], PAD where there is none.
           forced: the token to go on with instead of the one drawn.
         """
-        m, n = self.model.chunk, len(tokens)
+        m, n = self.model.reading.chunk, len(tokens)
         chunks = min(self.length // m, 1 << (-(-n // m) - 1).bit_length())
         padded = np.full((1, chunks * m), PAD, np.int32)
         padded[0, :n] = tokens
-        near = np.full((1, chunks, self.k, self.model.retrieved), PAD, np.int32)
+        near = np.full((1, chunks, self.k, self.model.reading.retrieved), PAD, np.int32)
         if len(neighbours):
             near[0, : len(neighbours)] = neighbours
         # The row's own reading of BOS and PAD is no text, and can be drawn no more than any.
@@ -191,33 +194,33 @@ def _fetch(drawn, n: int = 1) -> Drawn:
     return Drawn(*(np.asarray(x)[:n] for x in jax.device_get(drawn)))
 
 
-def _on(structure, function):
-    """The function with a network for its first argument, as one of the network's leaves."""
-    return lambda leaves, *rest: function(jax.tree.unflatten(structure, leaves), *rest)
+def _on(function, method: Method, structure):
+    """The function of a method, a network and more, as one of the network's leaves and more."""
+    return lambda leaves, *rest: function(method, jax.tree.unflatten(structure, leaves), *rest)
 
 
-def _placed(model: ModelConfig, params: dict, mesh: jax.sharding.Mesh) -> dict:
+def _placed(method: Method, params: dict, mesh: jax.sharding.Mesh) -> dict:
     """Weights from wherever they come, on the mesh as the network has them."""
-    vocab, retrieval = params["embedding"].shape[0], any(n.startswith("encoder.") for n in params)
-    like = jax.eval_shape(lambda: functional.init(model, vocab, 0, retrieval))
+    like = jax.eval_shape(lambda: method.init(params["embedding"].shape[0], 0))
     where = sharding.shapes_on(mesh, like)
     return {name: jax.device_put(p, where[name].sharding) for name, p in params.items()}
 
 
-def _start(net, rows: int, length: int, k: int) -> State:
-    vocab = net.model.embedding[...].shape[0]
+def _start(method: Method, net, rows: int, length: int, k: int, vocab: int) -> State:
     token, seen = jnp.full(rows, PAD, jnp.int32), jnp.zeros((rows, vocab), bool)
-    return State(decode.start(net, rows, length, k), token, seen)
+    return State(method.start(net, rows, length, k), token, seen)
 
 
-def _prefill(net, length: int, tokens, count, near):
-    rows = lambda x: jax.sharding.reshard(x, jax.P(ROWS[0], *(None,) * (x.ndim - 1)))  # noqa: E731
-    cache = decode.start(net, 1, length, near.shape[2])
-    return decode.prefill(net, cache, rows(tokens), rows(count), rows(near))
+def _prefill(method: Method, net, length: int, tokens, count, near):
+    def rows(x):
+        return jax.sharding.reshard(x, jax.P(ROWS[0], *(None,) * (x.ndim - 1)))
+
+    cache = method.start(net, 1, length, near.shape[2])
+    return method.prefill(net, cache, rows(tokens), rows(count), rows(near))
 
 
-def _admit(state: State, ways: Ways, cache: Cache, logits, row, tokens, forced):
-    moved = place(state.cache, row[None], cache, jnp.zeros(1, jnp.int32))
+def _admit(method: Method, state: State, ways: Ways, cache, logits, row, tokens, forced):
+    moved = method.place(state.cache, row[None], cache, jnp.zeros(1, jnp.int32))
     held = jnp.zeros(state.seen.shape[1], bool).at[tokens[0]].set(True)
     state = State(moved, state.token, state.seen.at[row].set(held))
     logits = jax.sharding.reshard(logits, jax.P())
@@ -227,13 +230,13 @@ def _admit(state: State, ways: Ways, cache: Cache, logits, row, tokens, forced):
     return state, jax.tree.map(lambda x: x[None], drawn)
 
 
-def _step(net, state: State, ways: Ways, active, rows, tokens):
+def _step(method: Method, net, state: State, ways: Ways, active, rows, tokens):
     fresh = Fresh(*(jax.sharding.reshard(x, jax.P(ROWS[0])) for x in (rows, tokens)))
-    state, drawn = _advance(net, state, ways, fresh, active)
+    state, drawn = _advance(method, net, state, ways, fresh, active)
     return state, jax.tree.map(lambda x: x[None], drawn)
 
 
-def _segment(net, state: State, ways: Ways, steps, n):
+def _segment(method: Method, net, state: State, ways: Ways, steps, n):
     b = len(state.token)
     out = Drawn(
         jnp.zeros((SEGMENT, b), jnp.int32),
@@ -243,16 +246,16 @@ def _segment(net, state: State, ways: Ways, steps, n):
     )
 
     def one(i, carry):
-        state, drawn = _advance(net, carry[0], ways, None, i < steps)
+        state, drawn = _advance(method, net, carry[0], ways, None, i < steps)
         return state, jax.tree.map(lambda kept, x: kept.at[i].set(x), carry[1], drawn)
 
     return jax.lax.fori_loop(0, n, one, (state, out))
 
 
-def _advance(net, state: State, ways: Ways, fresh, active):
+def _advance(method: Method, net, state: State, ways: Ways, fresh, active):
     """One token: reads the last drawn one, draws the next."""
-    rows = lambda x: jax.sharding.reshard(x, ROWS)  # noqa: E731
-    logits, cache = decode.step(net, state.cache, rows(state.token), fresh, rows(active))
+    token, active_rows = (jax.sharding.reshard(x, ROWS) for x in (state.token, active))
+    logits, cache = method.step(net, state.cache, token, fresh, active_rows)
     logits = jax.sharding.reshard(logits, jax.P())
     return _draw(state._replace(cache=cache), ways, logits, active)
 
@@ -270,8 +273,11 @@ def _draw(state: State, ways: Ways, logits, active, forced=None):
     return State(state.cache, token, seen), Drawn(token, sample.logprob_of(logits, token), *top)
 
 
-def _copy(state: State, rows, source):
+def _copy(method: Method, state: State, rows, source):
     again = jnp.broadcast_to(source, rows.shape)
-    put = lambda x: x.at[rows].set(x[again])  # noqa: E731
-    cache = place(state.cache, rows, state.cache, again)
+
+    def put(x):
+        return x.at[rows].set(x[again])
+
+    cache = method.place(state.cache, rows, state.cache, again)
     return State(cache, put(state.token), put(state.seen))

@@ -7,26 +7,29 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from retro_jax import steps
-from retro_jax.config import Experiment, ModelConfig, from_config_dict
+from retro_jax.config import Request
+from retro_jax.databases.retriever import open_retriever
 from retro_jax.errors import UserError
+from retro_jax.generate.completion import Completion
 from retro_jax.generate.engine import Engine
 from retro_jax.generate.lookup import Lookup
-from retro_jax.generate.request import Completion, Request
 from retro_jax.generate.sample import silent_of
 from retro_jax.generate.schedule import Schedule
 from retro_jax.generate.work import Work
-from retro_jax.prepare import check_prepared
+from retro_jax.methods.method import Method, method_of
+from retro_jax.pipeline.prepare import check_prepared
+from retro_jax.pipeline.prepared import Prepared
+from retro_jax.store.workdir import WorkDir
 from retro_jax.train import sharding
-from retro_jax.train.loop import restore_trained
+from retro_jax.train.restore import restore_trained
 
 
 class Generator:
-    """A trained RETRO, its database, and a thread that continues texts with them.
+    """A trained method, its database, and a thread that continues texts with them.
 
     Args:
-      model, params, tokenizer: the network.
-      retriever: see `retrieval.retriever.Retriever`.
+      method, params, tokenizer: the network.
+      retriever: see `databases.retriever.Retriever`.
       rows: continuations that are decoded together.
       length: tokens that a prompt and its continuation can have together.
       k: neighbours that a request can have a chunk read; by default what the retriever gives.
@@ -36,7 +39,7 @@ class Generator:
 
     def __init__(
         self,
-        model: ModelConfig,
+        method: Method,
         params: dict,
         tokenizer,
         retriever,
@@ -44,40 +47,43 @@ class Generator:
         length: int = 1024,
         k: int | None = None,
     ):
-        if model.max_length:
-            length = min(length, model.max_length)
-        self.length, self.rows, self.k = length, rows, retriever.k if k is None else k
+        model = method.model
+        if model.decoder.max_length:
+            length = min(length, model.decoder.max_length)
+        self.length, self.rows, self.method = length, rows, method
+        self.k = (method.k if k is None else k) if method.reads else 0
         self.retriever, self.tokenizer = retriever, tokenizer
         self.model = model
-        self.lookup = Lookup(retriever, tokenizer, model.chunk, model.retrieved, self.k)
+        chunk, retrieved = model.reading.chunk, model.reading.retrieved
+        self.lookup = Lookup(retriever, tokenizer, chunk, retrieved, self.k)
         silent = silent_of(tokenizer.byte_counts)
-        engine = Engine(model, params, rows, length, self.k, silent)
+        engine = Engine(method, params, rows, length, self.k, silent)
         self._schedule = Schedule(engine, self.lookup)
 
     @classmethod
-    def open(cls, config, workdir: Path | str, **sizes) -> "Generator":
+    def open(cls, work: WorkDir | Path | str, method: str = "retro", **sizes: int) -> "Generator":
         """The generator of a working directory that is trained.
 
-        config: an Experiment, or what `get_config` of its file returns. sizes: rows, length and k.
+        Args:
+          work: the directory. method: a name of METHODS. sizes: rows, length and k.
 
         Raises:
           UserError: something is missing, or was made with another config.
         """
-        e = config if isinstance(config, Experiment) else from_config_dict(config)
-        root = Path(workdir)
-        check_prepared(e, root)
-        tokenizer = steps.load_tokenizer(root / "prepare")
-        retriever, mesh = steps.load_retriever(e, root / "prepare"), sharding.one_device()
+        work = work if isinstance(work, WorkDir) else WorkDir(work)
+        check_prepared(work, only_live=True)
+        of, mesh = method_of(work.experiment, method), sharding.one_device()
         with jax.set_mesh(mesh):
-            params = restore_trained(e, root, True, mesh)
-        return cls(e.model, params, tokenizer, retriever, **sizes)
+            params = restore_trained(work, of, mesh)
+        of.prepare(work)
+        return cls(of, params, Prepared(work).tokenizer, open_retriever(work), **sizes)
 
     def warm_up(self):
         """Compiles all that any request can need, which otherwise happens when it is first needed; call it
         before the first request."""
         self._schedule.engine.compile()
         if self.k:
-            self.retriever.retrieve(np.zeros((1, self.model.chunk), np.int32), self.k)
+            self.retriever.retrieve(np.zeros((1, self.model.reading.chunk), np.int32), self.k)
 
     def generate(self, prompt: str, **fields) -> Completion:
         """Continues one prompt; fields: those of `Request`."""
@@ -88,7 +94,11 @@ class Generator:
     ) -> list[Completion]:
         """Continues prompts, as many at a time as there are rows. advance: called with the number of
         tokens drawn since the last call."""
-        listen = lambda piece: piece and advance(len(piece.tokens))  # noqa: E731
+
+        def listen(piece):
+            if piece:
+                advance(len(piece.tokens))
+
         for request in requests:  # before the first one begins
             self.check(request)
         work = [self.submit(r, listen) for r in requests]
@@ -121,10 +131,10 @@ class Generator:
                 f"{named}{'neighbours' if request.neighbours else 'k'}: {width} neighbours, but at most "
                 f"{self.k} can be read here; ask for fewer, or open the generator with k={width}"
             )
-        if request.retrieval_step > self.model.chunk:
+        if request.retrieval_step > self.model.reading.chunk:
             raise UserError(
                 f"{named}retrieval_step = {request.retrieval_step}: must be at most the chunk's "
-                f"{self.model.chunk} tokens"
+                f"{self.model.reading.chunk} tokens"
             )
         if request.contributions and 1 + width > self.rows:
             raise UserError(

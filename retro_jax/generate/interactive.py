@@ -10,11 +10,11 @@ from pathlib import Path
 from rich.live import Live
 
 from retro_jax import progress
-from retro_jax.config import Experiment, from_config_dict
+from retro_jax.config import Experiment, Request, from_config_dict
 from retro_jax.errors import UserError
 from retro_jax.generate import show
 from retro_jax.generate.generator import Generator
-from retro_jax.generate.request import Request
+from retro_jax.store.workdir import WorkDir
 
 LENGTH = 2048  # tokens of a prompt and its continuation
 HELP = """\
@@ -25,12 +25,14 @@ Type a prompt; a line that ends in \\ goes on in the next one. Up and down: what
 :help  :quit       (or Ctrl-D); Ctrl-C ends a continuation"""
 
 
-def converse(experiment: Experiment, root: Path):
+def converse(work: WorkDir, method: str = "retro"):
     """Reads prompts from the terminal until there are no more; shows each continuation as it comes, and
     then what it read."""
+    experiment = work.experiment
     request = dataclasses.replace(experiment.generate, contributions=True)
     rows = 1 + experiment.retrieval.neighbours
-    with Generator.open(experiment, root, rows=rows, length=LENGTH) as generator, _history(root):
+    opened = Generator.open(work, method, rows=rows, length=LENGTH)
+    with opened as generator, _history(work.history):
         progress.say(_help())
         while True:
             try:
@@ -107,9 +109,8 @@ def _help() -> str:
 
 
 @contextlib.contextmanager
-def _history(root: Path):
+def _history(file: Path):
     """What was typed before, kept in the working directory."""
-    file = root / ".generate_history"
     readline.set_history_length(1000)
     with contextlib.suppress(OSError):
         readline.read_history_file(file)

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from retro_jax.config.request import Request
 from retro_jax.corpus.tokenizer import BOS, PAD
-from retro_jax.generate.request import Request
-from retro_jax.retrieval.retriever import Neighbours
+from retro_jax.databases.retriever import Neighbours
 
 _PROMPTS = 64  # that are remembered: a request's is asked for several times
 _THREADS = 2  # one embeds or searches while another waits for a disk

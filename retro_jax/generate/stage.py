@@ -5,37 +5,43 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from retro_jax import columns, progress, steps, workdir
-from retro_jax.config import Experiment, from_config_dict
+from retro_jax import progress
+from retro_jax.config import Experiment, Request, from_config_dict
 from retro_jax.corpus.sources import digest
+from retro_jax.databases.database import Databases
 from retro_jax.errors import UserError
 from retro_jax.generate.generator import Generator
 from retro_jax.generate.lookup import prompt_ids
-from retro_jax.generate.request import Request
-from retro_jax.prepare import check_prepared
-from retro_jax.retrieval.database import Databases
-from retro_jax.train.loop import check_trained
+from retro_jax.methods.method import method_of
+from retro_jax.pipeline.prepare import check_prepared
+from retro_jax.pipeline.prepared import Prepared
+from retro_jax.store import artefact, columns, files
+from retro_jax.store.workdir import WorkDir
+from retro_jax.train.restore import check_trained
 
 ROWS = 8  # prompts of a file that are continued together
 _BLOCK = 4  # times as many prompts are given at a time, and complete together
 
 
-def generate(experiment: Experiment, root: Path) -> dict:
-    """Continues `generate.prompt`; writes WORKDIR/generate.json and returns what is in it: a
-    `Completion`."""
-    request = experiment.generate
+def generate(work: WorkDir, method: str = "retro") -> dict:
+    """Continues `generate.prompt`; writes the working directory's generate.json and returns what is in it:
+    a `Completion`.
+
+    method: the name of the method that continues it.
+    """
+    request = work.experiment.generate
     with (
-        fitting(experiment, Path(root), [request], 1) as generator,
+        fitting(work, [request], 1, method) as generator,
         progress.bar("generating", request.tokens) as advance,
     ):
         result = generator.generate_all([request], advance)[0]
     _warn([result])
-    workdir.write_json(Path(root) / "generate.json", result.to_json())
+    files.write_json(work.generated, result.to_json())
     return result.to_json()
 
 
-def generate_file(experiment: Experiment, root: Path, file: Path, rows: int = ROWS) -> Path:
-    """Continues every prompt of a file, in WORKDIR/completions/NAME; goes on where it was killed.
+def generate_file(work: WorkDir, file: Path, rows: int = ROWS, method: str = "retro") -> Path:
+    """Continues every prompt of a file, in the directory of its completions; goes on where it was killed.
 
     Args:
       file: NAME.jsonl has a request a line, fields of `Request` that the config's `generate` is given
@@ -49,21 +55,21 @@ def generate_file(experiment: Experiment, root: Path, file: Path, rows: int = RO
       UserError: a line that is no request, a look-up that failed, or what is there was made from another
         file, config or state of the databases.
     """
-    root, requests = Path(root), read_requests(experiment, file)
-    check_prepared(experiment, root)
-    out = root / "completions" / file.stem
+    requests, out = read_requests(work.experiment, file), work.completions(file.stem)
+    check_prepared(work, only_live=True)
     text = json.dumps([dataclasses.asdict(r) for r in requests], sort_keys=True)
     settings = {
         "prompts": digest(text, 16).hex(),
-        "evaluate.checkpoint": experiment.evaluate.checkpoint,
-        "databases": _stamps(experiment, root, requests),
+        "method": method,
+        "evaluate.checkpoint": work.experiment.evaluate.checkpoint,
+        "databases": _stamps(work, requests),
     }
 
     def make(partial: Path) -> dict:
         writer = columns.Writer(partial, {"completions": columns.LINES})
         done = writer.rows("completions")
         with (
-            fitting(experiment, root, requests, rows) as generator,
+            fitting(work, requests, rows, method) as generator,
             progress.bar("continuing prompts", len(requests)) as advance,
         ):
             advance(done)
@@ -79,21 +85,22 @@ def generate_file(experiment: Experiment, root: Path, file: Path, rows: int = RO
         writer.close()
         return {"completions": len(requests)}
 
-    trained = [check_trained(experiment, root, True)]
+    trained = [check_trained(work, method_of(work.experiment, method))]
     try:
-        workdir.check(out, settings, trained)
+        artefact.check(out, settings, trained)
     except UserError as error:
         raise UserError(
             f"{out}: was made from other prompts or settings of `generate`, with another checkpoint, or before a "
             f"database changed; delete that folder, or give --prompts={file} another name"
         ) from error
-    workdir.build(out, settings, trained, make)
+    with work.lock("generate"):
+        artefact.build(out, settings, trained, make)
     return out / "completions.jsonl"
 
 
-def _stamps(e: Experiment, root: Path, requests: Sequence[Request]) -> dict[str, str]:
+def _stamps(work: WorkDir, requests: Sequence[Request]) -> dict[str, str]:
     """What tells states of the databases apart that are read."""
-    databases = Databases(e, root / "prepare")
+    databases = Databases(Prepared(work))
     names = {name.partition("=")[0] for r in requests for name in r.databases}
     return {name: str(databases.stamp(name)) for name in sorted(names)}
 
@@ -133,14 +140,14 @@ def read_requests(experiment: Experiment, file: Path) -> list[Request]:
     return requests
 
 
-def fitting(e: Experiment, root: Path, requests: Sequence[Request], rows: int) -> Generator:
+def fitting(work: WorkDir, requests: Sequence[Request], rows: int, method: str) -> Generator:
     """A generator with the room that requests need, and at least so many rows."""
-    check_prepared(e, root)
-    tokenizer = steps.load_tokenizer(root / "prepare")
-    widths = [r.width(e.retrieval.neighbours) for r in requests]
+    check_prepared(work, only_live=True)
+    e, tokenizer = work.experiment, Prepared(work).tokenizer
+    widths = [r.width(method_of(e, method).k) for r in requests]
     rows = max([rows] + [1 + w for r, w in zip(requests, widths) if r.contributions])
     length = max(r.room(len(prompt_ids(tokenizer, r.prompt)), e.model) for r in requests)
-    generator = Generator.open(e, root, rows=rows, length=length, k=max(widths))
+    generator = Generator.open(work, method, rows=rows, length=length, k=max(widths))
     try:
         for request in requests:
             generator.check(request, "config field generate.")

@@ -41,11 +41,11 @@ class Attention(nnx.Module):
     them. That needs a memory of the query's own width; with another, all are drawn independently.
     The position bias starts random, so that every head prefers distances of its own. With W_o and
     W_k drawn independently instead, a small RETRO did not begin to read its neighbours in the steps
-    in which it otherwise learned to (README).
+    in which it otherwise learned to (docs/quickstart.md).
     """
 
     def __init__(self, config: ModelConfig, heads: Heads, kind: type, out_scale: float):
-        self.config, self.heads = config, heads
+        self.config, self.heads, self.block = config.decoder, heads, config.attention_block
         d, memory, n, size = heads.d, heads.memory, heads.kv_heads, heads.size
         a, inner, own = heads.heads // n, heads.heads * size, memory == d
         to_queries, to_keys = P("data", "model", None, None), P("data", "model", None)
@@ -64,14 +64,15 @@ class Attention(nnx.Module):
             self.position = weight(kind, (d, n, a, size), d, to_queries)
             self.content_bias = constant(kind, (n, a, size), spec)
             self.position_bias = weight(kind, (n, a, size), 1, spec, 1.5)
-        if config.qkv_bias:
+        if self.config.qkv_bias:
             self.query_bias = constant(kind, (n, a, size), spec)
             self.key_bias = constant(kind, (n, size), P("model", None))
             self.value_bias = constant(kind, (n, size), P("model", None))
-        if config.out_bias:
+        if self.config.out_bias:
             self.out_bias = constant(kind, (d,), P(None))
         if heads.qk_norm:
-            self.query_norm, self.key_norm = Norm(config, size, kind), Norm(config, size, kind)
+            self.query_norm = Norm(self.config, size, kind)
+            self.key_norm = Norm(self.config, size, kind)
 
     def __call__(self, x, memory, mask, offset: int = 0, causal: bool = False, statistics=False):
         """Attends x [B, G, I, D] to memory [B, G, K, J, memory] where mask [B, G, K, J] allows.
@@ -84,7 +85,7 @@ class Attention(nnx.Module):
         q, (k, v) = self.queries(x), self.keys_values(memory)
         each = x.shape[1] // memory.shape[1]
         k, v, mask = (jnp.repeat(t, each, axis=1) if each > 1 else t for t in (k, v, mask))
-        relative, block = None, self.config.attention_block
+        relative = None
         if self.heads.positions == "rotary":
             sin, cos = rotations(self.config, np.arange(x.shape[2]))
             q = rotate(q, sin[:, None, None], cos[:, None, None])
@@ -92,10 +93,10 @@ class Attention(nnx.Module):
         elif self.heads.positions == "relative":
             steps = distances(x.shape[2], memory.shape[3], offset, causal=False)
             if causal:
-                steps = self_distances(x.shape[2], block)
+                steps = self_distances(x.shape[2], self.block)
             relative = self.relative(steps, dtype)
         if causal:
-            y, mass = attend_causal(q, k, v, mask, relative, block), None
+            y, mass = attend_causal(q, k, v, mask, relative, self.block), None
         else:
             y, mass = attend(q, k, v, mask, relative, statistics=statistics)
         return self.output(y, mask.any((-2, -1))[:, :, None]), mass

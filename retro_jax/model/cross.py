@@ -17,7 +17,7 @@ class CrossAttention(nnx.Module):
     """Pre-norm cross-attention of a group to its memories; the residual is the caller's."""
 
     def __init__(self, config: ModelConfig, heads: Heads, out_scale: float):
-        self.norm = Norm(config, heads.d, RetroParam)
+        self.norm = Norm(config.decoder, heads.d, RetroParam)
         self.attention = Attention(config, heads, RetroParam, out_scale)
 
     def __call__(self, x, memory, mask, offset: int, statistics: bool = False):

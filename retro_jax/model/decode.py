@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retro_jax.config import ModelConfig
+from retro_jax.config import DecoderConfig, ModelConfig
 from retro_jax.model import functional
 from retro_jax.model.cache import Cache, Fresh, Layer, Read, over_rows
 from retro_jax.model.layers import ROWS, gather
@@ -49,8 +49,8 @@ def decoder(config: ModelConfig, params: dict) -> Decoder:
 def start(net: Decoder, rows: int, length: int, k: int) -> Cache:
     """The cache of `rows` empty sequences of at most `length` tokens that read k neighbours; k = 0 is
     RETRO[OFF]."""
-    c = net.model.config
-    m, retrieved, dtype = c.chunk, c.retrieved, jnp.dtype(c.dtype)
+    c, reading = net.model.config.decoder, net.model.config.reading
+    m, retrieved, dtype = reading.chunk, reading.retrieved, jnp.dtype(net.model.config.dtype)
 
     def zeros(*shape, heads=True):
         return jnp.zeros(shape, dtype, out_sharding=over_rows(len(shape), heads))
@@ -64,7 +64,7 @@ def start(net: Decoder, rows: int, length: int, k: int) -> Cache:
         if k and hasattr(block, "cca"):
             near = zeros(rows, c.heads, k * retrieved, c.head_size)
             steps = 2 * m - 1 - np.arange(m + retrieved)
-            relative = c.read_positions == "relative"
+            relative = reading.positions == "relative"
             read = Read(near, near, _table(block.cca.attention, steps, dtype) if relative else None)
         layers.append(Layer(own, own, table, read))
     mask = jnp.zeros((rows, k, retrieved), bool, out_sharding=over_rows(3))
@@ -83,8 +83,9 @@ def prefill(net: Decoder, cache: Cache, tokens, count, neighbours):
     Returns:
       Logits [B, V] of the token after each prompt, and the cache.
     """
-    c, m, length = net.model.config, net.model.config.chunk, cache.layers[0].key.shape[2]
-    table, real = gather(net.model.embedding, jnp.dtype(c.dtype)), tokens != PAD
+    config, length = net.model.config, cache.layers[0].key.shape[2]
+    c, m = config.decoder, config.reading.chunk
+    table, real = gather(net.model.embedding, jnp.dtype(config.dtype)), tokens != PAD
     begin = jnp.argmax(real, axis=1).astype(jnp.int32)
     h = net.model.embed(table, tokens)
     if c.positions == "learned":
@@ -125,8 +126,9 @@ def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None, active=
     fresh: of the rows that are to read anew from this token on.
     active: rows [B] that go on; the others stay where they are, and their logits mean nothing. None: all.
     """
-    c, m, t = net.model.config, net.model.config.chunk, cache.count
-    table = gather(net.model.embedding, jnp.dtype(c.dtype))
+    config, t = net.model.config, cache.count
+    c, m = config.decoder, config.reading.chunk
+    table = gather(net.model.embedding, jnp.dtype(config.dtype))
     h = net.model.embed(table, tokens[:, None])  # [B, 1, D]
     if c.positions == "learned":
         h = h + _learned(net.model, (t - cache.begin)[:, None], h.dtype)
@@ -175,7 +177,7 @@ def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None, active=
 
 def _encode(model: Retro, table, cache: Cache, chunk, fresh: Fresh):
     """Memories [b, K, R, E] of the fresh neighbours, and the mask [B, K, R] with theirs."""
-    m = model.config.chunk
+    m = model.config.reading.chunk
     rows = lambda x: x.at[fresh.rows].get(out_sharding=ROWS)  # noqa: E731
     # The M last tokens in their order, and which of them there are.
     at = rows(cache.count)[:, None] - (m - 1) + jnp.arange(m)
@@ -239,7 +241,7 @@ def _learned(model: Retro, at, dtype):
     return known.at[jnp.clip(at, 0, known.shape[0] - 1)].get(out_sharding=ROWS)
 
 
-def _angles(c: ModelConfig, length: int):
+def _angles(c: DecoderConfig, length: int):
     """Sine and cosine [L, half] by which rotary positions turn, or None where positions are others."""
     if c.positions != "rotary":
         return None

@@ -16,16 +16,16 @@ class EncoderBlock(nnx.Module):
     """An encoder layer: self-attention in a neighbour, cross-attention to the chunk, feed-forward."""
 
     def __init__(self, config: ModelConfig, cross: bool):
-        c, scale = config, (2 * config.encoder_layers) ** -0.5
-        n, size, d, inner = c.encoder_heads, c.encoder_head_size, c.encoder_d, c.encoder_ffw
-        own = Heads(d, d, n, n, size, c.read_positions, cross=False)
-        self.attention_norm = Norm(c, d, RetroParam)
-        self.attention = Attention(c, own, RetroParam, scale)
-        self.norm = Norm(c, d, RetroParam)
-        self.feed_forward = FeedForward(c, d, inner or 4 * d, RetroParam, scale)
+        c, decoder, positions = config.encoder, config.decoder, config.reading.positions
+        d, n, size, scale = c.d, c.heads, c.head_size, (2 * c.layers) ** -0.5
+        own = Heads(d, d, n, n, size, positions, cross=False)
+        self.attention_norm = Norm(decoder, d, RetroParam)
+        self.attention = Attention(config, own, RetroParam, scale)
+        self.norm = Norm(decoder, d, RetroParam)
+        self.feed_forward = FeedForward(decoder, d, c.ffw or 4 * d, RetroParam, scale)
         if cross:
-            heads = Heads(d, c.d, n, n, size, c.read_positions, cross=True)
-            self.cross = CrossAttention(c, heads, scale)
+            heads = Heads(d, decoder.d, n, n, size, positions, cross=True)
+            self.cross = CrossAttention(config, heads, scale)
 
     def __call__(self, e, own, chunk, chunk_mask):
         """e [B, C K, R, E], own [B, C K, 1, R], chunk [B, C, 1, M, D], its mask [B, C, 1, M]."""
@@ -40,15 +40,14 @@ class Encoder(nnx.Module):
     """Encodes each neighbour alone, conditioned on the chunk that retrieved it."""
 
     def __init__(self, config: ModelConfig, vocab: int):
-        self.config = config
-        if not config.share_embedding:
-            self.embedding = embedding(RetroParam, vocab, config.encoder_d)
+        c, self.config = config.encoder, config
+        if not c.share_embedding:
+            self.embedding = embedding(RetroParam, vocab, c.d)
         self.layers = nnx.List(
-            EncoderBlock(config, i + 1 in config.encoder_ca_layers)
-            for i in range(config.encoder_layers)
+            EncoderBlock(config, i + 1 in c.cross_layers) for i in range(c.layers)
         )
-        if config.encoder_norm:
-            self.norm = Norm(config, config.encoder_d, RetroParam)
+        if c.final_norm:
+            self.norm = Norm(config.decoder, c.d, RetroParam)
 
     def __call__(self, e, mask, h, h_mask):
         """Neighbours to memories.
@@ -68,5 +67,5 @@ class Encoder(nnx.Module):
         layer_call = remat(self.config, lambda layer, *args: layer(*args))
         for layer in self.layers:
             e = layer_call(layer, e, own, h[:, :, None], h_mask[:, :, None])
-        e = self.norm(e) if self.config.encoder_norm else e
+        e = self.norm(e) if self.config.encoder.final_norm else e
         return jnp.reshape(e, (b, c, k, r, width), out_sharding=ROWS)

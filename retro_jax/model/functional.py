@@ -77,7 +77,7 @@ def apply(config: ModelConfig, params: dict, tokens, neighbours=None) -> jax.Arr
 def statistics(config: ModelConfig, params: dict, tokens, neighbours) -> dict[str, jax.Array]:
     """What every CCA layer did, first axis P: ratio [P, B, L] and mass [P, B, L, K, 2].
 
-    See `cross.statistics_of`. P runs over `config.cca_layers`.
+    See `cross.statistics_of`. P runs over `config.reading.cca_layers`.
     """
     return network(config, params)(tokens, neighbours, statistics=True)[1]
 

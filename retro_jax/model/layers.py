@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
-from retro_jax.config import ModelConfig
+from retro_jax.config import DecoderConfig, ModelConfig
 from retro_jax.model.attend import SAVED
 from retro_jax.model.product import project
 
@@ -48,7 +48,7 @@ def constant(kind: type, shape: tuple, spec: P, fill: float = 0.0):
 class Norm(nnx.Module):
     """x / rms(x) * scale; with norm = layer, x is centred first. In float32, over the last axis."""
 
-    def __init__(self, config: ModelConfig, width: int, kind: type):
+    def __init__(self, config: DecoderConfig, width: int, kind: type):
         self.config = config
         self.scale = constant(kind, (width,), P(None), 1.0 - config.norm_unit_offset)
         if config.norm_bias:
@@ -63,7 +63,7 @@ class Norm(nnx.Module):
 # of the layer's width for the gradient. (What is after them in `_down` is not computed again: the
 # gradient of a product needs its operands only.)
 @functools.partial(jax.checkpoint, static_argnums=0)
-def _normalise(config: ModelConfig, x, scale, shift_bias):
+def _normalise(config: DecoderConfig, x, scale, shift_bias):
     y = x.astype(jnp.float32)
     if config.norm == "layer":
         y = y - y.mean(axis=-1, keepdims=True)
@@ -83,7 +83,7 @@ ACTIVATIONS = {
 class FeedForward(nnx.Module):
     """d -> inner -> d; gated, a second matrix into `inner` multiplies (SwiGLU, GEGLU)."""
 
-    def __init__(self, config: ModelConfig, d: int, inner: int, kind: type, out_scale: float):
+    def __init__(self, config: DecoderConfig, d: int, inner: int, kind: type, out_scale: float):
         self.config = config
         self.up = weight(kind, (d, inner), d, P("data", "model"))
         self.down = weight(kind, (inner, d), inner, P("model", "data"), out_scale)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retro_jax.config import ModelConfig
+from retro_jax.config import DecoderConfig
 
 _ROWS, _WINDOWS = 8, 64  # queries that share a window of distances; windows at most
 
@@ -69,7 +69,7 @@ def unshift(g: jax.Array, count: int) -> jax.Array:
     return g.reshape(*batch, queries, count)
 
 
-def rotations(config: ModelConfig, positions: np.ndarray):
+def rotations(config: DecoderConfig, positions: np.ndarray):
     """Sine and cosine [n, half], float32, by which a head's numbers turn at n positions, for `rotate`. The
     first `rotary_share` of the numbers turn, in pairs.
 

@@ -38,19 +38,19 @@ class Block(nnx.Module):
     """A decoder layer: self-attention, chunked cross-attention if it has one, feed-forward."""
 
     def __init__(self, config: ModelConfig, cca: bool):
-        c, scale = config, (2 * config.layers) ** -0.5
+        c, scale = config.decoder, (2 * config.decoder.layers) ** -0.5
         positions = "none" if c.positions == "learned" else c.positions
         kv_heads = c.kv_heads or c.heads
         heads = Heads(c.d, c.d, c.heads, kv_heads, c.head_size, positions, False, c.qk_norm)
-        self.config = c
+        self.config = config
         self.attention_norm = Norm(c, c.d, nnx.Param)
-        self.attention = Attention(c, heads, nnx.Param, scale)
+        self.attention = Attention(config, heads, nnx.Param, scale)
         self.norm = Norm(c, c.d, nnx.Param)
         self.feed_forward = FeedForward(c, c.d, c.ffw or 4 * c.d, nnx.Param, scale)
         if cca:
-            size, positions = c.head_size, c.read_positions
-            heads = Heads(c.d, c.encoder_d, c.heads, c.heads, size, positions, cross=True)
-            self.cca = CrossAttention(c, heads, 0.0 if c.cca_zero else scale)
+            width, reading = config.encoder.d, config.reading
+            heads = Heads(c.d, width, c.heads, c.heads, c.head_size, reading.positions, cross=True)
+            self.cca = CrossAttention(config, heads, 0.0 if reading.cca_zero else scale)
 
     def __call__(self, h, real, encode, statistics: bool):
         """One layer.
@@ -71,14 +71,16 @@ class Block(nnx.Module):
         h = h + self.attention(y, y[:, :, None], real[:, None, None], causal=True)[0][:, 0]
         if encode is not None and hasattr(self, "cca"):
             read = encode(self.retrieving(h))
-            y, mass = chunked_cross_attention(self.cca, h, *read, self.config.chunk, statistics)
+            m = self.config.reading.chunk
+            y, mass = chunked_cross_attention(self.cca, h, *read, m, statistics)
             found = statistics_of(h, y, mass) if statistics else None
             h = h + y
-        return h + self.feed_forward(self.norm(x if self.config.parallel else h)), read, found
+        x = x if self.config.decoder.parallel else h
+        return h + self.feed_forward(self.norm(x)), read, found
 
     def retrieving(self, h):
         """What the encoder is told of a chunk by its first CCA layer: h [B, L, D] -> [B, L, D]."""
-        return self.cca.norm(h) if self.config.normed_chunk else h
+        return self.cca.norm(h) if self.config.reading.normed_chunk else h
 
 
 def stacks(config: ModelConfig) -> list[tuple[tuple[bool, ...], int]]:
@@ -88,15 +90,16 @@ def stacks(config: ModelConfig) -> list[tuple[tuple[bool, ...], int]]:
     own, because the encoder reads the activations inside it. For 12 layers with CCA in 6, 9 and 12:
     5 x (plain), 1 x (cross), 2 x (plain, plain, cross).
     """
-    first, last = config.cca_layers[0], config.cca_layers[-1]
+    reads = config.reading.cca_layers
+    first, last = reads[0], reads[-1]
     runs = [((False,), first - 1), ((True,), 1)]
-    for previous, layer in itertools.pairwise(config.cca_layers):
+    for previous, layer in itertools.pairwise(reads):
         group = (False,) * (layer - previous - 1) + (True,)
         if len(runs) > 2 and runs[-1][0] == group:
             runs[-1] = (group, runs[-1][1] + 1)
         else:
             runs.append((group, 1))
-    runs.append(((False,), config.layers - last))
+    runs.append(((False,), config.decoder.layers - last))
     return [run for run in runs if run[1]]
 
 
@@ -114,7 +117,7 @@ class Retro(nnx.Module):
     """The language model; with `retrieval`, RETRO."""
 
     def __init__(self, config: ModelConfig, vocab: int, retrieval: bool = True):
-        c, self.config = config, config
+        c, self.config = config.decoder, config
         self.embedding = embedding(nnx.Param, vocab, c.d)
         if c.positions == "learned":
             self.positions = weight(nnx.Param, (c.max_length, c.d), c.d, P(None, "data"))
@@ -123,12 +126,12 @@ class Retro(nnx.Module):
         if c.readout_bias:
             self.readout_bias = constant(nnx.Param, (vocab,), P("model"))
         self.stacks = nnx.List()
-        for group, times in stacks(c):
-            blocks = lambda: nnx.List(Block(c, retrieval and cca) for cca in group)  # noqa: B023, E731
+        for group, times in stacks(config):
+            blocks = lambda: nnx.List(Block(config, retrieval and cca) for cca in group)  # noqa: B023, E731
             self.stacks.append(jax.vmap(blocks, axis_size=times)())
         self.norm = Norm(c, c.d, nnx.Param)
         if retrieval:
-            self.encoder = Encoder(c, vocab)
+            self.encoder = Encoder(config, vocab)
 
     def __call__(self, tokens, neighbours=None, statistics: bool = False):
         """The last layer's activations, from which `logits` predicts.
@@ -145,16 +148,18 @@ class Retro(nnx.Module):
           chunks that are complete at t. And a dict of arrays that begin [P, ...], one row for each
           of P CCA layers (see `statistics_of`), or None without `statistics`.
         """
-        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        c, dtype = self.config.decoder, jnp.dtype(self.config.dtype)
         off = neighbours is None or neighbours.shape[2] == 0
         table, real = gather(self.embedding, dtype), tokens != PAD
         h = self.embed(table, tokens)
         if 0 < c.max_length < tokens.shape[1]:
-            raise ValueError(f"{tokens.shape[1]} tokens, but model.max_length = {c.max_length}")
+            raise ValueError(
+                f"{tokens.shape[1]} tokens, but model.decoder.max_length = {c.max_length}"
+            )
         if c.positions == "learned":
             h = h + gather(self.positions, dtype)[: tokens.shape[1]]
         memory, found = None, []
-        for (group, _), stack in zip(stacks(c), self.stacks):
+        for (group, _), stack in zip(stacks(self.config), self.stacks):
             if any(group) and not off and memory is None:
                 # The first CCA layer: the encoder reads what its self-attention gave. Not under
                 # `remat`, which would run the encoder again; the encoder's own layers are.
@@ -172,7 +177,7 @@ class Retro(nnx.Module):
                     measured = m or measured  # a group has one CCA layer at most
                 return h, measured
 
-            h, measured = jax.lax.scan(remat(c, run), h, stack)
+            h, measured = jax.lax.scan(remat(self.config, run), h, stack)
             found.append(measured)
         found = [m for m in found if m is not None]
         joined = jax.tree.map(lambda *x: jnp.concatenate(x), *found) if found else None
@@ -180,28 +185,28 @@ class Retro(nnx.Module):
 
     def logits(self, h):
         """h [B, L, D] -> [B, L, V] float32: row t predicts token t + 1."""
-        table = gather(self.embedding if self.config.tied else self.readout, h.dtype)
+        table = gather(self.embedding if self.config.decoder.tied else self.readout, h.dtype)
         logits = product("bld,vd->blv", h, table)
-        return logits + self.readout_bias[...] if self.config.readout_bias else logits
+        return logits + self.readout_bias[...] if self.config.decoder.readout_bias else logits
 
     def logit_of(self, h, targets):
         """The logits of one target [B, L] each: h [B, L, D] -> [B, L] float32."""
-        table = gather(self.embedding if self.config.tied else self.readout, h.dtype)
+        table = gather(self.embedding if self.config.decoder.tied else self.readout, h.dtype)
         rows = look_up(table, targets)
         logit = jnp.einsum("bld,bld->bl", h, rows, preferred_element_type=jnp.float32)
-        if self.config.readout_bias:
+        if self.config.decoder.readout_bias:
             logit = logit + look_up(self.readout_bias[...], targets)
         return logit
 
     def embed(self, table, ids):
         """Rows of the table for ids [...]: [..., D]."""
         rows = look_up(table, ids)
-        return rows * rows.shape[-1] ** 0.5 if self.config.scale_embedding else rows
+        return rows * rows.shape[-1] ** 0.5 if self.config.decoder.scale_embedding else rows
 
     def encode(self, table, neighbours, h, real):
         """Memories of all chunks, [B, C, K, R, E], and their mask; h [B, L, D], real [B, L]."""
         b, length, d = h.shape
-        chunks, m = neighbours.shape[1], self.config.chunk
+        chunks, m = neighbours.shape[1], self.config.reading.chunk
         if chunks != -(-length // m):
             raise ValueError(
                 f"neighbours of {chunks} chunks for {length} tokens; {-(-length // m)} are needed"
@@ -211,9 +216,9 @@ class Retro(nnx.Module):
         rows = {"out_sharding": ROWS}
         h = jnp.reshape(jnp.pad(h, ((0, 0), (0, fill), (0, 0))), (b, chunks, m, d), **rows)
         real = jnp.reshape(jnp.pad(real, ((0, 0), (0, fill))), (b, chunks, m), **rows)
-        if not self.config.share_embedding:
+        if not self.config.encoder.share_embedding:
             table = gather(self.encoder.embedding, h.dtype)
-        if self.config.filled_chunk:
+        if self.config.reading.filled_chunk:
             h, real = jnp.where(real[..., None], h, 0), jnp.ones_like(real)
         mask = neighbours != PAD
         return self.encoder(self.embed(table, neighbours), mask, h, real), mask

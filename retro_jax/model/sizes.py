@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxprs_in_params
 
-from retro_jax.config import ModelConfig
+from retro_jax.config import DecoderConfig, ModelConfig, ReadingConfig
 from retro_jax.model import functional
 from retro_jax.model.layers import AXES
 
@@ -22,11 +22,8 @@ def every_third_from_6(layers: int) -> tuple[int, ...]:
 
 def _paper(d: int, heads: int, head_size: int, layers: int) -> ModelConfig:
     return ModelConfig(
-        d=d,
-        heads=heads,
-        head_size=head_size,
-        layers=layers,
-        cca_layers=every_third_from_6(layers),
+        decoder=DecoderConfig(d=d, heads=heads, head_size=head_size, layers=layers),
+        reading=ReadingConfig(cca_layers=every_third_from_6(layers)),
     )
 
 
@@ -57,7 +54,8 @@ def forward_flops(config: ModelConfig, vocab: int, length: int, neighbours: int)
             for name, shape in functional.shapes(config, vocab, neighbours > 0).items()
         }
         tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-        retrieved = (1, -(-length // config.chunk), neighbours, config.retrieved)
+        chunks = -(-length // config.reading.chunk)
+        retrieved = (1, chunks, neighbours, config.reading.retrieved)
         args = [params, tokens]
         if neighbours:
             args.append(jax.ShapeDtypeStruct(retrieved, jnp.int32))
@@ -92,11 +90,11 @@ def table() -> list[dict]:
                 {
                     "name": name,
                     "kind": "RETRO" if retrieval else "baseline",
-                    "d": config.d,
-                    "layers": config.layers,
-                    "heads": config.heads,
-                    "head_size": config.head_size,
-                    "cca_layers": list(config.cca_layers) if retrieval else [],
+                    "d": config.decoder.d,
+                    "layers": config.decoder.layers,
+                    "heads": config.decoder.heads,
+                    "head_size": config.decoder.head_size,
+                    "cca_layers": list(config.reading.cca_layers) if retrieval else [],
                     "parameters_non_embedding": functional.count(projections),
                     "parameters_embedding": functional.count(tables),
                     "parameters_total": functional.count(shapes),

@@ -9,12 +9,13 @@ import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding, use_abstract_mesh
 
 from retro_jax.config import Experiment
-from retro_jax.interop.base import base_shapes
+from retro_jax.methods.method import Method
 from retro_jax.model import sizes
 from retro_jax.model.layers import ROWS
 from retro_jax.train import sharding
 from retro_jax.train.log import step_flops
-from retro_jax.train.step import TrainState, init_state, make_train_step, total_loss
+from retro_jax.train.step import TrainState, init_state, make_train_step
+from retro_jax.weights.base import base_shapes
 
 
 @dataclass(frozen=True)
@@ -22,20 +23,27 @@ class Step:
     """A train step as shapes with shardings."""
 
     state: TrainState
-    tokens: jax.ShapeDtypeStruct
-    neighbours: jax.ShapeDtypeStruct | None
+    batch: dict[str, jax.ShapeDtypeStruct]
 
 
-def shapes(e: Experiment, vocab: int, mesh, retrieval: bool) -> Step:
+def shapes(e: Experiment, vocab: int, mesh, method: Method) -> Step:
     """The arguments of a train step on a mesh, which has to be in context."""
-    made = lambda base: init_state(e.model, e.train, vocab, retrieval, base)  # noqa: E731
-    state = jax.eval_shape(made, base_shapes(e, vocab, retrieval))
-    batch, length = e.train.batch, e.train.length
+    base = base_shapes(e, vocab, method.reads)
+    state = jax.eval_shape(lambda base: init_state(method, e.train, vocab, base), base)
     rows = NamedSharding(mesh, ROWS)
-    given = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)  # noqa: E731
-    k = e.retrieval.neighbours
-    neighbours = given(batch, e.chunks, k, e.model.retrieved) if retrieval else None
-    return Step(sharding.shapes_on(mesh, state), given(batch, length), neighbours)
+
+    def given(x):
+        return jax.ShapeDtypeStruct((e.train.batch, *x.shape), x.dtype, sharding=rows)
+
+    record = {
+        "tokens": np.zeros(e.train.length, np.int32),
+        "documents": np.zeros(e.chunks, np.int32),
+        "neighbours": np.zeros(
+            (e.chunks, e.retrieval.neighbours, e.model.reading.retrieved), np.int32
+        ),
+    }
+    example = method.example(record, np.random.default_rng(0), 1.0)
+    return Step(sharding.shapes_on(mesh, state), {n: given(x) for n, x in example.items()})
 
 
 def bytes_of(tree) -> int:
@@ -44,7 +52,7 @@ def bytes_of(tree) -> int:
     return sum(int(np.prod(shape(x))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def kept(e: Experiment, step: Step) -> int:
+def kept(e: Experiment, step: Step, method: Method) -> int:
     """Bytes a chip that the forward pass of one part of the batch keeps for its gradient, weights
     excepted."""
 
@@ -52,14 +60,13 @@ def kept(e: Experiment, step: Step) -> int:
         shape = (x.shape[0] // e.train.accumulate, *x.shape[1:])
         return jax.ShapeDtypeStruct(shape, x.dtype, sharding=x.sharding)
 
-    batch = jax.tree.map(part, (step.tokens, step.neighbours))
+    batch = jax.tree.map(part, step.batch)
 
-    def residuals(params, frozen, *batch):
-        of_params = lambda params: total_loss(e.model, frozen | params, *batch)  # noqa: E731
-        return jax.vjp(of_params, params, has_aux=True)[1]
+    def residuals(params, frozen, batch):
+        return jax.vjp(lambda p: method.loss(frozen | p, batch), params, has_aux=True)[1]
 
     held = step.state.params, step.state.frozen
-    found = jax.tree.leaves(jax.eval_shape(residuals, *held, *batch))
+    found = jax.tree.leaves(jax.eval_shape(residuals, *held, batch))
     weights = Counter((p.shape, p.dtype) for p in jax.tree.leaves(held))
     total = 0
     for leaf in found:
@@ -71,7 +78,7 @@ def kept(e: Experiment, step: Step) -> int:
     return total
 
 
-def needs(e: Experiment, vocab: int, mesh: AbstractMesh, retrieval: bool = True) -> dict:
+def needs(e: Experiment, vocab: int, mesh: AbstractMesh, method: Method) -> dict:
     """Bytes a chip by kind, and FLOPs of a step; nothing is compiled.
 
     Returns:
@@ -80,12 +87,11 @@ def needs(e: Experiment, vocab: int, mesh: AbstractMesh, retrieval: bool = True)
       logits; flops: of the model (see `log.step_flops`), recomputed: what the gradient computes again.
     """
     with use_abstract_mesh(mesh):
-        step = shapes(e, vocab, mesh, retrieval)
-        of_model = step_flops(e, vocab, retrieval)
+        step = shapes(e, vocab, mesh, method)
+        of_model = step_flops(method, e.train, vocab)
         part = e.train.batch // e.train.accumulate
-        step_fn = make_train_step(e.model, e.train)
-        traced = step_fn.trace(step.state, step.tokens, step.neighbours)
-        activations = kept(e, step)
+        traced = make_train_step(method, e.train).trace(step.state, step.batch)
+        activations = kept(e, step, method)
     params = bytes_of(step.state.params)
     itemsize = jnp.dtype(e.model.dtype).itemsize
     model = mesh.shape["model"]
@@ -94,10 +100,10 @@ def needs(e: Experiment, vocab: int, mesh: AbstractMesh, retrieval: bool = True)
     return {
         "parameters": params + bytes_of(step.state.frozen) + bytes_of(step.state.average),
         "optimizer": bytes_of(step.state.opt_state),
-        "batch": bytes_of((step.tokens, step.neighbours)),
+        "batch": bytes_of(step.batch),
         "gradients": params * (2 if e.train.accumulate > 1 else 1),
         "activations": activations,
-        "gathered": 2 * vocab * e.model.d * itemsize // model,
+        "gathered": 2 * vocab * e.model.decoder.d * itemsize // model,
         "readout": 3 * rows * blocks * vocab * 4 // model,
         "flops": of_model,
         "recomputed": max(0, sizes.dot_flops(traced.jaxpr) - of_model),

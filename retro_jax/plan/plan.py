@@ -17,11 +17,12 @@ from retro_jax import progress
 from retro_jax.config import Experiment, MeshConfig
 from retro_jax.corpus import tokenizer
 from retro_jax.errors import UserError
-from retro_jax.interop import pretrained
-from retro_jax.interop.base import TOKENIZERS
+from retro_jax.methods.method import Method
 from retro_jax.plan import count, hlo, topology
 from retro_jax.train import sharding
 from retro_jax.train.step import make_train_step
+from retro_jax.weights import directory
+from retro_jax.weights.base import TOKENIZERS
 
 GIB = 2**30
 # Share of a chip's memory that programs get; of a GPU's, what train.slurm has XLA take.
@@ -47,14 +48,14 @@ def vocab_of(e: Experiment) -> int:
     """Tokens of the vocabulary, without a working directory."""
     base = Path(e.train.base)
     if e.train.base and not any((base / name).is_file() for name in TOKENIZERS):
-        return pretrained.vocab_of(base)
+        return directory.vocab_of(base)
     if e.corpus.tokenizer == "train":
         return e.corpus.vocab
     return tokenizer.load(Path(e.corpus.tokenizer)).vocab
 
 
 def plan(
-    e: Experiment, on: topology.Topology, vocab: int, retrieval: bool = True, compiles: bool = True
+    e: Experiment, on: topology.Topology, vocab: int, method: Method, compiles: bool = True
 ) -> dict:
     """What a train step of `e` needs on each chip of a machine.
 
@@ -70,9 +71,9 @@ def plan(
     sharding.check_divides(
         abstract, e.model, vocab, train_batch=e.train.batch // e.train.accumulate
     )
-    needed = count.needs(e, vocab, abstract, retrieval)
+    needed = count.needs(e, vocab, abstract, method)
     mesh = topology.device_mesh(on, e.mesh) if compiles else None
-    made = _compile(e, vocab, mesh, retrieval) if mesh else None
+    made = _compile(e, vocab, mesh, method) if mesh else None
     memory = {k: needed[k] for k in _HELD}
     if made:
         memory["temporaries"] = max(0, made["temporary"] - memory["activations"])
@@ -83,7 +84,7 @@ def plan(
     flops, fits = needed["flops"], total <= on.chip.memory * _USABLE
     seconds = flops / (on.chips * on.chip.flops * _MFU)
     return {
-        "experiment": e.name if retrieval else f"{e.name}, baseline",
+        "experiment": f"{e.name}, {method.name}",
         "topology": str(on),
         "chips": on.chips,
         "mesh": dict(abstract.shape),
@@ -97,7 +98,7 @@ def plan(
         "recomputed": needed["recomputed"] / flops,
         "seconds_per_step": seconds,
         "hours": seconds * e.train.steps / 3600,
-        "smallest_that_fits": _smallest(e, on, vocab, retrieval, fits),
+        "smallest_that_fits": _smallest(e, on, vocab, method, fits),
     }
 
 
@@ -105,18 +106,18 @@ def _temporaries(needed: dict) -> int:
     return int(_TEMPORARIES * sum(needed[k] for k in ("gradients", "gathered", "readout")))
 
 
-def _compile(e: Experiment, vocab: int, mesh: jax.sharding.Mesh, retrieval: bool) -> dict:
+def _compile(e: Experiment, vocab: int, mesh: jax.sharding.Mesh, method: Method) -> dict:
     with jax.set_mesh(mesh):
-        step = count.shapes(e, vocab, mesh, retrieval)
+        step = count.shapes(e, vocab, mesh, method)
         progress.say(f"compiling the train step for {mesh.size} chips (minutes)")
-        lowered = make_train_step(e.model, e.train).lower(step.state, step.tokens, step.neighbours)
+        lowered = make_train_step(method, e.train).lower(step.state, step.batch)
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             needed = _refused(str(error))
             if needed is None:
                 raise
-            held = count.bytes_of((step.state, step.tokens, step.neighbours))
+            held = count.bytes_of((step.state, step.batch))
             return {"total": needed, "temporary": needed - held, "collectives": None}
     memory = compiled.memory_analysis()
     return {
@@ -139,7 +140,7 @@ def _refused(message: str) -> int | None:
 
 
 def _smallest(
-    e: Experiment, on: topology.Topology, vocab: int, retrieval: bool, fits: bool
+    e: Experiment, on: topology.Topology, vocab: int, method: Method, fits: bool
 ) -> str | None:
     """The smallest slice of the same chips whose estimate fits, the batch being the same: `on` itself
     at most if that fits, and more than `on` if it does not."""
@@ -149,7 +150,7 @@ def _smallest(
         if other.chips <= on.chips and not fits:
             continue
         # A width that does not divide by so many chips: the rest are replicas.
-        data = math.gcd(other.chips // max(1, e.mesh.model), e.model.d, e.model.encoder_d)
+        data = math.gcd(other.chips // max(1, e.mesh.model), e.model.decoder.d, e.model.encoder.d)
         mesh = MeshConfig(-1, max(1, data), e.mesh.model)
         try:
             abstract = topology.abstract_mesh(other, mesh)
@@ -157,7 +158,7 @@ def _smallest(
             sharding.check_divides(abstract, e.model, vocab, train_batch=part)
         except UserError:
             continue
-        n = count.needs(dataclasses.replace(e, mesh=mesh), vocab, abstract, retrieval)
+        n = count.needs(dataclasses.replace(e, mesh=mesh), vocab, abstract, method)
         total = sum(n[k] for k in _HELD) + _temporaries(n)
         if total <= other.chip.memory * _USABLE:
             return f"{other} (estimated)"

@@ -45,8 +45,7 @@ def distance(f: dict, rows) -> Section | None:
 
 def distance_unit(facts: dict) -> str:
     """What the retriever's distances are."""
-    bm25 = facts["index"].get("kind") == "bm25"
-    return "distance (minus the BM25 score)" if bm25 else "distance (squared L2)"
+    return f"distance ({facts['index'].get('distance', 'squared L2')})"
 
 
 def kept(f: dict, least: float = 0.9) -> float | None:

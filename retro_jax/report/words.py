@@ -103,8 +103,8 @@ def _system(f: dict, facts: dict) -> str:
     """Against a plain language model."""
     v = f["verdict"]
     if not v["system"]:
-        trained = "baseline" in facts.get("models", {})
-        remedy = "score it too (evaluate.conditions)" if trained else "train one too (train.models)"
+        trained = "language_model" in facts.get("models", {})
+        remedy = "score it too (evaluate.conditions)" if trained else "train one too (methods)"
         return (
             f"Whether a language model without retrieval would do as well was not measured: {remedy} and "
             "evaluate again."

@@ -132,7 +132,7 @@ def filtered(f: dict, rows) -> Section | None:
     parts = [p for p in f["filtered"] if p["content"]]
     if not parts:
         return None
-    shown = [n for n in ("on", "off", "random", "baseline") if n in rows.nats]
+    shown = [n for n in ("on", "off", "random", "language_model") if n in rows.nats]
     pair = "random - on" if "random" in rows.nats else "off - on"
     first = parts[0]
     lowest = min(shown, key=lambda n: first["bits_per_byte"][n] or 0)

@@ -2,12 +2,12 @@
 
 import json
 import math
-import os
 from pathlib import Path
 
 from retro_jax.errors import UserError
 from retro_jax.evaluate import chunks, rows
 from retro_jax.evaluate.figures import figures
+from retro_jax.store import files
 
 ROWS = "tokens.parquet"
 
@@ -72,15 +72,8 @@ def report(file: Path) -> Path:
         "report.md": markdown.render(whole),
         "report.html": page.render(whole),
     }
-    asides = {file.with_name(f".{name}.partial"): text for name, text in made.items()}
-    try:
-        for aside, text in asides.items():
-            aside.write_bytes(text.encode("utf-8", "replace"))
-        for aside, name in zip(asides, made):
-            os.replace(aside, file.with_name(name))
-    finally:
-        for aside in asides:
-            aside.unlink(missing_ok=True)
+    for name, text in made.items():
+        files.write(file.with_name(name), text.encode("utf-8", "replace"))
     return file.with_name("report.html")
 
 

@@ -1,1 +1,1 @@
-"""Chunks to neighbours: embedder, index, neighbour search, live retrieval."""
+"""Embedders, indexes, and the search for neighbours that leaks nothing."""

@@ -1,69 +1,130 @@
-"""One interface to nearest-neighbour search: `search(queries, k) -> (ids, distances)`.
+"""What an index is, and which there are: the search for the nearest vectors (or words) of a database.
 
-ids are int64 [Q, k] and distances (squared L2; minus the score of BM25) float32 [Q, k], nearest first;
--1 and +inf stand where fewer than k exist.
+`search(queries, k) -> (ids, distances)`: ids are int64 [Q, k] and distances float32 [Q, k], nearest first;
+-1 and +inf stand where fewer than k exist. Equal distances are in the order of ids.
 
-A database is searched in shards, each an index of its own of at most `retrieval.index_shard` vectors:
-memory is that of one shard, and what the shards find is merged.
+An index is one class in one file of `indexes/`, and one line of INDEXES. It searches one shard; sharded.py
+puts the shards of a database together.
 """
 
-import itertools
-import json
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from retro_jax import workdir
+from retro_jax.config import RetrievalConfig
+from retro_jax.config.table import NoSettings, Table, check_names
 from retro_jax.errors import UserError
-from retro_jax.retrieval import bm25, tree
-from retro_jax.retrieval.bm25 import Bm25Index
-from retro_jax.retrieval.exact import ExactIndex, squared_norms
-from retro_jax.retrieval.tree import ScannIndex
+from retro_jax.retrieval.embedder import EMBEDDERS
 
-SCANN_FROM = 20_000  # chunks; below it exact search is fast enough and has no recall to lose
-_SCANN_NEEDS = 100  # vectors; its hashing cannot be trained on fewer than a handful
+INDEXES = Table(
+    "retrieval.index",
+    "retrieval.settings",
+    {
+        "auto": "retro_jax.retrieval.indexes.auto:Auto",
+        "exact": "retro_jax.retrieval.indexes.exact:Exact",
+        "scann": "retro_jax.retrieval.indexes.scann:Scann",
+        "bm25": "retro_jax.retrieval.indexes.bm25:Bm25",
+    },
+)
+
+Found = tuple[np.ndarray, np.ndarray]  # ids [Q, k] int64, distances [Q, k] float32
 
 
-class ShardedIndex:
-    """The shards of a database, searched one after another.
+class Index:
+    """One shard of a database, searched by many threads at a time.
 
-    keep: hold every shard open, for who searches often; otherwise one at a time is in memory.
+    Attributes:
+      Settings: a dataclass, its own settings (retrieval.settings.NAME).
+      takes: what it searches; an embedder `gives` the same. distance: what its distances are.
+      approximate: whether it may miss a neighbour; then its recall is measured.
+      compares: whether vectors can be compared with a query directly (`nearest_among`).
+      growth: the time of a search grows as the number of vectors to this power.
+      collective: whether its distances depend on all vectors (`statistics`).
+      small: the name of the index for few vectors, of documents that are added later.
     """
 
-    def __init__(self, directory: Path, keep: bool):
-        self._directories = sorted(p for p in Path(directory).iterdir() if p.is_dir())
-        self._sizes = json.loads((Path(directory) / "index.json").read_text())["sizes"]
-        keep = keep or len(self._sizes) == 1
-        self._open = [load_shard(p) for p in self._directories] if keep else None
+    Settings: type = NoSettings
+    takes, distance = "vectors", "squared L2"
+    approximate, compares, collective = False, True, False
+    growth, small = 1.0, "auto"
+
+    @classmethod
+    def build(cls, vectors: np.ndarray, directory: Path, settings, k: int, statistics=None) -> dict:
+        """Writes the index of vectors [N, E] into an existing directory.
+
+        Args:
+          k: neighbours to measure a recall at.
+          statistics: see `statistics`; by default the vectors' own.
+
+        Returns:
+          `kind`, the name of the class that opens it, `recall` at k, and whatever `open` needs.
+
+        Raises:
+          UserError: the index cannot be built here, or its recall is too low.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def open(cls, directory: Path, report: dict) -> "Index":
+        """Opens what `build` wrote; report: what that returned, and `size`, the number of vectors."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
-        return sum(self._sizes)
+        raise NotImplementedError
 
-    @property
-    def shards(self) -> int:
-        """How many."""
-        return len(self._sizes)
+    def search(self, queries: np.ndarray, k: int) -> Found:
+        """The k nearest of queries [Q, E]."""
+        raise NotImplementedError
 
-    def shard(self, number: int):
-        """One shard, as an index of its own."""
-        return self._open[number] if self._open else load_shard(self._directories[number])
+    def again(self, vectors: np.ndarray, settings, k: int) -> tuple[str, bool]:
+        """What `retro verify` asks: whether it is the index of these vectors [N, E], and in a few words
+        what was looked at."""
+        raise NotImplementedError
 
-    def bounds(self, number: int) -> tuple[int, int]:
-        """The first vector of a shard and the first one after it."""
-        return sum(self._sizes[:number]), sum(self._sizes[: number + 1])
+    @classmethod
+    def statistics(cls, vectors: np.ndarray):
+        """What the distances to vectors that are added later depend on beside themselves, so that they
+        compare with those of these; None if on nothing."""
+        return None
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """queries [Q, E] -> ids [Q, k] int64, distances [Q, k] float32."""
-        best = None
-        for number in range(self.shards):
-            ids, distances = self.shard(number).search(queries, k)
-            found = np.where(ids < 0, -1, ids + self.bounds(number)[0]), distances
-            best = merge([best, found], k) if best else found
-        return best
+    @classmethod
+    def weighted(cls, distances: np.ndarray, weight: float) -> np.ndarray:
+        """Distances where a database counts `weight` times as much as another."""
+        return distances * np.float32(1 / weight)
+
+    @classmethod
+    def kind_for(cls, size: int) -> type["Index"]:
+        """The class that so many vectors are searched with."""
+        return cls
 
 
-def merge(found: list[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
+def check(config: RetrievalConfig):
+    """Looks at everything that a config says of retrieval, before anything slow has run.
+
+    Raises:
+      UserError: an embedder or index that is not known, settings that it does not have, or an embedder
+        and an index that do not go together.
+    """
+    check_names(config.settings, EMBEDDERS, INDEXES)
+    embedder, index = EMBEDDERS[config.embedder], INDEXES[config.index]
+    EMBEDDERS.settings_of(config.embedder, config.settings)
+    INDEXES.settings_of(config.index, config.settings)
+    if embedder.gives != index.takes:
+        fitting = next(name for name in INDEXES if INDEXES[name].takes == embedder.gives)
+        raise UserError(
+            f"config field retrieval.index = {config.index!r}: it searches {index.takes}, and "
+            f"retrieval.embedder = {config.embedder!r} makes {embedder.gives}; give "
+            f"--config.retrieval.index={fitting}, or another embedder"
+        )
+
+
+def nothing(rows: int, k: int) -> Found:
+    """ids and distances where nothing was found: -1 and +inf."""
+    return np.full((rows, k), -1, np.int64), np.full((rows, k), np.inf, np.float32)
+
+
+def merge(found: list[Found], k: int) -> Found:
     """The k nearest of what several searches found, [(ids [Q, k'], distances [Q, k'])]; equal distances
     in the order of ids."""
     ids, distances = (np.concatenate(x, axis=1) for x in zip(*found))
@@ -71,126 +132,19 @@ def merge(found: list[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarra
     return np.take_along_axis(ids, near, 1), np.take_along_axis(distances, near, 1)
 
 
-def build(
-    vectors: np.ndarray,
-    directory: Path,
-    kind: str,
-    min_recall: float,
-    k: int,
-    shard: int,
-    statistics: bm25.Statistics | None = None,
-) -> dict:
-    """Builds an index of vectors [N, E] in an existing directory, or goes on after a kill.
+def finite(vectors: np.ndarray, first: int) -> np.ndarray:
+    """Vectors [N, E] as float32.
 
-    Args:
-      kind: auto | exact | scann | bm25; auto is exact for a shard of less than SCANN_FROM vectors or
-        without ScaNN, and so is scann for less than a hundred vectors. Words are for bm25.
-      min_recall: recall@k that every shard must reach, see `tree.build`.
-      k: neighbours to measure the recall at.
-      shard: vectors of a shard at most.
-      statistics: what bm25 scores with; by default each shard's own.
-
-    Returns:
-      What was built: kind, size, shards, their sizes, the lowest recall.
+    first: the number of the first one, for the message.
 
     Raises:
-      UserError: no vectors, vectors with NaN or Inf, no ScaNN, or a recall below `min_recall`.
+      UserError: one of them holds NaN or Inf.
     """
-    if not len(vectors):
-        raise UserError("the database is empty: the corpus has no training chunk")
-    bounds = shard_bounds(len(vectors), shard)
-    for number, (begin, end) in enumerate(itertools.pairwise(bounds)):
-        own = Path(directory) / shard_name(number)
-        if not (own / "index.json").exists():
-            shutil.rmtree(own, ignore_errors=True)
-            own.mkdir()
-            build_shard(vectors[begin:end], own, kind, min_recall, k, begin, statistics)
-    return finish(Path(directory), len(bounds) - 1)
-
-
-def shard_bounds(count: int, shard: int) -> list[int]:
-    """Where each shard of `count` vectors begins, and where the last one ends."""
-    shards = -(-count // shard)
-    return [count * i // shards for i in range(shards + 1)]
-
-
-def shard_name(number: int) -> str:
-    """The directory of a shard."""
-    return f"{number:05d}"
-
-
-def finish(directory: Path, shards: int) -> dict:
-    """Writes what all shards are together, once each is built, and returns it."""
-    reports = [
-        json.loads((directory / shard_name(i) / "index.json").read_text()) for i in range(shards)
-    ]
-    report = {
-        "kind": reports[0]["kind"],
-        "size": sum(r["size"] for r in reports),
-        "shards": shards,
-        "sizes": [r["size"] for r in reports],
-        "recall": min(r["recall"] for r in reports),
-    }
-    (directory / "index.json").write_text(json.dumps(report, indent=2) + "\n")
-    return report
-
-
-def load(directory: Path, keep: bool = True) -> ShardedIndex:
-    """Opens an index that `build` wrote; see `ShardedIndex`."""
-    return ShardedIndex(directory, keep)
-
-
-def build_shard(
-    vectors, directory: Path, kind: str, min_recall: float, k: int, first: int, statistics=None
-):
-    """Builds one shard in an existing directory; its first vector is number `first` of the database."""
-    if kind == "bm25":
-        bm25.build(vectors, directory, statistics)
-        report = {"kind": "bm25", "size": len(vectors), "recall": 1.0}
-        workdir.write_json(directory / "index.json", report)
-        return
     vectors = np.ascontiguousarray(vectors, np.float32)
     if not np.isfinite(vectors).all():
         bad = first + int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
         raise UserError(f"the embedding of chunk {bad} holds NaN or Inf: check the embedder")
-    fewest = {"exact": np.inf, "auto": SCANN_FROM, "scann": _SCANN_NEEDS}[kind]
-    scann = tree.library() if len(vectors) >= fewest else None
-    if kind == "scann" and len(vectors) >= fewest and scann is None:
-        raise UserError(
-            "config field retrieval.index = 'scann': the scann package has no build for this "
-            "Python or system; use auto or exact"
-        )
-    if scann is None:
-        np.save(directory / "vectors.npy", vectors)
-        np.save(directory / "norms.npy", squared_norms(vectors))
-        report = {"kind": "exact", "size": len(vectors), "recall": 1.0}
-    else:
-        index, recall = tree.build(scann, vectors, directory, min_recall, k)
-        report = {
-            "kind": "scann",
-            "size": len(index),
-            "recall": recall,
-            "leaves": index.leaves,
-            "leaves_to_search": index.leaves_to_search,
-            "reorder": index.reorder,
-            "width": vectors.shape[1],
-        }
-    workdir.write_json(directory / "index.json", report)
+    return vectors
 
 
-def load_shard(directory: Path) -> ExactIndex | ScannIndex | Bm25Index:
-    """Opens one shard that `build_shard` wrote."""
-    report = json.loads((directory / "index.json").read_text())
-    if report["kind"] == "bm25":
-        return Bm25Index(directory, report["size"])
-    if report["kind"] == "exact":
-        vectors, norms = (
-            np.load(directory / f"{name}.npy", mmap_mode="r") for name in ("vectors", "norms")
-        )
-        return ExactIndex(vectors, norms)
-    scann = tree.library()
-    if scann is None:
-        raise UserError(f"{directory}: this index needs the scann package; pip install scann")
-    searcher = scann.scann_ops_pybind.load_searcher(str(directory / "scann"))
-    names = ("size", "width", "leaves", "leaves_to_search", "reorder")
-    return ScannIndex(searcher, *(report[name] for name in names))
+Allowed = Callable[[np.ndarray], np.ndarray]  # rows [n] to bool [n]

@@ -1,11 +1,12 @@
-"""The k nearest chunks of every query, none of them of what is forbidden: its own sequence's documents."""
+"""The k nearest chunks of every query, none of them of what it may not see (forbidden.py)."""
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
 
-from retro_jax.retrieval.exact import ExactIndex
-from retro_jax.retrieval.index import merge
+from retro_jax.retrieval.index import Allowed, Found, merge
+from retro_jax.retrieval.indexes.exact import Exact
 
 BLOCK = 2048  # queries searched at a time
 _CANDIDATES = 2**22  # held at a time
@@ -41,28 +42,26 @@ class Owners:
 
 
 def find(
-    search: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]],
+    index,
     queries: np.ndarray,
     forbidden: np.ndarray,
     owners: Owners,
     k: int,
-    vectors: np.ndarray | None = None,
     progress: Callable[[int], None] = lambda done: None,
     block: int = BLOCK,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Found:
     """Searches k neighbours a query outside its forbidden documents.
 
     A neighbour N and its continuation F are of one document, so to forbid N's document is to
     forbid F's. The number of candidates grows until k valid ones are found or none is left. Where an
-    eighth of the database is forbidden, what is not is compared directly.
+    eighth of the database is forbidden, what is not is compared directly, if it can be.
 
     Args:
-      search: `Index.search`.
+      index: a ShardedIndex or OneShard.
       queries: vectors [Q, E].
       forbidden: documents that each query may not have a neighbour of [Q, F] int, -1 for none.
       owners: of the chunks of the database.
       k: neighbours a query.
-      vectors: those of the database [N, E], for comparing directly; None if they are no vectors.
       progress: called with the number of queries done since the last call.
       block: queries searched at a time.
 
@@ -73,15 +72,16 @@ def find(
     distances = np.full((len(queries), k), np.inf, np.float32)
     for start in range(0, len(queries), block):
         pending = np.arange(start, min(start + block, len(queries)))
-        if vectors is not None:
+        if index.compares:
             sets, of = _sets(forbidden[pending])
             large = [owners.chunks[s].sum() > max(_MANY, len(owners) // 8) for s in sets]
             for i in np.flatnonzero(large):
                 rows = pending[of == i]
-                ids[rows], distances[rows] = _outside(vectors, queries[rows], sets[i], owners, k)
+                outside = functools.partial(_outside, owners, sets[i])
+                ids[rows], distances[rows] = among(index.compared, queries[rows], outside, k)
             pending = pending[~np.array(large)[of]]
-        allowed = lambda rows, found, of=forbidden[pending]: _allowed(found, of[rows], owners)  # noqa: E731
-        near, d, _ = nearest_valid(search, queries[pending], len(owners), k, allowed)
+        allowed = functools.partial(_allowed, owners, forbidden[pending])
+        near, d, _ = nearest_valid(index.search, queries[pending], len(owners), k, allowed)
         ids[pending], distances[pending] = near, d
         progress(min(block, len(queries) - start))
     return ids, distances
@@ -134,11 +134,11 @@ def nearest_valid(
     return ids, distances, np.zeros(0, np.int64)
 
 
-def _allowed(found: np.ndarray, forbidden: np.ndarray, owners: Owners) -> np.ndarray:
-    """Which of the candidates [n, C] are of no document that their query forbids [n, F]."""
+def _allowed(owners: Owners, forbidden: np.ndarray, rows: np.ndarray, found: np.ndarray):
+    """Which of the candidates [n, C] of some queries are of no document that they forbid [Q, F]."""
     number = owners(np.maximum(found, 0))
     valid = np.ones(found.shape, bool)
-    for column in forbidden.T:  # not all at once: [Q, candidates, F] is large
+    for column in forbidden[rows].T:  # not all at once: [Q, candidates, F] is large
         valid &= number != column[:, None]
     return valid
 
@@ -151,14 +151,12 @@ def _sets(forbidden: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
     return [np.array(sorted(s), np.int64) for s in numbers], np.array(of)
 
 
-def _outside(vectors, queries, forbidden, owners, k) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest of the vectors [N, E] that are of no forbidden document, by comparing all."""
-    return among(vectors, queries, lambda rows: ~np.isin(owners(rows), forbidden), k)
+def _outside(owners: Owners, forbidden: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Which rows of the database are of no forbidden document."""
+    return ~np.isin(owners(rows), forbidden)
 
 
-def among(
-    vectors: np.ndarray, queries: np.ndarray, allowed: Callable[[np.ndarray], np.ndarray], k: int
-) -> tuple[np.ndarray, np.ndarray]:
+def among(vectors: np.ndarray, queries: np.ndarray, allowed: Allowed, k: int) -> Found:
     """The k nearest of the vectors [N, E] that are allowed, by comparing all of those.
 
     allowed: rows [n] to bool [n].
@@ -170,6 +168,6 @@ def among(
     for begin in range(0, len(vectors), step):
         rows = np.arange(begin, min(begin + step, len(vectors)))
         rows = rows[allowed(rows)]
-        near, d = ExactIndex(vectors[rows]).search(queries, k)
+        near, d = Exact(vectors[rows]).search(queries, k)
         found.append((np.where(near < 0, -1, rows[near] if len(rows) else -1), d))
     return merge(found, k)

@@ -5,7 +5,7 @@ import secrets
 import time
 from collections.abc import Sequence
 
-from retro_jax.generate.request import Completion
+from retro_jax.generate.completion import Completion
 from retro_jax.generate.text import Text
 from retro_jax.generate.work import Piece
 from retro_jax.serve.api import Asked

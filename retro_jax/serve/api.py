@@ -5,9 +5,9 @@ import re
 import secrets
 from dataclasses import dataclass
 
+from retro_jax.config.request import MOST_LOGPROBS, Request
+from retro_jax.config.where import Where
 from retro_jax.errors import UserError
-from retro_jax.generate.request import MOST_LOGPROBS, Request
-from retro_jax.retrieval.where import Where
 from retro_jax.serve import reading
 from retro_jax.serve.reading import Refused, fields, flag, number, text, texts, whole, wrong
 

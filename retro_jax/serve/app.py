@@ -20,8 +20,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from retro_jax.errors import UserError
+from retro_jax.generate.completion import Completion
 from retro_jax.generate.generator import Generator
-from retro_jax.generate.request import Completion
 from retro_jax.serve import api, documents
 from retro_jax.serve.answer import DONE, Answer, event
 from retro_jax.serve.limits import Limits

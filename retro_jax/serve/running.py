@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from retro_jax.config.request import Request
+from retro_jax.generate.completion import Completion
 from retro_jax.generate.generator import Generator
-from retro_jax.generate.request import Completion, Request
 from retro_jax.generate.work import Piece
 
 

@@ -7,13 +7,12 @@ import os
 import signal
 import socket
 import struct
-from pathlib import Path
 
 from retro_jax import progress
-from retro_jax.config import Experiment
 from retro_jax.errors import UserError
 from retro_jax.generate.generator import Generator
 from retro_jax.serve.limits import Limits
+from retro_jax.store.workdir import WorkDir
 
 try:
     import uvicorn
@@ -31,32 +30,31 @@ _BUFFER = 2**17  # bytes that the kernel keeps for a client that does not read
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 2\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
-def serve(experiment: Experiment, root: Path, host: str, port: int, rows: int, length: int):
+def serve(work: WorkDir, host: str, port: int, rows: int, length: int, method: str = "retro"):
     """Answers HTTP requests until SIGTERM or Ctrl-C; then those that run may go on for some seconds.
 
     Args:
       rows: continuations that are decoded together.
       length: tokens that a prompt and its continuation can have together.
+      method: the name of the method that generates.
 
     Raises:
       UserError: the address cannot be had, something is missing from the working directory or was made
         with another config, or the key is empty.
     """
-    key, limits = os.environ.get(KEY), Limits()
+    key, limits, name = os.environ.get(KEY), Limits(), work.experiment.name
     if key == "":
         raise UserError(f"{KEY} is empty: set it to a key that clients must give, or unset it")
     with (
         bound(host, port) as listening,
-        Generator.open(experiment, root, rows=rows, length=length) as generator,
+        Generator.open(work, method, rows=rows, length=length) as generator,
     ):
         progress.say("compiling what requests will need")
         generator.warm_up()
-        answering = server(Service(generator, experiment.name, limits, key), limits)
+        answering = server(Service(generator, name, limits, key), limits)
         _listen(listening, host, port)
         where = f"[{host}]" if ":" in host else host
-        print(
-            f"retro serves {experiment.name} on http://{where}:{port} (Ctrl-C ends it)", flush=True
-        )
+        print(f"retro serves {name} on http://{where}:{port} (Ctrl-C ends it)", flush=True)
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             # uvicorn raises the signal that ended it once more.

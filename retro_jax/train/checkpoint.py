@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from retro_jax import progress, workdir
+from retro_jax import progress
 from retro_jax.errors import UserError
+from retro_jax.store import artefact, provenance
 from retro_jax.train import processes, sharding
 from retro_jax.train.step import TrainState
 
@@ -38,12 +39,27 @@ class Checkpoints:
     fingerprint of all its numbers. Writing goes on while training does.
     """
 
-    def __init__(self, directory: Path, settings: dict | None = None, keep: int = 2):
+    def __init__(
+        self,
+        directory: Path,
+        settings: dict | None = None,
+        keep: int = 2,
+        milestone: int | None = None,
+    ):
+        """milestone: a step whose checkpoint stays whatever comes after it."""
         self._directory = Path(directory).absolute()
         self._settings = settings
-        score = lambda metrics: -metrics["nats"]  # noqa: E731 (the highest is the best)
+
+        def score(metrics):
+            return -metrics["nats"]  # the highest is the best
+
         best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
-        policy = policies.AnyPreservationPolicy([policies.LatestN(keep), best])
+        rules = [
+            policies.LatestN(keep),
+            best,
+            policies.CustomSteps([milestone] if milestone else []),
+        ]
+        policy = policies.AnyPreservationPolicy(rules)
         # Without best_fn, orbax does not read the metrics of checkpoints that were there before.
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=policy, best_fn=score, create=True
@@ -82,6 +98,11 @@ class Checkpoints:
         scored = [(m["nats"], step) for step, m in found.items() if m]
         return min(scored)[::-1] if scored else None
 
+    def drop_after(self, step: int):
+        """Deletes the checkpoints of later steps."""
+        for later in [s for s in self._manager.all_steps() if s > step]:
+            self._manager.delete(later)
+
     def save(self, state: TrainState, step: int, nats: float | None = None):
         """Starts to write a checkpoint; `close` (or the next save) waits for it. What is frozen is not
         written: it is where it came from.
@@ -99,7 +120,7 @@ class Checkpoints:
             "frozen": int(fingerprint(frozen)),
             "settings": self._settings,
             "next_step": step,  # whose batch comes next: all that the order of the data needs
-            "versions": workdir.versions(),
+            "versions": provenance.versions(),
         }
         with self._writing():
             self._manager.save(
@@ -129,7 +150,7 @@ class Checkpoints:
         try:
             about = self._manager.metadata(step).custom_metadata or {}
             if self._settings is not None:
-                differing = workdir.differing(about["settings"], self._settings)
+                differing = artefact.differing(about["settings"], self._settings)
                 if differing:
                     refused = UserError(
                         f"{self._directory}/{step} was made with another config "

@@ -1,6 +1,5 @@
 """When a loss or a gradient is not finite: what is kept of the step, and the step made again from it."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retro_jax import progress, steps, workdir
-from retro_jax.config import Experiment
+from retro_jax import progress
 from retro_jax.errors import UserError
-from retro_jax.interop.base import base_weights, open_base
-from retro_jax.model import functional
-from retro_jax.model.retro import PAD
-from retro_jax.train import processes, sharding
+from retro_jax.pipeline.prepared import Prepared
+from retro_jax.store import files
+from retro_jax.store.workdir import WorkDir
+from retro_jax.train import processes, restore, sharding
 from retro_jax.train.checkpoint import Checkpoints
 from retro_jax.train.step import TrainState, gradients
+from retro_jax.train.trainable import Trainable
 
 _IN_A_ROW = 10  # skipped steps after which a run that skips stops, too
 
@@ -76,7 +75,7 @@ class Watch:
                 "records": batch["records"].tolist(),
                 "settings": self._settings,
             }
-            workdir.write_json(out / "failure.json", about)
+            files.write_json(out / "failure.json", about)
         processes.wait("failure")
         raise NotFinite(
             f"{what}. State and batch are in {out}; `retro replay` makes the step again. Lower "
@@ -88,8 +87,10 @@ class Watch:
         self._seen = int(state.skipped)
 
 
-def replay(experiment: Experiment, root: Path) -> dict:
+def replay(work: WorkDir, methods: Callable[[str], Trainable]) -> dict:
     """Makes the last failed step of a working directory again, and says where it is not finite.
+
+    methods: from the name of a method to the method.
 
     Returns:
       step, loss, records (of the training shards, whose own loss is not finite), parameters and
@@ -98,34 +99,26 @@ def replay(experiment: Experiment, root: Path) -> dict:
     Raises:
       UserError: no step has failed there, or it was trained with other settings.
     """
-    from retro_jax.train.loop import state_like, train_settings  # which imports this file
-
-    e = experiment
-    found = sorted(
-        Path(root).glob("train/*/failure-*/failure.json"), key=lambda p: p.stat().st_mtime
-    )
+    e, found = work.experiment, work.failures()
     if not found:
-        raise UserError(f"{root}/train: no step has failed here")
-    out = found[-1].parent
-    about, retrieval = json.loads(found[-1].read_text()), out.parent.name == "retro"
-    batch = dict(np.load(out / "batch.npz"))
-    vocab = steps.load_tokenizer(Path(root) / "prepare").vocab
+        raise UserError(f"{work.root}: no training step has failed here")
+    out = found[-1]
+    about = files.read_json(out / "failure.json", "delete it, and train again")
+    method, batch = methods(out.parent.name), dict(np.load(out / "batch.npz"))
+    vocab = Prepared(work).tokenizer.vocab
     mesh = sharding.make_mesh(e.mesh)
     with jax.set_mesh(mesh):
-        opened = open_base(e, Path(root) / "prepare" / "tokenizer")
-        base = base_weights(opened, e.model, retrieval, mesh)
-        like = state_like(e, vocab, retrieval, base)
-        checkpoints = Checkpoints(out / "checkpoints", train_settings(e, retrieval))
+        base = restore.weights_of_base(e, work, method, mesh)
+        like = restore.state_like(e, method, vocab, base)
+        checkpoints = Checkpoints(out / "checkpoints", restore.settings_of(e, method))
         state = checkpoints.restore(about["step"], like, mesh, base)
         checkpoints.close()
         given = sharding.shard_batch(mesh, {k: v for k, v in batch.items() if k != "records"})
-        given = (given["tokens"], given.get("neighbours"))
-        make = jax.jit(lambda state, *batch: gradients(e.model, e.train, state, *batch))
-        value, grads = make(state, *given)
-        score = jax.jit(lambda p, x, n: functional.token_logprobs(e.model, p, x, n))
-        logprobs = np.asarray(score(state.frozen | state.params, *given))
-    scored = (batch["tokens"] != PAD) & (np.arange(batch["tokens"].shape[1]) > 0)
-    bad = ~np.isfinite(np.where(scored, logprobs, 0)).all(axis=1)
+        make = jax.jit(lambda state, batch: gradients(method, e.train, state, batch))
+        value, grads = make(state, given)
+        rows = jax.jit(lambda params, batch: method.row_losses(params, batch))
+        losses = np.asarray(rows(state.frozen | state.params, given))
+    bad = ~np.isfinite(losses)
     result = {
         "step": about["step"],
         "loss": float(value),

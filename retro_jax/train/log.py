@@ -1,7 +1,6 @@
 """What a training run tells: a line a report, metrics.jsonl, TensorBoard, a table of the parameters."""
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -9,11 +8,13 @@ import jax
 from rich.table import Table
 
 from retro_jax import progress
-from retro_jax.config import Experiment
+from retro_jax.config import TrainConfig
 from retro_jax.errors import UserError
 from retro_jax.model.sizes import forward_flops
+from retro_jax.store import files
 from retro_jax.train.hardware import peak_flops
 from retro_jax.train.step import TrainState
+from retro_jax.train.trainable import Trainable
 
 
 class Log:
@@ -22,20 +23,20 @@ class Log:
     Metrics are fetched one step late, while the next step runs. Only process 0 writes.
     """
 
-    def __init__(self, directory: Path, start: int, earlier: float, e: Experiment, flops: int):
+    def __init__(self, directory: Path, start: int, earlier: float, train: TrainConfig, flops: int):
         """earlier: seconds of the runs that this one continues; flops: of a step (`step_flops`)."""
         self._path, self._every, self._steps = (
             directory / "metrics.jsonl",
-            e.train.log_every,
-            e.train.steps,
+            train.log_every,
+            train.steps,
         )
-        self._tokens, self._flops = e.train.batch * e.train.length, flops
+        self._tokens, self._flops = train.batch * train.length, flops
         self._peak = peak_flops(jax.devices())
         self._waiting, self.last = None, {}
         self._begin = time.perf_counter() - earlier
         self._since = self._reported = self._end = None
         self._writes = jax.process_index() == 0
-        self._board = _board(directory, start) if e.train.tensorboard and self._writes else None
+        self._board = _board(directory, start) if train.tensorboard and self._writes else None
         if self._writes:
             self._cut(start)
 
@@ -51,9 +52,7 @@ class Log:
                 kept.append(line + "\n")
                 if "loss" in row:
                     self.last = row
-        aside = self._path.with_suffix(".partial")
-        aside.write_text("".join(kept))
-        os.replace(aside, self._path)
+        files.write(self._path, "".join(kept))
 
     def report(self, step: int, metrics: dict) -> dict | None:
         """Takes the metrics of a step that was just started; fetches and returns those of the one before."""
@@ -130,7 +129,7 @@ class Log:
         return time.perf_counter() - self._begin
 
 
-def step_flops(e: Experiment, vocab: int, retrieval: bool) -> int:
+def step_flops(method: Trainable, train: TrainConfig, vocab: int) -> int:
     """FLOPs of a step's matrix products: three times those of the forward pass.
 
     The convention behind every MFU: forward once, gradient twice; what remat computes again is not
@@ -138,14 +137,14 @@ def step_flops(e: Experiment, vocab: int, retrieval: bool) -> int:
     model.attention_block, and about 9/16 of a long one. A frozen language model has the gradient of its
     activations only, from its first cross-attention on.
     """
-    k, m = e.retrieval.neighbours if retrieval else 0, e.model
-    flops = forward_flops(m, vocab, e.train.length, k)
-    if not (k and e.train.base and e.train.freeze):
-        return 3 * e.train.batch * flops
-    alone = forward_flops(m, vocab, e.train.length, 0)
-    layers = alone - 2 * e.train.length * m.d * vocab  # without the readout
-    below = layers * (m.cca_layers[0] - 1) // m.layers
-    return e.train.batch * (3 * (flops - alone) + 2 * alone - below)
+    m, length = method.model, train.length
+    flops = method.flops(vocab, length)
+    if not (method.reads and train.base and train.freeze):
+        return 3 * train.batch * flops
+    alone = forward_flops(m, vocab, length, 0)
+    layers = alone - 2 * length * m.decoder.d * vocab  # without the readout
+    below = layers * (m.reading.cca_layers[0] - 1) // m.decoder.layers
+    return train.batch * (3 * (flops - alone) + 2 * alone - below)
 
 
 def show_parameters(state: TrainState):

@@ -1,75 +1,85 @@
 """Training, from shards to checkpoints: read it from top to bottom."""
 
+import contextlib
 import dataclasses
-from pathlib import Path
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 
-from retro_jax import progress, steps, workdir
-from retro_jax.config import Experiment
+from retro_jax import progress
+from retro_jax.config import TrainConfig
 from retro_jax.errors import UserError
-from retro_jax.interop import pretrained
-from retro_jax.interop.base import base_weights, open_base
-from retro_jax.model import functional
-from retro_jax.prepare import check_prepared
-from retro_jax.records import Records
-from retro_jax.train import checkpoint, data, processes, sharding
+from retro_jax.pipeline.prepare import check_prepared
+from retro_jax.pipeline.prepared import Prepared
+from retro_jax.store import artefact
+from retro_jax.store.workdir import WorkDir
+from retro_jax.train import checkpoint, data, processes, restore, sharding
 from retro_jax.train.checkpoint import Checkpoints
 from retro_jax.train.failure import Watch
 from retro_jax.train.log import Log, show_parameters, step_flops
-from retro_jax.train.step import TrainState, init_state, make_train_step
+from retro_jax.train.optimizer import decay_begins
+from retro_jax.train.step import init_state, make_train_step
+from retro_jax.train.trainable import Trainable
 from retro_jax.train.validate import make_validation
+from retro_jax.weights.base import open_base
 
 
-def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
-    """Trains the model, or without retrieval its baseline; continues where an earlier run stopped.
+def train(work: WorkDir, method: Trainable) -> dict:
+    """Trains a method; continues where an earlier run stopped.
 
-    Both see the same sequences in the same order, for the same number of steps.
+    All methods see the same sequences in the same order. A finished run whose learning rate is constant
+    goes on if it is given more steps, from its last checkpoint before the rate fell.
 
     Returns:
-      The manifest of WORKDIR/train/retro or WORKDIR/train/baseline.
+      The manifest of the training run's directory.
 
     Raises:
-      UserError: nothing was prepared, or what is there was made with another config.
+      UserError: nothing was prepared, what is there was made with another config, or another process
+        trains here.
       Interrupted: SIGTERM or Ctrl-C; it has saved.
       NotFinite: with train.nonfinite = stop.
     """
-    e, base = experiment, Path(root) / "prepare"
-    name = "retro" if retrieval else "baseline"
-    directory = Path(root) / "train" / name
-    settings, inputs = train_settings(e, retrieval), [base / "shards" / "train", base / "tokenizer"]
-    check_prepared(e, root)
-    done = workdir.check(directory, settings, inputs)
-    if done and done["counts"].get("complete"):
+    e, name, directory = work.experiment, method.name, work.trained(method.name)
+    check_prepared(work)
+    settings, inputs = restore.settings_of(e, method), restore.inputs_of(work)
+    done = artefact.check(directory, settings, inputs)
+    if done and done["counts"].get("complete") and _has_all_steps(e.train, done["counts"]):
         progress.say(f"train/{name}: complete")
         return done
-
-    opened, vocab = open_base(e, base / "tokenizer"), steps.load_tokenizer(base).vocab
-    if not trains(e, retrieval):
-        shapes = functional.shapes(e.model, vocab, retrieval)
-        return _as_it_is(directory, settings, inputs, functional.count(shapes))
+    prepared = Prepared(work)
+    vocab = prepared.tokenizer.vocab
+    if not restore.trains(e, method):
+        return _as_it_is(work, method, settings, inputs, vocab)
     sharding.keep_memory()
     mesh = sharding.make_mesh(e.mesh)
-    sharding.check_divides(mesh, e.model, vocab, train_batch=e.train.batch // e.train.accumulate)
+    part = e.train.batch // e.train.accumulate
+    sharding.check_divides(mesh, e.model, vocab, train_batch=part)
+    planned = {"planned": e.train.steps, "began_with": e.train.steps}
+    if done:
+        planned["began_with"] = done["counts"]["began_with"]
     writes = jax.process_index() == 0
-    if writes:
-        directory.mkdir(parents=True, exist_ok=True)
-        checkpoint.clear(directory / "checkpoints")
-        if not done:  # claims the directory, so that no other config continues it
-            workdir.write_manifest(directory, settings, inputs, None, {})
-    processes.wait("directory")
-    records = Records(base / "shards" / "train")
-    with jax.set_mesh(mesh), processes.StopRequest() as stop:
-        checkpoints = Checkpoints(directory / "checkpoints", settings, e.train.keep)
+    with _alone(work), jax.set_mesh(mesh), processes.StopRequest() as stop:
+        given = restore.weights_of_base(e, work, method, mesh)  # refuses a base that does not fit
+        if writes:
+            directory.mkdir(parents=True, exist_ok=True)
+            checkpoint.clear(directory / "checkpoints")
+            if not done:  # claims the directory, so that no other config continues it
+                artefact.write(directory, settings, inputs, None, planned)
+        processes.wait("directory")
+        milestone = decay_begins(e.train) if e.train.schedule == "constant" else None
+        checkpoints = Checkpoints(directory / "checkpoints", settings, e.train.keep, milestone)
         if status := stop.status():
             raise processes.Interrupted("stopped before the first step", status)
-        given = base_weights(opened, e.model, retrieval, mesh)
+        if done and done["counts"]["planned"] != e.train.steps:
+            _go_back(e.train, done["counts"]["planned"], checkpoints)
+            if writes:
+                artefact.write(directory, settings, inputs, done["seconds"], planned)
         if checkpoints.latest() is None:
-            start, state = 0, init_state(e.model, e.train, vocab, retrieval, given)
+            start, state = 0, init_state(method, e.train, vocab, given)
             show_parameters(state)
         else:
-            like = state_like(e, vocab, retrieval, given)
+            like = restore.state_like(e, method, vocab, given)
             state, start = checkpoints.restore_newest(like, mesh, given)
             progress.say(f"train/{name}: continues from step {start}")
             if e.train.nonfinite == "stop":  # a run that skipped before
@@ -82,26 +92,29 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
                 f"train.warmup = {e.train.warmup} is not less than train.steps: the learning rate only rises"
             )
         earlier = (done and done["seconds"]) or 0.0  # of the runs that this one continues
-        log = Log(directory, start, earlier, e, step_flops(e, vocab, retrieval))
-        whole = lambda step: next(data.batches(records, e.train, step, retrieval))  # noqa: E731
-        watch = Watch(directory, settings, e.train.nonfinite == "stop", whole)
-        watch.start_at(state)
-        step_fn = make_train_step(e.model, e.train)
-        validate = make_validation(e, Records(base / "shards" / "heldout"), mesh, retrieval)
-        batches = data.batches(
-            records, e.train, start, retrieval, sharding.rows_of(mesh, e.train.batch)
+        log = Log(directory, start, earlier, e.train, step_flops(method, e.train, vocab))
+        records, began = prepared.records("train"), planned["began_with"]
+        read = lambda at, rows=None: data.batches(records, e.train, method, at, rows, began)  # noqa: E731
+        watch = Watch(
+            directory, settings, e.train.nonfinite == "stop", lambda step: next(read(step))
         )
+        watch.start_at(state)
+        step_fn = make_train_step(method, e.train)
+        validate = make_validation(e.train, prepared.records("heldout"), mesh, method)
+        batches = read(start, sharding.rows_of(mesh, e.train.batch))
         with progress.bar(f"training {name}", e.train.steps) as advance:
             advance(start)
             for step in range(start, e.train.steps):
-                batch = sharding.shard_batch(mesh, next(batches), e.train.batch)
-                state, metrics = step_fn(state, batch["tokens"], batch.get("neighbours"))
+                batch = next(batches)
+                del batch["records"]
+                state, metrics = step_fn(state, sharding.shard_batch(mesh, batch, e.train.batch))
                 watch.check(log.report(step + 1, metrics), state)
                 advance(1)
                 last, status = step + 1 == e.train.steps, stop.status()
-                if (step + 1) % e.train.checkpoint_every == 0 or last or status:
+                due = (step + 1) % e.train.checkpoint_every == 0 or step + 1 == milestone
+                if due or last or status:
                     watch.check(log.finish(), state)
-                    # Who is preempted has no time to score.
+                    # A machine that is preempted has no time to score.
                     nats = None if status and not last else validate(state)
                     if nats is not None:
                         log.validated(step + 1, nats)
@@ -110,7 +123,7 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
                     checkpoints.close()
                     log.close()
                     if writes:
-                        workdir.write_manifest(directory, settings, inputs, log.seconds(), {})
+                        artefact.write(directory, settings, inputs, log.seconds(), planned)
                     raise processes.Interrupted(
                         f"stopped at step {step + 1} of {e.train.steps} and saved; "
                         "run the same command to continue",
@@ -119,102 +132,74 @@ def train(experiment: Experiment, root: Path, retrieval: bool) -> dict:
         best = checkpoints.best()
         checkpoints.close()
         log.close()
-    counts = {
-        "complete": True,
-        "parameters": parameters,
-        "tokens_per_second": log.tokens_per_second(),
-        "mfu": log.mfu(),
-        "loss": log.last.get("loss"),
-        "best": best and {"step": best[0], "heldout_loss": best[1]},
-        "skipped": log.last.get("skipped", 0),
-        "steps": e.train.steps,
-        "devices": mesh.size,
-    }
-    if writes:
-        workdir.write_manifest(directory, settings, inputs, log.seconds(), counts)
-    processes.wait("manifest")
+        counts = planned | {
+            "complete": True,
+            "parameters": parameters,
+            "tokens_per_second": log.tokens_per_second(),
+            "mfu": log.mfu(),
+            "loss": log.last.get("loss"),
+            "best": best and {"step": best[0], "heldout_loss": best[1]},
+            "skipped": log.last.get("skipped", 0),
+            "steps": e.train.steps,
+            "devices": mesh.size,
+        }
+        if writes:
+            artefact.write(directory, settings, inputs, log.seconds(), counts)
+        processes.wait("manifest")
     if status:
         raise processes.Interrupted(
             f"train/{name} is complete; run the same command to continue", status
         )
-    return workdir.read_manifest(directory)
+    return artefact.read(directory)
 
 
-def train_settings(e: Experiment, retrieval: bool) -> dict:
-    """The config fields that a trained model depends on."""
-    settings = {f"train.{k}": v for k, v in dataclasses.asdict(e.train).items()}
-    if e.train.base:  # what it is, not where
-        settings["train.base"] = pretrained.identity(Path(e.train.base))
-    settings |= {f"model.{k}": v for k, v in dataclasses.asdict(e.model).items()}
-    ours = (*(n for n in pretrained.READING if n != "chunk"), "own_continuation")
-    # How it is computed, kept and told, not what.
-    free = {"models", "checkpoint_every", "log_every", "keep", "tensorboard"}
-    free = {f"train.{name}" for name in free | {"accumulate", "nonfinite"}}
-    free |= {"model.remat", "model.attention_block"}
-    return {
-        k: v
-        for k, v in settings.items()
-        if k not in free and (retrieval or not k.partition(".")[2].startswith(ours))
-    }
+@contextlib.contextmanager
+def _alone(work: WorkDir) -> Iterator[None]:
+    """Nobody else trains here, or prepares anew what is read; of several processes the first one sees to it."""
+    refused = None
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(work.lock("train"))
+                stack.enter_context(work.lock("prepare", shared=True))
+            except UserError as error:
+                refused = error
+        if not processes.all_say(refused is None):  # before any leaves the others waiting
+            raise refused or UserError("process 0 cannot train here; its message says why")
+        yield
 
 
-def trains(e: Experiment, retrieval: bool) -> bool:
-    """Whether there is anything to train; the language model of a frozen base alone is not."""
-    return e.train.steps > 0 and (retrieval or not e.train.base or not e.train.freeze)
-
-
-def state_like(e: Experiment, vocab: int, retrieval: bool, base: dict) -> TrainState:
-    """The shapes of a state that begins with these weights of a base."""
-    return jax.eval_shape(lambda base: init_state(e.model, e.train, vocab, retrieval, base), base)
-
-
-def _as_it_is(directory: Path, settings: dict, inputs: list, parameters: int) -> dict:
-    """The manifest of a model that is its base, untrained."""
-    counts = {"complete": True, "parameters": parameters, "steps": 0}
-    counts |= {"tokens_per_second": None, "best": None}
-    if jax.process_index() == 0:
-        directory.mkdir(parents=True, exist_ok=True)
-        workdir.write_manifest(directory, settings, inputs, 0.0, counts)
-    processes.wait("manifest")
-    return workdir.read_manifest(directory)
-
-
-def check_trained(experiment: Experiment, root: Path, retrieval: bool) -> Path:
-    """The directory of a finished training run.
+def _has_all_steps(train: TrainConfig, counts: dict) -> bool:
+    """Whether a finished run has the steps that are asked for.
 
     Raises:
-      UserError: it is missing, unfinished, or of another config.
+      UserError: it has more.
     """
-    base = Path(root) / "prepare"
-    directory = Path(root) / "train" / ("retro" if retrieval else "baseline")
-    manifest = workdir.require(directory, "train")
-    inputs = [base / "shards" / "train", base / "tokenizer"]
-    workdir.check(directory, train_settings(experiment, retrieval), inputs)
-    if not manifest["counts"].get("complete"):
-        raise UserError(f"{directory}: training has not finished; run `retro train` to continue it")
-    return directory
-
-
-def restore_trained(
-    experiment: Experiment, root: Path, retrieval: bool, mesh: jax.sharding.Mesh
-) -> dict:
-    """The parameters of a finished training run, on `mesh` (which must be in context): those of its
-    last checkpoint, or with evaluate.checkpoint = best of that whose held-out loss was lowest."""
-    e, base = experiment, Path(root) / "prepare"
-    directory = check_trained(e, root, retrieval)
-    given = base_weights(open_base(e, base / "tokenizer"), e.model, retrieval, mesh)
-    vocab = steps.load_tokenizer(base).vocab
-    if not trains(e, retrieval):
-        but = frozenset(given)
-        return functional.init(e.model, vocab, e.train.seed, retrieval, but) | given
-    checkpoints = Checkpoints(directory / "checkpoints")
-    step = checkpoints.latest()
-    if e.evaluate.checkpoint == "best" and (best := checkpoints.best()):
-        step = best[0]
-    if step is None:
+    if counts["steps"] > train.steps > 0:
         raise UserError(
-            f"{directory}/checkpoints holds no checkpoint: delete {directory} and run `retro train`"
+            f"config field train.steps = {train.steps}: the run that is there has {counts['steps']}; a "
+            "finished run can be given more steps, not fewer"
         )
-    state = checkpoints.restore(step, state_like(e, vocab, retrieval, given), mesh, given)
-    checkpoints.close()
-    return state.weights()
+    return counts["steps"] == train.steps or train.steps == 0
+
+
+def _go_back(train: TrainConfig, planned: int, checkpoints: Checkpoints):
+    """Drops the checkpoints that a run of other steps would not have: those where the rate had fallen."""
+    before = decay_begins(dataclasses.replace(train, steps=planned))
+    limit = min(before, decay_begins(train))
+    checkpoints.drop_after(limit)
+    if checkpoints.latest() is None:
+        progress.say(f"no checkpoint is as early as step {limit}: the run begins anew")
+
+
+def _as_it_is(work: WorkDir, method: Trainable, settings: dict, inputs: list, vocab: int) -> dict:
+    """The manifest of a model that is its base, untrained."""
+    directory = work.trained(method.name)
+    open_base(work.experiment, work.prepared("tokenizer"))  # refuses one that does not fit
+    counts = {"complete": True, "parameters": restore.parameters(method, vocab), "steps": 0}
+    counts |= {"tokens_per_second": None, "best": None, "planned": 0, "began_with": 0}
+    if jax.process_index() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        artefact.write(directory, settings, inputs, 0.0, counts)
+    processes.wait("manifest")
+    return artefact.read(directory)

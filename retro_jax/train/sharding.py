@@ -100,15 +100,16 @@ def one_device() -> jax.sharding.Mesh:
 def check_divides(mesh: jax.sharding.Mesh, model: ModelConfig, vocab: int, **batches: int):
     """Raises UserError if a sharded dimension is not a multiple of its mesh axes."""
     replica, data, axis = (mesh.shape[name] for name in AXES)
+    d, n = model.decoder, model.encoder
     for name, size, parts in (
         *((name.replace("_", "."), size, replica * data) for name, size in batches.items()),
-        ("model.d", model.d, data),
-        ("model.encoder_d", model.encoder_d, data),
-        ("model.ffw", model.ffw or 4 * model.d, axis),
-        ("model.encoder_ffw", model.encoder_ffw or 4 * model.encoder_d, axis),
-        ("model.heads", model.heads, axis),
-        ("model.kv_heads", model.kv_heads or model.heads, axis),
-        ("model.encoder_heads", model.encoder_heads, axis),
+        ("model.decoder.d", d.d, data),
+        ("model.encoder.d", n.d, data),
+        ("model.decoder.ffw", d.ffw or 4 * d.d, axis),
+        ("model.encoder.ffw", n.ffw or 4 * n.d, axis),
+        ("model.decoder.heads", d.heads, axis),
+        ("model.decoder.kv_heads", d.kv_heads or d.heads, axis),
+        ("model.encoder.heads", n.heads, axis),
         ("corpus.vocab", vocab, axis),
     ):
         if size % parts:

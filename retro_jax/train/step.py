@@ -1,4 +1,4 @@
-"""One step of training: TrainState, loss, train_step."""
+"""One step of training: the state, and the train step that changes it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from retro_jax.config import ModelConfig, TrainConfig
-from retro_jax.model import functional
+from retro_jax.config import TrainConfig
 from retro_jax.model.layers import ROWS
-from retro_jax.model.retro import PAD
 from retro_jax.train import optimizer
+from retro_jax.train.trainable import Trainable
 
 # What a gradient computes again stands behind a barrier. XLA's compiler for CPUs removes the barriers
 # before it merges equal computations and orders them, and so keeps what was to be computed again: a
@@ -40,16 +39,15 @@ class TrainState:
 
 
 def init_state(
-    model: ModelConfig, train: TrainConfig, vocab: int, retrieval: bool, base: dict | None = None
+    method: Trainable, train: TrainConfig, vocab: int, base: dict | None = None
 ) -> TrainState:
     """Step 0, on the mesh in context.
 
     base: weights by name, on the mesh, that take the place of fresh ones: all those of the language model,
       or of the whole. With train.freeze the language model's stay as they are (RETROfit), in their dtype.
     """
-    base = base or {}
-    language = set(functional.shapes(model, vocab, retrieval=False))
-    whole = set(functional.shapes(model, vocab, retrieval))
+    base, whole = base or {}, set(method.shapes(vocab))
+    language = whole - method.added(vocab)
     if base and set(base) not in (language, whole):
         raise ValueError(f"base has other weights than the model: {sorted(set(base) ^ whole)}")
     # A readout's bias says which tokens there are: nothing to learn.
@@ -57,29 +55,19 @@ def init_state(
     frozen = {name: p for name, p in base.items() if name in stay}
     # (Donated: copies where the dtype is the same.)
     given = {n: jnp.array(p, jnp.float32) for n, p in base.items() if n not in frozen}
-    params = functional.init(model, vocab, train.seed, retrieval, but=frozenset(base)) | given
+    params = method.init(vocab, train.seed, but=frozenset(base)) | given
     # Adam's moments take shape and sharding of the parameters.
     opt_state = optimizer.adamw(train).init(params)
     average = jax.tree.map(jnp.copy, params) if train.ema else {}
-    zero = lambda: jnp.zeros((), jnp.int32)  # noqa: E731 (donated: two arrays, not one twice)
+
+    def zero():  # donated: two arrays, not one twice
+        return jnp.zeros((), jnp.int32)
+
     return TrainState(zero(), params, opt_state, frozen, average, zero())
 
 
-def total_loss(model: ModelConfig, params: dict, tokens, neighbours=None):
-    """Negative log-probability (nats) of all tokens that are not padding, and how many they are."""
-    weights = (tokens != PAD).at[:, 0].set(False)
-    logprobs = functional.token_logprobs(model, params, tokens, neighbours)
-    return -jnp.sum(logprobs * weights), weights.sum()
-
-
-def loss(model: ModelConfig, params: dict, tokens, neighbours=None) -> jax.Array:
-    """Mean negative log-probability (nats) of the tokens that are not padding."""
-    total, count = total_loss(model, params, tokens, neighbours)
-    return total / jnp.maximum(count, 1)
-
-
-def make_train_step(model: ModelConfig, train: TrainConfig) -> Callable:
-    """The jitted step: (state, tokens [B, L], neighbours [B, C, K, R] | None) -> (state, metrics).
+def make_train_step(method: Trainable, train: TrainConfig) -> Callable:
+    """The jitted step: (state, batch) -> (state, metrics). A batch is a dict of arrays [B, ...].
 
     The state is donated. With train.accumulate = A, gradients of A parts of the batch are added up, one
     after the other: the same step in the memory of a part. Where the loss or the norm of the gradient
@@ -90,10 +78,10 @@ def make_train_step(model: ModelConfig, train: TrainConfig) -> Callable:
     """
     rate = optimizer.schedule(train)
 
-    def train_step(state: TrainState, tokens, neighbours):
-        value, grads = gradients(model, train, state, tokens, neighbours)
+    def train_step(state: TrainState, batch: dict):
+        value, grads = gradients(method, train, state, batch)
         norm = optax.tree.norm(grads)
-        update = optimizer.adamw(train, slow(model, train, state)).update
+        update = optimizer.adamw(train, slow(method, train, state)).update
         updates, opt_state = update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = optimizer.averaged(state.average, params, train.ema)
@@ -117,37 +105,37 @@ def make_train_step(model: ModelConfig, train: TrainConfig) -> Callable:
     return jax.jit(train_step, donate_argnums=0, compiler_options=COMPILER.get(platform))
 
 
-def slow(model: ModelConfig, train: TrainConfig, state: TrainState) -> frozenset[str]:
+def slow(method: Trainable, train: TrainConfig, state: TrainState) -> frozenset[str]:
     """What of the trained weights is a base's language model."""
     if not train.base:
         return frozenset()
     vocab = (state.frozen | state.params)["embedding"].shape[0]
-    return frozenset(state.params) - functional.added_by_retrieval(model, vocab)
+    return frozenset(state.params) - method.added(vocab)
 
 
-def gradients(model: ModelConfig, train: TrainConfig, state: TrainState, tokens, neighbours):
+def gradients(method: Trainable, train: TrainConfig, state: TrainState, batch: dict):
     """The loss of a batch (nats a token) and its gradient, computed in train.accumulate parts."""
 
-    def of_params(params, *batch):
-        return total_loss(model, state.frozen | params, *batch)
+    def of_params(params, batch):
+        return method.loss(state.frozen | params, batch)
 
     grad = jax.value_and_grad(of_params, has_aux=True)
-    (total, count), grads = _accumulated(grad, state.params, (tokens, neighbours), train.accumulate)
+    (total, count), grads = _accumulated(grad, state.params, batch, train.accumulate)
     count = jnp.maximum(count, 1)
     return total / count, jax.tree.map(lambda g: g / count, grads)
 
 
-def _accumulated(grad: Callable, params: dict, batch: tuple, parts: int):
+def _accumulated(grad: Callable, params: dict, batch: dict, parts: int):
     """((total, count), gradients) of a batch, summed over its `parts`."""
     if parts == 1:
-        return grad(params, *batch)
+        return grad(params, batch)
 
     def split(x):  # [B, ...] -> [parts, B / parts, ...]; each device cuts the rows that it has
         shape = (x.shape[0] // parts, parts, *x.shape[1:])
         return jnp.moveaxis(jnp.reshape(x, shape, out_sharding=ROWS), 1, 0)
 
     def add(sums, part):
-        return jax.tree.map(jnp.add, sums, grad(params, *part)), None
+        return jax.tree.map(jnp.add, sums, grad(params, part)), None
 
     zeros = (jnp.zeros(()), jnp.zeros((), jnp.int32)), jax.tree.map(jnp.zeros_like, params)
     return jax.lax.scan(add, zeros, jax.tree.map(split, batch))[0]

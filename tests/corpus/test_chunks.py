@@ -4,6 +4,7 @@ import pytest
 from retro_jax.corpus import chunks, tokenizer
 from retro_jax.corpus.sources import Document
 from retro_jax.corpus.tokenizer import BOS, EOS, PAD
+from retro_jax.store import columns
 
 M = 8
 
@@ -21,9 +22,12 @@ def table(tmp_path, pieces):
         Document("b", "second document, which follows the first in the table"),
     ]
     short = []
-    between = lambda begin, end: documents[begin:end]  # noqa: E731
-    assert chunks.build(between, len(documents), pieces, M, tmp_path, short.append) == 1
+    tokens, entries = chunks.encode(documents, pieces, M, short.append)
     assert [d.id for d in short] == ["short"]
+    writer = columns.Writer(tmp_path, chunks.layout(pieces, M))
+    writer.append(**chunks.place(tokens, entries))
+    writer.commit()
+    writer.close()
     return chunks.ChunkTable(tmp_path)
 
 

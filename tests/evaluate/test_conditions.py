@@ -7,63 +7,70 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import make_mesh
+from conftest import altered, make_mesh
 
-from retro_jax import steps
 from retro_jax.corpus import collect
+from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.corpus.sources import Document
 from retro_jax.corpus.tokenizer import PAD
+from retro_jax.databases.retriever import open_retriever
 from retro_jax.errors import UserError
-from retro_jax.evaluate import conditions, evaluate, likelihood, rows
-from retro_jax.evaluate.conditions import Conditions
+from retro_jax.evaluate import condition, evaluate, likelihood, rows
 from retro_jax.evaluate.figures import figures
 from retro_jax.evaluate.text import Text, Windows
-from retro_jax.train import loop, sharding
+from retro_jax.methods.method import method_of, methods_of
+from retro_jax.store.columns import Columns
+from retro_jax.store.workdir import WorkDir
+from retro_jax.train import restore, sharding
 
 M, K = 16, 2
 
 
 @pytest.fixture(scope="module")
 def text(small, finished):
-    return Text.prepared(small, finished / "prepare", "heldout")
+    return Text.prepared(WorkDir(finished, small), "heldout")
 
 
 @pytest.fixture(scope="module")
 def some(small, finished, text):
-    """(Conditions, rows [B, C] of the first windows, their real neighbours)."""
-    made = Conditions(small, finished / "prepare", conditions.names(small, text, "scann"), text)
+    """(conditions by name, rows [B, C] of the first windows, their real neighbours)."""
+    made = {c.name: c for c in chosen(small, text, approximate=True)}
     at = np.stack([cut[0] for cut, _ in zip(text.cuts(small), range(6))])
     return made, at, np.stack([text.records[i]["neighbours"] for i in range(6)])
 
 
+def chosen(e, text, approximate=False):
+    retro = method_of(e, "retro")
+    return condition.chosen(e.evaluate.conditions, retro.conditions, text, K, approximate)
+
+
+def names(e, text, approximate=False):
+    return [c.name for c in chosen(e, text, approximate)]
+
+
 def test_every_condition_there_is_has_a_meaning(small, text):
-    every = conditions.names(small, text, "scann")
-    assert all(conditions.meaning(name) for name in every)
-    assert {"exact", "k1", "database_1", "baseline"} < set(every)
-    assert "exact" not in conditions.names(small, text, "bm25")
-    ask = lambda *names: dataclasses.replace(  # noqa: E731
-        small, evaluate=dataclasses.replace(small.evaluate, conditions=names)
-    )
-    assert conditions.names(ask("self", "random"), text, "bm25") == ["on", "off", "random", "self"]
+    every = chosen(small, text, approximate=True)
+    assert all(c.meaning for c in every)
+    assert {"exact", "k1", "database_1"} < {c.name for c in every}
+    assert "exact" not in names(small, text)
+    few = altered(small, evaluate={"conditions": ("self", "random")})
+    assert names(few, text) == ["on", "off", "random", "self"]
     with pytest.raises(
         UserError, match=r"evaluate\.conditions: no condition 'slef' here; there are on"
     ):
-        conditions.check(ask("slef"))
+        condition.check(("slef",), list(condition.CONDITIONS), K, ["language_model"])
 
 
 def test_what_cannot_be_compared_is_left_out(small, text):
     other = dataclasses.replace(text, as_prepared=False)
-    gone = set(conditions.names(small, text, "scann")) - set(
-        conditions.names(small, other, "scann")
-    )
+    gone = set(names(small, text, True)) - set(names(small, other, True))
     assert gone == {"next", "exact", "database_1", "database_10"}
 
 
 def test_neighbours_changed_in_their_tokens(some, text):
     made, at, real = some
-    real_rows, of = at >= 0, lambda name: made.neighbours(name, at, real)
+    real_rows, of = at >= 0, lambda name: made[name].neighbours(at, real)
     assert of("off") is None
-    assert of("baseline") is None
     np.testing.assert_array_equal(of("on"), real)
     n, f = of("n_only"), of("f_only")
     np.testing.assert_array_equal(n[..., :M], real[..., :M])
@@ -87,39 +94,43 @@ def test_neighbours_changed_in_their_tokens(some, text):
 def test_neighbours_exchanged_for_others(some, text, finished, small):
     made, at, real = some
     base = finished / "prepare"
-    database, vectors = steps.table_of(base, "train"), steps.vectors_of(base, "train")
+    database, vectors = (
+        ChunkTable(base / "chunks" / "train"),
+        Columns(base / "embeddings" / "train")["vectors"],
+    )
     real_rows = at >= 0
     queries = text.vectors[at[real_rows]].astype(np.float64)
     order = np.argsort(np.square(queries[:, None] - vectors[None]).sum(-1), axis=1, kind="stable")
-    exact = made.neighbours("exact", at, real)[real_rows]
+    exact = made["exact"].neighbours(at, real)[real_rows]
     np.testing.assert_array_equal(exact, database.values(order[:, :K]))
-    later = made.neighbours("next", at, real)[real_rows]
+    later = made["next"].neighbours(at, real)[real_rows]
     np.testing.assert_array_equal(later, database.values(order[:, K : 2 * K]))
     for name in ("random", "permuted", "database_1", "database_10"):
-        other = made.neighbours(name, at, real)
+        other = made[name].neighbours(at, real)
         assert not other[~real_rows].any()
         assert (other[real_rows] != real[real_rows]).any(axis=(-1, -2)).mean() > 0.8
-    one = made.neighbours("database_1", at, real)[real_rows]  # the one document that is left
+    one = made["database_1"].neighbours(at, real)[real_rows]  # the one document that is left
     document = {tuple(database.values(i)): database.document[i] for i in range(len(database))}
     assert len({document[tuple(x)] for x in one.reshape(-1, 2 * M)}) == 1
     # those of a chunk of another held-out document
     lists = {ids.tobytes(): text.table.document[i] for i, ids in enumerate(np.asarray(text.ids))}
     again = {database.values(np.frombuffer(k, np.int64)).tobytes(): d for k, d in lists.items()}
-    for row, found in zip(at[real_rows], made.neighbours("permuted", at, real)[real_rows]):
+    for row, found in zip(at[real_rows], made["permuted"].neighbours(at, real)[real_rows]):
         assert again[found.astype(database.tokens.dtype).tobytes()] != text.table.document[row]
 
 
 def test_what_is_drawn_does_not_depend_on_the_batch(some):
     made, at, real = some
     for name in ("random", "permuted", "shuffled"):
-        whole = made.neighbours(name, at, real)
+        whole = made[name].neighbours(at, real)
         for b in range(len(at)):
-            alone = made.neighbours(name, at[b : b + 1, ::-1], real[b : b + 1, ::-1])[:, ::-1]
+            alone = made[name].neighbours(at[b : b + 1, ::-1], real[b : b + 1, ::-1])[:, ::-1]
             np.testing.assert_array_equal(alone, whole[b : b + 1])
 
 
 def scored(e, root, text, out, facts) -> rows.Rows:
-    likelihood.score(e, root, text, conditions.names(e, text, "exact"), facts, out)
+    retro, other = methods_of(e)
+    likelihood.score(WorkDir(root, e), text, retro, chosen(e, text), [other], facts, out)
     return rows.load(out)
 
 
@@ -152,7 +163,7 @@ def test_no_figure_depends_on_batches_devices_or_the_order_of_documents(
         one = scored(e, finished, text, tmp_path / "one.parquet", facts)
     same(one, np.argsort(one["document"].astype(np.int64) << 32 | one["position"]))
 
-    backwards = Text.prepared(small, finished / "prepare", "heldout")
+    backwards = Text.prepared(WorkDir(finished, small), "heldout")
     cuts = list(backwards.cuts(small))
     records = [backwards.records[i] for i in range(len(cuts))]
     backwards.cuts, backwards.records = lambda e: iter(cuts[::-1]), records[::-1]
@@ -168,7 +179,7 @@ def test_another_stride_scores_the_same_tokens_once(small, finished, text, tmp_p
         e = dataclasses.replace(
             small, evaluate=dataclasses.replace(small.evaluate, stride=stride, conditions=("on",))
         )
-        again = Text.prepared(e, finished / "prepare", "heldout")
+        again = Text.prepared(WorkDir(finished, e), "heldout")
         near = (again.ids, again.distances)
         again.records = Windows(again.table, list(again.cuts(e)), again.values, near)
         found = scored(e, finished, again, tmp_path / f"{stride}.parquet", facts)
@@ -179,17 +190,24 @@ def test_another_stride_scores_the_same_tokens_once(small, finished, text, tmp_p
 def test_a_longer_window_changes_nothing_for_documents_that_fit(
     small, finished, tmp_path, facts, monkeypatch
 ):
-    restore = loop.restore_trained  # the weights are the same, but were made with the shorter one
-    monkeypatch.setattr(likelihood, "restore_trained", lambda e, *rest: restore(small, *rest))
+    restored = (
+        restore.restore_trained
+    )  # the weights are the same, but were made with the shorter one
+
+    def of_small(work, method, mesh):
+        return restored(WorkDir(work.root, small), method, mesh)
+
+    monkeypatch.setattr(likelihood, "restore_trained", of_small)
     (tmp_path / "a.jsonl").write_text(
         "\n".join(json.dumps({"text": f"kara {i} lopo minel tenis " * 6}) for i in range(9))
     )
-    retriever, found = steps.load_retriever(small, finished / "prepare"), []
+    found = []
     for length in (64, 128):
         e = dataclasses.replace(small, train=dataclasses.replace(small.train, length=length))
         source, out = f"jsonl:{tmp_path}/a.jsonl#text", tmp_path / str(length)
         out.mkdir()
-        short = Text.given(e, "text", source, retriever, ("prepared",), out)
+        retriever = open_retriever(WorkDir(finished, e))
+        short = Text.given("text", source, retriever, ("prepared",), out)
         assert max(d["chunks"] for d in short.table.documents) in (3, 4)
         found.append(scored(e, finished, short, out / "rows.parquet", facts))
     for name in found[0].nats:
@@ -198,9 +216,9 @@ def test_a_longer_window_changes_nothing_for_documents_that_fit(
 
 def test_random_neighbours_have_no_content_effect(small, finished, text, tmp_path, facts):
     """What stands for the real neighbours is drawn at random: the interval holds 0, which is reported."""
-    drawn = Text.prepared(small, finished / "prepare", "heldout")
+    drawn = Text.prepared(WorkDir(finished, small), "heldout")
     ids = np.random.default_rng(7).integers(
-        0, len(steps.table_of(finished / "prepare", "train")), drawn.ids.shape
+        0, len(ChunkTable(finished / "prepare" / "chunks" / "train")), drawn.ids.shape
     )
     drawn.ids = ids
     drawn.records = Windows(
@@ -216,10 +234,10 @@ def test_random_neighbours_have_no_content_effect(small, finished, text, tmp_pat
 def test_a_cross_attention_of_zeros_changes_nothing_and_is_reported(
     small, finished, text, tmp_path, facts, monkeypatch
 ):
-    restore = loop.restore_trained
+    restored = restore.restore_trained
 
     def zeroed(*arguments):
-        params = restore(*arguments)
+        params = restored(*arguments)
         return {
             n: jax.numpy.zeros_like(p) if "cca" in n and n.endswith(".out") else p
             for n, p in params.items()
@@ -257,12 +275,12 @@ def test_any_text_is_evaluated_against_databases_as_they_are_now(small, finished
     held = [d.text for d in collect.read(root / "prepare" / "corpus", "heldout")][:3]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in held))
     source = f"jsonl:{tmp_path}/a.jsonl#text"
-    databases = steps.load_retriever(small, root / "prepare").databases
+    databases = open_retriever(WorkDir(root, small)).databases
     databases.add("mine", [Document("copy", held[0][: len(held[0]) // 2], {})])
     databases.add("mine", [Document("other", "lois " * 50, {})])
 
     def longest(*names):
-        evaluate.evaluate_text(small, root, source, "one", names)
+        evaluate.evaluate_text(WorkDir(root, small), source, "one", names)
         return rows.load(out)["overlap"].max()
 
     assert longest("mine") == M
@@ -274,7 +292,7 @@ def test_any_text_is_evaluated_against_databases_as_they_are_now(small, finished
     assert out.exists()  # what there was before is still there
     for name in ("..", "a/b", ".x", "heldout", "tasks"):
         with pytest.raises(UserError, match=r"--name="):
-            evaluate.evaluate_text(small, root, source, name, ("mine",))
+            evaluate.evaluate_text(WorkDir(root, small), source, name, ("mine",))
     assert (root / "prepare" / "index").exists()
 
 
@@ -287,9 +305,9 @@ def test_an_evaluation_of_one_text_that_was_killed_begins_anew(
     (tmp_path / "a.txt").write_text("kara lopo minel tenis " * 20)
     monkeypatch.setattr(likelihood, "score", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        evaluate.evaluate_text(small, root, f"text:{tmp_path}/a.txt")
+        evaluate.evaluate_text(WorkDir(root, small), f"text:{tmp_path}/a.txt")
     monkeypatch.undo()
-    evaluate.evaluate_text(small, root, f"text:{tmp_path}/a.txt")
+    evaluate.evaluate_text(WorkDir(root, small), f"text:{tmp_path}/a.txt")
     found = rows.load(root / "evaluate" / "text" / "tokens.parquet")
     assert len(found.facts["documents"]) == 1
     assert "permuted" not in found.conditions

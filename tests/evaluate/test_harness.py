@@ -8,7 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
-from retro_jax import steps
+from retro_jax.corpus import collect
+from retro_jax.store.workdir import WorkDir
 
 os.environ |= {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
 lm_eval = pytest.importorskip(
@@ -18,8 +19,9 @@ lm_eval = pytest.importorskip(
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
+from retro_jax.cli import main as cli  # noqa: E402
 from retro_jax.errors import UserError  # noqa: E402
-from retro_jax.evaluate import harness, tasks  # noqa: E402
+from retro_jax.evaluate import tasks  # noqa: E402
 from retro_jax.evaluate.harness import RetroLM  # noqa: E402
 
 TASKS = {
@@ -67,7 +69,9 @@ metric_list:
 @pytest.fixture(scope="module")
 def texts(finished) -> list[str]:
     """Held-out documents."""
-    return [" ".join(d.text.split()) for d in steps.documents_of(finished / "prepare", "heldout")]
+    return [
+        " ".join(d.text.split()) for d in collect.read(finished / "prepare" / "corpus", "heldout")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +117,7 @@ def theirs(folder, name, model) -> dict:
 def how(request, small, root):
     """(k, align, model)."""
     k, align = request.param
-    return k, align, RetroLM(small, root, k=k, align=align)
+    return k, align, RetroLM(WorkDir(root, small), k=k, align=align)
 
 
 def value(ours, metric, k):
@@ -122,7 +126,7 @@ def value(ours, metric, k):
 
 def test_last_words(how, folder, small, root):
     k, align, model = how
-    ours = tasks.run(small, root, f"lambada:{folder}/words.jsonl", k=k, align=align)
+    ours = tasks.run(WorkDir(root, small), f"lambada:{folder}/words.jsonl", k=k, align=align)
     found = theirs(folder, "words", model)
     assert found["perplexity"] == pytest.approx(value(ours, "perplexity", k), rel=1e-5)
     assert found["acc"] == pytest.approx(value(ours, "accuracy", k))
@@ -131,7 +135,7 @@ def test_last_words(how, folder, small, root):
 
 def test_multiple_choice(how, folder, small, root):
     k, align, model = how
-    ours = tasks.run(small, root, f"choice:{folder}/choices.jsonl", k=k, align=align)
+    ours = tasks.run(WorkDir(root, small), f"choice:{folder}/choices.jsonl", k=k, align=align)
     found = theirs(folder, "choices", model)
     assert found["acc"] == pytest.approx(value(ours, "accuracy", k))
     assert found["acc_bytes"] == pytest.approx(value(ours, "by bytes", k))
@@ -154,8 +158,8 @@ def asked(model, prompts, **how) -> list[Instance]:
 
 
 def test_answers_are_those_of_our_own_questions(folder, small, root, generator):
-    model = RetroLM(small, root, align=True, rows=4)
-    ours = tasks.run(small, root, f"qa:{folder}/questions.jsonl")
+    model = RetroLM(WorkDir(root, small), align=True, rows=4)
+    ours = tasks.run(WorkDir(root, small), f"qa:{folder}/questions.jsonl")
     lines = map(json.loads, (folder / "questions.jsonl").read_text().splitlines())
     prompts = [f"Question: {x['question']}\nAnswer:" for x in lines]
     answers = [r["on"]["text"] for r in ours["results"]]
@@ -184,12 +188,10 @@ def test_the_command_prints_a_table(folder, root, small, tmp_path, capsys):
     )
     flags = [f"--config={file}", f"--workdir={root}", f"--include_path={folder}", "--limit=5"]
     out = tmp_path / "out.json"
-    assert harness.main([*flags, "--tasks=own_words", f"--output={out}", "--k=1"]) == 0
+    assert cli.main(["lm-eval", *flags, "--tasks=own_words", f"--output={out}", "--k=1"]) == 0
     assert "own_words" in capsys.readouterr().out
-    ours = tasks.run(small, root, f"lambada:{folder}/words.jsonl", k=1, limit=5)
+    ours = tasks.run(WorkDir(root, small), f"lambada:{folder}/words.jsonl", k=1, limit=5)
     found = json.loads(out.read_text())["own_words"]
     assert found["perplexity,none"] == pytest.approx(value(ours, "perplexity", 1), rel=1e-5)
-    assert harness.main([*flags, "--tasks=own_nothing"]) == 2
+    assert cli.main(["lm-eval", *flags, "--tasks=own_nothing"]) == 2
     assert "--tasks: no task own_nothing" in capsys.readouterr().err
-    assert harness.main([*flags[1:], "--tasks=own_words"]) == 2
-    assert "--config is missing" in capsys.readouterr().err

@@ -5,13 +5,14 @@ import pytest
 from conftest import weights
 from whole import TEXT
 
-from retro_jax import steps
+from retro_jax.corpus import collect
 from retro_jax.corpus.tokenizer import BOS, PAD, UNK
 from retro_jax.errors import UserError
 from retro_jax.evaluate import rows
 from retro_jax.evaluate.scorer import Pair, Scorer, split
 from retro_jax.generate.lookup import prompt_ids
 from retro_jax.model import functional
+from retro_jax.store.workdir import WorkDir
 
 M = 16
 CONFIG = "--config=experiments/quickstart.py"
@@ -19,7 +20,7 @@ CONFIG = "--config=experiments/quickstart.py"
 
 @pytest.fixture(scope="module")
 def aligned(small, finished):
-    return Scorer.open(small, finished, align=True, length=128)
+    return Scorer.open(WorkDir(finished, small), align=True, length=128)
 
 
 def contexts(tokenizer) -> list[str]:
@@ -122,7 +123,7 @@ def test_the_order_and_number_of_the_pairs_make_no_difference(scorer, small, fin
     pairs += [Pair("", ""), Pair(TEXT, " kara"), Pair("", TEXT * 2), Pair("kara ", "")]
     every = scorer.score(pairs)
     order = np.random.default_rng(0).permutation(len(pairs))
-    again = Scorer.open(small, finished, rows=4).score([pairs[i] for i in order])
+    again = Scorer.open(WorkDir(finished, small), rows=4).score([pairs[i] for i in order])
     for i, score in zip(order, again):
         assert score.logp == pytest.approx(every[i].logp, rel=1e-6, abs=1e-5)
         assert (score.greedy, score.tokens) == (every[i].greedy, every[i].tokens)
@@ -148,7 +149,7 @@ def test_of_a_long_context_the_last_whole_chunks_are_read(scorer, whole):
 def test_every_token_of_a_text_is_scored_once_as_evaluate_does(scorer, small, finished):
     """Whatever its length; with what is retrieved live instead of from the shards."""
     read = rows.load(finished / "evaluate" / "heldout" / "tokens.parquet")
-    known = {d.id: d.text for d in steps.documents_of(finished / "prepare", "heldout")}
+    known = {d.id: d.text for d in collect.read(finished / "prepare" / "corpus", "heldout")}
     names = [d["id"] for d in read.facts["documents"]]
     assert max(read["position"]) > 2 * scorer.length
     for condition, k in (("on", 2), ("off", 0)):
@@ -190,6 +191,6 @@ def test_a_scorer_of_sizes_that_cannot_work_is_refused(small, finished, scorer):
         ({"length": 72}, "length = 72, context = 32"),
     ):
         with pytest.raises(UserError, match=message):
-            Scorer.open(small, finished, **sizes)
+            Scorer.open(WorkDir(finished, small), **sizes)
     with pytest.raises(UserError, match="k = -1: must be a number of neighbours"):
         scorer.score([Pair("kara", " lopo")], k=-1)

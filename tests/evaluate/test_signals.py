@@ -18,7 +18,7 @@ def planted(documents: int = 30, per: int = 12, **changes) -> Rows:
     rng = np.random.default_rng(0)
     n = documents * per * M
     truth = rng.random(n) * 4
-    names = ("on", "off", "random", "permuted", "self", "k1", "next", "baseline")
+    names = ("on", "off", "random", "permuted", "self", "k1", "next", "language_model")
     nats = {name: truth + changes.get(name, 0) for name in names}
     chunk = np.tile(np.repeat(np.arange(per), M), documents)
     ids = rng.integers(0, 1000, (documents * per, K)).repeat(M, axis=0)
@@ -39,7 +39,8 @@ def planted(documents: int = 30, per: int = 12, **changes) -> Rows:
     }
     facts = {
         "chunk": M, "neighbours": K, "filter_overlap": 0.5, "database": {"documents": 9, "chunks": 1000},
-        "violations": {"same_document": 0}, "share_with_fewer_than_k": {"heldout": 0.0},
+        "conditions": dict.fromkeys(nats, "something"), "violations": {"same_document": 0},
+        "share_with_fewer_than_k": {"heldout": 0.0},
         "documents": [{"id": str(i), "metadata": {"source": "ab"[i % 2]}} for i in range(documents)],
         "vocabulary": ["", "", "", *"a b c d"], "verbatim": {},
     }  # fmt: skip
@@ -81,11 +82,11 @@ def test_the_interval_is_over_documents_and_not_tokens():
 @pytest.mark.parametrize(
     ("changes", "word", "collapsed"),
     [
-        ({"baseline": 0.1, "random": 0.1, "off": 0.1}, "helps", False),
-        ({"baseline": -0.1, "random": 0.1, "off": 0.1}, "hurts", False),
+        ({"language_model": 0.1, "random": 0.1, "off": 0.1}, "helps", False),
+        ({"language_model": -0.1, "random": 0.1, "off": 0.1}, "hurts", False),
         ({"random": 0.1, "off": 0.1}, "neutral", False),
-        # ahead of the baseline, but whatever it reads: not retrieval's doing
-        ({"baseline": 0.1, "random": 0.3 * noise()}, "neutral", True),
+        # ahead of the language model, but whatever it reads: not retrieval's doing
+        ({"language_model": 0.1, "random": 0.3 * noise()}, "neutral", True),
     ],
 )
 def test_the_verdict_compares_with_what_one_would_use_instead(changes, word, collapsed):
@@ -94,7 +95,7 @@ def test_the_verdict_compares_with_what_one_would_use_instead(changes, word, col
 
 
 def test_a_cross_attention_that_adds_nothing_is_reported():
-    r = planted(random=0.1, off=0.1, baseline=0.1)
+    r = planted(random=0.1, off=0.1, language_model=0.1)
     r.columns["ratio"][:] = 1e-5
     verdict = figures(r)["verdict"]
     assert verdict["collapsed"]
@@ -128,7 +129,9 @@ def test_gain_goes_to_the_bin_of_what_was_copied():
 
 def test_a_gain_that_is_copying_goes_away_when_it_is_filtered():
     overlap = np.repeat(np.where(np.arange(30 * 12) % 4 == 0, 6, 1), M)
-    r = planted(random=np.where(overlap == 6, 0.5, 0.0) + 0.05 * noise(), off=0.1, baseline=0.1)
+    r = planted(
+        random=np.where(overlap == 6, 0.5, 0.0) + 0.05 * noise(), off=0.1, language_model=0.1
+    )
     r.columns["overlap"] = overlap.astype(np.int16)
     curve = {round(f["most"] * 8): f for f in signals.filtered(r, M)}
     assert curve[5]["content"]["low"] < 0 < curve[5]["content"]["high"]
@@ -207,7 +210,7 @@ def test_documents_that_stand_in_the_database_in_all_but_name_are_named():
 
 def test_it_does_not_matter_how_documents_came():
     r = planted(
-        off=np.repeat(noise(360), M), random=0.1 + 0.3 * noise(), baseline=0.2 * noise(seed=4)
+        off=np.repeat(noise(360), M), random=0.1 + 0.3 * noise(), language_model=0.2 * noise(seed=4)
     )
     order = np.random.default_rng(0).permutation(30)  # document n was number order[n]
     facts = r.facts | {"documents": [r.facts["documents"][n] for n in order]}
@@ -237,7 +240,7 @@ def _rounded(value):
 
 
 def test_of_few_documents_nothing_is_said():
-    verdict = figures(planted(documents=6, baseline=0.1, random=0.1, off=0.1))["verdict"]
+    verdict = figures(planted(documents=6, language_model=0.1, random=0.1, off=0.1))["verdict"]
     assert verdict["word"] == "neutral"
     assert verdict["effect"]["documents"] == 6
 

@@ -9,11 +9,13 @@ import pytest
 from conftest import tables
 from whole import TEXT
 
-from retro_jax import cli, steps
+from retro_jax.cli import main as cli
+from retro_jax.config.request import Request
+from retro_jax.corpus import collect
 from retro_jax.errors import UserError
 from retro_jax.evaluate import items, metrics, tasks
 from retro_jax.evaluate.scorer import Pair, Score
-from retro_jax.generate.request import Request
+from retro_jax.store.workdir import WorkDir
 
 CONFIG = "--config=experiments/quickstart.py"
 
@@ -72,14 +74,16 @@ def passage(root, number: int, words: int = 40) -> str:
     """The beginning of a document of the database."""
     table = tables(root)["train"]
     wanted = table.documents[number]["id"]
-    text = next(d.text for d in steps.documents_of(root / "prepare", "train") if d.id == wanted)
+    text = next(
+        d.text for d in collect.read(root / "prepare" / "corpus", "train") if d.id == wanted
+    )
     return " ".join(text.split()[:words])
 
 
 def test_last_words_beside_what_was_seen(root, small, scorer, tmp_path):
     texts = [passage(root, n) for n in range(6)] + [TEXT[n : n + 120].strip() for n in (1, 9, 22)]
     file = write(tmp_path / "words.jsonl", *({"text": t} for t in texts))
-    result = tasks.run(small, root, f"lambada:{file}")
+    result = tasks.run(WorkDir(root, small), f"lambada:{file}")
     assert result == json.loads((root / "evaluate" / "tasks" / "words.json").read_text())
     got = result["results"]
     assert [r["seen"] for r in got] == [True] * 6 + [False] * 3
@@ -105,7 +109,9 @@ def test_choices_by_likelihood_and_by_bytes(root, small, scorer, tmp_path):
         for n in (30, 64, 101, 135)
     ]
     lines[1]["context"] = lines[1].pop("question")
-    result = tasks.run(small, root, f"choice:{write(tmp_path / 'c.jsonl', *lines)}", limit=3)
+    result = tasks.run(
+        WorkDir(root, small), f"choice:{write(tmp_path / 'c.jsonl', *lines)}", limit=3
+    )
     assert (result["items"], len(result["results"])) == (3, 3)
     context = lambda line: (line.get("question") or line["context"]).rstrip()  # noqa: E731
     for line, got in zip(lines, result["results"]):
@@ -117,7 +123,7 @@ def test_choices_by_likelihood_and_by_bytes(root, small, scorer, tmp_path):
             assert got[condition]["chosen_by_bytes"] == (logps / [4, 22, 1]).argmax()
     share = np.mean([r["on"]["chosen"] == x["answer"] for r, x in zip(result["results"], lines)])
     assert result["all"]["accuracy"]["on"]["value"] == pytest.approx(share)
-    alone = tasks.run(small, root, f"choice:{tmp_path}/c.jsonl", k=0, name="alone")
+    alone = tasks.run(WorkDir(root, small), f"choice:{tmp_path}/c.jsonl", k=0, name="alone")
     assert list(alone["all"]["accuracy"]) == ["off"]
     assert [r["off"] for r in alone["results"][:3]] == [r["off"] for r in result["results"]]
     assert not any(r["read"] for r in alone["results"])
@@ -132,7 +138,7 @@ def test_questions_are_answered_as_the_generator_answers_them(root, small, gener
     on, off = ask(2), ask(0)
     accepted = [[on[0].text.strip() or "-", "nothing"], ["xyzzy"], [off[2].text.strip() or "-"]]
     lines = ({"question": q, "answer": a} for q, a in zip(questions, accepted))
-    result = tasks.run(small, root, f"qa:{write(tmp_path / 'q.jsonl', *lines)}")
+    result = tasks.run(WorkDir(root, small), f"qa:{write(tmp_path / 'q.jsonl', *lines)}")
     for condition, done in (("on", on), ("off", off)):
         values = [r[condition] for r in result["results"]]
         assert [v["text"] for v in values] == [c.text.strip() for c in done]
@@ -151,7 +157,7 @@ def test_an_answer_that_stands_in_what_was_read_is_seen(root, small, generator, 
     chunk = generator.generate_all([request])[0].chunks[-1]
     word = chunk["neighbours"][0]["text"].split()[1]
     lines = [{"question": question, "answer": [a]} for a in (f"The {word}!", "xyzzy")]
-    result = tasks.run(small, root, f"qa:{write(tmp_path / 's.jsonl', *lines)}")
+    result = tasks.run(WorkDir(root, small), f"qa:{write(tmp_path / 's.jsonl', *lines)}")
     assert [r["seen"] for r in result["results"]] == [True, False]
 
 
@@ -221,8 +227,7 @@ def test_a_file_without_an_item_and_one_that_is_no_json(tmp_path):
 def test_what_cannot_be_scored_is_refused_before_anything_is_written(root, small, tmp_path):
     file = write(tmp_path / "good2.jsonl", GOOD["lambada"])
     with pytest.raises(UserError, match="nowhere"):
-        tasks.run(small, root, f"lambada:{file}", databases=("nowhere",))
+        tasks.run(WorkDir(root, small), f"lambada:{file}", databases=("nowhere",))
     assert not (root / "evaluate" / "tasks" / "good2.json").exists()
-    other = dataclasses.replace(small.corpus, heldout_sources=("tasks=text:x",))
-    with pytest.raises(UserError, match="'tasks' is where results of tasks go"):
-        tasks.run(dataclasses.replace(small, corpus=other), root, f"lambada:{file}")
+    with pytest.raises(UserError, match=r"must differ .* and tasks"):  # where their results go
+        dataclasses.replace(small.corpus, heldout_sources=("tasks=text:x",))

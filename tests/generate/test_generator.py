@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from conftest import tables
 
+from retro_jax.config.request import Request
 from retro_jax.corpus.tokenizer import BOS, PAD, UNK
 from retro_jax.generate.generator import Generator
 from retro_jax.generate.lookup import prompt_ids
-from retro_jax.generate.request import Request
 
 M = 16
 TEXT = (
@@ -88,7 +88,7 @@ def test_requests_of_any_kind_beside_one_another_are_each_as_alone(generator):
 def test_after_it_is_warm_no_request_compiles_anything(small, whole, generator):
     """Whatever its length and kind, and whoever reads with it."""
     with Generator(
-        small.model, whole.params, generator.tokenizer, generator.retriever, rows=4, length=160
+        generator.method, whole.params, generator.tokenizer, generator.retriever, rows=4, length=160
     ) as other:
         other.warm_up()
         before = other._schedule.engine.programs()

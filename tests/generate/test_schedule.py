@@ -1,16 +1,16 @@
 """Requests that share the rows: order, look-ups that fail or hang, cancelling, what is refused, and the end."""
 
-import dataclasses
 import threading
 import time
 
 import pytest
-from conftest import weights
+from conftest import altered, weights
 
+from retro_jax.config.request import Request
 from retro_jax.errors import UserError
 from retro_jax.generate import schedule
 from retro_jax.generate.generator import Generator
-from retro_jax.generate.request import Request
+from retro_jax.methods.retro import Retro
 
 M = 16
 TEXT = (
@@ -152,9 +152,9 @@ def test_what_cannot_work_is_refused_before_it_is_queued(generator, fields, mess
 
 
 def test_more_tokens_than_learned_positions_are_refused(generator, small, whole):
-    model = dataclasses.replace(small.model, positions="learned", max_length=40)
+    model = altered(small.model, decoder={"positions": "learned", "max_length": 40})
     params = weights(model, generator.tokenizer.vocab)
-    with Generator(model, params, generator.tokenizer, generator.retriever) as learned:
+    with Generator(Retro(model, 2), params, generator.tokenizer, generator.retriever) as learned:
         with pytest.raises(
             UserError, match=r"tokens = 40: .*more than the 40 that there is room for"
         ):
@@ -163,7 +163,9 @@ def test_more_tokens_than_learned_positions_are_refused(generator, small, whole)
 
 
 def test_a_defect_reaches_who_waits_and_who_comes(generator, small, whole, monkeypatch):
-    with Generator(small.model, whole.params, generator.tokenizer, generator.retriever) as broken:
+    with Generator(
+        generator.method, whole.params, generator.tokenizer, generator.retriever
+    ) as broken:
         monkeypatch.setattr(broken._schedule.engine, "advance", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             broken.generate("kara", tokens=5)
@@ -173,7 +175,7 @@ def test_a_defect_reaches_who_waits_and_who_comes(generator, small, whole, monke
 
 def test_who_closes_it_leaves_no_one_waiting(small, whole, generator):
     other = Generator(
-        small.model, whole.params, generator.tokenizer, generator.retriever, length=4096
+        generator.method, whole.params, generator.tokenizer, generator.retriever, length=4096
     )
     work = [other.submit(Request("kara", tokens=4000)) for _ in range(2)]
     other.close()

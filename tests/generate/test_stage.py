@@ -9,16 +9,18 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retro_jax import cli
+from retro_jax.config.request import Request
 from retro_jax.errors import UserError
 from retro_jax.generate import interactive, show, stage
+from retro_jax.generate.completion import Completion
 from retro_jax.generate.generator import Generator
-from retro_jax.generate.request import Completion, Request
+from retro_jax.store.workdir import WorkDir
 
 M = 16
 
@@ -41,13 +43,13 @@ def test_a_file_of_prompts_is_continued_in_order(small, root, tmp_path, generato
     file = tmp_path / "some.txt"
     prompts = ["kara lopo", "minel tenis surra", "lora", "kais mipo", "tenra"]
     file.write_text("\n\n".join(prompts))
-    out = stage.generate_file(small, root, file, rows=2)
+    out = stage.generate_file(WorkDir(root, small), file, rows=2)
     made = [json.loads(line) for line in out.read_text().splitlines()]
     assert [m["prompt"] for m in made] == prompts
     for m in made:
         assert m["tokens"] == generator.generate(m["prompt"], tokens=40).tokens
     before = out.stat().st_mtime_ns
-    assert stage.generate_file(small, root, file, rows=2).stat().st_mtime_ns == before
+    assert stage.generate_file(WorkDir(root, small), file, rows=2).stat().st_mtime_ns == before
 
 
 def test_a_line_of_jsonl_has_fields_of_its_own(small, root, tmp_path):
@@ -55,7 +57,7 @@ def test_a_line_of_jsonl_has_fields_of_its_own(small, root, tmp_path):
     lines = [{"prompt": "kara", "tokens": 3}, {"prompt": "lopo", "k": 0, "stop": ["a"], "contributions": True},
              {"prompt": "lopo", "contributions": True, "where": {"licence": ["none"]}}]  # fmt: skip
     file.write_text("\n".join(json.dumps(line) for line in lines))
-    out = stage.generate_file(small, root, file, rows=1)
+    out = stage.generate_file(WorkDir(root, small), file, rows=1)
     made = [json.loads(line) for line in out.read_text().splitlines()]
     assert (len(made[0]["tokens"]), made[1]["retrieval"], made[2]["retrieval"]) == (3, "off", "on")
     assert "a" not in made[1]["text"]
@@ -66,7 +68,7 @@ def test_what_was_interrupted_goes_on(small, root, tmp_path, monkeypatch):
     """After the last block; the result is that of a run that was not interrupted."""
     file = tmp_path / "some.txt"
     file.write_text("\n".join(f"kara {'lopo ' * i}" for i in range(10)))
-    whole = stage.generate_file(small, root, file, rows=1).read_text()
+    whole = stage.generate_file(WorkDir(root, small), file, rows=1).read_text()
     shutil.rmtree(root / "completions")
     blocks, generate_all = [], Generator.generate_all
 
@@ -78,10 +80,10 @@ def test_what_was_interrupted_goes_on(small, root, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Generator, "generate_all", dies)
     with pytest.raises(KeyboardInterrupt):
-        stage.generate_file(small, root, file, rows=1)
+        stage.generate_file(WorkDir(root, small), file, rows=1)
     assert not (root / "completions" / "some").exists()
     blocks.clear()
-    again = stage.generate_file(small, root, file, rows=1).read_text()
+    again = stage.generate_file(WorkDir(root, small), file, rows=1).read_text()
     assert blocks == [2]
     before, after = ([json.loads(line) for line in text.splitlines()] for text in (whole, again))
     for name in ("text", "tokens", "chunks"):
@@ -91,10 +93,10 @@ def test_what_was_interrupted_goes_on(small, root, tmp_path, monkeypatch):
 def test_a_file_that_changed_is_not_mixed_with_what_it_was(small, root, tmp_path):
     file = tmp_path / "some.txt"
     file.write_text("kara")
-    stage.generate_file(small, root, file)
+    stage.generate_file(WorkDir(root, small), file)
     file.write_text("lopo")
     with pytest.raises(UserError, match=r"completions/some.*prompts"):
-        stage.generate_file(small, root, file)
+        stage.generate_file(WorkDir(root, small), file)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_a_line_that_is_no_request_is_named(small, finished, tmp_path, name, tex
     file = tmp_path / name
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=message):
-        stage.generate_file(small, finished, file)
+        stage.generate_file(WorkDir(finished, small), file)
     assert not (finished / "completions").exists()
 
 
@@ -192,7 +194,7 @@ def test_a_person_talks_to_it_with_editing_and_history(small, root, tmp_path):
     master, slave = pty.openpty()
     command = [sys.executable, "-m", "retro_jax.cli", "generate", f"--config={config}", f"--workdir={root}",
                "--interactive"]  # fmt: skip
-    env = os.environ | {"PYTHONPATH": os.path.dirname(cli.__file__) + "/../tests", "TERM": "xterm"}
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "TERM": "xterm"}
     process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=env)
     try:
         talk(master, "", "> ")

@@ -65,14 +65,14 @@ def part(weights: dict, prefix: str) -> dict:
 
 def encode(weights, c, neighbour, chunk) -> dict[int, np.ndarray]:
     """One neighbour, [R] ids, given its chunk's activations [(place, vector)] -> {place: vector}."""
-    table = weights["embedding" if c.share_embedding else "encoder.embedding"]
-    e = {j: table[t] * np.sqrt(c.encoder_d) for j, t in enumerate(neighbour) if t != PAD}
-    for number in range(c.encoder_layers):
+    table = weights["embedding" if c.encoder.share_embedding else "encoder.embedding"]
+    e = {j: table[t] * np.sqrt(c.encoder.d) for j, t in enumerate(neighbour) if t != PAD}
+    for number in range(c.encoder.layers):
         layer = part(weights, f"encoder.layers.{number}")
         x = {j: rms(v, layer["attention_norm.scale"]) for j, v in e.items()}
         a = part(layer, "attention")
         e = {j: e[j] + attend_one(x[j], list(x.items()), lambda i, j=j: j - i, a) for j in e}
-        if number + 1 in c.encoder_ca_layers:
+        if number + 1 in c.encoder.cross_layers:
             a, scale = part(layer, "cross.attention"), layer["cross.norm.scale"]
             e = {
                 j: v + attend_one(rms(v, scale), chunk, lambda i, j=j: j - i, a)
@@ -90,12 +90,12 @@ def logits(weights: dict, c, tokens, neighbours, points=None) -> np.ndarray:
     points: before which places the chunks end that retrieved, the last M tokens each; by default, as in
       the paper, every M tokens.
     """
-    m, table, length = c.chunk, weights["embedding"], len(tokens)
-    h = table[tokens] * np.sqrt(c.d)
+    m, table, length = c.reading.chunk, weights["embedding"], len(tokens)
+    h = table[tokens] * np.sqrt(c.decoder.d)
     memories = None
     if points is None and neighbours is not None:
         points = [(u + 1) * m for u in range(len(neighbours))]
-    for number in range(1, c.layers + 1):
+    for number in range(1, c.decoder.layers + 1):
         layer = part(weights, f"layer.{number}")
         x, a = rms(h, layer["attention_norm.scale"]), part(layer, "attention")
         h = h + np.stack(
@@ -109,13 +109,13 @@ def logits(weights: dict, c, tokens, neighbours, points=None) -> np.ndarray:
                 for t in range(length)
             ]
         )
-        if number == min(c.cca_layers) and neighbours is not None:
+        if number == min(c.reading.cca_layers) and neighbours is not None:
             memories = []
             for end, each in zip(points, neighbours):
                 rows = range(max(0, end - m), min(end, length))
                 chunk = [(t - end + m, h[t]) for t in rows if tokens[t] != PAD]
                 memories.append([encode(weights, c, n, chunk) for n in each])
-        if number in c.cca_layers and neighbours is not None:
+        if number in c.reading.cca_layers and neighbours is not None:
             a, scale = part(layer, "cca.attention"), layer["cca.norm.scale"]
             added = np.zeros_like(h)
             for t in range(length):

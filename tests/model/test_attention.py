@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
-from retro_jax.config import ModelConfig
+from retro_jax.config import DecoderConfig, ModelConfig
 from retro_jax.model.attend import attend, attend_causal, self_distances
 from retro_jax.model.attention import Attention, Heads
 from retro_jax.model.positions import distances, rotate, rotations, shift, sinusoid
@@ -148,7 +148,7 @@ def test_positions_of_a_bfloat16_model_tell_long_distances_apart(mesh):
     """The table in bfloat16 is the exact one rounded once: 2047 is not taken for 2048 (trap 34)."""
     steps = np.arange(2040, 2048)
     heads = Heads(d=64, memory=64, heads=1, kv_heads=1, size=64, positions="relative", cross=False)
-    config = ModelConfig(d=64, dtype="bfloat16")
+    config = ModelConfig(decoder=DecoderConfig(d=64), dtype="bfloat16")
     attention = Attention(config, heads, nnx.Param, 1.0)
     attention.position = nnx.Param(jnp.eye(64).reshape(64, 1, 1, 64))
     table = attention.relative(steps, jnp.bfloat16)[0]
@@ -163,7 +163,7 @@ def test_positions_of_a_bfloat16_model_tell_long_distances_apart(mesh):
 def test_rotary_logits_depend_on_the_distance_alone(share):
     rng = np.random.default_rng(0)
     q, k = (np.broadcast_to(rng.normal(size=8), (1, 9, 8)) for _ in range(2))
-    turn = rotations(ModelConfig(head_size=8, rotary_share=share), np.arange(9))
+    turn = rotations(DecoderConfig(head_size=8, rotary_share=share), np.arange(9))
     q, k = (np.asarray(rotate(jnp.asarray(x, jnp.float32), *turn))[0] for x in (q, k))
     logits = q @ k.T
     for distance in range(-8, 9):

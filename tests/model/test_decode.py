@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from conftest import weights
+from conftest import altered, weights
 
 from retro_jax.model import decode, functional
 from retro_jax.model.cache import Fresh, place
@@ -17,17 +17,22 @@ VOCAB, LENGTH = 50, 23  # five chunks of 4 and a part of a sixth
 
 OTHERS = {
     "rotary, grouped heads, biases": {
-        "positions": "rotary", "rotary_share": 0.5, "kv_heads": 2, "qkv_bias": True, "out_bias": True,
-        "norm": "layer", "norm_bias": True, "gated": True, "parallel": True,
+        "decoder": {
+            "positions": "rotary", "rotary_share": 0.5, "kv_heads": 2, "qkv_bias": True, "out_bias": True,
+            "norm": "layer", "norm_bias": True, "gated": True, "parallel": True,
+        },
     },
-    "learned positions": {"positions": "learned", "max_length": 30},
+    "learned positions": {"decoder": {"positions": "learned", "max_length": 30}},
     "norms of heads, InstructRetro's reading": {
-        "positions": "rotary", "rotary_scaling": (4.0,), "qk_norm": True, "readout_bias": True,
-        "read_positions": "none", "encoder_norm": False, "normed_chunk": True,
+        "decoder": {
+            "positions": "rotary", "rotary_scaling": (4.0,), "qk_norm": True, "readout_bias": True,
+        },
+        "encoder": {"final_norm": False},
+        "reading": {"positions": "none", "normed_chunk": True},
     },
     "one CCA layer, shared embedding": {
-        "cca_layers": (1,), "encoder_d": 16, "encoder_heads": 4, "encoder_head_size": 4,
-        "share_embedding": True,
+        "encoder": {"d": 16, "heads": 4, "head_size": 4, "share_embedding": True},
+        "reading": {"cca_layers": (1,)},
     },
 }  # fmt: skip
 
@@ -35,9 +40,9 @@ OTHERS = {
 def examples(config, rows: int, k: int = 2):
     """Tokens [B, LENGTH] and neighbours [B, C, K, R], some of them short, some missing."""
     rng = np.random.default_rng(0)
-    chunks = -(-LENGTH // config.chunk)
-    near = rng.integers(1, VOCAB, (rows, chunks, k, config.retrieved)).astype(np.int32)
-    near[:, :, -1, config.retrieved // 2 :] = 0
+    chunks = -(-LENGTH // config.reading.chunk)
+    near = rng.integers(1, VOCAB, (rows, chunks, k, config.reading.retrieved)).astype(np.int32)
+    near[:, :, -1, config.reading.retrieved // 2 :] = 0
     near[rows - 1, 1] = 0
     near[0, 2, 0] = 0
     return rng.integers(1, VOCAB, (rows, LENGTH)).astype(np.int32), near
@@ -48,7 +53,7 @@ def decoded(config, params, tokens, near, prompts):
 
     A row that is through reads its last token again and again, which must not disturb the others.
     """
-    (rows, length), m, k = tokens.shape, config.chunk, near.shape[2]
+    (rows, length), m, k = tokens.shape, config.reading.chunk, near.shape[2]
     net = decode.decoder(config, params)
     longest = max(prompts)
     padded = np.where(np.arange(longest) < np.array(prompts)[:, None], tokens[:, :longest], 0)
@@ -88,7 +93,7 @@ def same(got, expected, prompts):
 
 @pytest.mark.parametrize("name", ["RETRO", *OTHERS])
 def test_every_prompt_length_continues_as_the_whole_pass(mesh, tiny, name):
-    config = dataclasses.replace(tiny, **OTHERS.get(name, {}))
+    config = altered(tiny, **OTHERS.get(name, {}))
     params = weights(config, VOCAB)
     tokens, near = examples(config, 1)
     expected = whole(config, params, tokens, near)
@@ -98,7 +103,9 @@ def test_every_prompt_length_continues_as_the_whole_pass(mesh, tiny, name):
 
 def test_prompts_of_1_to_130_tokens_continue_as_the_whole_pass_over_three_boundaries(mesh, tiny):
     """The paper's chunks of 64: every prompt length that can matter, decoded to place 325."""
-    config = dataclasses.replace(tiny, layers=2, cca_layers=(2,), chunk=64, retrieved=128)
+    config = altered(
+        tiny, decoder={"layers": 2}, reading={"cca_layers": (2,), "chunk": 64, "retrieved": 128}
+    )
     params, rng = weights(config, VOCAB), np.random.default_rng(0)
     tokens = rng.integers(1, VOCAB, (1, 325)).astype(np.int32)
     near = rng.integers(1, VOCAB, (1, 6, 2, 128)).astype(np.int32)
@@ -117,12 +124,12 @@ def read_at(config, params, tokens, near, points, prompt, padding=0):
         lambda x: jax.device_put(x, jax.P(("replica", "data"))),
     )
     padded = np.concatenate([np.zeros(padding, np.int32), tokens[:prompt]])
-    size = -(-len(padded) // config.chunk)
+    size = -(-len(padded) // config.reading.chunk)
     given = np.zeros((1, size, *near.shape[1:]), np.int32)
     inside = sum(p <= prompt for p in points)
     given[0, :inside] = near[:inside]
-    full = np.pad(padded, (0, size * config.chunk - len(padded)))[None]
-    cache = decode.start(net, 1, padding + len(tokens) + config.chunk, near.shape[1])
+    full = np.pad(padded, (0, size * config.reading.chunk - len(padded)))[None]
+    cache = decode.start(net, 1, padding + len(tokens) + config.reading.chunk, near.shape[1])
     logits, cache = prefill(net, cache, put(full), put(np.array([len(padded)])), put(given))
     out = [logits[0]]
     for t in range(prompt, len(tokens)):
@@ -148,7 +155,7 @@ def test_reading_at_other_places_equals_the_paper_in_loops(mesh, tiny, points, p
     moves the chunks and nothing else."""
     params, rng = weights(tiny, VOCAB), np.random.default_rng(1)
     tokens = rng.integers(1, VOCAB, 18).astype(np.int32)
-    near = rng.integers(1, VOCAB, (len(points), 2, tiny.retrieved)).astype(np.int32)
+    near = rng.integers(1, VOCAB, (len(points), 2, tiny.reading.retrieved)).astype(np.int32)
     near[1, 1] = 0
     expected = oracle.logits(oracle.unstacked(tiny, params), tiny, tokens, near, points)[
         prompt - 1 :
@@ -215,14 +222,14 @@ def test_in_bfloat16_it_is_the_whole_pass_but_for_its_noise(mesh, tiny):
 
 
 def test_a_prompt_that_is_padded_past_the_last_position_is_read(mesh, tiny):
-    config = dataclasses.replace(tiny, positions="learned", max_length=LENGTH)
+    config = altered(tiny, decoder={"positions": "learned", "max_length": LENGTH})
     params = weights(config, VOCAB)
     tokens, near = examples(config, 1)
     net = decode.decoder(config, params)
     put = lambda x: jax.device_put(x, jax.P(("replica", "data")))  # noqa: E731
     padded = np.pad(tokens, ((0, 0), (0, 1)))
     given = near.copy()
-    given[:, LENGTH // config.chunk :] = 0
+    given[:, LENGTH // config.reading.chunk :] = 0
     cache = decode.start(net, 1, LENGTH + 1, 2)
     logits, _ = prefill(net, cache, put(padded), put(np.array([LENGTH])), put(given))
     np.testing.assert_allclose(

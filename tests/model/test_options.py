@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import weights
+from conftest import altered, weights
 
 from retro_jax.config import Experiment, TrainConfig
 from retro_jax.errors import UserError
@@ -15,18 +15,31 @@ from retro_jax.model import functional
 VOCAB = 32
 apply = jax.jit(functional.apply, static_argnums=0)
 OPTIONS = {
-    "llama": {"positions": "rotary", "kv_heads": 2, "gated": True, "activation": "silu", "tied": False,
-              "norm_eps": 1e-5, "ffw": 24, "scale_embedding": False},
-    "gpt2": {"positions": "learned", "max_length": 16, "norm": "layer", "norm_bias": True,
-             "qkv_bias": True, "out_bias": True, "ffw_bias": True, "scale_embedding": False},
-    "neox": {"positions": "rotary", "rotary_share": 0.25, "norm": "layer", "norm_bias": True,
-             "qkv_bias": True, "out_bias": True, "ffw_bias": True, "parallel": True, "tied": False,
-             "activation": "gelu_exact"},
-    "gemma": {"norm_unit_offset": True, "gated": True, "positions": "rotary", "kv_heads": 1},
-    "qwen3": {"positions": "rotary", "kv_heads": 2, "gated": True, "qk_norm": True, "readout_bias": True,
-              "rotary_scaling": (8.0, 1.0, 4.0, 16.0)},
-    "instructretro": {"positions": "rotary", "norm": "layer", "norm_bias": True, "gated": True,
-                      "read_positions": "none", "encoder_norm": False, "normed_chunk": True},
+    "llama": {"decoder": {
+        "positions": "rotary", "kv_heads": 2, "gated": True, "activation": "silu", "tied": False,
+        "norm_eps": 1e-5, "ffw": 24, "scale_embedding": False,
+    }},
+    "gpt2": {"decoder": {
+        "positions": "learned", "max_length": 16, "norm": "layer", "norm_bias": True,
+        "qkv_bias": True, "out_bias": True, "ffw_bias": True, "scale_embedding": False,
+    }},
+    "neox": {"decoder": {
+        "positions": "rotary", "rotary_share": 0.25, "norm": "layer", "norm_bias": True,
+        "qkv_bias": True, "out_bias": True, "ffw_bias": True, "parallel": True, "tied": False,
+        "activation": "gelu_exact",
+    }},
+    "gemma": {"decoder": {
+        "norm_unit_offset": True, "gated": True, "positions": "rotary", "kv_heads": 1,
+    }},
+    "qwen3": {"decoder": {
+        "positions": "rotary", "kv_heads": 2, "gated": True, "qk_norm": True, "readout_bias": True,
+        "rotary_scaling": (8.0, 1.0, 4.0, 16.0),
+    }},
+    "instructretro": {
+        "decoder": {"positions": "rotary", "norm": "layer", "norm_bias": True, "gated": True},
+        "encoder": {"final_norm": False},
+        "reading": {"positions": "none", "normed_chunk": True},
+    },
 }  # fmt: skip
 
 
@@ -39,12 +52,12 @@ def example(length=12, k=2):
 @pytest.fixture(scope="module")
 def small(tiny):
     """What compiles fastest: a plain layer, a crossing one, one encoder layer."""
-    return dataclasses.replace(tiny, layers=2, cca_layers=(2,), encoder_layers=1)
+    return altered(tiny, decoder={"layers": 2}, encoder={"layers": 1}, reading={"cca_layers": (2,)})
 
 
 @pytest.fixture(params=OPTIONS)
 def config(request, small):
-    return dataclasses.replace(small, **OPTIONS[request.param])
+    return altered(small, **OPTIONS[request.param])
 
 
 def test_every_kind_of_decoder_keeps_the_promises_of_the_papers(mesh, config):
@@ -71,18 +84,21 @@ def test_every_kind_of_decoder_keeps_the_promises_of_the_papers(mesh, config):
 def test_every_option_has_a_parameter_or_changes_the_result(mesh, small):
     """An option that is read nowhere would pass every other test."""
     tokens, neighbours = example()
-    base = dataclasses.replace(small, positions="rotary")
+    base = altered(small, decoder={"positions": "rotary"})
     names = functional.shapes(base, VOCAB)
     reference = apply(base, weights(base, VOCAB), tokens, neighbours)
     for option, value in {
-        "rotary_share": 0.5, "rotary_base": 100.0, "kv_heads": 2, "norm": "layer",
-        "norm_bias": True, "norm_unit_offset": True, "norm_eps": 1e-2, "activation": "silu",
-        "gated": True, "ffw": 24, "encoder_ffw": 24, "qkv_bias": True, "out_bias": True,
-        "ffw_bias": True, "parallel": True, "tied": False, "scale_embedding": False,
-        "qk_norm": True, "rotary_scaling": (4.0,), "readout_bias": True, "read_positions": "none",
-        "encoder_norm": False, "normed_chunk": True,
+        "decoder.rotary_share": 0.5, "decoder.rotary_base": 100.0, "decoder.kv_heads": 2,
+        "decoder.norm": "layer", "decoder.norm_bias": True, "decoder.norm_unit_offset": True,
+        "decoder.norm_eps": 1e-2, "decoder.activation": "silu", "decoder.gated": True,
+        "decoder.ffw": 24, "encoder.ffw": 24, "decoder.qkv_bias": True, "decoder.out_bias": True,
+        "decoder.ffw_bias": True, "decoder.parallel": True, "decoder.tied": False,
+        "decoder.scale_embedding": False, "decoder.qk_norm": True, "decoder.rotary_scaling": (4.0,),
+        "decoder.readout_bias": True, "reading.positions": "none", "encoder.final_norm": False,
+        "reading.normed_chunk": True,
     }.items():  # fmt: skip
-        config = dataclasses.replace(base, **{option: value})
+        part, _, field = option.partition(".")
+        config = altered(base, **{part: {field: value}})
         shapes = functional.shapes(config, VOCAB)
         if shapes == names:
             got = apply(config, weights(base, VOCAB), tokens, neighbours)
@@ -98,8 +114,8 @@ def test_every_parameter_has_a_gradient(mesh, config):
 
 
 def test_grouped_heads_equal_full_heads_with_repeated_keys(mesh, small):
-    grouped = dataclasses.replace(small, positions="rotary", kv_heads=2)
-    full = dataclasses.replace(grouped, kv_heads=0)
+    grouped = altered(small, decoder={"positions": "rotary", "kv_heads": 2})
+    full = altered(grouped, decoder={"kv_heads": 0})
     params, shapes = weights(grouped, VOCAB), functional.shapes(full, VOCAB)
     repeated = {}
     for name, p in params.items():
@@ -124,7 +140,12 @@ def test_remat_changes_memory_and_not_the_gradient(mesh, small):
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, VOCAB, (16, 64)).astype(np.int32)
     neighbours = rng.integers(1, VOCAB, (16, 16, 1, 8)).astype(np.int32)
-    base = dataclasses.replace(small, layers=10, cca_layers=tuple(range(1, 11)), attention_block=16)
+    base = altered(
+        small,
+        decoder={"layers": 10},
+        reading={"cca_layers": tuple(range(1, 11))},
+        attention_block=16,
+    )
     params = weights(base, VOCAB)
 
     def gradient(remat):
@@ -170,11 +191,17 @@ def test_statistics_measure_each_cca_layer_and_cost_nothing_when_not_asked_for(m
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("kv_heads", 3), ("rotary_share", 0.3), ("max_length", 10), ("norm", "batch"), ("remat", "some"),
-     ("activation", "swish"), ("positions", "alibi"), ("attention_block", 0), ("ffw", -1)],
+    [("kv_heads", 3), ("rotary_share", 0.3), ("max_length", 10), ("norm", "batch"),
+     ("activation", "swish"), ("positions", "alibi"), ("ffw", -1)],
 )  # fmt: skip
-def test_options_that_cannot_work_are_refused_by_field(tiny, field, value):
+def test_options_of_the_decoder_that_cannot_work_are_refused_by_field(tiny, field, value):
     given = {"rotary_share": {"positions": "rotary"}, "max_length": {"positions": "learned"}}
-    model = dataclasses.replace(tiny, **{field: value}, **given.get(field, {}))
+    fields = {field: value} | given.get(field, {})
+    with pytest.raises(UserError, match=f"model.decoder.{field}"):
+        Experiment(model=altered(tiny, decoder=fields), train=TrainConfig(length=2048))
+
+
+@pytest.mark.parametrize(("field", "value"), [("remat", "some"), ("attention_block", 0)])
+def test_options_of_the_computation_that_cannot_work_are_refused_by_field(tiny, field, value):
     with pytest.raises(UserError, match=f"model.{field}"):
-        Experiment(model=model, train=TrainConfig(length=2048))
+        dataclasses.replace(tiny, **{field: value})

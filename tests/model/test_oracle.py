@@ -1,12 +1,10 @@
 """The network equals the paper written as plain loops (`oracle.py`), layer stacks, scans and all."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import oracle
 import pytest
-from conftest import weights
+from conftest import altered, weights
 
 from retro_jax.model import functional
 from retro_jax.model.retro import PAD, layer_names
@@ -17,7 +15,7 @@ VOCAB = 30
 @pytest.fixture(scope="module")
 def config(tiny):
     """Every kind of run: plain x 2, the first cross, (plain, cross) x 2, cross, plain."""
-    return dataclasses.replace(tiny, layers=9, cca_layers=(3, 5, 7, 8))
+    return altered(tiny, decoder={"layers": 9}, reading={"cca_layers": (3, 5, 7, 8)})
 
 
 @pytest.mark.parametrize(("length", "k"), [(3, 2), (8, 1), (11, 2), (13, 5), (6, 0)])
@@ -42,10 +40,13 @@ def test_logits_equal_the_paper_in_loops(mesh, config, length, k):
 
 def test_blocks_windows_and_a_shared_embedding_equal_the_paper_too(mesh, tiny):
     """Chunks of 16, so that distances go by windows, and self-attention by blocks of 8."""
-    config = dataclasses.replace(
-        tiny, layers=2, cca_layers=(2,), chunk=16, retrieved=32, attention_block=8, d=24,
-        encoder_layers=1, share_embedding=True,
-    )  # fmt: skip
+    config = altered(
+        tiny,
+        decoder={"layers": 2, "d": 24},
+        encoder={"layers": 1, "share_embedding": True},
+        reading={"cca_layers": (2,), "chunk": 16, "retrieved": 32},
+        attention_block=8,
+    )
     params, rng = weights(config, VOCAB), np.random.default_rng(0)
     tokens = rng.integers(1, VOCAB, (1, 37)).astype(np.int32)
     neighbours = rng.integers(1, VOCAB, (1, 3, 1, 32)).astype(np.int32)
@@ -57,13 +58,13 @@ def test_blocks_windows_and_a_shared_embedding_equal_the_paper_too(mesh, tiny):
 
 def test_layer_names_find_every_layer_once(config):
     names = layer_names(config)
-    assert len(names) == len(set(names)) == config.layers
+    assert len(names) == len(set(names)) == config.decoder.layers
     shapes = functional.shapes(config, VOCAB)
     crossing = [
         number
         for number, (prefix, _) in enumerate(names, 1)
         if f"{prefix}.cca.attention.query" in shapes
     ]
-    assert tuple(crossing) == config.cca_layers
+    assert tuple(crossing) == config.reading.cca_layers
     for prefix, index in names:
         assert index < shapes[f"{prefix}.attention.query"][0]

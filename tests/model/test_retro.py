@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import weights
+from conftest import altered, weights
 
 from retro_jax.model import functional
 from retro_jax.model.cross import chunked_cross_attention, full_cross_attention
@@ -93,7 +93,9 @@ def test_one_set_of_weights_reads_any_number_of_neighbours(f):
 def test_cross_attention_adds_nothing_where_nothing_can_be_read(mesh, tiny):
     """Exactly nothing, biases or not: before the end of the first chunk, and where a chunk retrieved
     nothing (trap 10)."""
-    config = dataclasses.replace(tiny, norm="layer", norm_bias=True, qkv_bias=True, out_bias=True)
+    config = altered(
+        tiny, decoder={"norm": "layer", "norm_bias": True, "qkv_bias": True, "out_bias": True}
+    )
     network = functional.network(config, weights(config, VOCAB))
     cross = jax.tree.map(lambda w: w[0], network.stacks[1])[0].cca
     rng = np.random.default_rng(0)
@@ -206,7 +208,7 @@ def test_encoder_is_conditioned_after_self_attention_of_the_first_cca_layer(mesh
         calls.append(len(given))
         return np.asarray(memory)
 
-    prefix, _ = layer_names(tiny)[tiny.cca_layers[0] - 1]
+    prefix, _ = layer_names(tiny)[tiny.reading.cca_layers[0] - 1]
     plain = encoded(None)
     assert np.abs(encoded(f"{prefix}.attention.out") - plain).max() > 1e-3
     for later in ("feed_forward.down", "cca.attention.out"):
@@ -241,7 +243,7 @@ def test_off_equals_the_language_model_with_the_same_weights(mesh, tiny):
 def test_cross_attention_that_starts_as_the_identity_is_the_language_model(mesh, tiny):
     """With `cca_zero`, RETROfit's step 0 is the base model, whatever is retrieved (trap 27)."""
     tokens, neighbours = example(12)
-    params = functional.init(dataclasses.replace(tiny, cca_zero=True), VOCAB, seed=0)
+    params = functional.init(altered(tiny, reading={"cca_zero": True}), VOCAB, seed=0)
     on, off = (apply(tiny, params, tokens, n) for n in (neighbours, None))
     np.testing.assert_array_equal(on, off)
     # The first gradient step is what ends it.
@@ -277,7 +279,7 @@ def test_bfloat16_stays_near_float32(mesh, tiny):
 
 def test_one_memory_for_the_whole_sequence_is_read_by_the_same_cross_attention(mesh, tiny):
     """Unchunked: as if the sequence were one attending chunk, at distances of its own."""
-    config = dataclasses.replace(tiny, layers=1, cca_layers=(1,))
+    config = altered(tiny, decoder={"layers": 1}, reading={"cca_layers": (1,)})
     params = weights(config, VOCAB)
     cross = jax.tree.map(lambda w: w[0], functional.network(config, params).stacks[0])[0].cca
     rng = np.random.default_rng(0)

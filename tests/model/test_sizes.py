@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import make_mesh
 
-from retro_jax.config import ModelConfig, TrainConfig
+from retro_jax.config import DecoderConfig, EncoderConfig, ModelConfig, ReadingConfig, TrainConfig
+from retro_jax.methods.retro import Retro
 from retro_jax.model import sizes
 from retro_jax.model.layers import ROWS
 from retro_jax.train.step import init_state, make_train_step
@@ -71,9 +72,10 @@ def test_retrieval_costs_what_the_layout_implies(table):
 
 def test_flops_of_a_model_counted_by_hand():
     config = ModelConfig(
-        d=8, layers=1, heads=2, head_size=4, cca_layers=(1,), chunk=4, retrieved=8,
-        encoder_d=8, encoder_layers=1, encoder_heads=2, encoder_head_size=4,
-    )  # fmt: skip
+        decoder=DecoderConfig(d=8, layers=1, heads=2, head_size=4),
+        encoder=EncoderConfig(d=8, layers=1, heads=2, head_size=4),
+        reading=ReadingConfig(cca_layers=(1,), chunk=4, retrieved=8),
+    )
     length, vocab, d, a = 8, 16, 8, 8
     projections = 2 * length * (4 * d * a + 2 * d * 4 * d)  # q, k, v, o; feed-forward
     positions = 2 * (length + 1) * d * a  # the table of distances through W_r
@@ -94,7 +96,7 @@ def test_the_whole_train_step_of_the_largest_retro_lowers_without_its_weights():
     mesh = make_mesh(1, 4, 2)
     train = TrainConfig(length=2048, batch=8)
     with jax.set_mesh(mesh):
-        state = jax.eval_shape(lambda: init_state(config, train, sizes.VOCAB, True))
+        state = jax.eval_shape(lambda: init_state(Retro(config), train, sizes.VOCAB))
         on_mesh = lambda x: jax.ShapeDtypeStruct(  # noqa: E731
             x.shape,
             x.dtype,
@@ -104,6 +106,7 @@ def test_the_whole_train_step_of_the_largest_retro_lowers_without_its_weights():
         batch = jax.NamedSharding(mesh, ROWS)
         tokens = jax.ShapeDtypeStruct((8, 2048), np.int32, sharding=batch)
         neighbours = jax.ShapeDtypeStruct((8, 32, 2, 128), np.int32, sharding=batch)
-        lowered = make_train_step(config, train).lower(state, tokens, neighbours)
+        given = {"tokens": tokens, "neighbours": neighbours}
+        lowered = make_train_step(Retro(config), train).lower(state, given)
     assert sum(p.size for p in state.params.values()) > 7.5e9
     assert "stablehlo.while" in lowered.as_text()

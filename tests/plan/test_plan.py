@@ -7,23 +7,32 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import make_mesh, small_experiment
+from conftest import altered, make_mesh, small_experiment
 
-from retro_jax import cli
+from retro_jax.cli import main as cli
 from retro_jax.config import (
+    DecoderConfig,
+    EncoderConfig,
     EvaluateConfig,
     MeshConfig,
     ModelConfig,
+    ReadingConfig,
     TrainConfig,
     experiment_beside,
     from_config_dict,
 )
 from retro_jax.errors import UserError
+from retro_jax.methods.method import method_of
+from retro_jax.methods.retro import Retro
 from retro_jax.model import functional
 from retro_jax.plan import count, hlo, plan, topology
 from retro_jax.train.step import make_train_step
 
 VOCAB = 320
+
+
+def needs(e, vocab, mesh, method="retro"):
+    return count.needs(e, vocab, mesh, method_of(e, method))
 
 
 @pytest.fixture
@@ -33,11 +42,11 @@ def experiment(tmp_path):
 
 def test_bytes_a_chip_are_those_that_training_holds(experiment):
     mesh = make_mesh(1, 4, 2)
-    needed = count.needs(experiment, VOCAB, mesh.abstract_mesh)
+    needed = needs(experiment, VOCAB, mesh.abstract_mesh)
     from retro_jax.train.step import init_state
 
     with jax.set_mesh(mesh):
-        state = init_state(experiment.model, experiment.train, VOCAB, True)
+        state = init_state(Retro(experiment.model), experiment.train, VOCAB)
     held = lambda tree: sum(  # noqa: E731
         x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree)
     )
@@ -47,33 +56,37 @@ def test_bytes_a_chip_are_those_that_training_holds(experiment):
 
 def test_activations_follow_the_batch_and_remat_trades_them_for_flops(experiment):
     mesh = make_mesh(1, 4, 2).abstract_mesh
-    needs = {}
+    found = {}
     for name, model, batch in (("none", "none", 8), ("full", "full", 8), ("more", "none", 16)):
         e = dataclasses.replace(
             experiment,
             model=dataclasses.replace(experiment.model, remat=model),
             train=dataclasses.replace(experiment.train, batch=batch),
         )
-        needs[name] = count.needs(e, VOCAB, mesh)
-    assert 1.8 < needs["more"]["activations"] / needs["none"]["activations"] < 2.2
-    assert needs["full"]["activations"] < needs["none"]["activations"]
-    assert needs["full"]["recomputed"] > needs["none"]["recomputed"]
+        found[name] = needs(e, VOCAB, mesh)
+    assert 1.8 < found["more"]["activations"] / found["none"]["activations"] < 2.2
+    assert found["full"]["activations"] < found["none"]["activations"]
+    assert found["full"]["recomputed"] > found["none"]["recomputed"]
     halves = dataclasses.replace(
         experiment, train=dataclasses.replace(experiment.train, batch=16, accumulate=2)
     )
-    assert count.needs(halves, VOCAB, mesh)["activations"] == needs["none"]["activations"]
+    assert needs(halves, VOCAB, mesh)["activations"] == found["none"]["activations"]
 
 
 def test_collectives_are_read_off_the_program_and_loops_count_as_often_as_they_run(experiment):
     """A longer stack of equal layers is a loop that runs more often, not a longer program."""
     sent = {}
     for layers in (4, 7):
-        model = dataclasses.replace(experiment.model, layers=layers, cca_layers=(layers,))
+        model = altered(
+            experiment.model, decoder={"layers": layers}, reading={"cca_layers": (layers,)}
+        )
         mesh = make_mesh(1, 4, 2)
         with jax.set_mesh(mesh):
-            step = count.shapes(dataclasses.replace(experiment, model=model), VOCAB, mesh, True)
-            made = make_train_step(model, experiment.train)
-            lowered = made.lower(step.state, step.tokens, step.neighbours)
+            step = count.shapes(
+                dataclasses.replace(experiment, model=model), VOCAB, mesh, Retro(model, 2)
+            )
+            made = make_train_step(Retro(model), experiment.train)
+            lowered = made.lower(step.state, step.batch)
             sent[layers] = hlo.collectives(lowered.compile().as_text())["all-gather"]
     assert sent[7]["count"] > sent[4]["count"]
     assert sent[7]["bytes"] > sent[4]["bytes"]
@@ -122,9 +135,12 @@ def test_collectives_of_a_known_program():
 def model():
     """Small, and of widths that a TPU has: it compiles in seconds."""
     return ModelConfig(
-        d=128, layers=2, heads=2, head_size=64, cca_layers=(2,), encoder_d=128, encoder_layers=1,
-        encoder_heads=2, encoder_head_size=64, dtype="bfloat16", remat="full",
-    )  # fmt: skip
+        decoder=DecoderConfig(d=128, layers=2, heads=2, head_size=64),
+        encoder=EncoderConfig(d=128, layers=1, heads=2, head_size=64),
+        reading=ReadingConfig(cca_layers=(2,)),
+        dtype="bfloat16",
+        remat="full",
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +155,7 @@ def test_the_tpu_compiler_says_what_a_slice_needs(experiment, model, on, mesh, l
         evaluate=EvaluateConfig(stride=128),
         mesh=plan.parse_mesh(mesh),
     )
-    made = plan.plan(e, topology.parse(on), VOCAB)
+    made = plan.plan(e, topology.parse(on), VOCAB, method_of(e, "retro"))
     assert made["compiled"]
     assert made["fits"]
     assert made["chips"] == 8
@@ -149,14 +165,14 @@ def test_the_tpu_compiler_says_what_a_slice_needs(experiment, model, on, mesh, l
     assert made["collectives"]["all-gather"]["bytes"] > 0
     assert made["smallest_that_fits"] == f"{least} (estimated)"
     assert json.loads(json.dumps(made)) == made
-    estimated = plan.plan(e, topology.parse(on), VOCAB, compiles=False)
+    estimated = plan.plan(e, topology.parse(on), VOCAB, method_of(e, "retro"), compiles=False)
     assert not estimated["compiled"]
     assert estimated["bytes_per_chip"]["parameters"] == memory["parameters"]
 
 
-def test_a_baseline_is_planned_without_retrieval(capfd):
+def test_a_language_model_is_planned_without_retrieval(capfd):
     plans = []
-    for flags in (["--config=experiments/retro.py:172m", "--baseline"],
+    for flags in (["--config=experiments/retro.py:172m", "--method=language_model"],
                   ["--config=experiments/baseline.py:132m"]):  # fmt: skip
         assert cli.main(["plan", *flags, "--topology=h100:8", "--json"]) == 0
         plans.append(json.loads(capfd.readouterr().out))
@@ -183,7 +199,7 @@ def test_a_gpu_is_estimated_and_marked_so(capfd):
         (["--topology=v5e:2x4", "--mesh=8"], "REPLICAxDATAxMODEL"),
         (["--topology=v5e:2x4", "--mesh=1x4x1"], "does not multiply to the 8 device(s)"),
         (["--topology=v5e:2x4*2", "--mesh=1x16x1"], "must be a multiple of the 2 slices"),
-        (["--topology=v5e:2x4", "--rebuild"], "--rebuild is for retro prepare, not retro plan"),
+        (["--topology=v5e:2x4", "--rebuild"], "not understood: --rebuild"),
     ],
 )
 def test_what_cannot_be_planned_is_said_in_one_line(capfd, flags, message):
@@ -219,7 +235,7 @@ def test_a_frozen_base_needs_no_gradients_no_moments_and_half_the_bytes(monkeypa
     on = topology.parse("v5p:2x2x1")
     vocab = plan.vocab_of(e)
     thawed = dataclasses.replace(e, train=dataclasses.replace(e.train, freeze=False))
-    frozen, whole = (count.needs(x, vocab, topology.abstract_mesh(on, x.mesh)) for x in (e, thawed))
+    frozen, whole = (needs(x, vocab, topology.abstract_mesh(on, x.mesh)) for x in (e, thawed))
     base = functional.count(functional.shapes(e.model, vocab, retrieval=False))
     assert 8.0e9 < base < 8.1e9
     assert whole["optimizer"] - frozen["optimizer"] == pytest.approx(8 * base / 4, rel=1e-3)

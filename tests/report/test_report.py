@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from retro_jax import cli
+from retro_jax.cli import main as cli
 from retro_jax.errors import UserError
 from retro_jax.evaluate import likelihood, rows
 from retro_jax.evaluate.figures import figures
@@ -31,7 +31,7 @@ ALL = (
     "k1",
     "database_1",
     "database_10",
-    "baseline",
+    "language_model",
     "exact",
 )
 
@@ -232,7 +232,7 @@ def test_json_has_the_figures_and_markdown_the_same_content(made):
     ],
 )
 def test_the_verdict_is_that_of_the_figures(tmp_path, gain, word, head):
-    file = write(tmp_path, gain=gain, conditions=("on", "off", "random", "baseline"))
+    file = write(tmp_path, gain=gain, conditions=("on", "off", "random", "language_model"))
     assert figures(rows.load(file))["verdict"]["word"] == word
     page = report(file)
     text = page.read_text()
@@ -286,7 +286,7 @@ def test_no_alarm_where_all_is_well(made):
         {"conditions": ("on", "off"), "documents": 1},
         {"documents": 1},
         {"documents": 1, "chunks": 1},  # the first chunk reads nothing
-        {"documents": 2, "chunks": 2, "conditions": ("on", "off", "baseline")},
+        {"documents": 2, "chunks": 2, "conditions": ("on", "off", "language_model")},
     ],
 )
 def test_what_is_missing_is_left_out(tmp_path, settings):
@@ -299,7 +299,7 @@ def test_what_is_missing_is_left_out(tmp_path, settings):
     assert ("database" in names) == ("database_1" in scored)
     assert "sources" not in names
     alone = "Whether a language model without retrieval would do as well was not measured"
-    assert any(alone in s for s in got["verdict"]["sentences"]) == ("baseline" not in scored)
+    assert any(alone in s for s in got["verdict"]["sentences"]) == ("language_model" not in scored)
 
 
 def test_a_file_that_was_moved_needs_nothing_else(made, tmp_path):
@@ -342,9 +342,9 @@ def test_bad_input_is_one_line(capfd, tmp_path, monkeypatch):
     (tmp_path / "other.parquet").write_text("no rows")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "foreign.parquet")
     for arguments, words in (
-        ([], "takes a working directory"),
-        (["a", "b"], "takes a working directory"),
-        (["--config=x"], "takes a working directory"),
+        ([], "name a working directory or a tokens.parquet"),
+        (["a", "b"], "not understood: b"),
+        (["--config=x"], "not understood: --config=x"),
         ([str(tmp_path / "nowhere")], "nowhere: holds no tokens.parquet"),
         ([str(tmp_path / "empty")], "retro evaluate"),
         ([str(tmp_path / "other.parquet")], "other.parquet: no rows of an evaluation"),

@@ -7,12 +7,16 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from retro_jax import cli, prepare, verify
 from retro_jax.config import RetrievalConfig
 from retro_jax.errors import UserError
-from retro_jax.records import Records
-from retro_jax.retrieval import index
-from retro_jax.retrieval.bm25 import WordEmbedder
+from retro_jax.methods.method import method_of
+from retro_jax.pipeline import prepare, verify
+from retro_jax.retrieval import index, sharded
+from retro_jax.retrieval.embedders.words import Words
+from retro_jax.retrieval.sharded import ShardedIndex
+from retro_jax.store.records import Records
+from retro_jax.store.workdir import WorkDir
+from retro_jax.train import loop
 
 TEXTS = [
     "the cat sat on the mat",
@@ -25,14 +29,15 @@ TEXTS = [
 
 
 def build(texts, directory, shard=10**6):
-    words = WordEmbedder(16)
-    report = index.build(words.embed(texts), directory, "bm25", 0.9, 2, shard)
-    return words, index.load(directory), report
+    words = Words(16)
+    config = RetrievalConfig(embedder="words", index="bm25", index_shard=shard)
+    report = sharded.build(words.embed(texts), directory, config)
+    return words, ShardedIndex(directory), report
 
 
 def score(query, text, texts, k1=1.5, b=0.75):
     """Lucene's BM25, of words in lower case."""
-    split = [WordEmbedder(16).embed([t])[0] for t in (query, text, *texts)]
+    split = [Words(16).embed([t])[0] for t in (query, text, *texts)]
     query, text, *texts = ([w for w in row if w >= 0] for row in split)
     mean, total = sum(map(len, texts)) / len(texts), 0.0
     for word in query:
@@ -78,24 +83,18 @@ def test_shards_keep_the_numbers_of_the_whole(tmp_path):
 def test_the_whole_pipeline_runs_on_words(small, tmp_path):
     retrieval = RetrievalConfig(embedder="words", index="bm25")
     experiment = dataclasses.replace(small, retrieval=retrieval)
-    prepare.prepare(experiment, tmp_path)
+    prepare.prepare(WorkDir(tmp_path, experiment))
     record = Records(tmp_path / "prepare" / "shards" / "heldout")[0]
     near = record["neighbour_ids"][record["documents"] >= 0]
     assert (near >= 0).mean() > 0.9
     assert (record["distances"][0][near[0] >= 0] < 0).all()
-    assert verify.verify(experiment, tmp_path, share=0.5)["index"] == 1
-    cli.train(
-        dataclasses.replace(experiment, train=dataclasses.replace(small.train, steps=1)), tmp_path
-    )
+    assert verify.verify(WorkDir(tmp_path, experiment), share=0.5)["index"] == (1, "shards")
+    short = dataclasses.replace(experiment, train=dataclasses.replace(small.train, steps=1))
+    loop.train(WorkDir(tmp_path, short), method_of(short, "retro"))
 
 
 def test_words_and_bm25_need_each_other():
     for fields in ({"embedder": "words"}, {"index": "bm25"}):
-        with pytest.raises(UserError, match=r"retrieval\.index = .*go together only"):
-            dataclasses.replace(small_config(), retrieval=RetrievalConfig(**fields))
-
-
-def small_config():
-    from conftest import small_experiment
-
-    return small_experiment("x")
+        with pytest.raises(UserError, match=r"retrieval\.index = .*it searches .*, and .* makes"):
+            index.check(RetrievalConfig(**fields))
+    index.check(RetrievalConfig(embedder="words", index="bm25"))

@@ -9,8 +9,9 @@ from safetensors.numpy import load_file, save_file
 
 from retro_jax.config import RetrievalConfig
 from retro_jax.errors import UserError
-from retro_jax.retrieval import bert, embed, sentence
-from retro_jax.retrieval.index import ExactIndex
+from retro_jax.retrieval.embedder import open_embedder
+from retro_jax.retrieval.embedders import bert, bert_network, tfidf
+from retro_jax.retrieval.indexes.exact import Exact
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "bert"
 TEXTS = [f"def name_{i % 37}(a, b{i}): return {i * 7 % 101} + value_{i % 11}\n" for i in range(300)]
@@ -18,11 +19,11 @@ TEXTS = [f"def name_{i % 37}(a, b{i}): return {i * 7 % 101} + value_{i % 11}\n" 
 
 def test_a_chunk_is_its_own_nearest_neighbour_through_the_query_path(tmp_path):
     """Database and live queries are embedded alike (trap 29), also by a saved embedder."""
-    embedder = embed.fit_tfidf(TEXTS, 32)
+    embedder = tfidf.fit_tfidf(TEXTS, 32)
     vectors = embedder.embed(TEXTS)
     embedder.save(tmp_path)
-    reloaded = embed.load(RetrievalConfig(), tmp_path, 16)
-    index = ExactIndex(vectors)
+    reloaded = open_embedder(RetrievalConfig(), tmp_path, 16)
+    index = Exact(vectors)
     for i in (0, 150, 299):
         ids, distances = index.search(reloaded.embed([TEXTS[i]]), 1)
         assert TEXTS[ids[0, 0]] == TEXTS[i]
@@ -30,35 +31,36 @@ def test_a_chunk_is_its_own_nearest_neighbour_through_the_query_path(tmp_path):
 
 
 def test_vectors_are_of_length_1_and_unknown_words_give_0():
-    embedder = embed.fit_tfidf(TEXTS, 32)
+    embedder = tfidf.fit_tfidf(TEXTS, 32)
     lengths = np.linalg.norm(embedder.embed([*TEXTS[:5], "ⵣ ⵣ", ""]), axis=1)
     np.testing.assert_allclose(lengths, [1, 1, 1, 1, 1, 0, 0], atol=1e-5)
 
 
 def test_similar_texts_are_nearer_than_others():
-    embedder = embed.fit_tfidf(TEXTS, 32)
+    embedder = tfidf.fit_tfidf(TEXTS, 32)
     a, b, c = embedder.embed(["def name_3(a): value_5", "def name_3(b): value_5", "return 99 +"])
     assert ((a - b) ** 2).sum() < ((a - c) ** 2).sum()
 
 
 def test_too_many_dimensions_are_refused_by_field():
-    with pytest.raises(UserError, match=r"retrieval\.dim = 500"):
-        embed.fit_tfidf(TEXTS, 500)
+    with pytest.raises(UserError, match=r"retrieval\.settings\.tfidf\.dim = 500"):
+        tfidf.fit_tfidf(TEXTS, 500)
 
 
 def test_bert_equals_the_reference():
     io = np.load(FIXTURE / "io.npz")
-    model = bert.load_bert(FIXTURE)
+    model = bert_network.load_bert(FIXTURE)
     mask = io["attention_mask"].astype(bool)
     got = np.asarray(model(io["ids_padded"], mask))
     np.testing.assert_allclose(got[mask], io["last_hidden_state"][mask], atol=1e-5)
-    mean = sentence.pool(model(io["ids_padded"], mask), mask, ("mean",))
+    mean = bert.pool(model(io["ids_padded"], mask), mask, ("mean",))
     np.testing.assert_allclose(mean, io["mean_pooled_masked"], atol=1e-5)
 
 
 def load(directory: Path, **fields):
     """The BERT of a directory, as a config names it."""
-    return embed.load(RetrievalConfig(embedder=f"bert:{directory}", **fields), None, 16)
+    settings = {"bert": {"directory": str(directory)} | fields}
+    return open_embedder(RetrievalConfig(embedder="bert", settings=settings), None, 16)
 
 
 @pytest.fixture
@@ -85,9 +87,9 @@ def test_bert_embeds_texts_alike_alone_and_in_a_batch_of_many_lengths(bert_direc
     for i, text in enumerate(texts):
         np.testing.assert_allclose(embedder.embed([text])[0], together[i], atol=1e-5)
     ids = np.array([[2, 5, 3]])  # [CLS] w1 [SEP]
-    graph, params = nnx.split(bert.load_bert(bert_directory))
+    graph, params = nnx.split(bert_network.load_bert(bert_directory))
     mask = np.ones((1, 3), bool)
-    expected = sentence.pool(nnx.merge(graph, params)(ids, mask), mask, ("mean",))
+    expected = bert.pool(nnx.merge(graph, params)(ids, mask), mask, ("mean",))
     np.testing.assert_allclose(together[0], expected[0], atol=1e-5)
     assert jax.device_count() == 8  # embedding leaves the mesh of the caller alone
 
@@ -101,7 +103,7 @@ def test_bfloat16_points_the_same_way(bert_directory):
 
 
 def test_a_batch_is_spread_over_all_devices(bert_directory):
-    embedder = sentence.BertEmbedder(bert_directory, batch=64)
+    embedder = bert.Bert(bert_directory, batch=64)
     lowered = []
     embedder._vectors = lambda p, ids, mask: (
         lowered.append(ids.sharding) or ids[:, :1] * np.ones(32)
@@ -134,22 +136,22 @@ def test_older_names_and_prefixes_are_read(bert_directory):
         for n, w in weights.items()
     }
     save_file(renamed, bert_directory / "model.safetensors")
-    bert.load_bert(bert_directory)
+    bert_network.load_bert(bert_directory)
 
 
 def test_directories_that_are_no_bert_are_refused(bert_directory, tmp_path):
     with pytest.raises(UserError, match="nowhere: no such directory"):
-        bert.load_bert(tmp_path / "nowhere")
+        bert_network.load_bert(tmp_path / "nowhere")
     weights = bert_directory / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-100])
     with pytest.raises(UserError, match="damaged or cut off"):
-        bert.load_bert(bert_directory)
+        bert_network.load_bert(bert_directory)
     weights.write_bytes(whole)
     config = json.loads((bert_directory / "config.json").read_text())
     (bert_directory / "config.json").write_text(json.dumps(config | {"hidden_size": 48}))
     with pytest.raises(UserError, match=r"config\.json implies"):
-        bert.load_bert(bert_directory)
+        bert_network.load_bert(bert_directory)
     (bert_directory / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
     with pytest.raises(UserError, match="model_type"):
-        bert.load_bert(bert_directory)
+        bert_network.load_bert(bert_directory)

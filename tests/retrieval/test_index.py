@@ -3,13 +3,17 @@
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
+from retro_jax.config import RetrievalConfig
 from retro_jax.errors import UserError
-from retro_jax.retrieval import index
-from retro_jax.retrieval.exact import ExactIndex
+from retro_jax.retrieval import sharded
+from retro_jax.retrieval.indexes.exact import Exact
+from retro_jax.retrieval.indexes.scann import Scann
+from retro_jax.retrieval.sharded import ShardedIndex
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +28,16 @@ def kind(request):
     return request.param
 
 
+def config(kind, min_recall, k, shard):
+    """The config of an index."""
+    settings = {kind: {"min_recall": min_recall}} if kind in ("scann", "auto") else {}
+    return RetrievalConfig(index=kind, settings=settings, neighbours=k, index_shard=shard)
+
+
 def build(vectors, directory, kind, min_recall, k, shard=10**6):
     """(index, report)."""
-    report = index.build(vectors, directory, kind, min_recall, k, shard)
-    return index.load(directory), report
+    report = sharded.build(vectors, directory, config(kind, min_recall, k, shard))
+    return ShardedIndex(directory), report
 
 
 def brute_force(vectors, queries, k):
@@ -58,7 +68,7 @@ def test_a_saved_index_opens_after_a_move_and_finds_the_same(vectors, kind, tmp_
     (tmp_path / "a").mkdir()
     built, _ = build(vectors, tmp_path / "a", kind, 0.9, 5)
     shutil.move(tmp_path / "a", tmp_path / "b")
-    opened = index.load(tmp_path / "b")
+    opened = ShardedIndex(tmp_path / "b")
     for before, after in zip(built.search(vectors[:50], 5), opened.search(vectors[:50], 5)):
         np.testing.assert_array_equal(before, after)
     assert len(opened) == len(vectors)
@@ -139,15 +149,16 @@ def test_scann_opens_beside_a_tensorflow_that_it_was_not_built_for(tmp_path):
     fake = tmp_path / "tensorflow"
     fake.mkdir()
     (fake / "__init__.py").write_text("raise RuntimeError('undefined symbol')")
-    code = "from retro_jax.retrieval import tree; assert tree.library() is not None"
+    code = "from retro_jax.retrieval.indexes.scann import library; assert library() is not None"
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(tmp_path), "PATH": ""}
     )
 
 
 def test_a_recall_below_the_bound_is_refused(vectors, tmp_path):
+    unreachable = types.SimpleNamespace(min_recall=1.01)
     with pytest.raises(UserError, match=r"min_recall = 1\.01: the ScaNN index reaches recall@2 "):
-        build(vectors, tmp_path, "scann", 1.01, 2)
+        Scann.build(vectors, tmp_path, unreachable, 2)
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -158,8 +169,8 @@ def test_shards_find_what_the_whole_finds(vectors, keep, tmp_path):
     for shard in (10**6, 300):
         directory = tmp_path / str(shard)
         directory.mkdir()
-        report = index.build(twice, directory, "exact", 0.9, 5, shard)
-        found.append(index.load(directory, keep).search(vectors[:200], 7))
+        report = sharded.build(twice, directory, config("exact", 0.9, 5, shard))
+        found.append(ShardedIndex(directory, keep=keep).search(vectors[:200], 7))
     assert report["shards"] == 6
     assert max(report["sizes"]) <= 300
     for whole, parts in zip(*found):
@@ -168,14 +179,14 @@ def test_shards_find_what_the_whole_finds(vectors, keep, tmp_path):
 
 
 def test_a_build_that_was_killed_keeps_the_shards_that_were_complete(vectors, tmp_path):
-    index.build(vectors[:900], tmp_path, "exact", 0.9, 5, 300)
+    sharded.build(vectors[:900], tmp_path, config("exact", 0.9, 5, 300))
     (tmp_path / "index.json").unlink()
     (tmp_path / "00001" / "index.json").unlink()
     first = (tmp_path / "00000" / "vectors.npy").stat().st_mtime_ns
-    report = index.build(vectors[:900], tmp_path, "exact", 0.9, 5, 300)
+    report = sharded.build(vectors[:900], tmp_path, config("exact", 0.9, 5, 300))
     assert report["sizes"] == [300, 300, 300]
     assert (tmp_path / "00000" / "vectors.npy").stat().st_mtime_ns == first
-    assert len(index.load(tmp_path)) == 900
+    assert len(ShardedIndex(tmp_path)) == 900
 
 
 def test_what_exact_search_finds_does_not_depend_on_what_else_is_searched(vectors, tmp_path):
@@ -193,7 +204,7 @@ def test_exact_search_misses_nothing_at_any_scale(vectors, scale):
     factor = 10.0 ** rng.uniform(-3, 3, (len(vectors), 1)) if scale == "mixed" else scale
     scaled = (vectors * factor).astype("f4")
     queries = scaled[::50] * np.float32(1.001)
-    ids, distances = ExactIndex(scaled).search(queries, 5)
+    ids, distances = Exact(scaled).search(queries, 5)
     expected, squared = brute_force(scaled, queries, 5)
     np.testing.assert_allclose(distances, squared, rtol=1e-6)
     np.testing.assert_array_equal(ids[:, 0], expected[:, 0])

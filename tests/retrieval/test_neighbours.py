@@ -2,12 +2,19 @@
 
 import numpy as np
 
-from retro_jax.retrieval import index, neighbours
-from retro_jax.retrieval.index import ExactIndex
+from retro_jax.config import RetrievalConfig
+from retro_jax.retrieval import neighbours, sharded
+from retro_jax.retrieval.indexes.exact import Exact
+from retro_jax.retrieval.sharded import OneShard, ShardedIndex
 
 
-def find(search, queries, forbidden, document, k):
-    return neighbours.find(search, queries, forbidden, neighbours.Owners(document), k)
+def find(index, queries, forbidden, document, k):
+    return neighbours.find(index, queries, forbidden, neighbours.Owners(document), k)
+
+
+def alone(vectors):
+    """An exact index of vectors."""
+    return OneShard(Exact(vectors), vectors)
 
 
 def database(documents, chunks_each, width=8, seed=0):
@@ -22,7 +29,7 @@ def test_no_neighbour_is_from_any_document_of_the_sequence():
     forbidden = np.full((60, 2), -1)
     forbidden[:, 0] = document
     forbidden[10:20] = forbidden[0:10] = [0, 1]
-    ids, _ = find(ExactIndex(vectors).search, vectors, forbidden, document, 3)
+    ids, _ = find(alone(vectors), vectors, forbidden, document, 3)
     assert (ids >= 0).all()
     for query in range(60):
         assert not set(document[ids[query]]) & set(forbidden[query])
@@ -31,7 +38,7 @@ def test_no_neighbour_is_from_any_document_of_the_sequence():
 def test_what_remains_is_the_nearest_first():
     vectors, document = database(5, 4)
     forbidden = document[:, None]
-    ids, distances = find(ExactIndex(vectors).search, vectors, forbidden, document, 2)
+    ids, distances = find(alone(vectors), vectors, forbidden, document, 2)
     for query in range(20):
         d = ((vectors - vectors[query]) ** 2).sum(1)
         d[document == document[query]] = np.inf
@@ -45,7 +52,7 @@ def test_a_document_that_fills_the_candidates_does_not_leave_a_query_without():
     other = np.full((3, 8), 9.0, np.float32)
     vectors = np.concatenate([own, other])
     document = np.array([0] * 500 + [1, 1, 2])
-    ids, _ = find(ExactIndex(vectors).search, vectors[:2], np.zeros((2, 1), int), document, 2)
+    ids, _ = find(alone(vectors), vectors[:2], np.zeros((2, 1), int), document, 2)
     assert (ids >= 500).all()
 
 
@@ -55,25 +62,26 @@ def test_with_scann_too_the_search_goes_on_until_valid_ones_are_found(tmp_path):
     own = (0.01 * rng.normal(size=(2000, 8))).astype(np.float32)
     other = (9 + rng.normal(size=(20, 8))).astype(np.float32)
     document = np.array([0] * 2000 + [1] * 20)
-    index.build(np.concatenate([own, other]), tmp_path, "scann", 0.0, 2, 10**6)
-    ids, _ = find(index.load(tmp_path).search, own[:5], np.zeros((5, 1), int), document, 2)
+    config = RetrievalConfig(index="scann", settings={"scann": {"min_recall": 0.0}})
+    sharded.build(np.concatenate([own, other]), tmp_path, config)
+    ids, _ = find(ShardedIndex(tmp_path), own[:5], np.zeros((5, 1), int), document, 2)
     assert (document[ids] == 1).all()
 
 
 def test_too_few_are_missing_and_never_the_own_document():
     vectors, document = database(2, 3)
     only = np.array([0, 0, 0, 1, 1, 1])
-    ids, distances = find(ExactIndex(vectors).search, vectors[:3], only[:3, None], document, 5)
+    ids, distances = find(alone(vectors), vectors[:3], only[:3, None], document, 5)
     assert (np.sort(ids[:, :3], axis=1) == [3, 4, 5]).all()
     assert (ids[:, 3:] == -1).all()
     assert np.isposinf(distances[:, 3:]).all()
-    nothing = find(ExactIndex(vectors).search, vectors[:1], np.array([[0, 1]]), document, 2)
+    nothing = find(alone(vectors), vectors[:1], np.array([[0, 1]]), document, 2)
     assert (nothing[0] == -1).all()
 
 
 def test_a_database_smaller_than_k():
     vectors, document = database(1, 2)
-    ids, _ = find(ExactIndex(vectors).search, vectors, np.full((2, 1), -1), document, 4)
+    ids, _ = find(alone(vectors), vectors, np.full((2, 1), -1), document, 4)
     assert (ids[:, :2] >= 0).all()
     assert (ids[:, 2:] == -1).all()
 
@@ -87,21 +95,23 @@ def test_where_most_is_forbidden_the_rest_is_compared_directly_and_exactly(monke
     owners = neighbours.Owners(document, number)
     forbidden = np.stack([number[document], np.full(200, -1)], axis=1)
     forbidden[::3, 1] = 36
-    searched = []
+    searched, index = [], alone(vectors)
+    search = index.search
 
-    def search(queries, k):
+    def counting(queries, k):
         searched.append(len(queries))
-        return ExactIndex(vectors).search(queries, k)
+        return search(queries, k)
 
-    slow = neighbours.find(search, vectors, forbidden, owners, 3)
+    index.search = counting
+    slow = neighbours.find(index, vectors, forbidden, owners, 3)
     assert sum(searched) > 200
     searched.clear()
     monkeypatch.setattr(neighbours, "_MANY", 20)
-    fast = neighbours.find(search, vectors, forbidden, owners, 3, vectors)
+    fast = neighbours.find(index, vectors, forbidden, owners, 3)
     assert sum(searched) < 200
     for a, b in zip(slow, fast):
         np.testing.assert_array_equal(a, b)
     # nothing is left at all
-    none, _ = neighbours.find(search, vectors[:2], np.array([[0, 1], [0, 1]]),
-                              neighbours.Owners(np.repeat([0, 1], 100)), 2, vectors)  # fmt: skip
+    none, _ = neighbours.find(index, vectors[:2], np.array([[0, 1], [0, 1]]),
+                              neighbours.Owners(np.repeat([0, 1], 100)), 2)  # fmt: skip
     assert (none == -1).all()

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from retro_jax.config import RetrievalConfig
 from retro_jax.errors import UserError
-from retro_jax.retrieval import embed, sentence
+from retro_jax.retrieval.embedder import open_embedder
+from retro_jax.retrieval.embedders import bert
 
 VOCAB = 60
 _COMMON = {
@@ -73,9 +74,9 @@ def hidden(model, tokenizer, text: str) -> np.ndarray:
 
 
 def vectors(directory, texts=TEXTS, **fields):
-    return embed.load(RetrievalConfig(embedder=f"bert:{directory}", **fields), None, 16).embed(
-        texts
-    )
+    settings = {"bert": {"directory": str(directory)} | fields}
+    config = RetrievalConfig(embedder="bert", settings=settings)
+    return open_embedder(config, None, 16).embed(texts)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -162,7 +163,7 @@ def test_lengths_cases_and_prompts_are_the_directorys(tmp_path):
     np.testing.assert_allclose(vectors(tmp_path), want, atol=1e-5)
     values = {"prompts": {"query": "w9 "}, "default_prompt_name": None}
     (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(values))
-    assert sentence.read_settings(tmp_path).prompt == ""
+    assert bert.read_directory(tmp_path).prompt == ""
 
 
 def test_what_is_not_supported_is_refused_by_its_name(tmp_path):

@@ -24,8 +24,10 @@ import sys
 from pathlib import Path
 from conftest import small_experiment
 from retro_jax.serve.server import serve
+from retro_jax.store.workdir import WorkDir
 
-serve(small_experiment(Path(sys.argv[1])), Path(sys.argv[2]), "127.0.0.1", int(sys.argv[3]), 4, 512)
+work = WorkDir(sys.argv[2], small_experiment(Path(sys.argv[1])))
+serve(work, "127.0.0.1", int(sys.argv[3]), 4, 512)
 """
 
 
@@ -47,7 +49,7 @@ def serving(generator, key: str | None = None, **limits):
 
 
 @contextlib.contextmanager
-def process(experiment, root: Path, seconds: float = 120):
+def process(experiment, root: Path, seconds: float = 600):
     """(address, Popen) of a server in a process; it is ended with SIGTERM."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -68,7 +70,7 @@ def process(experiment, root: Path, seconds: float = 120):
 
 def post(address: str, **body) -> httpx.Response:
     """An answer to a request for a completion."""
-    return httpx.post(f"{address}/v1/completions", json=body, timeout=60)
+    return httpx.post(f"{address}/v1/completions", json=body, timeout=300)
 
 
 def connect(address: str, receive: int | None = None) -> socket.socket:
@@ -76,7 +78,7 @@ def connect(address: str, receive: int | None = None) -> socket.socket:
     made = socket.socket()
     if receive:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
-    made.settimeout(30)
+    made.settimeout(300)
     host, port = address.removeprefix("http://").split(":")
     made.connect((host, int(port)))
     return made
@@ -88,7 +90,7 @@ def ask(body: bytes, path: str = "/v1/completions", length: int | None = None) -
     return f"{head}{len(body) if length is None else length}\r\n\r\n".encode() + body
 
 
-def until(condition, seconds: float = 20):
+def until(condition, seconds: float = 300):
     """Waits until a condition holds."""
     end = time.monotonic() + seconds
     while not condition():

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from retro_jax import steps
-from retro_jax.generate.request import Request
+from retro_jax.config.request import Request
+from retro_jax.corpus.tokenizer import open_tokenizer
 from retro_jax.serve import api
 from retro_jax.serve.reading import Refused, json_of
 
@@ -48,7 +48,7 @@ BODIES = st.fixed_dictionaries({}, optional={n: s | ANY for n, s in LIKELY.items
 
 @pytest.fixture(scope="module")
 def tokenizer(finished):
-    return steps.load_tokenizer(finished / "prepare")
+    return open_tokenizer(finished / "prepare" / "tokenizer")
 
 
 def parsed(function):

@@ -5,15 +5,15 @@ import json
 import select
 import socket
 import threading
-import time
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from serving import JSON, PROMPT, ask, connect, post, serving, until
 
+from retro_jax.config.request import Request
 from retro_jax.generate.generator import Generator
-from retro_jax.generate.request import Request
+from retro_jax.store.workdir import WorkDir
 
 # More than the kernel keeps for who does not read.
 LONG = {"prompt": ["kara lopo "] * 4, "max_tokens": 140, "n": 8, "seed": 1, "stream": True}
@@ -117,7 +117,7 @@ def test_who_sends_slowly_is_not_waited_for(generator):
 
 
 def test_connections_are_so_many_at_most(generator):
-    with serving(generator, connections=2, body_seconds=1.5) as (address, _):
+    with serving(generator, connections=2, body_seconds=60) as (address, _):
         with connect(address), connect(address), connect(address) as third:
             assert rest(third).startswith(b"HTTP/1.1 503")
         until(lambda: post(address, prompt="a", max_tokens=1).status_code == 200)
@@ -154,28 +154,39 @@ def test_who_never_reads_is_dropped_and_slows_nobody(generator):
         with connect(address, receive=4096) as connection:
             connection.sendall(ask(json.dumps(LONG | {"logprobs": 5}).encode()))
             until(lambda: service.running)
-            begin = time.monotonic()
             assert post(address, prompt=PROMPT, max_tokens=5).status_code == 200
             until(lambda: not service.running)
-            assert time.monotonic() - begin < 20
             closed = select.poll()
             closed.register(connection, 0)
-            assert closed.poll(5000)[0][1] & select.POLLHUP  # at once, whatever it reads
+            assert closed.poll(60_000)[0][1] & select.POLLHUP  # at once, whatever it reads
             assert b"[DONE]" not in rest(connection)
         until(lambda: idle(generator))
 
 
 def test_what_is_sent_to_a_slow_reader_is_all_there(generator):
-    with serving(generator) as (address, _), connect(address, receive=4096) as connection:
+    before = generator.drawn
+    with (
+        serving(generator, stall_seconds=600) as (address, _),
+        connect(address, receive=4096) as connection,
+    ):
         body = json.dumps(LONG | {"logprobs": 5}).encode()
         connection.sendall(ask(body).replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1))
-        time.sleep(1)
+        until(lambda: generator.drawn > before)
+        until(lambda: idle(generator))
         told = rest(connection)
     assert told.count(b'"finish_reason":"') == 32
     assert b"data: [DONE]" in told
 
 
-def test_who_comes_first_is_served_first(generator):
+def test_who_comes_first_is_served_first(generator, monkeypatch):
+    submit, came = generator.submit, []
+
+    def submitted(*arguments, **named):
+        work = submit(*arguments, **named)
+        came.append(work)
+        return work
+
+    monkeypatch.setattr(generator, "submit", submitted)
     with serving(generator) as (address, _):
         ended = []
 
@@ -184,9 +195,9 @@ def test_who_comes_first_is_served_first(generator):
             ended.append(number)
 
         threads = [threading.Thread(target=one, args=(number,)) for number in range(12)]
-        for thread in threads:
+        for number, thread in enumerate(threads):
             thread.start()
-            time.sleep(0.05)
+            until(lambda number=number: len(came) > number)
         for thread in threads:
             thread.join()
     assert set(ended[:4]) <= set(range(6))
@@ -230,7 +241,10 @@ def test_a_generator_that_fails_is_told_to_those_it_served_and_to_who_watches(sm
     def fail(*arguments):
         raise RuntimeError("out of memory")
 
-    with Generator.open(small, finished, rows=4, length=160) as own, serving(own) as (address, _):
+    with (
+        Generator.open(WorkDir(finished, small), rows=4, length=160) as own,
+        serving(own) as (address, _),
+    ):
         own._schedule.engine.advance = fail
         told = post(address, prompt="kara", max_tokens=9, stream=True)
         assert told.status_code == 200  # it was sent before

@@ -10,6 +10,7 @@ from conftest import make_mesh
 
 from retro_jax.config import TrainConfig
 from retro_jax.errors import UserError
+from retro_jax.methods.retro import Retro
 from retro_jax.train import checkpoint
 from retro_jax.train.step import init_state
 
@@ -18,12 +19,12 @@ VOCAB, TRAIN = 64, TrainConfig(length=16, batch=8, steps=10)
 
 @pytest.fixture
 def state(tiny, mesh):
-    return init_state(tiny, TRAIN, VOCAB, True)
+    return init_state(Retro(tiny), TRAIN, VOCAB)
 
 
 @pytest.fixture
 def like(tiny, mesh):
-    return jax.eval_shape(lambda: init_state(tiny, TRAIN, VOCAB, True))
+    return jax.eval_shape(lambda: init_state(Retro(tiny), TRAIN, VOCAB))
 
 
 def saved(directory, state, scores: dict, settings=None):
@@ -120,7 +121,7 @@ def test_a_fingerprint_is_the_same_on_every_mesh_and_another_for_other_numbers(t
     prints = set()
     for shape in ((1, 1, 1), (1, 4, 2), (2, 2, 2)):
         with jax.set_mesh(make_mesh(*shape)):
-            state = init_state(tiny, TRAIN, VOCAB, True)
+            state = init_state(Retro(tiny), TRAIN, VOCAB)
             prints.add(int(checkpoint.fingerprint(state)))
             scale = state.params["norm.scale"].at[0].add(1e-7)
             changed = dataclasses.replace(state, params=state.params | {"norm.scale": scale})

@@ -3,8 +3,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from retro_jax import records
-from retro_jax.config import TrainConfig
+from retro_jax.config import ModelConfig, TrainConfig
+from retro_jax.methods.language_model import LanguageModel
+from retro_jax.methods.retro import Retro, Settings, add_own_continuations
+from retro_jax.store import records
 from retro_jax.train import data
 
 C, M, K = 4, 8, 2
@@ -23,18 +25,22 @@ def shards(tmp_path_factory):
         }
         for i in range(20)
     ]
-    records.write(directory, lambda start: made[start:])
+    records.write(directory, made)
     return records.Records(directory)
 
 
-def take(shards, config, start, count, retrieval=True):
-    stream = data.batches(shards, config, start, retrieval)
+def retro(own_continuation=0.0):
+    return Retro(ModelConfig(), K, Settings(own_continuation))
+
+
+def take(shards, config, start, count, method=None):
+    stream = data.batches(shards, config, method or retro(), start)
     return [next(stream) for _ in range(count)]
 
 
 def test_the_order_is_a_function_of_seed_and_step(shards):
-    whole = take(shards, dataclasses.replace(CONFIG, own_continuation=0.5), 0, 20)
-    resumed = take(shards, dataclasses.replace(CONFIG, own_continuation=0.5), 13, 7)
+    whole = take(shards, CONFIG, 0, 20, retro(0.5))
+    resumed = take(shards, CONFIG, 13, 7, retro(0.5))
     for a, b in zip(whole[13:], resumed):
         for name in ("tokens", "neighbours"):
             np.testing.assert_array_equal(a[name], b[name])
@@ -52,10 +58,10 @@ def test_an_epoch_shows_every_sequence_once_and_the_next_in_another_order(shards
 
 @pytest.mark.parametrize("shares", [[[0, 1, 2], [3, 4, 5]], [[0, 5], [1, 4], [2, 3]]])
 def test_any_number_of_processes_reads_the_same_batches_each_its_rows(shards, shares):
-    config = dataclasses.replace(CONFIG, batch=6, own_continuation=0.5)
-    whole = take(shards, config, 2, 9)
+    config = dataclasses.replace(CONFIG, batch=6)
+    whole = take(shards, config, 2, 9, retro(0.5))
     for rows in shares:
-        stream = data.batches(shards, config, 2, True, rows)
+        stream = data.batches(shards, config, retro(0.5), 2, rows)
         for batch in whole:
             own = next(stream)
             for name in ("tokens", "neighbours", "records"):
@@ -68,8 +74,9 @@ def test_a_batch_says_which_records_it_has(shards):
         np.testing.assert_array_equal(tokens, shards[int(record)]["tokens"])
 
 
-def test_baseline_and_retro_see_the_same_text(shards):
-    for a, b in zip(take(shards, CONFIG, 0, 5), take(shards, CONFIG, 0, 5, retrieval=False)):
+def test_the_language_model_and_retro_see_the_same_text(shards):
+    alone = take(shards, CONFIG, 0, 5, LanguageModel(ModelConfig()))
+    for a, b in zip(take(shards, CONFIG, 0, 5), alone):
         np.testing.assert_array_equal(a["tokens"], b["tokens"])
         assert "neighbours" not in b
 
@@ -82,11 +89,10 @@ def test_without_the_setting_neighbours_are_those_of_the_shard(shards):
 
 
 def test_own_continuations_stay_in_the_document_and_fall_to_none(shards):
-    config = dataclasses.replace(CONFIG, own_continuation=1.0, own_continuation_until=0.5)
     tokens = np.arange(4, 4 + C * M)
     documents = np.array([0, 0, 0, 1])
     neighbours = np.full((C, K, 2 * M), 999)
-    data.add_own_continuations(neighbours, tokens, documents, 1.0, np.random.default_rng(0))
+    add_own_continuations(neighbours, tokens, documents, 1.0, np.random.default_rng(0))
     replaced = (neighbours != 999).all(-1)
     assert (replaced.sum(1) == 1).all()
     for c in range(C):
@@ -95,10 +101,11 @@ def test_own_continuations_stay_in_the_document_and_fall_to_none(shards):
         own = (kept - 4) // M  # the chunk that each token is from
         # all but the noise, which is from anywhere in the sequence, is of the chunk's document
         assert (documents[own] == documents[c]).mean() > 0.6
-    assert data.own_continuation_share(0, config) == 1.0
-    assert 0 < data.own_continuation_share(15, config) < 1
-    assert data.own_continuation_share(20, config) == 0
-    late = take(shards, config, 20, 3)
+    until_half = Settings(own_continuation=1.0, own_continuation_until=0.5)
+    assert until_half.share(0) == 1.0
+    assert 0 < until_half.share(15 / 40) < 1
+    assert until_half.share(0.5) == 0
+    late = take(shards, CONFIG, 20, 3, Retro(ModelConfig(), K, until_half))
     stored = {tuple(r["tokens"]): r["neighbours"] for r in map(shards.__getitem__, range(20))}
     for batch in late:
         for tokens, neighbours in zip(batch["tokens"], batch["neighbours"]):

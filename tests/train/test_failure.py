@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from conftest import small_experiment, write_corpus
 
-from retro_jax import cli, prepare
+from retro_jax.cli import main as cli
 from retro_jax.config import to_config_dict
+from retro_jax.methods.method import method_of
+from retro_jax.pipeline import prepare
+from retro_jax.store.workdir import WorkDir
 from retro_jax.train import failure, loop
 
 
@@ -17,14 +20,18 @@ def prepared(tmp_path_factory):
     corpus = tmp_path_factory.mktemp("corpus")
     write_corpus(corpus)
     root = tmp_path_factory.mktemp("prepared")
-    prepare.prepare(small_experiment(corpus), root)
+    prepare.prepare(WorkDir(root, small_experiment(corpus)))
     return corpus, root
 
 
 def exploding(corpus, **more):
     """A learning rate that no weight survives."""
-    given = {"learning_rate": 1e30, "warmup": 0, "clip": 1e30, "steps": 12, "models": ("retro",)}
+    given = {"learning_rate": 1e30, "warmup": 0, "clip": 1e30, "steps": 12, "methods": ("retro",)}
     return small_experiment(corpus, **given | more)
+
+
+def replay(e, root):
+    return failure.replay(WorkDir(root, e), lambda name: method_of(e, name))
 
 
 def linked(root, to):
@@ -37,13 +44,13 @@ def test_it_stops_with_step_records_and_a_dump_that_reproduces_it(prepared, tmp_
     corpus, root = prepared
     root, e = linked(root, tmp_path / "w"), exploding(corpus)
     with pytest.raises(failure.NotFinite, match=r"step (\d+): loss .* on records \d+, .*replay"):
-        loop.train(e, root, True)
+        loop.train(WorkDir(root, e), method_of(e, "retro"))
     (found,) = root.glob("train/retro/failure-*")
     about = json.loads((found / "failure.json").read_text())
     assert len(about["records"]) == e.train.batch
     assert found.name == f"failure-{about['step']}"
     assert not any((root / "train/retro/checkpoints").glob("[0-9]*"))
-    again = failure.replay(e, root)
+    again = replay(e, root)
     assert again["step"] == about["step"]
     assert not np.isfinite(again["loss"]) or again["gradients"]
     assert not again["parameters"]  # the state is the one before the step, not after
@@ -69,12 +76,12 @@ def test_with_skip_it_goes_on_and_says_so_but_not_for_ever(prepared, tmp_path, c
     corpus, root = prepared
     e = exploding(corpus, nonfinite="skip", steps=30)
     with pytest.raises(failure.NotFinite, match=r"step 10: loss"):  # after one that was finite
-        loop.train(e, linked(root, tmp_path / "w"), True)
+        loop.train(WorkDir(linked(root, tmp_path / "w"), e), method_of(e, "retro"))
     assert capfd.readouterr().err.replace("\n", " ").count("skipped step ") == 9
 
 
 def test_nothing_to_replay_is_said(prepared, tmp_path, capfd):
     corpus, root = prepared
     with pytest.raises(failure.UserError, match="no step has failed here"):
-        failure.replay(exploding(corpus), linked(root, tmp_path / "w"))
+        replay(exploding(corpus), linked(root, tmp_path / "w"))
     assert jax.device_count() == 8

@@ -7,15 +7,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import small_experiment, write_corpus
 
-from retro_jax import prepare
 from retro_jax.config import to_config_dict
+from retro_jax.methods.method import method_of
+from retro_jax.pipeline import prepare
+from retro_jax.store.workdir import WorkDir
 from retro_jax.train import loop
 from retro_jax.train.checkpoint import Checkpoints
 
@@ -25,7 +27,7 @@ def undisturbed(tmp_path_factory):
     """(experiment, config file, prepared directory, losses of a run in one process)."""
     corpus, root = tmp_path_factory.mktemp("corpus"), tmp_path_factory.mktemp("whole")
     write_corpus(corpus)
-    e = small_experiment(corpus, steps=200, checkpoint_every=20, models=("retro",), validate=1)
+    e = small_experiment(corpus, steps=40, checkpoint_every=5, methods=("retro",), validate=1)
     e = dataclasses.replace(e, mesh=dataclasses.replace(e.mesh, cpu_devices=4))
     config = root / "config.py"
     config.write_text(
@@ -33,8 +35,8 @@ def undisturbed(tmp_path_factory):
         f"fields = json.loads({to_config_dict(e).to_json()!r})\n"
         "def get_config():\n    return ml_collections.ConfigDict(fields)\n"
     )
-    prepare.prepare(e, root)
-    loop.train(e, root, True)
+    prepare.prepare(WorkDir(root, e))
+    loop.train(WorkDir(root, e), method_of(e, "retro"))
     return e, config, root, losses(root)
 
 
@@ -43,58 +45,78 @@ def losses(root: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
-def start(config: Path, root: Path) -> list[subprocess.Popen]:
-    """`retro train --distributed` in two processes, which see the prepared data of `config`'s folder."""
+# `retro`, which before it writes line sys.argv[2] of the log says so, and waits for an answer.
+PAUSED = """
+import sys
+from pathlib import Path
+from lives import nth, watch
+from retro_jax.cli.main import main
+
+def pause(what, path):
+    print("here", flush=True)
+    sys.stdin.readline()
+
+line = nth(int(sys.argv[2]), "write", path="metrics.jsonl".__eq__)
+watch(Path(sys.argv[1]), line, pause)
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def start(config: Path, root: Path, line: int = 0) -> list[subprocess.Popen]:
+    """`retro train --distributed` in two processes, which see the prepared data of `config`'s folder; the
+    first, which writes the log, pauses before it writes this line (from 1)."""
     root.mkdir(exist_ok=True)
     if not (root / "prepare").exists():
         (root / "prepare").symlink_to(config.parent / "prepare")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
+    tests = Path(__file__).parents[1]
     env = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
     env |= {
         "JAX_PLATFORMS": "cpu",
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": "2",
-        "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parent.parent / ".jax_cache"),
+        "JAX_COMPILATION_CACHE_DIR": str(tests / ".jax_cache"),
+        "PYTHONPATH": os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")]),
     }
-    command = [sys.executable, "-m", "retro_jax.cli", "train", "--distributed",
-               f"--config={config}", f"--workdir={root}"]  # fmt: skip
-    return [
-        subprocess.Popen(
-            command, env=env | {"JAX_PROCESS_ID": str(i)}, stderr=subprocess.PIPE, text=True
-        )
+    command = [sys.executable, "-c", PAUSED, str(root / "train/retro"), str(line), "train",
+               "--distributed", f"--config={config}", f"--workdir={root}"]  # fmt: skip
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = [
+        subprocess.Popen(command, env=env | {"JAX_PROCESS_ID": str(i)}, text=True, **pipes)
         for i in (0, 1)
     ]
+    if line and "here\n" not in iter(processes[0].stdout.readline, ""):  # after what JAX prints
+        raise AssertionError(ended(processes))
+    return processes
 
 
-def wait_for(log: Path, lines: int, processes):
-    deadline = time.time() + 200
-    while not (log.exists() and log.read_text().count("\n") >= lines):
-        assert time.time() < deadline
-        assert all(p.poll() is None for p in processes), [p.communicate() for p in processes]
-        time.sleep(0.02)
+def ended(processes) -> list[str]:
+    """What they have said, when they have ended. (Both are read at once: who is not read may block.)"""
+    with ThreadPoolExecutor() as pool:
+        return [said[1] for said in pool.map(lambda p: p.communicate("\n"), processes)]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_two_processes_are_stopped_and_one_goes_on_with_the_same_losses(undisturbed, tmp_path, how):
     e, config, _, expected = undisturbed
     root = tmp_path / "w"
-    processes = start(config, root)
-    wait_for(root / "train/retro/metrics.jsonl", 45, processes)
+    # Step 16 is logged after the save of step 15 has begun, which has waited for that of step 10.
+    processes = start(config, root, line=20)
     for process in processes:
         process.send_signal(how)
-    errors = [process.communicate(timeout=200)[1] for process in processes]
+    errors = ended(processes)
     if how == signal.SIGTERM:
         assert [p.returncode for p in processes] == [75, 75], errors
         assert "run the same command to continue" in errors[0]
     stopped = Checkpoints(root / "train/retro/checkpoints").latest()
-    assert 20 <= stopped < 200
-    loop.train(e, root, True)  # here, in one process of eight devices
+    assert 10 <= stopped < 40
+    loop.train(WorkDir(root, e), method_of(e, "retro"))  # here, in one process of eight devices
     found = losses(root)
     assert found.keys() == expected.keys()
     np.testing.assert_allclose(
-        [found[s] for s in sorted(found)], [expected[s] for s in sorted(found)], rtol=1e-3
+        [found[s] for s in sorted(found)], [expected[s] for s in sorted(expected)], rtol=1e-3
     )
 
 
@@ -102,12 +124,10 @@ def test_what_one_process_cannot_read_none_uses(undisturbed, tmp_path):
     """Damage in the newest checkpoint where only process 1 reads: both go back to the one before."""
     _, config, _, expected = undisturbed
     root = tmp_path / "w"
-    processes = start(config, root)
-    log = root / "train/retro/metrics.jsonl"
-    wait_for(log, 85, processes)
+    processes = start(config, root, line=20)
     for process in processes:
         process.kill()
-        process.communicate()
+    ended(processes)
     checkpoints = root / "train/retro/checkpoints"
     newest = Checkpoints(checkpoints).latest()
     (written,) = (checkpoints / str(newest)).glob("state/ocdbt.process_1")
@@ -115,7 +135,7 @@ def test_what_one_process_cannot_read_none_uses(undisturbed, tmp_path):
         if file.is_file():
             file.write_bytes(b"")
     processes = start(config, root)
-    errors = [process.communicate(timeout=300)[1] for process in processes]
+    errors = ended(processes)
     assert [p.returncode for p in processes] == [0, 0], errors
     said = f"/{newest}: the checkpoint is damaged (another process cannot read it)"
     assert said in errors[0].replace("\n", " ")
@@ -130,7 +150,7 @@ def test_two_processes_train_to_the_end_and_only_one_speaks(undisturbed, tmp_pat
     _, config, whole, expected = undisturbed
     root = tmp_path / "w"
     processes = start(config, root)
-    errors = [process.communicate(timeout=300)[1] for process in processes]
+    errors = ended(processes)
     assert [p.returncode for p in processes] == [0, 0], errors
     found = losses(root)
     np.testing.assert_allclose(
@@ -148,7 +168,7 @@ def test_processes_that_cannot_be_found_are_an_error_with_the_remedy(undisturbed
         [sys.executable, "-m", "retro_jax.cli", "train", "--distributed", f"--config={config}",
          f"--workdir={tmp_path}/w"],
         env={k: v for k, v in os.environ.items() if not k.startswith("JAX_")},
-        capture_output=True, text=True, timeout=200, check=False,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "JAX_COORDINATOR_ADDRESS=HOST:PORT" in done.stderr

@@ -1,0 +1,1 @@
+"""The `retro` command: one file for each group of commands."""

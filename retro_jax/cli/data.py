@@ -1,0 +1,119 @@
+"""`retro config`, `retro database`, `retro describe`."""
+
+import textwrap
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from retro_jax import progress
+from retro_jax.cli.command import Command, Flag
+from retro_jax.cli.experiment import check, here, load, open_work
+from retro_jax.config import Experiment
+from retro_jax.errors import UserError
+
+
+def _config(args, fields) -> int:
+    if args.config or args.workdir or args.workdir_flag:
+        e = open_work(args, fields).experiment if not args.config else load(args.config, fields)
+        check(e)
+    elif fields:
+        raise UserError("name a working directory or give --config=FILE to change fields of")
+    else:
+        e = Experiment()
+    from retro_jax.cli.fields import rows
+
+    for name, value, default, meaning in rows(e):
+        usual = "" if value == default else f"  (default: {default!r})"
+        print(f"{name} = {value!r}{usual}")
+        print(textwrap.fill(meaning, 100, initial_indent="    ", subsequent_indent="    "))
+    return 0
+
+
+def _database(args, fields) -> int:
+    from retro_jax.corpus import sources
+    from retro_jax.databases.database import PREPARED, Databases
+    from retro_jax.pipeline.prepare import check_prepared
+    from retro_jax.pipeline.prepared import Prepared
+    from retro_jax.train import sharding
+
+    if args.add is not None and args.delete is not None:
+        raise UserError(f"--add={args.add} with --delete={args.delete}: give one at a time")
+    work = here(open_work(args, fields))
+    sharding.set_up_cpu(work.experiment.mesh.cpu_devices)
+    check_prepared(work, only_live=True)
+    databases, name = Databases(Prepared(work)), args.database or PREPARED
+    if args.add is not None:
+        sources.check(args.add, "--add")
+        with progress.bar(f"adding to {name}", None) as advance:
+            done = databases.add(name, sources.documents(args.add, "--add"), advance)
+        skipped = f", {done['skipped']:,} bad ones left out" if done["skipped"] else ""
+        progress.say(
+            f"{name}: {done['documents']:,} documents added in {done['chunks']:,} chunks, "
+            f"{done['replaced']:,} of them in place of older ones{skipped}"
+        )
+    elif args.delete is not None:
+        ids = [id for id in args.delete.split(",") if id]
+        if not ids:
+            raise UserError(f"--delete={args.delete}: names no document; give ids, --delete=ID,ID")
+        progress.say(f"{name}: {databases.delete(name, ids)['documents']:,} documents deleted")
+    else:
+        if args.database:
+            databases.state(name)  # refuses an unknown one
+        _print([d for d in databases.describe() if args.database in (None, d["database"])])
+    return 0
+
+
+def _print(rows: list[dict]):
+    table = Table()
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column == "database" else "right")
+    for row in rows:
+        table.add_row(*(v if isinstance(v, str) else f"{v:,}" for v in row.values()))
+    Console(highlight=False).print(table)
+
+
+def _describe(args, fields) -> int:
+    from retro_jax.cli.describe import describe
+
+    if args.path is None:
+        raise UserError(
+            "name a path, for example: retro describe runs/quickstart/prepare/shards/train 2"
+        )
+    describe(Path(args.path), args.records)
+    return 0
+
+
+COMMANDS = (
+    Command(
+        "config",
+        "every field of a config: its value, its default and what it means",
+        "retro config --config=experiments/quickstart.py",
+        "nothing",
+        _config,
+    ),
+    Command(
+        "database",
+        "what is retrieved: listed, or changed",
+        "retro database runs/mine --add='text:new/*.txt'",
+        "DIR/databases/NAME, which live retrieval reads at once",
+        _database,
+        (
+            Flag("--database", "the database to change, `prepared` by default, or to list alone"),
+            Flag("--add", "documents to add or replace, as corpus.source"),
+            Flag("--delete", "ids of documents to delete, with commas"),
+        ),
+    ),
+    Command(
+        "describe",
+        "what shards, a working directory or a model's directory hold",
+        "retro describe runs/mine/prepare/shards/train 2",
+        "nothing",
+        _describe,
+        (
+            Flag("path", "shards, a working directory, or a model's"),
+            Flag("records", "of shards: how many records to show", int, 1),
+        ),
+        experiment=False,
+    ),
+)

@@ -1,0 +1,132 @@
+"""`retro evaluate`, `retro report`, `retro lm-eval`."""
+
+import json
+from pathlib import Path
+
+from retro_jax.cli.command import Command, Flag
+from retro_jax.cli.experiment import here, keep, open_work
+from retro_jax.errors import UserError
+
+
+def _evaluate(args, fields) -> int:
+    from retro_jax.train import sharding
+
+    if args.task is None and (args.limit is not None or args.k is not None or args.align):
+        raise UserError("--limit, --k and --align are for an evaluation of --task=KIND:FILE")
+    if args.task is not None and args.text is not None:
+        raise UserError("--task and --text are two evaluations; give one of them")
+    if args.task is None and args.text is None and (args.name or args.databases):
+        raise UserError(
+            "--name and --databases are for an evaluation of --text=SOURCE or --task=KIND:FILE"
+        )
+    work = open_work(args, fields)
+    sharding.set_up_cpu(work.experiment.mesh.cpu_devices)
+    databases = (args.databases or "prepared").split(",")
+    if args.task is not None:
+        from retro_jax.evaluate import tasks
+
+        tasks.run(
+            here(work), args.task, args.limit, args.k, args.align, args.name, databases, args.method
+        )
+        return 0
+    from retro_jax.evaluate import evaluate as stage
+    from retro_jax.report import summary
+
+    if args.text is None:
+        results = stage.evaluate(keep(work))
+    else:
+        name = args.name or "text"
+        results = {name: stage.evaluate_text(here(work), args.text, name, databases)}
+    summary.print_evaluations({split: m["counts"] for split, m in results.items()})
+    return 0
+
+
+def _report(args, fields) -> int:
+    from retro_jax import report
+
+    if args.path is None:
+        raise UserError("name a working directory or a tokens.parquet, for example runs/quickstart")
+    for file in report.find(Path(args.path)):
+        page = report.report(file)
+        for suffix in (".html", ".json", ".md"):
+            print(page.with_suffix(suffix))
+    return 0
+
+
+def _lm_eval(args, fields) -> int:
+    from retro_jax.store import files
+    from retro_jax.train import sharding
+
+    if args.tasks is None:
+        raise UserError("--tasks is missing: names of tasks, for example --tasks=lambada_openai")
+    work = here(open_work(args, fields))
+    sharding.set_up_cpu(work.experiment.mesh.cpu_devices)
+    try:
+        from lm_eval.utils import make_table
+
+        from retro_jax.evaluate import harness
+    except ModuleNotFoundError as error:
+        if error.name != "lm_eval":
+            raise
+        raise UserError(
+            "the lm-evaluation-harness is not installed: pip install 'retro_jax[lm_eval]'"
+        ) from error
+    model = harness.RetroLM(work, args.method, args.k, args.align, args.rows)
+    found = harness.run(model, args.tasks.split(","), args.include_path, args.limit)
+    print(make_table(found))
+    if args.output:
+        files.write(Path(args.output), json.dumps(found["results"], indent=2, default=str))
+    return 0
+
+
+_METHOD = Flag("--method", "the method that answers (`retro config` lists them)", str, "retro")
+
+COMMANDS = (
+    Command(
+        "evaluate",
+        "checkpoints to held-out bits per byte under every condition; or of any text; or of a task",
+        "retro evaluate runs/mine --config.evaluate.conditions=\"('random', 'language_model')\"",
+        "DIR/evaluate/SPLIT with tokens.parquet and result.json; of a task, DIR/evaluate/tasks/NAME.json",
+        _evaluate,
+        (
+            Flag("--text", "documents to score instead, as corpus.source"),
+            Flag("--task", "lambada:FILE, choice:FILE or qa:FILE instead (docs/tasks.md)"),
+            Flag("--name", "what the evaluation of --text or --task is called"),
+            Flag("--databases", "NAME,NAME=WEIGHT: what is searched for --text or --task"),
+            Flag("--limit", "of --task: items", int),
+            Flag("--k", "of --task: neighbours of a chunk, 0 for none", int),
+            Flag(
+                "--align",
+                "of --task: padding before the context, so that a chunk ends with it",
+                bool,
+            ),
+            _METHOD,
+        ),
+    ),
+    Command(
+        "report",
+        "evaluations to pages that say whether retrieval helps",
+        "retro report runs/mine",
+        "report.html, report.json and report.md beside every tokens.parquet",
+        _report,
+        (Flag("path", "a working directory, or a tokens.parquet"),),
+        experiment=False,
+    ),
+    Command(
+        "lm-eval",
+        "tasks of EleutherAI's lm-evaluation-harness (pip install 'retro_jax[lm_eval]')",
+        "retro lm-eval runs/mine --tasks=lambada_openai --limit=100",
+        "nothing, or the file of --output",
+        _lm_eval,
+        (
+            Flag("--tasks", "names of tasks, with commas"),
+            Flag("--include_path", "a folder of more tasks"),
+            Flag("--limit", "items of each task", int),
+            Flag("--k", "neighbours of a chunk, 0 for none", int),
+            Flag("--align", "a chunk ends where the context does", bool),
+            Flag("--rows", "texts of a batch", int),
+            Flag("--output", "a file for the results, as JSON"),
+            _METHOD,
+        ),
+    ),
+)

@@ -1,0 +1,244 @@
+"""From a command's words to a working directory: its stored experiment, or that of a config file, with fields
+given on top."""
+
+import argparse
+import dataclasses
+import difflib
+import functools
+import importlib.resources
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from retro_jax import progress
+from retro_jax.config import Experiment, from_config_dict, to_config_dict
+from retro_jax.config.fields import binding
+from retro_jax.errors import UserError
+from retro_jax.methods import method
+from retro_jax.pipeline.recipe import recipe
+from retro_jax.retrieval import index
+from retro_jax.retrieval.embedder import EMBEDDERS
+from retro_jax.retrieval.index import INDEXES
+from retro_jax.store import artefact
+from retro_jax.store.workdir import WorkDir
+from retro_jax.train import restore
+
+
+def open_work(args: argparse.Namespace, fields: Sequence[str]) -> WorkDir:
+    """The working directory that a command is about, with the experiment as the command has it.
+
+    Fields that differ from the stored ones are said.
+
+    Raises:
+      UserError: there is no experiment, a field or value that cannot be meant, or a bucket.
+    """
+    root = args.workdir or args.workdir_flag
+    if args.workdir and args.workdir_flag:
+        raise UserError(
+            f"--workdir={args.workdir_flag}: the directory {args.workdir} is given already"
+        )
+    stored = WorkDir(root) if root and WorkDir(root).exists else None
+    if args.config:
+        e = load(args.config, fields)
+    elif stored:
+        e = over(stored.experiment, fields)
+    elif root:
+        return WorkDir(root, WorkDir(root).experiment)  # which says what is missing
+    else:
+        raise UserError(
+            "name a working directory, for example runs/quickstart, or give an experiment: "
+            "--config=experiments/quickstart.py"
+        )
+    check(e)
+    root = root or Path("runs") / e.name
+    stored = stored or (WorkDir(root) if WorkDir(root).exists else None)
+    if stored:
+        for line in differing(stored.experiment, e):
+            progress.say(f"config: {line}")
+    return WorkDir(root, e)
+
+
+def here(work: WorkDir) -> WorkDir:
+    """The same directory, which must be a folder.
+
+    Raises:
+      UserError: it is a bucket.
+    """
+    if not isinstance(work.root, Path):
+        raise UserError(
+            f"--workdir={work.root}: must be a folder, local or mounted; only `retro beam` prepares in a bucket"
+        )
+    return work
+
+
+def keep(work: WorkDir, rebuild: bool = False) -> WorkDir:
+    """The same directory, whose stored experiment is what the command has it to be: for commands that make
+    something of it. Fields that are free (how it is logged, the mesh, what is generated) hold for the
+    command alone.
+
+    Raises:
+      UserError: something that is there, and is not made again, was made with another field.
+    """
+    if not here(work).exists:
+        return work
+    before = WorkDir(work.root).experiment
+    if binding(before) == binding(work.experiment):
+        return work
+    if not rebuild:
+        _refuse_contradictions(work)
+    kept = _merged(before, work.experiment)
+    WorkDir(work.root, kept).save()
+    return work
+
+
+def _refuse_contradictions(work: WorkDir):
+    e = work.experiment
+    for step in recipe(e, work.prepared()).values():
+        _refuse(step.out, step.settings)
+    for name in method.METHODS:
+        if (work.trained(name) / artefact.MANIFEST).exists():
+            _refuse(work.trained(name), restore.settings_of(e, method.method_of(e, name)))
+
+
+def _refuse(path: Path, settings: dict):
+    manifest = artefact.read(path)
+    if manifest and (changed := artefact.differing(manifest["settings"], settings)):
+        raise UserError(
+            f"{path} was made with another config ({'; '.join(changed)}): give the fields that it was made "
+            "with, use another working directory, or (of prepare) `retro prepare --rebuild`"
+        )
+
+
+def _merged(before, after):
+    """`after`, with the free fields of `before`."""
+    values = {}
+    for field in dataclasses.fields(before):
+        old, new = getattr(before, field.name), getattr(after, field.name)
+        if field.metadata.get("free"):
+            values[field.name] = old
+        else:
+            values[field.name] = _merged(old, new) if dataclasses.is_dataclass(old) else new
+    return type(before)(**values)
+
+
+def check(e: Experiment):
+    """Raises UserError for names and settings that the tables of retrieval and of methods do not have."""
+    index.check(e.retrieval)
+    method.check(e)
+
+
+def load(config: str, fields: Sequence[str] = ()) -> Experiment:
+    """The experiment of FILE:ARG, or of the NAME:ARG of an installed one, with `--config.FIELD=VALUE` on top.
+
+    Raises:
+      UserError: no such file, what the file raises, or a field or value that cannot be meant.
+    """
+    name, colon, argument = config.partition(":")
+    given = f"--config={find(name)}{colon}{argument}"
+    file = functools.partial(config_flags.DEFINE_config_file, "config", None, "")
+    return _over(_parse(file, [given]), fields)
+
+
+def over(e: Experiment, fields: Sequence[str]) -> Experiment:
+    """An experiment with `--config.FIELD=VALUE` on top; raises UserError as `load`."""
+    return _over(to_config_dict(e), fields) if fields else e
+
+
+def installed() -> dict[str, Path]:
+    """The experiments that came with the package, by name."""
+    folder = importlib.resources.files("retro_jax.experiments")
+    found = {Path(str(f)).stem: Path(str(f)) for f in folder.iterdir() if f.name.endswith(".py")}
+    return {name: path for name, path in sorted(found.items()) if name != "__init__"}
+
+
+def find(name: str) -> Path:
+    """The file of an experiment.
+
+    Raises:
+      UserError: there is none.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known = installed()
+    if name in known:
+        return known[name]
+    raise UserError(f"--config={name}: no such file, nor one of the installed {', '.join(known)}")
+
+
+def _over(config: ConfigDict, fields: Sequence[str]) -> Experiment:
+    for word in fields:
+        if "=" not in word:
+            raise UserError(f"{word}: write {word}=VALUE")
+        _make_room(config, word.removeprefix("--config.").partition("=")[0])
+    if fields:
+        given = functools.partial(config_flags.DEFINE_config_dict, "config", config, "")
+        config = _parse(given, fields)
+    return from_config_dict(config.to_dict())
+
+
+def _make_room(config: ConfigDict, field: str):
+    """Puts the default of a field of the tables' settings where the config has none, for a flag to change."""
+    for table in (EMBEDDERS, INDEXES, method.METHODS):
+        name, _, own = field.removeprefix(f"{table.settings}.").partition(".")
+        if not field.startswith(f"{table.settings}.") or name not in table:
+            continue
+        values = {f.name: f.default for f in dataclasses.fields(table[name].Settings)}
+        if own not in values:
+            near = difflib.get_close_matches(own, values, n=1)
+            hint = (
+                f"did you mean {near[0]}?" if near else f"there are {', '.join(values) or 'none'}"
+            )
+            raise UserError(f"config has no field {field}: {hint}")
+        for part in f"{table.settings}.{name}".split("."):
+            if part not in config:
+                config[part] = ConfigDict()
+            config = config[part]
+        if own not in config:
+            config[own] = values[own]
+        return
+
+
+def _parse(define, argv: Sequence[str]) -> ConfigDict:
+    values, argv = flags.FlagValues(), ["retro", *argv]
+    try:
+        define(values, lock_config=False, accept_new_attributes=True, sys_argv=argv)
+        values(argv)
+        return ConfigDict(values.config.to_dict())  # a file that cannot be loaded shows only here
+    except UserError:
+        raise
+    except Exception as error:  # whatever an experiment file can raise
+        raise UserError(f"config: {_words(error)} (`retro config` lists the fields)") from error
+
+
+def _words(error: Exception) -> str:
+    """What an error says, in one line."""
+    text = error
+    while isinstance(text, Exception):  # str() of a KeyError would quote its text
+        text = text.args[0] if len(text.args) == 1 else str(text)
+    words = str(text).strip()
+    if "Traceback (most recent call last)" in words:  # ends with what was raised
+        last = words.splitlines()[-1]
+        words = last.partition("Error: ")[2] or last
+    return re.sub(r"\s+", " ", words)
+
+
+def differing(before: Experiment, after: Experiment) -> list[str]:
+    """Which fields are not the stored ones, in words."""
+    old, new = flat(before), flat(after)
+    return [
+        f"{name} = {new.get(name)!r} (stored: {old.get(name)!r})"
+        for name in new | old
+        if old.get(name) != new.get(name)
+    ]
+
+
+def flat(config, prefix: str = "") -> dict:
+    """{FIELD: value} of a config, its parts' fields as PART.FIELD."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{prefix}{field.name}"
+        found |= flat(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
+    return found

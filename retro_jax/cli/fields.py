@@ -1,0 +1,46 @@
+"""Every field of a config: its value, its default, and what it means."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from retro_jax.config import Experiment
+from retro_jax.config.table import Table
+from retro_jax.methods.method import METHODS
+from retro_jax.retrieval.embedder import EMBEDDERS
+from retro_jax.retrieval.index import INDEXES
+
+Row = tuple[str, object, object, str]  # name, value, default, meaning
+
+
+def rows(e: Experiment) -> Iterator[Row]:
+    """The rows of an experiment, settings of embedders, indexes and methods included."""
+    for name, value, default, meaning in _of(e, Experiment(), ""):
+        if name == "retrieval.settings":
+            for table in (EMBEDDERS, INDEXES):
+                yield from _settings(table, e.retrieval.settings)
+        elif name == "method_settings":
+            yield from _settings(METHODS, e.method_settings)
+        else:
+            yield name, value, default, meaning
+
+
+def _of(config, default, prefix: str) -> Iterator[Row]:
+    for field in dataclasses.fields(config):
+        value, usual = getattr(config, field.name), getattr(default, field.name)
+        name = f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _of(value, usual, f"{name}.")
+        else:
+            yield name, value, usual, _meaning(field, name)
+
+
+def _meaning(field: dataclasses.Field, name: str) -> str:
+    text = field.metadata.get("meaning", "")
+    known = {"retrieval.embedder": EMBEDDERS, "retrieval.index": INDEXES, "methods": METHODS}
+    return f"{text}: {', '.join(known[name])}" if name in known else text
+
+
+def _settings(table: Table, given: dict) -> Iterator[Row]:
+    for name in table:
+        own, usual = table.settings_of(name, given), table.settings_of(name, {})
+        yield from _of(own, usual, f"{table.settings}.{name}.")

@@ -1,0 +1,84 @@
+"""`retro generate`, `retro serve`."""
+
+from pathlib import Path
+
+from retro_jax.cli.command import Command, Flag
+from retro_jax.cli.experiment import here, open_work, over
+from retro_jax.errors import UserError
+from retro_jax.store.workdir import WorkDir
+
+
+def _generate(args, fields) -> int:
+    from retro_jax.train import sharding
+
+    if args.rows is not None and args.prompts is None:
+        raise UserError(f"--rows={args.rows}: is for --prompts=FILE")
+    if args.rows is not None and args.rows < 1:
+        raise UserError(f"--rows={args.rows}: must be at least 1")
+    if args.interactive and args.prompts is not None:
+        raise UserError(f"--interactive with --prompts={args.prompts}: give one of them")
+    work = here(open_work(args, fields))
+    if args.prompt is not None:
+        given = over(work.experiment, ["--config.generate.prompt=" + args.prompt])
+        work = WorkDir(work.root, given)
+    sharding.set_up_cpu(work.experiment.mesh.cpu_devices)
+    from retro_jax.generate import interactive, show, stage
+
+    if args.interactive:
+        interactive.converse(work, args.method)
+    elif args.prompts is None:
+        show.print_sample(stage.generate(work, args.method))
+    else:
+        print(stage.generate_file(work, Path(args.prompts), args.rows or stage.ROWS, args.method))
+    return 0
+
+
+def _serve(args, fields) -> int:
+    from retro_jax.train import sharding
+
+    for name, most in (("port", 65535), ("rows", 2**10), ("length", 2**20)):
+        value = getattr(args, name)
+        if not 1 <= value <= most:
+            raise UserError(f"--{name}={value}: must lie between 1 and {most:,}")
+    work = here(open_work(args, fields))
+    sharding.set_up_cpu(work.experiment.mesh.cpu_devices)
+    from retro_jax.serve import server
+
+    server.serve(work, args.host, args.port, args.rows, args.length, args.method)
+    return 0
+
+
+_METHOD = Flag("--method", "the method that generates (`retro config` lists them)", str, "retro")
+
+COMMANDS = (
+    Command(
+        "generate",
+        "prompts to text, with the neighbours that were read",
+        "retro generate runs/mine --prompt='import os' --config.generate.tokens=64",
+        "DIR/generate.json; of --prompts, DIR/completions/NAME/completions.jsonl",
+        _generate,
+        (
+            Flag("--prompt", "the text to continue; by default generate.prompt"),
+            Flag("--interactive", "type prompts, with editing and history", bool),
+            Flag("--prompts", "a file: a prompt a line, or of JSONL a request a line"),
+            Flag("--rows", "of --prompts: prompts that are continued together", int),
+            _METHOD,
+        ),
+    ),
+    Command(
+        "serve",
+        "the same over HTTP, for OpenAI's clients and browsers",
+        "retro serve runs/mine --port=8000",
+        "nothing new; databases that clients change are below DIR/databases",
+        _serve,
+        (
+            Flag("--host", "address to listen on", str, "127.0.0.1"),
+            Flag("--port", "port to listen on", int, 8000),
+            Flag("--rows", "continuations that are decoded together", int, 8),
+            Flag(
+                "--length", "tokens that a prompt and its continuation can have together", int, 1024
+            ),
+            _METHOD,
+        ),
+    ),
+)

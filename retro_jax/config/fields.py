@@ -1,0 +1,105 @@
+"""What the fields of a config are made of: a default, a meaning, and a check that names the field."""
+
+import copy
+import dataclasses
+import difflib
+import typing
+
+from retro_jax.errors import UserError
+
+
+def setting(default, meaning: str, free: bool = False):
+    """A field of a config's dataclass.
+
+    Args:
+      meaning: one sentence for a person, which `retro config` prints.
+      free: whether it says how something is computed, kept or told, and not what: a directory that was
+        made with another value is not refused.
+    """
+    about = {"meaning": meaning, "free": free}
+    if isinstance(default, dict | list) or dataclasses.is_dataclass(default):
+        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=about)
+    return dataclasses.field(default=default, metadata=about)
+
+
+def binding(config, prefix: str = "") -> dict:
+    """{name: value} of the fields that decide what is made: all but those that are free.
+
+    A dataclass in a field gives its own fields, named NAME.FIELD. prefix: precedes every name.
+    """
+    found = {}
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{prefix}{field.name}"
+        if field.metadata.get("free"):
+            continue
+        found |= binding(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
+    return found
+
+
+def require(condition: bool, name: str, value, remedy: str):
+    """Raises UserError that names a field, its value and the remedy, unless the condition holds."""
+    if not condition:
+        raise UserError(f"config field {name} = {value!r}: {remedy}")
+
+
+def require_at_least(least: int, prefix: str, config, *names: str):
+    """Raises UserError for the first of these fields that is less than `least`."""
+    for name in names:
+        value = getattr(config, name)
+        require(value >= least, prefix + name, value, f"must be at least {least}")
+
+
+def require_share(prefix: str, config, *names: str):
+    """Raises UserError for the first of these fields that does not lie between 0 and 1."""
+    for name in names:
+        value = getattr(config, name)
+        require(0 <= value <= 1, prefix + name, value, "must lie between 0 and 1")
+
+
+def require_not_negative(prefix: str, config, *names: str):
+    """Raises UserError for the first of these fields that is below 0."""
+    for name in names:
+        value = getattr(config, name)
+        require(value >= 0, prefix + name, value, "must not be negative")
+
+
+def require_one_of(name: str, value, choices: tuple):
+    """Raises UserError unless the value of a field is one of the choices."""
+    require(value in choices, name, value, f"must be one of {', '.join(choices)}")
+
+
+def build(cls, values: typing.Mapping, prefix: str = ""):
+    """A dataclass from a mapping of its fields; those that are missing have their defaults.
+
+    Args:
+      prefix: precedes the names of fields in messages, "retrieval." for example.
+
+    Raises:
+      UserError: an unknown field (with the nearest known one), or a value of another type.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            known = "known: " + ", ".join(fields) if fields else "it has none"
+            hint = f"did you mean {prefix}{near[0]}?" if near else known
+            raise UserError(f"config has no field {prefix}{name}: {hint}")
+    return cls(**{n: _typed(fields[n].type, value, prefix + n) for n, value in values.items()})
+
+
+def _typed(kind, value, name: str):
+    """The value as the field's type: an int for a float and a list for a tuple will do."""
+    if dataclasses.is_dataclass(kind) and isinstance(value, typing.Mapping):
+        return build(kind, dict(value), f"{name}.")
+    origin = typing.get_origin(kind)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(typing.get_args(kind)[0], v, name) for v in value)
+    if origin is dict and isinstance(value, typing.Mapping):
+        inner = typing.get_args(kind)[1]
+        if inner is typing.Any:
+            return dict(value)
+        return {key: _typed(inner, v, f"{name}.{key}") for key, v in value.items()}
+    if kind is float and type(value) is int:
+        return float(value)
+    require(type(value) is kind, name, value, f"must be of type {getattr(kind, '__name__', kind)}")
+    return value

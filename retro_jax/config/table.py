@@ -1,0 +1,73 @@
+"""Tables from a name in a config to the class that it stands for."""
+
+import difflib
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from retro_jax.config.fields import binding, build
+from retro_jax.errors import UserError
+
+
+class Table(Mapping):
+    """Names to classes, which are imported when they are asked for: some need heavy libraries.
+
+    Each class has `Settings`, a frozen dataclass of its own settings, whose __post_init__ may refuse.
+
+    Args:
+      field: the config's field that holds a name, "retrieval.embedder" for example.
+      settings: the config's field that holds settings by name, "retrieval.settings" for example.
+      entries: name -> "package.module:Class".
+    """
+
+    def __init__(self, field: str, settings: str, entries: dict[str, str]):
+        self.field, self.settings, self._entries = field, settings, entries
+
+    def __getitem__(self, name: str) -> type:
+        """The class of a name.
+
+        Raises:
+          UserError: there is none of this name.
+        """
+        if name not in self._entries:
+            near = difflib.get_close_matches(name, self._entries, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(
+                f"config field {self.field} = {name!r}: must be one of {', '.join(self)}{hint}"
+            )
+        module, _, cls = self._entries[name].partition(":")
+        return getattr(importlib.import_module(module), cls)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def settings_of(self, name: str, given: Mapping[str, Mapping]):
+        """The `Settings` of a name; what `given` {name: settings} does not say has its default.
+
+        Raises:
+          UserError: no such name, or settings that it does not have or cannot work with.
+        """
+        return build(self[name].Settings, dict(given.get(name, {})), f"{self.settings}.{name}.")
+
+    def binding(self, name: str, given: Mapping[str, Mapping]) -> dict:
+        """The fields that decide what is made: the name, and its settings that are not free."""
+        own = self.settings_of(name, given)
+        return {self.field: name} | binding(own, f"{self.settings}.{name}.")
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """The settings of a class that has none."""
+
+
+def check_names(given: Mapping[str, Mapping], *tables: Table):
+    """Raises UserError for settings of a name that none of the tables has."""
+    known = [name for table in tables for name in table]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise UserError(f"config has no field {tables[0].settings}.{name}: {hint}")

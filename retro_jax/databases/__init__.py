@@ -1,0 +1,1 @@
+"""Databases that change, and live retrieval from them."""

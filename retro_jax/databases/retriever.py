@@ -1,0 +1,211 @@
+"""Live retrieval: the tokens of a chunk to its neighbours in one or several databases, as they are now."""
+
+import collections
+import itertools
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from retro_jax.config.where import Where
+from retro_jax.corpus.tokenizer import PAD
+from retro_jax.databases.database import PREPARED, Databases
+from retro_jax.databases.part import Part, alive
+from retro_jax.errors import UserError
+from retro_jax.pipeline.prepared import Prepared
+from retro_jax.retrieval.index import INDEXES, nothing
+from retro_jax.store.workdir import WorkDir
+
+_ROW_BITS = 40  # of an id; the rest is the number of its part
+_CLOSED = 64  # parts that are kept open after they are gone
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """What n chunks retrieved; PAD, -1 and +inf where fewer than K exist."""
+
+    tokens: np.ndarray  # [n, K, R]
+    ids: np.ndarray  # [n, K] int64, for `Retriever.source_of`
+    distances: np.ndarray  # [n, K] float32, squared L2 or minus the BM25 score
+
+    def of(self, rows) -> "Neighbours":
+        """Those of some of the chunks."""
+        return Neighbours(self.tokens[rows], self.ids[rows], self.distances[rows])
+
+
+class Retriever:
+    """Reads databases; looks for changes of them, by whatever process, at every call. Many threads may use it.
+
+    An id is the row of a chunk in the prepared database. Other parts have a number, which is not used
+    again, in the bits above. The id of what is deleted, or was taken over by another segment, goes on being
+    known until 64 parts more are gone.
+
+    Args:
+      k: neighbours of a chunk by default.
+    """
+
+    def __init__(self, databases: Databases, k: int):
+        self.databases, self.k = databases, k
+        self._lock, self._numbers = threading.Lock(), itertools.count(1)
+        self._parts: dict[int, tuple[str, Part]] = {}  # by the number in ids
+        self._read = {}  # name -> (stamp, {key of a part: (number, Part, alive)})
+        self._gone = collections.deque()
+        prepared = databases.prepared
+        self._embedder, self._tokenizer = prepared.embedder, prepared.tokenizer
+        self._weighted = INDEXES[prepared.experiment.retrieval.index].weighted
+        self._now(PREPARED)
+
+    def retrieve(
+        self,
+        chunks: np.ndarray,
+        k: int | None = None,
+        where: Where | None = None,
+        databases: Sequence[str] = (PREPARED,),
+    ) -> Neighbours:
+        """The K nearest chunks of each chunk, tokens [n, M].
+
+        Args:
+          k: K; by default the retriever's.
+          where: what their documents must be like.
+          databases: each NAME or NAME=WEIGHT. What is nearer is decided by squared L2 divided by the
+            weight, or the BM25 score times the weight; the distances returned are without it.
+
+        Raises:
+          UserError: an unknown database, one named twice, or a weight that is not a positive number.
+        """
+        k, asked, found = self.k if k is None else k, self._asked(databases), []
+        texts = [self._tokenizer.decode(c) for c in np.asarray(chunks).tolist()]
+        queries = self._embedder.embed(texts)
+        for name, weight in asked.items():
+            for number, part, living in self._now(name):
+                rows, d = part.search(queries, k, living, where)
+                ids = np.where(rows < 0, -1, rows + (number << _ROW_BITS))
+                found.append((ids, d, self._weighted(d, weight)))
+        ids, distances = nothing(len(queries), k)  # what is left where all have fewer than k
+        found.append((ids, distances, distances))
+        ids, distances, weighted = (np.concatenate(x, axis=1) for x in zip(*found))
+        near = np.argsort(weighted, axis=1, kind="stable")[:, :k]
+        ids, distances = (np.take_along_axis(x, near, 1) for x in (ids, distances))
+        return Neighbours(self.values(ids), ids, distances)
+
+    def check(self, databases: Sequence[str]):
+        """Raises UserError for an unknown database, one named twice, or a bad weight; nothing is opened."""
+        known = self.databases.names()
+        for name in self._asked(databases):
+            if name not in known:
+                self.databases.state(name)
+
+    def source_of(self, id: int) -> dict:
+        """Where a chunk is from: its database, the id of its document, its number in it, how many tokens
+        of the document's text are before it (`offset`), and the document's metadata.
+
+        Raises:
+          KeyError: an id that was not handed out, or too long ago.
+        """
+        number, row = divmod(int(id), 1 << _ROW_BITS)
+        with self._lock:
+            name, part = self._parts[number]
+        document = part.table.documents[int(part.table.document[row])]
+        chunk = row - document["first"]
+        return {
+            "database": name,
+            "document": document["id"],
+            "chunk": chunk,
+            "offset": max(0, chunk * part.table.chunk - 1),  # BOS is no text
+            "metadata": document["metadata"],
+        }
+
+    def as_prepared(self, databases: Sequence[str]) -> bool:
+        """Whether databases are what `prepare` made, and no more or less."""
+        names = list(self._asked(databases))
+        now = self._now(PREPARED)
+        return names == [PREPARED] and len(now) == 1 and now[0][2] is None
+
+    def draw(self, rng: np.random.Generator, n: int, databases: Sequence[str]) -> np.ndarray:
+        """The ids of n chunks of databases at random, none of them deleted; they may be the same [n]."""
+        parts = [part for name in self._asked(databases) for part in self._now(name)]
+        ends = np.cumsum([len(part.table) for _, part, _ in parts])
+        out = []
+        while len(out) < n:
+            at = int(rng.integers(0, ends[-1]))
+            which = int(np.searchsorted(ends, at, side="right"))
+            number, part, living = parts[which]
+            row = at - int(ends[which]) + len(part.table)
+            if living is None or living[part.table.document[row]]:
+                out.append(row + (number << _ROW_BITS))
+        return np.array(out)
+
+    def parts(self, databases: Sequence[str]) -> list[tuple[Part, np.ndarray | None]]:
+        """What databases are made of now, and which documents of each are alive [D] (None: all)."""
+        return [
+            (part, living) for name in self._asked(databases) for _, part, living in self._now(name)
+        ]
+
+    def _asked(self, databases: Sequence[str]) -> dict[str, float]:
+        """Weights by name."""
+        asked = {}
+        for text in databases:
+            name, equals, weight = text.partition("=")
+            try:
+                value = float(weight) if equals else 1.0
+            except ValueError:
+                value = 0.0
+            if not 0 < value < math.inf or name in asked:
+                why = "is named twice" if name in asked else "its weight must be a positive number"
+                raise UserError(
+                    f"database {text!r}: {why}; write NAME or NAME=WEIGHT once, NAME being one of "
+                    f"{', '.join(self.databases.names())}"
+                )
+            asked[name] = value
+        if not asked:
+            raise UserError(f"databases = (): name one of {', '.join(self.databases.names())}")
+        return asked
+
+    def values(self, ids: np.ndarray) -> np.ndarray:
+        """Chunks and their continuations, ids [...] -> tokens [..., R]; PAD for -1."""
+        _, own = self._parts[0]
+        out = np.full((*ids.shape, 2 * own.table.chunk), PAD, own.table.tokens.dtype)
+        for number in np.unique(ids[ids >= 0] >> _ROW_BITS).tolist():
+            at = (ids >= 0) & (ids >> _ROW_BITS == number)
+            out[at] = self._parts[number][1].table.values(ids[at] & ((1 << _ROW_BITS) - 1))
+        return out
+
+    def _now(self, name: str) -> list[tuple[int, Part, np.ndarray | None]]:
+        """The parts of a database: number, part, and which of its documents are alive (None: all)."""
+        with self._lock:
+            while True:
+                stamp = self.databases.stamp(name)
+                if name not in self._read or self._read[name][0] != stamp:
+                    try:
+                        self._reopen(name, stamp)
+                    except FileNotFoundError:
+                        if self.databases.stamp(name) != stamp:  # changed twice since it was read
+                            continue
+                        raise
+                return list(self._read[name][1].values())
+
+    def _reopen(self, name: str, stamp):
+        """Opens what is new in a database and lets go of what is gone."""
+        state = self.databases.state(name)
+        before, after = self._read.get(name, (None, {}))[1], {}
+        for part in state["parts"]:
+            key = (state["id"] if part["number"] else "", part["number"])
+            if key in before:
+                number, opened, _ = before[key]
+            else:
+                opened = self.databases.open(name, part["number"])
+                number = next(self._numbers) if part["number"] else 0
+            after[key] = number, opened, alive(opened.table, part["deleted"])
+        for number, opened, _ in after.values():
+            self._parts[number] = name, opened
+        self._gone += [before[key][0] for key in before.keys() - after.keys()]
+        while len(self._gone) > _CLOSED:
+            del self._parts[self._gone.popleft()]
+        self._read[name] = stamp, after
+
+
+def open_retriever(work: WorkDir) -> Retriever:
+    """The retriever of a working directory that is prepared."""
+    return Retriever(Databases(Prepared(work)), work.experiment.retrieval.neighbours)

@@ -1,0 +1,117 @@
+"""A segment: what one change added to a database, made by the steps of the pipeline, but for short documents,
+which stay."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from retro_jax.corpus import chunks, collect, sources
+from retro_jax.corpus.chunks import ChunkTable
+from retro_jax.corpus.sources import BadDocument, Document
+from retro_jax.databases.part import Part
+from retro_jax.errors import UserError
+from retro_jax.pipeline.prepared import Prepared
+from retro_jax.pipeline.steps import embeddings
+from retro_jax.retrieval import sharded
+from retro_jax.retrieval.index import INDEXES
+from retro_jax.retrieval.sharded import ShardedIndex
+from retro_jax.store import columns
+
+
+class Builder:
+    """Fills an empty directory: `chunks`, `embeddings`, and with `finish` an `index`.
+
+    Args:
+      prepared: whose tokenizer and embedder are used.
+    """
+
+    def __init__(self, prepared: Prepared, out: Path):
+        self._e, self._out = prepared.experiment, out
+        self._embedder, self._tokenizer = prepared.embedder, prepared.tokenizer
+        layout = chunks.layout(self._tokenizer, self._e.model.reading.chunk)
+        self._table = columns.Writer(out / "chunks", layout)
+        self._vectors = columns.Writer(out / "embeddings", embeddings.layout(self._embedder))
+        self.ids, self.skipped = set(), 0
+
+    @property
+    def chunks(self) -> int:
+        """So far."""
+        return self._table.rows("tokens")
+
+    def add(
+        self,
+        documents: Iterable[Document | BadDocument],
+        advance: Callable[[int], None] = lambda done: None,
+    ):
+        """Tokenizes and embeds documents, a block at a time; `ids` has theirs, `skipped` counts bad ones.
+
+        Raises:
+          UserError: two of one id, no document, or a bad one if the config refuses such.
+        """
+        for block in sources.blocks(documents):
+            good = [d for d in block if not self._is_bad(d)]
+            for document in good:
+                if document.id in self.ids:
+                    raise UserError(f"{document.id}: two documents have this id; make ids unique")
+                self.ids.add(document.id)
+            chunk = self._e.model.reading.chunk
+            tokens, entries = chunks.encode(good, self._tokenizer, chunk, refuse=None)
+            texts = [self._tokenizer.decode(row) for row in tokens.tolist()]
+            size = embeddings.EMBEDDED
+            for begin in range(0, len(texts), size):
+                self._vectors.append(vectors=self._embedder.embed(texts[begin : begin + size]))
+            self._append(tokens, entries)
+            advance(len(block))
+        if not self.ids:
+            raise UserError(
+                f"nothing to add: no document, or none that can be used ({self.skipped} empty, binary or "
+                "not UTF-8); give others"
+            )
+
+    def copy(self, segment: Path, alive: np.ndarray | None):
+        """Takes over the documents of another segment that are alive [D] (None: all)."""
+        table = ChunkTable(segment / "chunks")
+        vectors = columns.Columns(segment / "embeddings")["vectors"]
+        for begin in range(0, len(table.documents), sources.BLOCK):
+            block = table.documents.range(begin, begin + sources.BLOCK)
+            entries = [d for n, d in enumerate(block, begin) if alive is None or alive[n]]
+            if entries:
+                ranges = [np.arange(d["first"], d["first"] + d["chunks"]) for d in entries]
+                rows = np.concatenate(ranges)
+                self._vectors.append(vectors=vectors[rows])
+                self._append(table.tokens[rows], entries)
+
+    def close(self):
+        """No more documents: what there is can be read."""
+        for writer in (self._table, self._vectors):
+            writer.commit()
+            writer.close()
+
+    def finish(self, statistics) -> dict:
+        """Builds the index (with these statistics, see `Index.statistics`); returns the counts."""
+        counts = {"documents": self._table.rows("documents"), "chunks": self.chunks}
+        self.close()
+        r, vectors = self._e.retrieval, columns.Columns(self._out / "embeddings")["vectors"]
+        (self._out / "index").mkdir()
+        kind = INDEXES[r.index].small
+        sharded.build(vectors, self._out / "index", r, statistics, kind)
+        return counts
+
+    def _append(self, tokens: np.ndarray, entries: list[dict]):
+        entries = [{k: v for k, v in e.items() if k != "first"} for e in entries]
+        before = self._table.rows("tokens"), self._table.rows("documents")
+        self._table.append(**chunks.moved(chunks.place(tokens, entries), *before))
+
+    def _is_bad(self, document: Document | BadDocument) -> bool:
+        if isinstance(document, BadDocument):
+            collect.refuse_or_skip(self._e.corpus.bad_documents, document)
+            self.skipped += 1
+            return True
+        return False
+
+
+def load(segment: Path) -> Part:
+    """Opens a segment."""
+    vectors = columns.Columns(segment / "embeddings")["vectors"]
+    return Part(ChunkTable(segment / "chunks"), ShardedIndex(segment / "index", vectors))

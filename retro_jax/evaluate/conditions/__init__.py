@@ -1,0 +1,1 @@
+"""One file for each kind of condition; `evaluate/condition.py` has the contract and the table."""

@@ -1,0 +1,85 @@
+"""The language model alone: the decoder, which reads nothing. What every other method is compared with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from retro_jax.config.fields import binding
+from retro_jax.methods.method import Method
+from retro_jax.model import cache, decode, functional, sizes
+from retro_jax.model.retro import PAD
+
+
+class LanguageModel(Method):
+    """RETRO's decoder without encoder and cross-attention, trained as it is on the same sequences."""
+
+    name = "language_model"
+    meaning = "nothing: a language model trained without retrieval"
+    network = False  # whether the network has what retrieval adds
+
+    def shapes(self, vocab: int) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every weight."""
+        return functional.shapes(self.model, vocab, self.network)
+
+    def init(self, vocab: int, seed: int, but: frozenset = frozenset()) -> dict:
+        """Fresh weights; see `functional.init`."""
+        return functional.init(self.model, vocab, seed, self.network, but)
+
+    def binding(self) -> dict[str, Any]:
+        """The decoder: how anything is read does not matter."""
+        dtype = {"model.dtype": self.model.dtype}
+        return dtype | binding(self.model.decoder, "model.decoder.")
+
+    def example(self, record: Mapping[str, np.ndarray], rng, done: float) -> dict:
+        """The tokens [L] int32."""
+        return {"tokens": record["tokens"].astype(np.int32)}
+
+    def loss(self, params: dict, batch: dict) -> tuple:
+        """Of all tokens that are not padding; of a text the first is predicted by nothing."""
+        counts = _counts(batch["tokens"])
+        logprobs = self.logprobs(params, batch["tokens"], batch.get("neighbours"))
+        return -(logprobs * counts).sum(), counts.sum()
+
+    def row_losses(self, params: dict, batch: dict):
+        """Of each row, [B]."""
+        logprobs = self.logprobs(params, batch["tokens"], batch.get("neighbours"))
+        return -jnp.where(_counts(batch["tokens"]), logprobs, 0).sum(axis=1)
+
+    def flops(self, vocab: int, length: int) -> int:
+        """See `sizes.forward_flops`."""
+        return sizes.forward_flops(self.model, vocab, length, self.k)
+
+    def logprobs(self, params: dict, tokens, retrieved=None):
+        """See `functional.token_logprobs`."""
+        return functional.token_logprobs(self.model, params, tokens, retrieved)
+
+    def scores(self, params: dict, tokens, retrieved=None, never: tuple[int, ...] = ()):
+        """See `functional.token_scores`."""
+        return functional.token_scores(self.model, params, tokens, retrieved, never)
+
+    def decoder(self, params: dict):
+        """See `decode.decoder`."""
+        return decode.decoder(self.model, params)
+
+    def start(self, net, rows: int, length: int, k: int):
+        """See `decode.start`."""
+        return decode.start(net, rows, length, k)
+
+    def prefill(self, net, state, tokens, count, retrieved):
+        """See `decode.prefill`."""
+        return decode.prefill(net, state, tokens, count, retrieved)
+
+    def step(self, net, state, tokens, fresh=None, active=None):
+        """See `decode.step`."""
+        return decode.step(net, state, tokens, fresh, active)
+
+    def place(self, state, rows, other, source):
+        """See `cache.place`."""
+        return cache.place(state, rows, other, source)
+
+
+def _counts(tokens):
+    """Which tokens [B, L] the loss is of."""
+    return (tokens != PAD).at[:, 0].set(False)

@@ -1,0 +1,209 @@
+"""What a method is, and which there are: how a language model uses what was retrieved.
+
+The trainer, the evaluation, the scorer, tasks, the generator, the server and the reports take a Method and
+know none by name. A method is one class in one file of this folder, and one line of METHODS.
+
+    B sequences, L tokens, Q look-ups, K neighbours, R retrieved length, V vocabulary
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from retro_jax.config import Experiment, ModelConfig
+from retro_jax.config.fields import require
+from retro_jax.config.table import NoSettings, Table, check_names
+from retro_jax.store.workdir import WorkDir
+
+METHODS = Table(
+    "methods",
+    "method_settings",
+    {
+        "language_model": "retro_jax.methods.language_model:LanguageModel",
+        "retro": "retro_jax.methods.retro:Retro",
+    },
+)
+
+
+@dataclass(frozen=True)
+class LookUps:
+    """Which look-ups a text wants: at every multiple of `every` tokens, with the `width` tokens before it.
+
+    What is found at a multiple can be read from the token before it on, which predicts the one after. With
+    `every` = 0 there is one look-up, where the prompt or the context ends.
+    """
+
+    every: int
+    width: int
+
+    def count(self, length: int) -> int:
+        """Q, the look-ups of a sequence of so many tokens; the last one may be incomplete."""
+        return -(-length // self.every) if self.every else 1
+
+
+class Method:
+    """A way to predict tokens, of a network and of what was looked up.
+
+    Args:
+      model: the network. k: K, neighbours of a look-up, 0 for a method that reads nothing.
+      settings: a `Settings`; by default its defaults.
+
+    Attributes:
+      name: as in METHODS. meaning: what the model reads, in a few words.
+      Settings: a dataclass, its own settings (method_settings.NAME).
+      reads: whether it reads what is retrieved.
+      weights_of: the name of the method whose weights it uses; "" if it is trained itself.
+      conditions: the names of evaluate/condition.py's table that make sense for it; None: all.
+    """
+
+    name = ""
+    meaning = ""
+    Settings: type = NoSettings
+    reads, weights_of = False, ""
+    conditions: tuple[str, ...] | None = None
+
+    def __init__(self, model: ModelConfig, k: int = 0, settings=None):
+        self.model, self.k = model, k if self.reads else 0
+        self.settings = self.Settings() if settings is None else settings
+
+    @property
+    def trained(self) -> bool:
+        """Whether it has weights of its own."""
+        return not self.weights_of
+
+    @property
+    def trained_as(self) -> str:
+        """The name under which its weights were trained."""
+        return self.weights_of or self.name
+
+    # What is looked up, and made in advance.
+
+    @property
+    def look_ups(self) -> LookUps | None:
+        """Which look-ups a text wants; None for none."""
+        return None
+
+    def prepare(self, work: WorkDir):
+        """Makes in advance what it needs of a working directory whose weights are trained: a datastore of
+        hidden states, say. It is called whenever the method is opened, and returns at once if all is there."""
+
+    # Weights.
+
+    def shapes(self, vocab: int) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every weight."""
+        raise NotImplementedError
+
+    def init(self, vocab: int, seed: int, but: frozenset = frozenset()) -> dict[str, jax.Array]:
+        """Fresh weights, on the mesh in context; but: names of those that are not wanted."""
+        raise NotImplementedError
+
+    def added(self, vocab: int) -> set[str]:
+        """The names of the weights that it adds to the language model."""
+        return set()
+
+    @property
+    def notes(self) -> str:
+        """What a model card has to say of how it was trained."""
+        return ""
+
+    def binding(self) -> dict[str, Any]:
+        """{config field: value} of all that its weights depend on, beside how they are trained."""
+        raise NotImplementedError
+
+    # Training.
+
+    def example(
+        self, record: Mapping[str, np.ndarray], rng: np.random.Generator, done: float
+    ) -> dict:
+        """What a batch has of a record of the shards, each array without its first axis.
+
+        Args:
+          record: see `sequences.record`. rng: its own random numbers, the same at every run.
+          done: the fraction of the run that is done.
+        """
+        raise NotImplementedError
+
+    def loss(self, params: dict, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Negative log-probability (nats) of all tokens of a batch that count, and how many they are."""
+        raise NotImplementedError
+
+    def row_losses(self, params: dict, batch: dict[str, jax.Array]) -> jax.Array:
+        """The same of each row of a batch by itself, nats [B]: which of them are not finite."""
+        raise NotImplementedError
+
+    def flops(self, vocab: int, length: int) -> int:
+        """FLOPs of the matrix products of one sequence's forward pass."""
+        raise NotImplementedError
+
+    # Scoring. retrieved: tokens [B, Q, K, R], PAD where there is none; None for nothing.
+
+    def logprobs(self, params: dict, tokens: jax.Array, retrieved: jax.Array | None) -> jax.Array:
+        """log p(token t | earlier tokens, what was retrieved), nats: tokens [B, L] -> [B, L] float32."""
+        raise NotImplementedError
+
+    def scores(
+        self, params: dict, tokens: jax.Array, retrieved: jax.Array | None, never: tuple[int, ...]
+    ) -> tuple[jax.Array, jax.Array]:
+        """What `logprobs` gives, and whether each token is the most probable one: [B, L] float32 and bool.
+
+        never: tokens that are no rival, because nobody draws them.
+        """
+        raise NotImplementedError
+
+    def statistics(
+        self, params: dict, tokens: jax.Array, retrieved: jax.Array
+    ) -> dict[str, jax.Array] | None:
+        """What its reading did (`cross.statistics_of`), first axis the layers that read; or None."""
+        return None
+
+    # Generation, token by token, of rows on one device: model/decode.py has the shapes.
+
+    def decoder(self, params: dict):
+        """The network for decoding: a pytree."""
+        raise NotImplementedError
+
+    def start(self, net, rows: int, length: int, k: int):
+        """The state of `rows` empty sequences of at most `length` tokens that read k neighbours."""
+        raise NotImplementedError
+
+    def prefill(self, net, state, tokens, count, retrieved):
+        """Reads prompts; returns logits [B, V] of the token after each, and the state."""
+        raise NotImplementedError
+
+    def step(self, net, state, tokens, fresh, active):
+        """Reads one token of each row; returns logits [B, V] of the next, and the state."""
+        raise NotImplementedError
+
+    def place(self, state, rows, other, source):
+        """The state with its rows replaced by rows `source` of another one, or of itself."""
+        raise NotImplementedError
+
+
+def method_of(e: Experiment, name: str) -> Method:
+    """A method of an experiment, by name.
+
+    Raises:
+      UserError: there is none of this name, or its settings cannot work.
+    """
+    cls = METHODS[name]
+    return cls(e.model, e.retrieval.neighbours, METHODS.settings_of(name, e.method_settings))
+
+
+def methods_of(e: Experiment) -> list[Method]:
+    """The methods that an experiment trains or compares, in the order of its config."""
+    return [method_of(e, name) for name in e.methods]
+
+
+def check(e: Experiment):
+    """Raises UserError for what a config says of methods and cannot be meant."""
+    check_names(e.method_settings, METHODS)
+    require(
+        len(set(e.methods)) == len(e.methods) > 0,
+        "methods",
+        e.methods,
+        f"must name methods once each, of {', '.join(METHODS)}",
+    )
+    methods_of(e)

@@ -1,0 +1,110 @@
+"""RETRO (Borgeaud et al. 2021, arXiv 2112.04426): chunked cross-attention to what the last chunk retrieved."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from retro_jax.config.fields import binding, require_share, setting
+from retro_jax.methods.language_model import LanguageModel
+from retro_jax.methods.method import LookUps
+from retro_jax.model import functional
+from retro_jax.model.retro import PAD
+
+_OF = "method_settings.retro."
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The fields `method_settings.retro.*`."""
+
+    # An augmentation of this project, not of the paper: `own_continuation` at first; from half of
+    # `own_continuation_until` on it falls linearly, to be 0 there.
+    own_continuation: float = setting(
+        0.0, "share of the chunks one of whose neighbours is replaced by their own continuation"
+    )
+    own_continuation_until: float = setting(0.5, "fraction of the run after which none is")
+
+    def __post_init__(self):
+        require_share(_OF, self, "own_continuation", "own_continuation_until")
+
+    def share(self, done: float) -> float:
+        """Of the chunks, when a fraction `done` of the run is done: constant, then it falls to 0."""
+        if not self.own_continuation_until:
+            return 0.0
+        left = 1 - done / self.own_continuation_until
+        return self.own_continuation * min(1.0, max(0.0, 2 * left))
+
+
+class Retro(LanguageModel):
+    """At the end of every chunk of M tokens its neighbours are looked up, encoded, and read from then on."""
+
+    name = "retro"
+    meaning = "its real neighbours"
+    Settings = Settings
+    reads, network = True, True
+
+    @property
+    def look_ups(self) -> LookUps:
+        """Every chunk is looked up with its own tokens."""
+        return LookUps(self.model.reading.chunk, self.model.reading.chunk)
+
+    def added(self, vocab: int) -> set[str]:
+        """Encoder and cross-attention."""
+        return functional.added_by_retrieval(self.model, vocab)
+
+    @property
+    def notes(self) -> str:
+        """Own continuations, if there were any."""
+        s = self.settings
+        if not s.own_continuation:
+            return ""
+        return (
+            f"For the first {s.own_continuation_until:.0%} of the steps up to {s.own_continuation:.0%} of "
+            "the chunks had their own continuation among their neighbours, which is not the paper's."
+        )
+
+    def binding(self) -> dict[str, Any]:
+        """The whole network, and how reading is taught."""
+        return binding(self.model, "model.") | binding(self.settings, _OF)
+
+    def example(
+        self, record: Mapping[str, np.ndarray], rng: np.random.Generator, done: float
+    ) -> dict:
+        """The tokens [L] and the neighbours [C, K, R] of their chunks, int32."""
+        example = super().example(record, rng, done)
+        neighbours = record["neighbours"].astype(np.int32)
+        share = self.settings.share(done)
+        if share > 0:
+            add_own_continuations(neighbours, example["tokens"], record["documents"], share, rng)
+        return example | {"neighbours": neighbours}
+
+    def statistics(self, params: dict, tokens, retrieved) -> dict:
+        """Of every cross-attention; see `functional.statistics`."""
+        return functional.statistics(self.model, params, tokens, retrieved)
+
+
+def add_own_continuations(neighbours, tokens, documents, share: float, rng: np.random.Generator):
+    """Replaces, for a share of the chunks, one neighbour by the chunk's own continuation.
+
+    What it stands for is a neighbour that continues as the chunk does, which natural text gives too
+    seldom for a small model to learn reading from. The copy is shifted by up to half a chunk and a
+    twentieth of its tokens are replaced, so that only matching by content, and not position, finds the
+    next token. This is made here, in training, and never in a shard.
+
+    Args:
+      neighbours: [C, K, R], changed in place.
+      tokens: [L], the sequence.
+      documents: [C], the document of each chunk; a continuation stays in its chunk's document.
+    """
+    chunks, k, width = neighbours.shape
+    m = len(tokens) // chunks
+    for c in np.flatnonzero(rng.random(chunks) < share):
+        at = c * m + rng.integers(-m // 2, m // 2 + 1) + np.arange(width)
+        inside = (at >= 0) & (at < len(tokens))
+        at = np.where(inside, at, 0)
+        inside &= documents[at // m] == documents[c]
+        noise = rng.random(width) < 0.05
+        at = np.where(noise, rng.integers(0, len(tokens), width), at)
+        neighbours[c, rng.integers(k)] = np.where(inside, tokens[at], PAD)

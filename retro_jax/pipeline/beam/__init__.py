@@ -1,0 +1,1 @@
+"""The steps of `prepare` on Apache Beam: run.py their order, job.py a step's parts, spread.py the parts."""

@@ -1,0 +1,195 @@
+"""How the parts of each kind of step are made by workers, and what is left for the machine that launches them.
+
+A function that takes a Job runs where the pipeline is launched; one that takes its key runs on a worker,
+with what Beam hands it: the number of a part, or a key and what was grouped by it. These have no type
+hints, because Beam would check them against its own.
+"""
+
+import functools
+import itertools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from retro_jax.corpus.tokenizer import PAD
+from retro_jax.pipeline.beam.job import Job
+from retro_jax.pipeline.prepare import added
+from retro_jax.pipeline.step import Files, Rows
+from retro_jax.pipeline.steps.neighbours import FindNeighbours
+from retro_jax.pipeline.steps.shards import WriteShards
+from retro_jax.retrieval import sharded
+from retro_jax.retrieval.index import merge
+from retro_jax.store import columns
+from retro_jax.store.bucket import copy, local
+
+_GROUP = 16  # blocks of queries that a shard of the index is opened for
+_GATHERED = 4096  # chunks of the database whose tokens are read at a time
+
+
+def spread(job: Job) -> dict:
+    """Has a step's parts made and joined; returns the counts of its manifest."""
+    for kind, function in (
+        (FindNeighbours, _neighbours), (WriteShards, _shards), (Rows, _rows), (Files, _files),
+    ):  # fmt: skip
+        if isinstance(job.step, kind):
+            return function(job)
+    raise TypeError(f"{job.step.name} is no step that workers make")
+
+
+def _rows(job: Job) -> dict:
+    """Blocks of rows: each is made as if it were the first, and then moved to where the others end."""
+    parts = job.step.parts()
+    job.map(range(parts), _make_rows)
+    before, at, total = dict.fromkeys(job.step.layout, 0), {}, {}
+    for part, counts in enumerate(job.counts(parts)):
+        at[part] = part, dict(before)
+        before |= added(before, counts["rows"])
+        total |= added(total, counts["counts"])
+    if _moves(job.step):
+        job.map(range(parts), _move_rows, lambda counts: counts.get("moved"), at.get)
+    job.join(parts, total)
+    return job.step.finish(job.out, total)
+
+
+def _moves(step) -> bool:
+    return type(step).moved is not Rows.moved
+
+
+def _make_rows(key, part):
+    job = Job.of(key)
+    rows, counts = job.step.make(part)
+    data = columns.encode(job.step.layout, rows, {})
+    lengths = {name: len(value) for name, value in rows.items()}
+    job.put(part, data, {"rows": lengths, "counts": counts})
+
+
+def _move_rows(key, element):
+    job, (part, before) = Job.of(key), element
+    layout, where = job.step.layout, job.part(part)
+    rows = columns.decode(layout, lambda name: (where / name).read_bytes())
+    counts = job.counts_of(part)
+    data = columns.encode(layout, job.step.moved(rows, before), {})
+    job.put(part, data, counts | {"moved": True})
+
+
+def _files(job: Job) -> dict:
+    """Parts that are files or directories of their own: the shards of an index."""
+    parts = job.step.parts()
+    job.map(range(parts), _make_file)
+    return job.step.finish(job.out)
+
+
+def _make_file(key, part):
+    job = Job.of(key)
+    with tempfile.TemporaryDirectory() as made:
+        job.step.make(part, Path(made))
+        copy(Path(made), job.out)
+    job.put(part, {}, {})
+
+
+def _neighbours(job: Job) -> dict:
+    """Every block of queries meets every shard of the index, and what the shards found is merged."""
+    shards, blocks, groups = _searched(job)
+    job.map(range(blocks, blocks + shards * groups), _search)
+    job.map(range(blocks), _merge)
+    total = {}
+    for counts in job.counts(blocks):
+        total |= added(total, counts)
+    job.join(blocks, total)
+    return job.step.finish(job.out, total)
+
+
+def _searched(job: Job) -> tuple[int, int, int]:
+    """Shards of the index, blocks of queries, and groups of blocks that are searched in one go."""
+    blocks = job.step.parts()
+    return job.step.shards, blocks, -(-blocks // _GROUP)
+
+
+def _search(key, number):
+    """One group of blocks in one shard; these parts stand after those of the blocks."""
+    job = Job.of(key)
+    step, (_, blocks, groups) = job.step, _searched(job)
+    shard, group = divmod(number - blocks, groups)
+    begin = sum(sharded.read_report(step.at("index"))["sizes"][:shard])
+    opened = sharded.open_shard(local(step.at("index") / sharded.shard_name(shard)))
+    search, data = step.in_shard(opened, begin), {}
+    for block in range(group * _GROUP, min((group + 1) * _GROUP, blocks)):
+        ids, distances = search.find(block)
+        made = columns.encode(step.layout, {"ids": ids, "distances": distances}, {})
+        data |= {f"{block}.{name}": content for name, content in made.items()}
+    job.put(number, data, {})
+
+
+def _merge(key, block):
+    job = Job.of(key)
+    step, (shards, blocks, groups), best = job.step, _searched(job), None
+    for shard in range(shards):
+        part = job.part(blocks + shard * groups + block // _GROUP)
+        read = columns.decode(
+            step.layout, lambda name, part=part: (part / f"{block}.{name}").read_bytes()
+        )
+        found = read["ids"], read["distances"]
+        best = merge([best, found], step.k) if best else found
+    ids, distances = best
+    data = columns.encode(step.layout, {"ids": ids, "distances": distances}, {})
+    job.put(block, data, {"fewer": step.fewer(ids)})
+
+
+def _shards(job: Job) -> dict:
+    """The chunks that are neighbours are asked for by records, and read where they lie."""
+    import apache_beam as beam
+
+    job.make(
+        range(job.step.parts()),
+        lambda numbers: (
+            numbers
+            | "ask" >> beam.FlatMap(functools.partial(_ask, job.key))
+            | "by place" >> beam.GroupByKey()
+            | "read" >> beam.FlatMap(functools.partial(_read, job.key))
+            | "by shard" >> beam.GroupByKey()
+            | "write" >> beam.Map(functools.partial(_write, job.key))
+        ),
+    )
+    return job.step.finish(job.out)
+
+
+def _ask(key, shard):
+    """(block of the database, (shard, ids in it)) for the neighbours in a shard."""
+    step, wanted = Job.of(key).step, []
+
+    def note(ids):
+        wanted.append(ids)
+        return np.zeros((*ids.shape, 1), np.int64)
+
+    for _ in itertools.islice(step.examples(shard * step.per_shard, note), step.per_shard):
+        pass
+    ids = np.unique(np.concatenate([w.reshape(-1) for w in wanted]))
+    yield -1, (shard, ids[:0])  # so that a shard without any neighbour is written too
+    for block in np.unique(ids[ids >= 0] // _GATHERED):
+        yield int(block), (shard, ids[ids // _GATHERED == block])
+
+
+def _read(key, asked):
+    """(shard, (ids, tokens of them and of their continuations)) of a block of the database."""
+    step, (block, requests) = Job.of(key).step, asked
+    begin = max(0, block) * _GATHERED
+    part = step.database.part(begin, begin + _GATHERED)
+    for shard, ids in requests:
+        yield shard, (ids, part.values(np.asarray(ids) - begin))
+
+
+def _write(key, gathered):
+    job, (shard, parts) = Job.of(key), gathered
+    ids, tokens = (np.concatenate(x) for x in zip(*parts))
+    order = np.argsort(ids)
+    ids, tokens = ids[order], tokens[order]
+
+    def values(wanted):
+        found = tokens[np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)] if len(ids) else 0
+        width = 2 * job.step.table.chunk
+        return np.where((wanted < 0)[..., None], PAD, found) + np.zeros(width, np.int64)
+
+    job.out.mkdir(parents=True, exist_ok=True)
+    job.step.write(shard, job.out, job.step.examples(shard * job.step.per_shard, values))
+    job.put(shard, {}, {})

@@ -1,0 +1,1 @@
+"""One file for each step of the pipeline; `recipe.py` has their order, `step.py` the contract."""

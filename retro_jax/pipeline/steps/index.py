@@ -1,0 +1,75 @@
+"""The step `index`: the vectors of the database, in shards that are searched."""
+
+import functools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from retro_jax.config import RetrievalConfig
+from retro_jax.pipeline.step import Advance, Files, Some, nothing_done
+from retro_jax.retrieval import sharded
+from retro_jax.retrieval.index import INDEXES
+from retro_jax.store import files
+from retro_jax.store.columns import Columns
+
+
+class BuildIndex(Files):
+    """Builds the index of the database; a part is a shard of it.
+
+    Args:
+      config: what `settings` has, as the index takes it.
+    """
+
+    unit = "shards"
+    doing = "building the index"
+
+    def __init__(
+        self, base: Path, name: str, settings: dict, inputs: tuple, config: RetrievalConfig
+    ):
+        super().__init__(base, name, settings, inputs)
+        self._config = config
+
+    @functools.cached_property
+    def vectors(self) -> np.ndarray:
+        """What is searched [N, E]."""
+        return Columns(self.at(self.inputs[0]))["vectors"]
+
+    @property
+    def bounds(self) -> list[int]:
+        """Where each shard begins, and where the last one ends."""
+        return sharded.shard_bounds(len(self.vectors), self._config.index_shard)
+
+    def parts(self) -> int:
+        """Shards."""
+        return len(self.bounds) - 1
+
+    def there(self, part: int, out: Path) -> bool:
+        """Whether a shard is complete."""
+        return (out / sharded.shard_name(part) / "index.json").exists()
+
+    def make(self, part: int, out: Path, advance: Advance = nothing_done):
+        """Builds a shard aside, then renames it."""
+        begin, end = self.bounds[part : part + 2]
+        own = out / sharded.shard_name(part)
+        made = files.aside(own)
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()
+        sharded.build_shard(np.asarray(self.vectors[begin:end]), made, self._config, begin)
+        files.replace(made, own)
+        advance(1)
+
+    def finish(self, out: Path) -> dict:
+        """See `sharded.finish`."""
+        return sharded.finish(out, self.parts())
+
+    def again(self, some: Some) -> Iterator[tuple[str, bool]]:
+        """Every shard, as its kind can be compared: see `Index.again`."""
+        opened = sharded.ShardedIndex(self.out, keep=False)
+        settings = INDEXES.settings_of(self._config.index, self._config.settings)
+        for number in range(opened.shards):
+            begin, end = opened.bounds(number)
+            own = np.asarray(self.vectors[begin:end])
+            told, same = opened.shard(number).again(own, settings, self._config.neighbours)
+            yield f"shard {number}" + (f", {told}" if told else ""), same

@@ -1,0 +1,1 @@
+"""One file for each embedder; `retrieval/embedder.py` has the contract and the table."""

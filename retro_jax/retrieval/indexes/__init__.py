@@ -1,0 +1,1 @@
+"""One file for each index; `retrieval/index.py` has the contract and the table."""

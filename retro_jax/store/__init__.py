@@ -1,0 +1,1 @@
+"""Files: a working directory, its artefacts and their manifests, columns, TFRecord shards."""

@@ -1,0 +1,220 @@
+"""Artefacts of a working directory: whole or absent, and made with the settings that are asked for.
+
+An artefact is a directory with a `manifest.json`: its settings, what it was made from, the size and
+checksum of every file, counts, seconds and versions. It is built aside and renamed when it is complete,
+so that no later stage can read a half of it.
+"""
+
+import datetime
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from retro_jax.errors import UserError
+from retro_jax.store import files, provenance
+
+PURPOSE = "building.json"  # in a directory that is being built: settings and inputs
+MANIFEST = "manifest.json"
+
+
+def build(path: Path, settings: dict, inputs: Iterable[Path], make: Callable[[Path], dict]) -> dict:
+    """The manifest of the artefact at `path`, which is built if it is not there.
+
+    What a build that was killed, or that could not write, has left aside is built on, if it was to
+    become the same.
+
+    Args:
+      path: the artefact's directory.
+      settings: every config field that it depends on, {"corpus.vocab": 4096}.
+      inputs: the artefacts that it is made from.
+      make: writes the artefact into the directory that it is given, which is empty or holds what an
+        earlier call had written when it was stopped; returns its counts.
+
+    Raises:
+      UserError: what is there was made with other settings or from other inputs, or it cannot be
+        written.
+    """
+    done = check(path, settings, inputs)
+    if done:
+        return done
+    partial, purpose = files.aside(path), purpose_of(path, settings, inputs)
+    try:
+        if read_purpose(partial) != purpose:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            files.write_json(partial / PURPOSE, purpose)
+        start, cpu = time.perf_counter(), time.process_time()
+        counts = make(partial)
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        for left in [p for p in partial.rglob(".*.partial") if p.is_file()]:
+            left.unlink()  # of a kill in the middle of `files.write`
+        write(partial, settings, inputs, seconds, counts, cpu, sums(partial))
+        (partial / PURPOSE).unlink()
+        files.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: cannot be written ({error}); make room, or choose another working directory"
+        ) from error
+    except UserError:  # the config or the input has to change first
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return read(path)
+
+
+def write(
+    path: Path,
+    settings: dict,
+    inputs: Iterable[Path],
+    seconds: float | None,
+    counts: dict,
+    cpu_seconds: float | None = None,
+    files_of: dict | None = None,
+):
+    """Writes the manifest of the artefact at `path`; files_of: see `sums`."""
+    manifest = purpose_of(path, settings, inputs) | {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,  # of all threads
+        "counts": counts,
+        "files": files_of or {},
+        "peak_memory_bytes": provenance.peak_memory(),
+        "versions": provenance.versions(),
+        "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
+    }
+    files.write_json(path / MANIFEST, manifest)
+
+
+def sums(path: Path) -> dict[str, list]:
+    """{file: [bytes, CRC-32C]} of an artefact, whose files are on the disk when this returns."""
+    found = {}
+    for name, size in sorted(sizes(path).items()):
+        found[name] = [size, files.checksum(path / name)]
+        if isinstance(path, Path):
+            files.force(path / name)
+    if isinstance(path, Path):
+        for directory in {(path / name).parent for name in found}:
+            files.force(directory)
+    return found
+
+
+def sizes(path: Path) -> dict[str, int]:
+    """{file: bytes} of all that lies below an artefact, but for its manifest and its purpose."""
+    if isinstance(path, Path):
+        below = {
+            p.relative_to(path).as_posix(): p.stat().st_size for p in path.rglob("*") if p.is_file()
+        }
+    else:
+        root = str(path.path).rstrip("/")
+        details = path.fs.find(root, detail=True)
+        below = {p[len(root) :].lstrip("/"): about["size"] for p, about in details.items()}
+    return {name: size for name, size in below.items() if name not in (MANIFEST, PURPOSE)}
+
+
+def damaged(path: Path, manifest: dict, checksums: bool = False) -> Iterator[str]:
+    """What is not as it was made, in words, a file at a time.
+
+    checksums: read every byte; otherwise only sizes are looked at.
+    """
+    there = sizes(path)
+    for name, (size, crc) in manifest.get("files", {}).items():
+        if name not in there:
+            yield f"{path / name} is missing"
+        elif there[name] != size:
+            yield f"{path / name} has {there[name]:,} bytes, and had {size:,} when it was made"
+        elif checksums and files.checksum(path / name) != crc:
+            yield f"{path / name} holds other bytes than when it was made (checksum)"
+
+
+def check(path: Path, settings: dict, inputs: Iterable[Path]) -> dict | None:
+    """The manifest of a finished artefact, or None if there is none.
+
+    Raises:
+      UserError: it was made with other settings or from other inputs, or a file of it is missing or of
+        another size.
+    """
+    manifest = read(path)
+    if manifest is None:
+        return None
+    changed = differing(manifest["settings"], settings)
+    changed += [
+        f"{name} was made anew"
+        for name, fingerprint in ((_name(i, path), _fingerprint(i)) for i in inputs)
+        if manifest["inputs"].get(name) != fingerprint
+    ]
+    if changed:
+        raise UserError(
+            f"{path} was made with another config ({'; '.join(changed)}): give the fields that it "
+            "was made with, use another working directory, or delete it and every stage after it to "
+            "have them made again"
+        )
+    look(path, manifest)
+    return manifest
+
+
+def look(path: Path, manifest: dict):
+    """Raises UserError if a file of an artefact is missing or of another size than when it was made."""
+    if wrong := next(damaged(path, manifest), None):
+        raise UserError(
+            f"{wrong}: it was damaged or changed; delete {path}, and run the same stage again"
+        )
+
+
+def differing(old: dict, settings: dict) -> list[str]:
+    """Which settings are not those that a file holds, in words."""
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
+    return [
+        f"{name} was {old.get(name)!r}, is now {settings.get(name)!r}"
+        for name in sorted(old.keys() | settings.keys())
+        if old.get(name) != settings.get(name)
+    ]
+
+
+def read(path: Path) -> dict | None:
+    """The manifest of the artefact at `path`, or None if there is none."""
+    try:
+        manifest = files.read_json(path / MANIFEST, f"delete {path}, and run the same stage again")
+    except FileNotFoundError:
+        return None
+    if not isinstance(manifest, dict) or not {"settings", "inputs", "counts"} <= manifest.keys():
+        raise UserError(
+            f"{path / MANIFEST}: is no manifest; delete {path}, and run the stage again"
+        )
+    return manifest
+
+
+def require(path: Path, stage: str) -> dict:
+    """The manifest of an artefact that an earlier stage must have made."""
+    manifest = read(path)
+    if manifest is None:
+        raise UserError(
+            f"{path} is missing or incomplete: run `retro {stage}` on this working directory"
+        )
+    look(path, manifest)
+    return manifest
+
+
+def purpose_of(path: Path, settings: dict, inputs: Iterable[Path]) -> dict:
+    """What the artefact at `path` is to be made with and from."""
+    found = {"settings": settings, "inputs": {_name(i, path): _fingerprint(i) for i in inputs}}
+    return json.loads(json.dumps(found))
+
+
+def read_purpose(partial: Path) -> dict | None:
+    """What a directory that was left aside was to become."""
+    try:
+        return json.loads((partial / PURPOSE).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _name(artefact: Path, beside: Path) -> str:
+    return os.path.relpath(str(artefact), str(beside.parent))
+
+
+def _fingerprint(artefact: Path) -> str:
+    return hashlib.sha256((artefact / MANIFEST).read_bytes()).hexdigest()[:16]

@@ -1,0 +1,76 @@
+"""Files that are whole or absent: written aside, forced to the disk, and only then given their name."""
+
+import json
+import os
+from pathlib import Path
+
+import google_crc32c
+
+from retro_jax.errors import UserError
+
+_PIECE = 2**22  # bytes read at a time
+
+
+def aside(path: Path) -> Path:
+    """Where a file or directory is made before it gets its name."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def replace(made: Path, path: Path):
+    """Gives a file or directory its name, for good: a loss of power leaves the old or the new, whole.
+
+    What is in a directory has to be on the disk already (see `artefact.write`).
+    """
+    if made.is_file():
+        force(made)
+    os.replace(made, path)
+    force(path.parent)
+
+
+def force(path: Path):
+    """Has the system write a file, or the names in a directory, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write(path: Path, data: bytes | str):
+    """Writes a file that is whole or absent; in a bucket every file is."""
+    data = data.encode() if isinstance(data, str) else data
+    if not isinstance(path, Path):
+        path.write_bytes(data)
+        return
+    made = aside(path)
+    made.write_bytes(data)
+    replace(made, path)
+
+
+def write_json(path: Path, value):
+    """Writes a value as JSON, whole or absent."""
+    write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, remedy: str):
+    """The value of a JSON file.
+
+    remedy: what to do about a damaged one, "delete it and run prepare again" for example.
+
+    Raises:
+      FileNotFoundError: there is none.
+      UserError: it is damaged; names the file and the remedy.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is damaged, no JSON ({error}); {remedy}") from error
+
+
+def checksum(path: Path) -> str:
+    """CRC-32C of a file's bytes, in hexadecimal."""
+    crc = 0
+    with path.open("rb") as file:
+        while data := file.read(_PIECE):
+            crc = google_crc32c.extend(crc, data)
+    return f"{crc:08x}"

@@ -1,0 +1,141 @@
+"""A working directory: one experiment, and all that was made of it. Every path below it is named here.
+
+config.json               the experiment, with every field
+prepare/STEP              text to shards (pipeline/recipe.py has the steps)
+train/METHOD              checkpoints and the log of a training run
+evaluate/SPLIT            the rows of an evaluation, its figures and its report
+evaluate/tasks/NAME.json  the answers to a task
+databases/NAME            what was added to a database after it was prepared
+completions/NAME          the continuations of a file of prompts
+generate.json summary.json
+.locks                    which process is in which stage
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+from upath import UPath
+
+from retro_jax import __version__
+from retro_jax.config import Experiment, from_config_dict
+from retro_jax.errors import UserError
+from retro_jax.store import files
+from retro_jax.store.lock import lock
+
+CONFIG = "config.json"
+TASKS = "tasks"
+
+
+class WorkDir:
+    """A working directory, here or (for `retro beam`) in a bucket. It may be moved or renamed.
+
+    Args:
+      root: the directory; it need not exist.
+      experiment: the experiment; by default the one that is stored there.
+
+    Raises:
+      UserError: `experiment` is asked for, was not given, and none is stored.
+    """
+
+    def __init__(self, root: Path | str, experiment: Experiment | None = None):
+        path = UPath(root)
+        self.root = Path(path) if isinstance(path, Path) else path
+        if experiment is not None:
+            self.experiment = experiment
+
+    @functools.cached_property
+    def experiment(self) -> Experiment:
+        """What config.json holds."""
+        path = self.root / CONFIG
+        try:
+            stored = files.read_json(
+                path, "it is the experiment: restore it, or give --config=FILE"
+            )
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UserError(
+                f"{self.root}: is no working directory (it has no {CONFIG}); make one with "
+                f"`retro run --config=FILE --workdir={self.root}`"
+            ) from error
+        if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
+            raise UserError(f"{path}: holds no config; restore it, or give --config=FILE")
+        try:
+            return from_config_dict(stored["config"])
+        except UserError as error:
+            raise UserError(f"{path} (retro_jax {stored.get('retro_jax')}): {error}") from error
+
+    @property
+    def exists(self) -> bool:
+        """Whether an experiment is stored there."""
+        try:
+            return (self.root / CONFIG).exists()
+        except ImportError as error:  # of fsspec, for a kind of bucket
+            raise UserError(f"--workdir={self.root}: {error}") from error
+
+    def save(self):
+        """Stores the experiment."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        stored = {"retro_jax": __version__, "config": dataclasses.asdict(self.experiment)}
+        if not (self.exists and files.read_json(self.root / CONFIG, "") == _as_json(stored)):
+            files.write_json(self.root / CONFIG, stored)
+
+    def lock(self, stage: str, shared: bool = False) -> contextlib.AbstractContextManager:
+        """Holds a stage; see `lock.lock`."""
+        return lock(self.root / ".locks", stage, shared)
+
+    def prepared(self, step: str = "") -> Path:
+        """Where a step of the pipeline lies, chunks/train for example; all steps without a name."""
+        return self.root / "prepare" / step if step else self.root / "prepare"
+
+    def trained(self, method: str) -> Path:
+        """The directory of a training run."""
+        return self.root / "train" / method
+
+    def evaluated(self, name: str) -> Path:
+        """The directory of an evaluation, of a held-out split or of a text."""
+        return self.root / "evaluate" / name
+
+    def evaluations(self) -> list[Path]:
+        """The directories of all evaluations that are there."""
+        found = (self.root / "evaluate").glob("*/manifest.json")
+        return sorted(p.parent for p in found if not p.parent.name.startswith("."))
+
+    def task(self, name: str) -> Path:
+        """The file of a task's answers."""
+        return self.root / "evaluate" / TASKS / f"{name}.json"
+
+    def completions(self, name: str) -> Path:
+        """The directory of the continuations of a file of prompts."""
+        return self.root / "completions" / name
+
+    def failures(self) -> list[Path]:
+        """The directories of training steps that were not finite, the newest last."""
+        found = (self.root / "train").glob("*/failure-*/failure.json")
+        return [p.parent for p in sorted(found, key=lambda p: p.stat().st_mtime)]
+
+    @property
+    def databases(self) -> Path:
+        """The directory of the databases that were changed or made after `prepare`."""
+        return self.root / "databases"
+
+    @property
+    def generated(self) -> Path:
+        """The file of the last continuation of `generate.prompt`."""
+        return self.root / "generate.json"
+
+    @property
+    def summary(self) -> Path:
+        """The file of the figures of `retro run`."""
+        return self.root / "summary.json"
+
+    @property
+    def history(self) -> Path:
+        """The file of what a person typed at `retro generate --interactive`."""
+        return self.root / ".generate_history"
+
+
+def _as_json(value):
+    """A value as a JSON file gives it back: tuples are lists."""
+    return json.loads(json.dumps(value))

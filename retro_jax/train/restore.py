@@ -1,0 +1,99 @@
+"""A training run that is there: whether it is finished, what it was made with, and its weights."""
+
+from pathlib import Path
+
+import jax
+
+from retro_jax.config import Experiment
+from retro_jax.config.fields import binding
+from retro_jax.errors import UserError
+from retro_jax.model import functional
+from retro_jax.pipeline.prepared import Prepared
+from retro_jax.store import artefact
+from retro_jax.store.workdir import WorkDir
+from retro_jax.train.checkpoint import Checkpoints
+from retro_jax.train.step import TrainState, init_state
+from retro_jax.train.trainable import Trainable
+from retro_jax.weights import pretrained
+from retro_jax.weights.base import base_weights, open_base
+
+
+def settings_of(e: Experiment, method: Trainable) -> dict:
+    """{config field: value} of all that a trained model depends on.
+
+    With a constant learning rate the number of steps is none of it: such a run can go on.
+    """
+    settings = binding(e.train, "train.") | method.binding()
+    if e.train.base:  # what it is, not where
+        settings["train.base"] = pretrained.identity(Path(e.train.base))
+    if e.train.schedule == "constant":
+        del settings["train.steps"]
+    return settings
+
+
+def inputs_of(work: WorkDir) -> list[Path]:
+    """The artefacts that a training run reads."""
+    return [work.prepared("shards/train"), work.prepared("tokenizer")]
+
+
+def trains(e: Experiment, method: Trainable) -> bool:
+    """Whether there is anything to train; the language model of a frozen base alone is not."""
+    frozen = e.train.base and e.train.freeze and not method.reads
+    return e.train.steps > 0 and not frozen
+
+
+def state_like(e: Experiment, method: Trainable, vocab: int, base: dict) -> TrainState:
+    """The shapes of a state that begins with these weights of a base."""
+    return jax.eval_shape(lambda base: init_state(method, e.train, vocab, base), base)
+
+
+def weights_of_base(e: Experiment, work: WorkDir, method: Trainable, mesh) -> dict:
+    """The weights of `train.base` that the method begins with, on the mesh in context; none without one."""
+    opened = open_base(e, work.prepared("tokenizer"))
+    return base_weights(opened, e.model, method.reads, mesh)
+
+
+def check_trained(work: WorkDir, method: Trainable) -> Path:
+    """The directory of a finished training run.
+
+    Raises:
+      UserError: it is missing, unfinished, or of another config.
+    """
+    directory, e = work.trained(method.trained_as), work.experiment
+    manifest = artefact.require(directory, "train")
+    artefact.check(directory, settings_of(e, method), inputs_of(work))
+    counts = manifest["counts"]
+    if not counts.get("complete"):
+        raise UserError(f"{directory}: training has not finished; run `retro train` to continue it")
+    if counts["steps"] != e.train.steps and trains(e, method):
+        raise UserError(
+            f"{directory} has {counts['steps']} steps, and train.steps is {e.train.steps}: run `retro "
+            "train` to give it the others, or give the field that it was trained with"
+        )
+    return directory
+
+
+def restore_trained(work: WorkDir, method: Trainable, mesh: jax.sharding.Mesh) -> dict:
+    """The parameters of a finished training run, on `mesh` (which must be in context): those of its
+    last checkpoint, or with evaluate.checkpoint = best of that whose held-out loss was lowest."""
+    e, directory = work.experiment, check_trained(work, method)
+    given = weights_of_base(e, work, method, mesh)
+    vocab = Prepared(work).tokenizer.vocab
+    if not trains(e, method):
+        return method.init(vocab, e.train.seed, frozenset(given)) | given
+    checkpoints = Checkpoints(directory / "checkpoints")
+    step = checkpoints.latest()
+    if e.evaluate.checkpoint == "best" and (best := checkpoints.best()):
+        step = best[0]
+    if step is None:
+        raise UserError(
+            f"{directory}/checkpoints holds no checkpoint: delete {directory} and run `retro train`"
+        )
+    state = checkpoints.restore(step, state_like(e, method, vocab, given), mesh, given)
+    checkpoints.close()
+    return state.weights()
+
+
+def parameters(method: Trainable, vocab: int) -> int:
+    """How many parameters a method's network has."""
+    return functional.count(method.shapes(vocab))

@@ -1,0 +1,36 @@
+"""What a training run asks of a method (methods/method.py): weights, batches, a loss."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from retro_jax.config import ModelConfig
+
+
+class Trainable(Protocol):
+    """The part of a method that is trained; methods/method.py says what each of these is."""
+
+    name: str
+    trained_as: str
+    model: ModelConfig
+    reads: bool
+
+    def shapes(self, vocab: int) -> dict[str, tuple[int, ...]]: ...
+
+    def init(self, vocab: int, seed: int, but: frozenset = frozenset()) -> dict[str, jax.Array]: ...
+
+    def added(self, vocab: int) -> set[str]: ...
+
+    def binding(self) -> dict[str, Any]: ...
+
+    def example(
+        self, record: Mapping[str, np.ndarray], rng: np.random.Generator, done: float
+    ) -> dict: ...
+
+    def loss(self, params: dict, batch: dict) -> tuple[jax.Array, jax.Array]: ...
+
+    def flops(self, vocab: int, length: int) -> int: ...
+
+    def row_losses(self, params: dict, batch: dict) -> jax.Array: ...

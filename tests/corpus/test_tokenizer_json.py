@@ -1,0 +1,88 @@
+"""Tokenizers of the two lossless kinds, trained here and given as a file."""
+
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from retro_jax.corpus.tokenizer import EOS, UNK
+from retro_jax.corpus.tokenizer_json import FIRST, PretrainedTokenizer
+from retro_jax.errors import UserError
+
+TEXT = [f"def function_{i}(x):\n    return x + {i} # naïve\n" for i in range(200)]
+
+
+def byte_level():
+    """As GPT-2 and Qwen: bytes as characters, a space before the text, NFC."""
+    made = tokenizers.Tokenizer(models.BPE())
+    made.normalizer = normalizers.NFC()
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"]
+    )
+    made.train_from_iterator(TEXT, trainer)
+    return made
+
+
+def byte_fallback():
+    """As Llama 2 and Mistral: a mark for spaces, bytes for what has no piece."""
+    made = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    marks = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    made.normalizer = normalizers.Sequence(marks)
+    made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special[:3])
+    made.train_from_iterator(TEXT, trainer)
+    fields = json.loads(made.to_str())
+    vocab = fields["model"]["vocab"]
+    for piece in special[3:]:
+        vocab.setdefault(piece, len(vocab))
+    return tokenizers.Tokenizer.from_str(json.dumps(fields))
+
+
+@pytest.fixture(scope="module", params=[byte_level, byte_fallback])
+def file(request):
+    return request.param()
+
+
+@pytest.fixture(scope="module")
+def pieces(file):
+    return PretrainedTokenizer(file.to_str().encode(), "tokenizer.json")
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+def test_every_text_comes_back_and_its_bytes_are_counted(pieces, text):
+    ids = pieces.encode(text)
+    assert pieces.decode_bytes(ids) == text.encode()
+    assert pieces.byte_counts[ids].sum() == len(text.encode())
+    assert all(UNK < i < pieces.vocab for i in ids)
+
+
+def test_ids_are_the_files_own_moved_past_ours(file, pieces):
+    text = TEXT[3].rstrip()
+    own = file.encode(text, add_special_tokens=False).ids  # these files put a space before it
+    np.testing.assert_array_equal(np.array(pieces.encode(" " + text)) - FIRST, own)
+
+
+def test_special_tokens_found_in_a_text_are_text(pieces):
+    for text in ("<|endoftext|>", "<s>", "</s> and <unk>"):
+        assert pieces.decode(pieces.encode(text)) == text
+    assert pieces.vocab % 64 == 0
+    assert not pieces.byte_counts[: EOS + 1].any()
+
+
+def test_a_tokenizer_that_loses_text_is_refused():
+    lossy = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "two": 1, "words": 2}))
+    lossy.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    lossy.decoder = decoders.WordPiece()
+    with pytest.raises(UserError, match=r"does not give .* back"):
+        PretrainedTokenizer(lossy.to_str().encode(), "tokenizer.json")
+    with pytest.raises(UserError, match=r"t\.json: no Hugging Face tokenizer"):
+        PretrainedTokenizer(b"{}", "t.json")

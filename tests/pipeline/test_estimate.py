@@ -1,0 +1,64 @@
+"""The estimate is what preparing costs: right where it can be checked, and it grows as it should."""
+
+import pytest
+
+from retro_jax.cli import main as cli
+from retro_jax.errors import UserError
+from retro_jax.pipeline import estimate
+from retro_jax.store import artefact
+
+
+@pytest.fixture(scope="module")
+def one(small):
+    return estimate.estimate(small, 1e9)
+
+
+def test_counts_and_sizes_are_those_of_the_real_thing(one, finished):
+    prepared = finished / "prepare"
+    counts = {s: artefact.read(prepared / "chunks" / s)["counts"] for s in ("train", "heldout")}
+    corpus = artefact.read(prepared / "corpus")["counts"]
+    scale = 1e9 / sum(corpus[f"{s}_bytes"] for s in counts)
+    for name in ("chunks", "tokens"):
+        real = scale * sum(c[name] for c in counts.values())
+        assert one[name] == pytest.approx(real, rel=0.02)
+    for step in ("corpus", "chunks", "embeddings", "neighbours", "shards"):
+        files = [p for p in (prepared / step).rglob("*") if p.is_file()]
+        assert one["steps"][step]["bytes"] == pytest.approx(
+            scale * sum(p.stat().st_size for p in files), rel=0.3
+        )
+    assert all(cost["vcpu_hours"] > 0 for cost in one["steps"].values())
+
+
+def test_ten_times_the_text_costs_ten_times_but_for_what_is_fitted_and_searched(small, one):
+    ten = estimate.estimate(small, 1e10)
+    for name, cost in one["steps"].items():
+        factor = 1 if name in ("tokenizer", "embedder") else 10
+        assert ten["steps"][name]["bytes"] == pytest.approx(factor * cost["bytes"], rel=0.05)
+    assert ten["index"]["shards"] > 5 * one["index"]["shards"]
+    searched = [x["steps"]["neighbours"]["vcpu_hours"] for x in (one, ten)]
+    assert searched[1] > 20 * searched[0]  # ten times the chunks in ten times the shards
+
+
+@pytest.mark.parametrize("size", ["", "0", "TB", "-5", "1XB"])
+def test_sizes_that_are_none_are_refused(size):
+    with pytest.raises(UserError, match=r"--estimate=.*for example --estimate=1TB"):
+        estimate.parse_size(size)
+    assert estimate.parse_size("1.5TB") == 1.5e12
+    assert estimate.parse_size("300 kB") == estimate.parse_size("3e5") == 3e5
+
+
+def test_it_is_shown_as_a_table_and_for_prepare_only(capsys, finished):
+    config = "--config=experiments/quickstart.py"
+    source = "--config.corpus.source=text:retro_jax/**/*.py"
+    arguments = [
+        config,
+        source,
+        "--config.retrieval.settings.tfidf.dim=32",
+        "--config.corpus.vocab=600",
+    ]
+    assert cli.main(["prepare", *arguments, "--estimate=1TB"]) == 0
+    shown = capsys.readouterr().out
+    assert "1 TB of text" in shown
+    assert "vCPU hours" in shown
+    assert cli.main(["train", *arguments, "--estimate=1TB"]) == 2
+    assert "not understood: --estimate" in capsys.readouterr().err
