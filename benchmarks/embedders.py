@@ -2,12 +2,14 @@
 
     pip install -e .
     python benchmarks/embedders.py --source='jsonl:corpus.jsonl#text' --bert=DIRECTORY --chunks 20000
+    python benchmarks/embedders.py --smoke      # does it run? little text, a BERT with random weights
 
 On the chunk tables of the quickstart's `prepare`: the first --chunks training chunks (all without it)
-are the database; a query is a held-out chunk that has a next chunk in its document; held-out documents
-are never in the database. Every embedder embeds the same texts and is searched exactly for k = 2; BM25
-is its own search; random draws chunks of the database. RETRO predicts a query's *next* chunk with the
-neighbours and their continuations [N, F]; so what is measured is what these hold of the next chunk:
+are the database; a query is a held-out chunk that has a next chunk in its document (all of them, or
+--queries, evenly spread); held-out documents are never in the database. Every embedder embeds the same
+texts and is searched exactly for k = 2; BM25 is its own search; random draws chunks of the database. RETRO
+predicts a query's *next* chunk with the neighbours and their continuations [N, F]; so what is measured is
+what these hold of the next chunk:
 
   run      tokens of the longest run that the next chunk shares with one neighbour
   held     share of the next chunk's distinct tokens that occur in the neighbours
@@ -27,14 +29,17 @@ from pathlib import Path
 import common
 import numpy as np
 
-from retro_jax import progress, steps
+from retro_jax import progress
 from retro_jax.config import RetrievalConfig
 from retro_jax.corpus.tokenizer import BOS, EOS, PAD
-from retro_jax.evaluate.overlap import longest_common_run
-from retro_jax.retrieval import embed, index
+from retro_jax.evaluate.overlap import runs
+from retro_jax.pipeline.prepared import Prepared
+from retro_jax.retrieval import sharded
+from retro_jax.retrieval.embedder import open_embedder
+from retro_jax.retrieval.embedders import tfidf
 from retro_jax.train.sharding import set_up_cpu
 
-K, DIM, RARE, BLOCK, RESAMPLES = 2, 256, 0.01, 1024, 1000
+K, RARE, BLOCK, RESAMPLES = 2, 0.01, 1024, 1000
 DEVICES = 2  # that a BERT is spread over, as in the experiments
 FORMATS = {"chunks/s": ",.0f", "queries/s": ",.0f", "run": ".2f", "held": ".4f", "rare": ".4f"}
 
@@ -45,12 +50,14 @@ class Data:
     database, queries: rows of the training and of the held-out chunk table.
     """
 
-    def __init__(self, base: Path, count: int | None):
-        self.train, self.heldout = steps.table_of(base, "train"), steps.table_of(base, "heldout")
-        self.pieces = steps.load_tokenizer(base)
+    def __init__(self, prepared: Prepared, count: int | None, asked: int | None):
+        self.train, self.heldout = prepared.table("train"), prepared.table("heldout")
+        self.pieces = prepared.tokenizer
         self.vocab = self.pieces.vocab
         self.database = np.arange(min(count or len(self.train), len(self.train)))
-        self.queries = np.flatnonzero(np.asarray(self.heldout.continuation) >= 0)
+        queries = np.flatnonzero(np.asarray(self.heldout.continuation) >= 0)
+        spread = np.linspace(0, len(queries) - 1, min(asked or len(queries), len(queries)))
+        self.queries = queries[spread.astype(int)]
         self.documents = np.asarray(self.heldout.document)[self.queries]
         self.next = self.heldout.rows(np.asarray(self.heldout.continuation)[self.queries])
         self.rare = self._frequency() < RARE * len(self.database)
@@ -66,7 +73,9 @@ class Data:
         return found
 
 
-def neighbours(data: Data, embedder, kind: str, out: Path) -> tuple[np.ndarray, float, float]:
+def neighbours(
+    data: Data, embedder, config: RetrievalConfig, out: Path
+) -> tuple[np.ndarray, float, float]:
     """Rows of the training table [Q, K]; seconds of embedding and of searching."""
     start = time.perf_counter()
     vectors = []
@@ -75,12 +84,12 @@ def neighbours(data: Data, embedder, kind: str, out: Path) -> tuple[np.ndarray, 
         for table, chosen in ((data.train, data.database), (data.heldout, data.queries)):
             made = []
             for rows in _blocks(chosen):
-                made.append(embedder.embed(steps.texts_of(data.pieces, table, rows)))
+                made.append(embedder.embed(table.texts_of(data.pieces, rows)))
                 advance(len(rows))
             vectors.append(np.concatenate(made))
     embedded = time.perf_counter() - start
-    index.build(vectors[0], out, kind, 0.0, K, len(vectors[0]))
-    opened, found = index.load(out), []
+    sharded.build(vectors[0], out, config)
+    opened, found = sharded.ShardedIndex(out), []
     start = time.perf_counter()
     with progress.bar("searching", len(data.queries)) as advance:
         for queries in _blocks(vectors[1]):
@@ -95,8 +104,8 @@ def measures(data: Data, ids: np.ndarray) -> dict[str, np.ndarray]:
     with progress.bar("comparing with what comes next", len(ids)) as advance:
         for rows in _blocks(np.arange(len(ids))):
             following, near = data.next[rows], data.train.values(ids[rows])  # [n, M], [n, K, R]
-            runs = longest_common_run(following.repeat(K, axis=0), near.reshape(-1, near.shape[-1]))
-            out["run"].append(runs.reshape(-1, K).max(axis=1))
+            shared = runs(following.repeat(K, axis=0), near.reshape(-1, near.shape[-1]))
+            out["run"].append(shared.reshape(len(rows), -1).max(axis=1))
             wanted = _occurs(following, data.vocab)
             held = wanted & _occurs(near.reshape(len(rows), -1), data.vocab)
             for name, which in (("held", slice(None)), ("rare", data.rare)):
@@ -119,30 +128,32 @@ def interval(values: np.ndarray, documents: np.ndarray) -> str:
     return "[{:.4f}, {:.4f}]".format(*np.percentile(means, [2.5, 97.5]))
 
 
-def embedders(data: Data, base: Path, bert: Path | None):
-    """Yields (name, a function that makes the embedder, kind of index)."""
-    chunk, sample = data.train.chunk, embed.sample(len(data.database))
-    yield (
-        f"tfidf, {DIM}",
-        lambda: embed.fit_tfidf(steps.texts_of(data.pieces, data.train, sample), DIM),
-        "exact",
-    )
+def embedders(data: Data, bert: Path | None, dim: int):
+    """Yields (name, embedder, the config of its index)."""
+
+    def config(**fields) -> RetrievalConfig:
+        return RetrievalConfig(neighbours=K, index_shard=len(data.database), **fields)
+
+    chunk, nothing = data.train.chunk, Path()  # that the others have learned
+    sample = tfidf.sample(len(data.database))
+    fitted = tfidf.fit_tfidf(data.train.texts_of(data.pieces, sample), dim)
+    yield f"tfidf, {dim}", fitted, config(index="exact")
     if bert:
-        config = RetrievalConfig(embedder=f"bert:{bert}")
-        yield f"BERT {bert.name}", lambda: embed.load(config, base, chunk), "exact"
-    config = RetrievalConfig(embedder="words", index="bm25")
-    yield "BM25", lambda: embed.load(config, base, chunk), "bm25"
+        own = config(embedder="bert", index="exact", settings={"bert": {"directory": str(bert)}})
+        yield f"BERT {bert.name}", open_embedder(own, nothing, chunk), own
+    words = config(embedder="words", index="bm25")
+    yield "BM25", open_embedder(words, nothing, chunk), words
 
 
-def compare(data: Data, base: Path, bert: Path | None) -> list[dict]:
+def compare(data: Data, bert: Path | None, dim: int) -> list[dict]:
     """A row for each embedder, and one for random neighbours."""
     rng = np.random.default_rng(0)
     chance = measures(data, rng.choice(data.database, (len(data.queries), K)))
     results = []
-    for name, make, kind in embedders(data, base, bert):
+    for name, embedder, config in embedders(data, bert, dim):
         progress.say(name)
         with tempfile.TemporaryDirectory() as out:
-            ids, embedded, searched = neighbours(data, make(), kind, Path(out))
+            ids, embedded, searched = neighbours(data, embedder, config, Path(out))
         rates = {
             "chunks/s": (len(data.database) + len(data.queries)) / embedded,
             "queries/s": len(data.queries) / searched,
@@ -180,11 +191,12 @@ def main():
     parser = common.parser(__doc__)
     parser.add_argument("--bert", type=Path, help="config.json, *.safetensors, tokenizer.json")
     parser.add_argument("--chunks", type=int, help="training chunks in the database")
-    args = parser.parse_args()
+    parser.add_argument("--dim", type=int, default=256, help="of tfidf's vectors")
+    parser.add_argument("--queries", type=int, help="held-out chunks, spread evenly")
+    args = common.parse(parser, chunks=150, queries=50, dim=16)
     set_up_cpu(DEVICES)
-    base = common.prepare(args.source, args.workdir)
-    data = Data(base, args.chunks)
-    rows = compare(data, base, args.bert)
+    data = Data(common.prepare(args), args.chunks, args.queries)
+    rows = compare(data, args.bert, args.dim)
     title = (
         f"{args.source}: {len(data.queries):,} held-out chunks of "
         f"{len(np.unique(data.documents))} documents, {len(data.database):,} in the database, "

@@ -2,10 +2,11 @@
 
     pip install -e . torch==2.13.0 onnx onnxruntime sentence-transformers
     python benchmarks/embedding.py --bert=DIRECTORY --chunks 2000
+    python benchmarks/embedding.py --smoke      # does it run? few texts, a BERT with random weights
 
 The same weights (DIRECTORY has config.json, *.safetensors, tokenizer.json), the same texts, which are
 chunks of a prepared corpus spread evenly over it, in float32 (ours in bfloat16 too, which is what
-`retrieval.dtype=bfloat16` gives), each library in a process of its own with all processors; they take
+`retrieval.settings.bert.dtype=bfloat16` gives), each library in a process of its own with all processors; they take
 turns, round by round. Tokenizing counts. All three sort texts by length and embed 16 at a time, the
 fastest of 4 to 64 for onnxruntime and for ours, up to 512 tokens of each; ours spreads a batch over two
 simulated devices, as the experiments do on a CPU. onnxruntime runs the network as torch.onnx.export
@@ -14,7 +15,6 @@ and how far the unit vectors are from ours at most. The model has to embed by th
 does.
 """
 
-import importlib.util
 import json
 import os
 import tempfile
@@ -31,11 +31,11 @@ FORMATS = {
 
 def retro_jax(bert: Path, directory: Path, compute: str = "float32"):
     """Texts -> vectors."""
-    from retro_jax.retrieval.sentence import BertEmbedder
+    from retro_jax.retrieval.embedders.bert import Bert
     from retro_jax.train.sharding import set_up_cpu
 
     set_up_cpu(DEVICES)
-    return BertEmbedder(bert, compute, batch=BATCH).embed
+    return Bert(bert, compute, batch=BATCH).embed
 
 
 def retro_jax_bfloat16(bert: Path, directory: Path):
@@ -136,22 +136,23 @@ def worker(name: str, bert: Path, directory: Path):
     return common.serve({"embed": run, "save": lambda: np.save(directory / name, last[0])})
 
 
-def sample(base: Path, count: int) -> list[str]:
+def sample(prepared, count: int) -> list[str]:
     """Texts of training chunks, spread evenly."""
-    from retro_jax import steps
-
-    table = steps.table_of(base, "train")
+    table = prepared.table("train")
     rows = np.linspace(0, len(table) - 1, min(count, len(table))).astype(int)
-    return steps.texts_of(steps.load_tokenizer(base), table, rows)
+    return table.texts_of(prepared.tokenizer, rows)
 
 
 def compare(bert: Path, texts: list[str], rounds: int) -> list[dict]:
     """A row for each library."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    present = [n for n in LIBRARIES if all(map(importlib.util.find_spec, NEEDS[n]))]
+    present = [n for n in LIBRARIES if common.installed(n, *NEEDS[n])]
+
+    def start(name: str) -> common.Worker:
+        return common.Worker(f"--bert={bert}", "--worker", name, directory)
+
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "texts.json").write_text(json.dumps(texts))
-        start = lambda name: common.Worker(f"--bert={bert}", "--worker", name, directory)  # noqa: E731
         if "onnxruntime" in present:
             exporter = start("export")
             exporter.ask("export")
@@ -172,22 +173,22 @@ def compare(bert: Path, texts: list[str], rounds: int) -> list[dict]:
             "peak GiB": answers[name]["peak"] / 2**30,
             "largest difference": float(abs(vectors[name] - vectors["retro_jax"]).max()),
         }
-        if name in present
-        else {"library": f"{name}: not installed"}
-        for name in LIBRARIES
+        for name in present
     ]
 
 
 def main():
     parser = common.parser(__doc__)
-    parser.add_argument("--bert", type=Path, required=True)
+    parser.add_argument("--bert", type=Path, help="config.json, *.safetensors, tokenizer.json")
     parser.add_argument("--chunks", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--worker", nargs=2, help="for itself")
-    args = parser.parse_args()
+    args = common.parse(parser, chunks=20)
     if args.worker:
         return worker(args.worker[0], args.bert, Path(args.worker[1]))
-    texts = sample(common.prepare(args.source, args.workdir), args.chunks)
+    if not args.bert:
+        parser.error("--bert=DIRECTORY is needed")
+    texts = sample(common.prepare(args), args.chunks)
     rows = compare(args.bert.resolve(), texts, args.rounds)
     title = f"embedding {len(texts):,} chunks, {common.THREADS} threads, medians of {args.rounds}"
     return common.show({title: rows}, FORMATS, args.json)

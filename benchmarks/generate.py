@@ -3,9 +3,10 @@
     pip install -e .
     python benchmarks/generate.py --size=quickstart
     python benchmarks/generate.py --size=small --torch-python=PATH
+    python benchmarks/generate.py --smoke      # does it run? the tiny model of common.SMALL
 
 PATH: an interpreter with torch 2.13.0, retro-pytorch 0.3.9 and pyarrow<18; without it that part is left out.
-WORKDIR has two databases of the config's corpus, BM25 and TF-IDF with ScaNN; they are made first, which
+WORKDIR has two databases of the experiment's corpus, BM25 and TF-IDF with ScaNN; they are made first, which
 takes 2 minutes or more. With the default of 5 rounds count on 5 to 30 minutes after that, by size and by
 what else the machine does; --rows and --rounds make it shorter.
 
@@ -15,12 +16,10 @@ its place. What is compared takes turns, round by round; printed are medians and
 median of the rounds' own with their range. The first two rounds compile and do not count.
 """
 
-from pathlib import Path
-
 import common
 import numpy as np
 import recompute
-from generation import LONG, PROMPT, SIZES, K, Setup, Turns, set_up
+from generation import SIZES, K, Setup, Turns, set_up
 
 ON, SCANN, APART = "on, BM25", "on, ScaNN", "on, BM25, chunks end at different times"
 OFF, PLAIN = "off: k = 0 asked for", "language model alone"
@@ -30,12 +29,13 @@ FORMATS = {
 }  # fmt: skip
 
 
-def generations(s: Setup, rows: int, tokens: int):
+def generations(s: Setup, rows: int):
     """What generates, by name, and what has to be closed."""
-    from retro_jax.generate.request import Request
+    from retro_jax.config.request import Request
 
-    together = s.prompts([PROMPT] * rows)
-    apart = s.prompts([PROMPT - s.model.chunk * i // rows for i in range(rows)])
+    prompt, tokens = s.size.prompt, s.size.tokens
+    together = s.prompts([prompt] * rows)
+    apart = s.prompts([prompt - s.chunk * i // rows for i in range(rows)])
     retro, plain = s.generator(rows), s.generator(rows, 0)
 
     def run(generator, retriever, texts, k):
@@ -57,20 +57,23 @@ def pieces(s: Setup, rows: int):
     """Parts of it alone, by name; rows are half-way through."""
     from retro_jax.generate.engine import SEGMENT, Engine
     from retro_jax.generate.lookup import Lookup
+    from retro_jax.generate.sample import silent_of
 
-    engine = Engine(s.model, s.params, rows, PROMPT + LONG, K)
-    lookup = Lookup(s.text, s.tokenizer, s.model.chunk, s.model.retrieved, K)
-    found = s.text.retrieve(s.text.some(max(rows, 3)))
-    prompt, near = s.text.some(3).ravel(), dict(enumerate(found.tokens[:rows]))
+    silent = silent_of(s.tokenizer.byte_counts)
+    engine = Engine(s.method, s.params, rows, s.length, K, silent)
+    lookup = Lookup(s.text, s.tokenizer, s.chunk, s.method.model.reading.retrieved, K)
+    whole = s.size.prompt // s.chunk  # chunks of a prompt
+    found = s.text.retrieve(s.text.some(max(rows, whole + 1)))
+    text, near = s.text.some(whole + 1).ravel(), dict(enumerate(found.tokens[:rows]))
     for row in range(rows):
-        engine.admit(row, prompt, found.tokens[:3])
+        engine.admit(row, text, found.tokens[: whole + 1])
 
     def go_on(times, steps, fresh=None):
         for _ in range(times):
             engine.advance(np.full(rows, steps), fresh)
 
     def pass_():
-        engine.admit(0, prompt[:PROMPT], found.tokens[:2])
+        engine.admit(0, text[: s.size.prompt], found.tokens[:whole])
         engine.copy([0], rows - 1)
 
     work = {
@@ -80,24 +83,25 @@ def pieces(s: Setup, rows: int):
         "tell": lambda: [lookup.describe(found.of(slice(i, i + 1))) for i in range(rows)],
     }
     for name, retriever in s.text.all.items():
-        embed, chunks = retriever.databases.embedder.embed, s.text.some(rows)
+        embed, chunks = retriever.databases.prepared.embedder.embed, s.text.some(rows)
         texts = [s.tokenizer.decode(c) for c in chunks.tolist()]
         work[f"{name} embed"] = lambda embed=embed, texts=texts: [embed(texts)]
         work[f"{name} whole"] = lambda r=retriever, chunks=chunks: r.retrieve(chunks)
     return work, lookup
 
 
-def measure(s: Setup, rows: int, tokens: int, rounds: int) -> dict[str, list[dict]]:
+def measure(s: Setup, rows: int, rounds: int) -> dict[str, list[dict]]:
     """The tables of so many rows."""
     from retro_jax.generate.engine import SEGMENT
 
-    (whole, open_), (alone, lookup) = generations(s, rows, tokens), pieces(s, rows)
+    prompt, tokens, m = s.size.prompt, s.size.tokens, s.chunk
+    (whole, open_), (alone, lookup) = generations(s, rows), pieces(s, rows)
     turns = Turns(whole | alone, rounds, uncounted=2)
     for x in (*open_, lookup):
         x.close()
     ms = {name: 1e3 * turns.median(name) for name in turns.seconds}
-    step, m = ms["step"] / SEGMENT, s.model.chunk
-    ends = (PROMPT + tokens - 1) // m - PROMPT // m  # chunks whose neighbours are read
+    step = ms["step"] / SEGMENT
+    ends = (prompt + tokens - 1) // m - prompt // m  # chunks whose neighbours are read
     looked = {n: (ms[f"{n} embed"], ms[f"{n} whole"] - ms[f"{n} embed"]) for n in s.text.all}
     parts = [
         ("prompt's pass, one row at a time", ms["pass"], rows),
@@ -129,9 +133,9 @@ def measure(s: Setup, rows: int, tokens: int, rounds: int) -> dict[str, list[dic
 
 def first_token(s: Setup, rounds: int) -> list[dict]:
     """From a request to its first token."""
-    from retro_jax.generate.request import Request
+    from retro_jax.config.request import Request
 
-    generator, prompt = s.generator(1), s.prompts([PROMPT])[0]
+    generator, prompt = s.generator(1), s.prompts([s.size.prompt])[0]
 
     def run(name, k):
         def do():
@@ -152,20 +156,19 @@ def memory(s: Setup) -> list[dict]:
     """Bytes of what a row keeps, counted from shapes, and of the process."""
     import jax
 
-    from retro_jax.model import decode
     from retro_jax.train import sharding
 
     def size(rows: int, k: int) -> int:
+        def start(params):
+            return s.method.start(s.method.decoder(params), rows, s.length, k)
+
         with jax.set_mesh(sharding.one_device()):
-            net = jax.eval_shape(lambda p: decode.decoder(s.model, p), s.params)
-            start = lambda net: decode.start(net, rows, PROMPT + LONG, k)  # noqa: E731
-            return sum(
-                x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(start, net))
-            )
+            state = jax.eval_shape(start, s.params)
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
 
     row = {k: size(2, k) - size(1, k) for k in (0, K)}
     found = {
-        f"cache of a row of {PROMPT + LONG} tokens": row[K],
+        f"cache of a row of {s.length} tokens": row[K],
         "of it, what is read of neighbours": row[K] - row[0],
         "cache that all rows share (positions)": size(1, K) - row[K],
         "weights": sum(p.nbytes for p in s.params.values()),
@@ -175,32 +178,26 @@ def memory(s: Setup) -> list[dict]:
 
 
 def main():
-    parser = common.parser(__doc__, corpus=False)
+    parser = common.parser(__doc__)
     parser.add_argument("--size", choices=SIZES, default="quickstart")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, nargs="+", help="instead of the size's own")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/benchmark-generate"))
-    parser.add_argument("--config", type=Path, default=common.QUICKSTART)
     parser.add_argument("--torch-python", metavar="PATH", help="interpreter with retro-pytorch")
     parser.add_argument("--worker", help="for this program itself")
-    args = parser.parse_args()
+    args = common.parse(parser, size="smoke")
     if args.worker:
         return recompute.retro_pytorch(args.worker)
-    from retro_jax import workdir
-
-    changed, batches, tokens = SIZES[args.size]
-    s, tables = set_up(args.config, args.workdir, changed), {}
+    s, tables = set_up(args), {}
 
     def report(found: dict[str, list[dict]]):
         common.show(found, FORMATS, None)
         for title, rows in found.items():
             tables.setdefault(title, []).extend(rows)
         if args.json:  # as far as it got
-            about = {"threads": common.THREADS, "versions": workdir.versions()}
-            workdir.write_json(args.json, about | {"tables": tables})
+            common.save(tables, args.json)
 
-    for rows in args.rows or batches:
-        report(measure(s, rows, tokens, args.rounds))
+    for rows in args.rows or s.size.rows:
+        report(measure(s, rows, args.rounds))
     report({"first token": first_token(s, args.rounds)})
     report({"memory": memory(s)})
     report({"without a cache": recompute.measure(s, args.torch_python, args.rounds)})

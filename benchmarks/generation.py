@@ -1,37 +1,51 @@
 """What the benchmarks of generation share: shapes, databases of held-out text, things that take turns."""
 
+import argparse
 import dataclasses
-import importlib.util
 import itertools
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
+import common
 import numpy as np
 
-PROMPT, LONG, K = 128, 512, 2  # tokens of a prompt; of a long continuation; neighbours
-# Fields of ModelConfig where they differ from the config's; rows; tokens that are generated.
+K = 2  # neighbours
+
+
+class Size(NamedTuple):
+    """What is generated, with which model.
+
+    Attributes:
+      model: fields of a model's parts where they differ from the experiment's.
+      rows: continuations that are decoded together, one number after the other.
+      tokens: of a continuation. prompt: of a prompt. long: of a long continuation.
+    """
+
+    model: dict
+    rows: tuple[int, ...]
+    tokens: int
+    prompt: int = 128
+    long: int = 512
+
+
 SMALL = {
-    "d": 256, "layers": 6, "heads": 8, "head_size": 64, "cca_layers": (3, 6), "encoder_d": 128,
-    "encoder_layers": 2, "encoder_heads": 8, "encoder_head_size": 64, "share_embedding": False,
-}  # fmt: skip
+    "decoder": {"d": 256, "layers": 6, "heads": 8, "head_size": 64},
+    "encoder": {"d": 128, "layers": 2, "heads": 8, "head_size": 64, "share_embedding": False},
+    "reading": {"cca_layers": (3, 6)},
+}
 PAPER = {
-    "d": 896, "layers": 12, "heads": 16, "head_size": 64, "cca_layers": (6, 9, 12),
-    "encoder_d": 896, "encoder_layers": 2, "encoder_heads": 16, "encoder_head_size": 64,
-    "share_embedding": False,
-}  # fmt: skip
+    "decoder": {"d": 896, "layers": 12, "heads": 16, "head_size": 64},
+    "encoder": {"d": 896, "layers": 2, "heads": 16, "head_size": 64, "share_embedding": False},
+    "reading": {"cca_layers": (6, 9, 12)},
+}
 SIZES = {
-    "quickstart": ({}, (1, 8, 32), 256),
-    "small": (SMALL, (1, 8, 32), 256),
-    "172m": (PAPER, (1, 8), 128),
+    "smoke": Size({}, (1,), 64, prompt=32, long=64),
+    "quickstart": Size({}, (1, 8, 32), 256),
+    "small": Size(SMALL, (1, 8, 32), 256),
+    "172m": Size(PAPER, (1, 8), 128),
 }
-RETRIEVERS = {
-    "BM25": {"embedder": "words", "index": "bm25"},
-    "ScaNN": {"embedder": "tfidf", "dim": 256, "index": "auto"},
-}
+RETRIEVERS = {"BM25": "bm25", "ScaNN": "tfidf"}  # and their names in common.RETRIEVERS
 
 
 class RealText:
@@ -40,33 +54,49 @@ class RealText:
     def __init__(self, retrievers: dict, chunks: np.ndarray):
         self.all, self._next, self.k = retrievers, itertools.cycle(chunks), K
         self.use("BM25")
-        self.check = lambda databases: None
 
     def use(self, name: str):
+        """Has one of them be in use."""
         self.now = self.all[name]
         self.source_of = self.now.source_of
+
+    def check(self, databases):
+        """Every database will do."""
 
     def some(self, n: int) -> np.ndarray:
         """The next n held-out chunks."""
         return np.stack([next(self._next) for _ in range(n)])
 
     def retrieve(self, chunks, *rest):
+        """What held-out chunks retrieve, as many."""
         return self.now.retrieve(self.some(len(chunks)), *rest)
 
 
 class Setup(NamedTuple):
-    """A model with random weights, and what it reads."""
+    """A method with random weights, and what it reads."""
 
-    model: object
+    method: object
     params: dict
     tokenizer: object
     text: RealText
+    size: Size
+
+    @property
+    def chunk(self) -> int:
+        """M."""
+        return self.method.model.reading.chunk
+
+    @property
+    def length(self) -> int:
+        """Tokens that a prompt and its continuation have together, at most."""
+        return self.size.prompt + self.size.long
 
     def generator(self, rows: int, k: int = K):
+        """A generator that is warm; k = 0: of the language model alone."""
         from retro_jax.generate.generator import Generator
 
-        length = PROMPT + LONG
-        made = Generator(self.model, self.params, self.tokenizer, self.text, rows, length, k)
+        given = self.method, self.params, self.tokenizer, self.text
+        made = Generator(*given, rows, self.length, k)
         made.warm_up()
         return made
 
@@ -74,11 +104,8 @@ class Setup(NamedTuple):
         """Held-out texts that have so many tokens each, BOS included."""
         from retro_jax.generate.lookup import prompt_ids
 
-        found, texts = (
-            [],
-            map(self.tokenizer.decode, self.text.some(4 * 160).reshape(-1, 256).tolist()),
-        )
-        texts = itertools.cycle(list(texts))
+        parts = self.text.some(4 * 160).reshape(-1, 256).tolist()
+        found, texts = [], itertools.cycle([self.tokenizer.decode(part) for part in parts])
         for length in lengths:
             text = None
             while text is None:  # a cut text is tokenized anew, so that not every length is met
@@ -89,38 +116,28 @@ class Setup(NamedTuple):
         return found
 
 
-def set_up(config: Path, root: Path, changed: dict) -> Setup:
-    """The config's model but for what is changed, and databases in `root`, made if need be."""
+def set_up(args: argparse.Namespace) -> Setup:
+    """The experiment's model but for what the size changes, and databases in WORKDIR, made if need be."""
     import jax
 
-    from retro_jax import steps
-    from retro_jax.config import RetrievalConfig, from_config_dict
-    from retro_jax.corpus.chunks import ChunkTable
     from retro_jax.corpus.tokenizer import EOS
-    from retro_jax.model import functional
+    from retro_jax.databases.retriever import open_retriever
+    from retro_jax.methods.retro import Retro
     from retro_jax.train import sharding
 
     sharding.set_up_cpu(1)  # before JAX first runs
-    spec = importlib.util.spec_from_file_location("experiment", config)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    e, retrievers = from_config_dict(module.get_config()), {}
-    for name, fields in RETRIEVERS.items():
-        where = root / name
-        flags = [f"--config.retrieval.{n}={v}" for n, v in fields.items()]
-        command = [sys.executable, "-m", "retro_jax.cli", "prepare", f"--config={config}", *flags]
-        if subprocess.run([*command, f"--workdir={where}"], stdout=sys.stderr).returncode:
-            sys.exit(1)
-        own = dataclasses.replace(e, retrieval=RetrievalConfig(neighbours=K, **fields))
-        retrievers[name] = steps.load_retriever(own, where / "prepare")
-    tokenizer = steps.load_tokenizer(root / "BM25" / "prepare")
-    chunks = np.array(ChunkTable(root / "BM25" / "prepare" / "chunks" / "heldout").tokens)
-    model = dataclasses.replace(e.model, **changed)
+    prepared = {name: common.prepare(args, which) for name, which in RETRIEVERS.items()}
+    retrievers = {name: open_retriever(one.work) for name, one in prepared.items()}
+    e, size = prepared["BM25"].experiment, SIZES[args.size]
+    chunks = np.array(prepared["BM25"].table("heldout").tokens)
+    parts = {n: dataclasses.replace(getattr(e.model, n), **f) for n, f in size.model.items()}
+    method = Retro(dataclasses.replace(e.model, **parts), K)
     with jax.set_mesh(sharding.one_device()):
-        params = functional.init(model, e.corpus.vocab, 0)
+        params = method.init(e.corpus.vocab, 0)
         # The logit of the end of a document is 0: some other token is more probable.
         params["embedding"] *= np.arange(e.corpus.vocab)[:, None] != EOS
-    return Setup(model, params, tokenizer, RealText(retrievers, chunks[chunks.all(axis=1)]))
+    text = RealText(retrievers, chunks[chunks.all(axis=1)])
+    return Setup(method, params, prepared["BM25"].tokenizer, text, size)
 
 
 class Turns:
@@ -137,6 +154,7 @@ class Turns:
                 self.seconds[name] += [took] if i >= uncounted else []
 
     def median(self, name: str) -> float:
+        """Seconds."""
         return statistics.median(self.seconds[name])
 
     def ratio(self, name: str, other: str) -> str:

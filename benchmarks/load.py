@@ -1,10 +1,13 @@
 """`retro serve` under load: many clients at once, and some that do what they should not.
 
-    python benchmarks/load.py --config=experiments/quickstart.py --workdir=runs/quickstart --seconds=120
+    pip install -e '.[serve]' httpx
+    python benchmarks/load.py --workdir=runs/quickstart --seconds=120
+    python benchmarks/load.py --smoke      # does it run? a tiny model, few clients, few seconds
 
-Every client sends one request after another: 16 to 64 tokens after 50 to 400 characters of this file, streamed
-or not, with no or with two neighbours a chunk. Meanwhile others send what is no JSON, what is too long or has
-another key, hang up in the middle of a stream, or never read what they asked for.
+WORKDIR is a working directory that is trained; what it lacks is made first, a whole experiment of --config if
+there is nothing. Every client sends one request after another: 16 to 64 tokens after 50 to 400 characters of
+this file, streamed or not, with no or with two neighbours a chunk. Meanwhile others send what is no JSON,
+what is too long or has another key, hang up in the middle of a stream, or never read what they asked for.
 """
 
 import asyncio
@@ -33,21 +36,14 @@ COLUMNS = {"mean": ".3f", "p50": ".3f", "p95": ".3f", "p99": ".3f", "MiB": ",.0f
 class Server:
     """`retro serve` as a process."""
 
-    def __init__(self, config: Path, workdir: Path, rows: int):
+    def __init__(self, workdir: Path, rows: int, length: int):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.address = f"http://127.0.0.1:{self.port}"
-        command = [
-            sys.executable,
-            "-m",
-            "retro_jax.cli",
-            "serve",
-            f"--config={config}",
-            f"--rows={rows}",
-        ]
+        self.address, self.length = f"http://127.0.0.1:{self.port}", length
+        command = [sys.executable, "-m", "retro_jax.cli", "serve", str(workdir)]
         self._process = subprocess.Popen(
-            [*command, f"--workdir={workdir}", f"--port={self.port}"],
+            [*command, f"--rows={rows}", f"--length={length}", f"--port={self.port}"],
             env=os.environ | {"RETRO_API_KEY": KEY}, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         begin = time.perf_counter()
@@ -123,7 +119,7 @@ async def _read(answer: httpx.Response, stream: bool, begin: float, seen: Seen) 
 async def hostile(server: Server, end: float, seen: Seen):
     """Does what it should not, one thing after another, until the end."""
     http = httpx.AsyncClient(base_url=server.address, headers=_headers(), timeout=60)
-    asked = {"prompt": "import os\n", "max_tokens": 500, "stream": True}
+    asked = {"prompt": "import os\n", "max_tokens": server.length // 2, "stream": True}
     sent = {
         "no JSON": {"content": b'{"prompt": "a'},
         "too long": {"content": b'{"prompt": "' + b"a" * 2**21 + b'"}'},
@@ -145,7 +141,8 @@ async def hostile(server: Server, end: float, seen: Seen):
 
 async def never_reads(server: Server, end: float, seen: Seen):
     """Asks for more than a kernel keeps, and reads none of it."""
-    body = {"prompt": "a", "max_tokens": 900, "n": 8, "logprobs": 5, "stream": True}
+    tokens = server.length * 7 // 8
+    body = {"prompt": "a", "max_tokens": tokens, "n": 8, "logprobs": 5, "stream": True}
     data = json.dumps(body).encode()
     head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\n" + "".join(
         f"{name}: {value}\r\n"
@@ -184,8 +181,10 @@ async def load(server: Server, clients: int, seconds: float) -> tuple[Seen, dict
     return seen, memory
 
 
-def quantiles(values: list[float]) -> dict:
-    """Mean and percentiles, seconds."""
+def quantiles(values: list[float]) -> dict[str, float | None]:
+    """Mean and percentiles, seconds; None of nothing."""
+    if not values:
+        return dict.fromkeys(("mean", "p50", "p95", "p99"))
     p50, p95, p99 = np.quantile(values, (0.5, 0.95, 0.99))
     return {"mean": np.mean(values), "p50": p50, "p95": p95, "p99": p99}
 
@@ -203,14 +202,17 @@ def queue_wait(address: str) -> dict:
 
 
 def main():
-    parser = common.parser(__doc__, corpus=False)
-    parser.add_argument("--config", type=Path, default=common.QUICKSTART)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/quickstart"))
+    parser = common.parser(__doc__)
+    parser.set_defaults(workdir=Path("runs/quickstart"))
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--rows", type=int, default=8)
-    flags = parser.parse_args()
-    server = Server(flags.config, flags.workdir, flags.rows)
+    parser.add_argument("--length", type=int, default=1024, help="of `retro serve`")
+    flags = common.parse(
+        parser, workdir=Path("runs/smoke/bm25"), seconds=2, clients=4, rows=2, length=512
+    )
+    common.train(flags)
+    server = Server(flags.workdir, flags.rows, flags.length)
     try:
         begin = time.perf_counter()
         seen, memory = asyncio.run(load(server, flags.clients, flags.seconds))

@@ -2,6 +2,7 @@
 
     pip install -e .
     python benchmarks/overlap.py
+    python benchmarks/overlap.py --smoke      # does it run? few pairs
 
 `evaluate.overlap.runs` beside the same dynamic programming in NumPy, all pairs at once, and in plain Python,
 pair by pair, which is what one would write first. All give the same numbers, which is checked. Takes
@@ -13,7 +14,7 @@ import time
 import common
 import numpy as np
 
-PAIRS, CHUNK, READ = 20_000, 64, 128
+CHUNK, READ, CHECKED = 64, 128, 100
 
 
 def by_numpy(a, b):
@@ -40,23 +41,24 @@ def by_python(a, b):
 def main():
     parser = common.parser(__doc__, corpus=False)
     parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
+    parser.add_argument("--pairs", type=int, default=20_000)
+    args = common.parse(parser, pairs=200)
     from retro_jax.evaluate.overlap import runs
 
     rng = np.random.default_rng(0)
-    a, b = (rng.integers(1, 300, (PAIRS, n)).astype(np.uint16) for n in (CHUNK, READ))
+    a, b = (rng.integers(1, 300, (args.pairs, n)).astype(np.uint16) for n in (CHUNK, READ))
     ways = {
-        "retro_jax": (runs, PAIRS),
+        "retro_jax": (runs, args.pairs),
         "NumPy": (by_numpy, 2_000),
-        "plain Python": (by_python, 100),
+        "plain Python": (by_python, CHECKED),
     }
-    expected, seconds = by_numpy(a[:100], b[:100]), {name: [] for name in ways}
+    expected, seconds = by_numpy(a[:CHECKED], b[:CHECKED]), {name: [] for name in ways}
     for _ in range(args.rounds + 1):  # the first compiles
         for name, (run, count) in ways.items():
             begin = time.perf_counter()
             found = run(a[:count], b[:count])
-            seconds[name].append((time.perf_counter() - begin) / count)
-            np.testing.assert_array_equal(found[:100], expected)
+            seconds[name].append((time.perf_counter() - begin) / len(found))
+            np.testing.assert_array_equal(found[:CHECKED], expected)
     ours = seconds["retro_jax"][1:]
     rows = []
     for name, each in seconds.items():

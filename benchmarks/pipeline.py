@@ -2,13 +2,15 @@
 
     pip install -e .
     python benchmarks/pipeline.py --source='jsonl:corpus.jsonl#text' --workdir=runs/benchmark
+    python benchmarks/pipeline.py --smoke      # does it run? a few files of Python's library
 
 Runs `retro prepare` once, in a process of its own, and reads the manifests that it leaves; a working
 directory that is complete is not made again, and a step that was interrupted counts from where it went
 on. Prints a row a step: what it goes through and how many of that a second, tokens a second, wall-clock
 and CPU seconds, bytes on disk, also for each token, and the peak memory of the process up to the end of
 the step. Tokenizer and embedder are fitted on samples, so that they have no rate; building the index
-includes measuring its recall. The other benchmarks read the same working directory.
+includes measuring its recall. Other benchmarks read the same
+working directory, WORKDIR/tfidf.
 """
 
 from pathlib import Path
@@ -31,11 +33,11 @@ FORMATS = {
 
 
 def measured(base: Path) -> list[dict]:
-    """A row for each step under WORKDIR/prepare, in the order in which they were made."""
-    from retro_jax import workdir
+    """A row for each step below `base`, in the order in which they were made."""
+    from retro_jax.store import artefact
 
     found = [p.parent for p in base.rglob("manifest.json")]
-    manifests = {str(p.relative_to(base)): workdir.read_manifest(p) for p in found}
+    manifests = {str(p.relative_to(base)): artefact.read(p) for p in found}
     splits = {n.partition("/")[2]: m["counts"] for n, m in manifests.items() if "chunks/" in n}
     everything, rows = sum(c["tokens"] for c in splits.values()), []
     for name, manifest in sorted(manifests.items(), key=lambda item: item[1]["made"]):
@@ -74,8 +76,8 @@ def measured(base: Path) -> list[dict]:
 
 
 def main():
-    args = common.parser(__doc__).parse_args()
-    rows = measured(common.prepare(args.source, args.workdir))
+    args = common.parse(common.parser(__doc__))
+    rows = measured(common.prepare(args).work.prepared())
     title = f"preparing {args.source}, {common.THREADS} processors"
     common.show({title: rows}, FORMATS, args.json)
 

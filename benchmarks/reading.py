@@ -2,6 +2,7 @@
 
     pip install -e .
     python benchmarks/reading.py --tensorflow-python=PATH
+    python benchmarks/reading.py --smoke      # does it run? few records
 
 The same shards, of records as the 172M model trains on them (2,048 tokens, k = 2, random content, all
 features). Readers are processes of their own that take turns, round by round; each goes through all
@@ -17,10 +18,9 @@ the one of --tensorflow-python, which needs nothing but tensorflow.
                [8, ...], parallel calls and prefetching on AUTOTUNE: order of the file
 
 What training needs is computed: the 172M model's step reads STEP_TOKENS tokens a second on two CPU
-threads (README); on an accelerator three forward passes of `sizes.table()` at MFU of PEAK.
+threads (README); on an accelerator three forward passes as `sizes.forward_flops` counts them at MFU of PEAK.
 """
 
-import importlib.util
 import json
 import sys
 import tempfile
@@ -38,7 +38,7 @@ def write(directory: Path, count: int):
     """Records with the features of `sequences.record`."""
     import numpy as np
 
-    from retro_jax import records
+    from retro_jax.store import records
 
     chunks = LENGTH // CHUNK
 
@@ -53,18 +53,20 @@ def write(directory: Path, count: int):
             "first_scored": np.zeros(1, np.int32),
         }
 
-    records.write(directory, lambda start: map(example, range(start, count)))
+    records.write(directory, map(example, range(count)))
 
 
 def batches(directory: Path, count: int) -> int:
     """What training reads."""
     import itertools
 
-    from retro_jax.config import TrainConfig
-    from retro_jax.records import Records
+    from retro_jax.config import ModelConfig, TrainConfig
+    from retro_jax.methods.retro import Retro
+    from retro_jax.store.records import Records
     from retro_jax.train import data
 
-    read = data.batches(Records(directory), TrainConfig(length=LENGTH, batch=BATCH), 0, True)
+    config, method = TrainConfig(length=LENGTH, batch=BATCH), Retro(ModelConfig(), K)
+    read = data.batches(Records(directory), config, method, 0)
     return sum(len(b["tokens"]) for b in itertools.islice(read, count // BATCH))
 
 
@@ -72,7 +74,7 @@ def random_records(directory: Path, count: int) -> int:
     """One record after the other, in a random order."""
     import numpy as np
 
-    from retro_jax.records import Records
+    from retro_jax.store.records import Records
 
     opened = Records(directory)
     return sum(len(opened[i]["tokens"]) > 0 for i in np.random.default_rng(0).permutation(count))
@@ -83,7 +85,7 @@ def grains(directory: Path, count: int) -> int:
     import grain
     import numpy as np
 
-    from retro_jax.records import Records
+    from retro_jax.store.records import Records
 
     opened, seen = Records(directory), 0
     for path in sorted(directory.glob("*.tfrecord")):
@@ -127,10 +129,11 @@ def needed() -> dict[str, float]:
     """Examples a second that the 172M model's train step reads, by machine."""
     from retro_jax.model import sizes
 
-    (flops,) = (row["flops_per_token"] for row in sizes.table() if row["name"] == "172M")
+    (model,) = (model for _, name, model in sizes.PAPER if name == "172M")
+    flops = sizes.forward_flops(model, sizes.VOCAB, LENGTH, K)
     return {
         "needed on 2 CPU threads": STEP_TOKENS / LENGTH,
-        "needed on a TPU v5e": PEAK * MFU / (3 * flops * LENGTH),
+        "needed on a TPU v5e": PEAK * MFU / (3 * flops),
     }
 
 
@@ -140,12 +143,14 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tensorflow-python", metavar="PATH", help="an interpreter that has it")
     parser.add_argument("--worker", nargs=3, help="for itself")
-    args = parser.parse_args()
+    args = common.parse(parser, records=16)
     if args.worker:
         name, directory, count = args.worker
         return common.serve({"read": lambda: READERS[name](Path(directory), int(count))})
     count = max(1, args.records // BATCH) * BATCH
-    tf_python = sys.executable if importlib.util.find_spec("tensorflow") else args.tensorflow_python
+    tf_python = args.tensorflow_python
+    if not tf_python and common.installed("tf.data", "tensorflow"):
+        tf_python = sys.executable
     with tempfile.TemporaryDirectory() as directory:
         write(Path(directory), count)
         pythons = dict.fromkeys(READERS, sys.executable) | {"tf.data": tf_python}
@@ -169,8 +174,6 @@ def main():
         }
         for name, value in rate.items()
     ]
-    if not tf_python:
-        rows.append({"reader": "tf.data: not installed"})
     title = f"{count:,} records of {LENGTH} tokens, k = {K}, medians of {args.rounds}"
     return common.show({title: rows}, FORMATS, args.json)
 
