@@ -8,15 +8,14 @@ from rich.table import Table
 
 from retro_jax import progress
 from retro_jax.cli.command import Command, Flag
-from retro_jax.cli.experiment import check, here, load, open_work
+from retro_jax.cli.experiment import experiment_of, open_work, ready
 from retro_jax.config import Experiment
 from retro_jax.errors import UserError
 
 
 def _config(args, fields) -> int:
     if args.config or args.workdir or args.workdir_flag:
-        e = open_work(args, fields).experiment if not args.config else load(args.config, fields)
-        check(e)
+        e = experiment_of(args, fields)
     elif fields:
         raise UserError("name a working directory or give --config=FILE to change fields of")
     else:
@@ -35,12 +34,10 @@ def _database(args, fields) -> int:
     from retro_jax.databases.database import PREPARED, Databases
     from retro_jax.pipeline.prepare import check_prepared
     from retro_jax.pipeline.prepared import Prepared
-    from retro_jax.train import sharding
 
     if args.add is not None and args.delete is not None:
         raise UserError(f"--add={args.add} with --delete={args.delete}: give one at a time")
-    work = here(open_work(args, fields))
-    sharding.set_up_cpu(work.experiment.mesh.cpu_devices)
+    work = ready(open_work(args, fields))
     check_prepared(work, only_live=True)
     databases, name = Databases(Prepared(work)), args.database or PREPARED
     if args.add is not None:

@@ -4,13 +4,11 @@ import json
 from pathlib import Path
 
 from retro_jax.cli.command import Command, Flag
-from retro_jax.cli.experiment import here, keep, open_work
+from retro_jax.cli.experiment import keep, open_work, ready
 from retro_jax.errors import UserError
 
 
 def _evaluate(args, fields) -> int:
-    from retro_jax.train import sharding
-
     if args.task is None and (args.limit is not None or args.k is not None or args.align):
         raise UserError("--limit, --k and --align are for an evaluation of --task=KIND:FILE")
     if args.task is not None and args.text is not None:
@@ -19,14 +17,13 @@ def _evaluate(args, fields) -> int:
         raise UserError(
             "--name and --databases are for an evaluation of --text=SOURCE or --task=KIND:FILE"
         )
-    work = open_work(args, fields)
-    sharding.set_up_cpu(work.experiment.mesh.cpu_devices)
+    work = ready(open_work(args, fields))
     databases = (args.databases or "prepared").split(",")
     if args.task is not None:
         from retro_jax.evaluate import tasks
 
         tasks.run(
-            here(work), args.task, args.limit, args.k, args.align, args.name, databases, args.method
+            work, args.task, args.limit, args.k, args.align, args.name, databases, args.method
         )
         return 0
     from retro_jax.evaluate import evaluate as stage
@@ -36,7 +33,7 @@ def _evaluate(args, fields) -> int:
         results = stage.evaluate(keep(work))
     else:
         name = args.name or "text"
-        results = {name: stage.evaluate_text(here(work), args.text, name, databases)}
+        results = {name: stage.evaluate_text(work, args.text, name, databases)}
     summary.print_evaluations({split: m["counts"] for split, m in results.items()})
     return 0
 
@@ -55,12 +52,10 @@ def _report(args, fields) -> int:
 
 def _lm_eval(args, fields) -> int:
     from retro_jax.store import files
-    from retro_jax.train import sharding
 
     if args.tasks is None:
         raise UserError("--tasks is missing: names of tasks, for example --tasks=lambada_openai")
-    work = here(open_work(args, fields))
-    sharding.set_up_cpu(work.experiment.mesh.cpu_devices)
+    work = ready(open_work(args, fields))
     try:
         from lm_eval.utils import make_table
 

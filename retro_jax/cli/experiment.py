@@ -3,7 +3,6 @@ given on top."""
 
 import argparse
 import dataclasses
-import difflib
 import functools
 import importlib.resources
 import re
@@ -15,16 +14,9 @@ from ml_collections import ConfigDict, config_flags
 
 from retro_jax import progress
 from retro_jax.config import Experiment, from_config_dict, to_config_dict
-from retro_jax.config.fields import binding
+from retro_jax.config.fields import binding, did_you_mean, leaves
 from retro_jax.errors import UserError
-from retro_jax.methods import method
-from retro_jax.pipeline.recipe import recipe
-from retro_jax.retrieval import index
-from retro_jax.retrieval.embedder import EMBEDDERS
-from retro_jax.retrieval.index import INDEXES
-from retro_jax.store import artefact
 from retro_jax.store.workdir import WorkDir
-from retro_jax.train import restore
 
 
 def open_work(args: argparse.Namespace, fields: Sequence[str]) -> WorkDir:
@@ -40,25 +32,32 @@ def open_work(args: argparse.Namespace, fields: Sequence[str]) -> WorkDir:
         raise UserError(
             f"--workdir={args.workdir_flag}: the directory {args.workdir} is given already"
         )
-    stored = WorkDir(root) if root and WorkDir(root).exists else None
+    e = experiment_of(args, fields)
+    stored = WorkDir(root or Path("runs") / e.name)
+    if stored.exists:
+        for line in differing(stored.experiment, e):
+            progress.say(f"config: {line}")
+    return WorkDir(stored.root, e)
+
+
+def experiment_of(args: argparse.Namespace, fields: Sequence[str]) -> Experiment:
+    """The experiment that a command is about: that of --config, or the one that a directory has stored.
+
+    Raises:
+      UserError: as `open_work`.
+    """
+    root = args.workdir or args.workdir_flag
     if args.config:
         e = load(args.config, fields)
-    elif stored:
-        e = over(stored.experiment, fields)
     elif root:
-        return WorkDir(root, WorkDir(root).experiment)  # which says what is missing
+        e = over(WorkDir(root).experiment, fields)  # which says what is missing
     else:
         raise UserError(
             "name a working directory, for example runs/quickstart, or give an experiment: "
             "--config=experiments/quickstart.py"
         )
     check(e)
-    root = root or Path("runs") / e.name
-    stored = stored or (WorkDir(root) if WorkDir(root).exists else None)
-    if stored:
-        for line in differing(stored.experiment, e):
-            progress.say(f"config: {line}")
-    return WorkDir(root, e)
+    return e
 
 
 def here(work: WorkDir) -> WorkDir:
@@ -71,6 +70,14 @@ def here(work: WorkDir) -> WorkDir:
         raise UserError(
             f"--workdir={work.root}: must be a folder, local or mounted; only `retro beam` prepares in a bucket"
         )
+    return work
+
+
+def ready(work: WorkDir) -> WorkDir:
+    """The same directory, which must be a folder, and the CPU split as its mesh wants; before JAX first runs."""
+    from retro_jax.train import sharding
+
+    sharding.set_up_cpu(here(work).experiment.mesh.cpu_devices)
     return work
 
 
@@ -95,6 +102,11 @@ def keep(work: WorkDir, rebuild: bool = False) -> WorkDir:
 
 
 def _refuse_contradictions(work: WorkDir):
+    from retro_jax.methods import method
+    from retro_jax.pipeline.recipe import recipe
+    from retro_jax.store import artefact
+    from retro_jax.train import restore
+
     e = work.experiment
     for step in recipe(e, work.prepared()).values():
         _refuse(step.out, step.settings)
@@ -104,6 +116,8 @@ def _refuse_contradictions(work: WorkDir):
 
 
 def _refuse(path: Path, settings: dict):
+    from retro_jax.store import artefact
+
     manifest = artefact.read(path)
     if manifest and (changed := artefact.differing(manifest["settings"], settings)):
         raise UserError(
@@ -126,6 +140,9 @@ def _merged(before, after):
 
 def check(e: Experiment):
     """Raises UserError for names and settings that the tables of retrieval and of methods do not have."""
+    from retro_jax.methods import method
+    from retro_jax.retrieval import index
+
     index.check(e.retrieval)
     method.check(e)
 
@@ -181,16 +198,17 @@ def _over(config: ConfigDict, fields: Sequence[str]) -> Experiment:
 
 def _make_room(config: ConfigDict, field: str):
     """Puts the default of a field of the tables' settings where the config has none, for a flag to change."""
-    for table in (EMBEDDERS, INDEXES, method.METHODS):
+    from retro_jax.methods.method import METHODS
+    from retro_jax.retrieval.embedder import EMBEDDERS
+    from retro_jax.retrieval.index import INDEXES
+
+    for table in (EMBEDDERS, INDEXES, METHODS):
         name, _, own = field.removeprefix(f"{table.settings}.").partition(".")
         if not field.startswith(f"{table.settings}.") or name not in table:
             continue
         values = {f.name: f.default for f in dataclasses.fields(table[name].Settings)}
         if own not in values:
-            near = difflib.get_close_matches(own, values, n=1)
-            hint = (
-                f"did you mean {near[0]}?" if near else f"there are {', '.join(values) or 'none'}"
-            )
+            hint = did_you_mean(own, values) or f"there are {', '.join(values) or 'none'}"
             raise UserError(f"config has no field {field}: {hint}")
         for part in f"{table.settings}.{name}".split("."):
             if part not in config:
@@ -227,18 +245,9 @@ def _words(error: Exception) -> str:
 
 def differing(before: Experiment, after: Experiment) -> list[str]:
     """Which fields are not the stored ones, in words."""
-    old, new = flat(before), flat(after)
+    old, new = ({name: value for name, value, _ in leaves(e)} for e in (before, after))
     return [
         f"{name} = {new.get(name)!r} (stored: {old.get(name)!r})"
         for name in new | old
         if old.get(name) != new.get(name)
     ]
-
-
-def flat(config, prefix: str = "") -> dict:
-    """{FIELD: value} of a config, its parts' fields as PART.FIELD."""
-    found = {}
-    for field in dataclasses.fields(config):
-        value, name = getattr(config, field.name), f"{prefix}{field.name}"
-        found |= flat(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
-    return found

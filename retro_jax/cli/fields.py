@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from retro_jax.config import Experiment
+from retro_jax.config.fields import leaves
 from retro_jax.config.table import Table
 from retro_jax.methods.method import METHODS
 from retro_jax.retrieval.embedder import EMBEDDERS
@@ -14,24 +15,19 @@ Row = tuple[str, object, object, str]  # name, value, default, meaning
 
 def rows(e: Experiment) -> Iterator[Row]:
     """The rows of an experiment, settings of embedders, indexes and methods included."""
-    for name, value, default, meaning in _of(e, Experiment(), ""):
-        if name == "retrieval.settings":
+    for row in _of(e, Experiment()):
+        if row[0] == "retrieval.settings":
             for table in (EMBEDDERS, INDEXES):
                 yield from _settings(table, e.retrieval.settings)
-        elif name == "method_settings":
+        elif row[0] == "method_settings":
             yield from _settings(METHODS, e.method_settings)
         else:
-            yield name, value, default, meaning
+            yield row
 
 
-def _of(config, default, prefix: str) -> Iterator[Row]:
-    for field in dataclasses.fields(config):
-        value, usual = getattr(config, field.name), getattr(default, field.name)
-        name = f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(value):
-            yield from _of(value, usual, f"{name}.")
-        else:
-            yield name, value, usual, _meaning(field, name)
+def _of(config, default, prefix: str = "") -> Iterator[Row]:
+    for (name, value, field), (_, usual, _) in zip(leaves(config, prefix), leaves(default, prefix)):
+        yield name, value, usual, _meaning(field, name)
 
 
 def _meaning(field: dataclasses.Field, name: str) -> str:

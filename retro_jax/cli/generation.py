@@ -3,25 +3,22 @@
 from pathlib import Path
 
 from retro_jax.cli.command import Command, Flag
-from retro_jax.cli.experiment import here, open_work, over
+from retro_jax.cli.experiment import open_work, over, ready
 from retro_jax.errors import UserError
 from retro_jax.store.workdir import WorkDir
 
 
 def _generate(args, fields) -> int:
-    from retro_jax.train import sharding
-
     if args.rows is not None and args.prompts is None:
         raise UserError(f"--rows={args.rows}: is for --prompts=FILE")
     if args.rows is not None and args.rows < 1:
         raise UserError(f"--rows={args.rows}: must be at least 1")
     if args.interactive and args.prompts is not None:
         raise UserError(f"--interactive with --prompts={args.prompts}: give one of them")
-    work = here(open_work(args, fields))
+    work = ready(open_work(args, fields))
     if args.prompt is not None:
         given = over(work.experiment, ["--config.generate.prompt=" + args.prompt])
         work = WorkDir(work.root, given)
-    sharding.set_up_cpu(work.experiment.mesh.cpu_devices)
     from retro_jax.generate import interactive, show, stage
 
     if args.interactive:
@@ -34,14 +31,11 @@ def _generate(args, fields) -> int:
 
 
 def _serve(args, fields) -> int:
-    from retro_jax.train import sharding
-
     for name, most in (("port", 65535), ("rows", 2**10), ("length", 2**20)):
         value = getattr(args, name)
         if not 1 <= value <= most:
             raise UserError(f"--{name}={value}: must lie between 1 and {most:,}")
-    work = here(open_work(args, fields))
-    sharding.set_up_cpu(work.experiment.mesh.cpu_devices)
+    work = ready(open_work(args, fields))
     from retro_jax.serve import server
 
     server.serve(work, args.host, args.port, args.rows, args.length, args.method)

@@ -1,17 +1,14 @@
 """`retro prepare`, `retro beam`, `retro verify`."""
 
 from retro_jax.cli.command import Command, Flag
-from retro_jax.cli.experiment import check, here, keep, load, open_work
+from retro_jax.cli.experiment import experiment_of, keep, open_work, ready
 from retro_jax.errors import UserError
 
 
 def _prepare(args, fields) -> int:
-    from retro_jax.train import sharding
-
     if args.estimate is not None:
         return _estimate(args, fields)
-    work = keep(open_work(args, fields), args.rebuild)
-    sharding.set_up_cpu(work.experiment.mesh.cpu_devices)
+    work = ready(keep(open_work(args, fields), args.rebuild))
     from retro_jax.pipeline.prepare import prepare
 
     prepare(work, args.rebuild)
@@ -22,12 +19,7 @@ def _estimate(args, fields) -> int:
     from retro_jax.pipeline import estimate
 
     size = estimate.parse_size(args.estimate)
-    if args.config:
-        e = load(args.config, fields)
-        check(e)
-    else:
-        e = open_work(args, fields).experiment
-    estimate.show(estimate.estimate(e, size))
+    estimate.show(estimate.estimate(experiment_of(args, fields), size))
     return 0
 
 
@@ -41,10 +33,8 @@ def _beam(args, fields) -> int:
 
 def _verify(args, fields) -> int:
     from retro_jax import progress
-    from retro_jax.train import sharding
 
-    work = here(open_work(args, fields))
-    sharding.set_up_cpu(work.experiment.mesh.cpu_devices)
+    work = ready(open_work(args, fields))
     from retro_jax.pipeline.verify import verify
 
     if not 0 < args.share <= 1:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from retro_jax.cli.command import Command, Flag
-from retro_jax.cli.experiment import check, load, open_work
+from retro_jax.cli.experiment import experiment_of
 from retro_jax.errors import UserError
 
 
@@ -17,11 +17,7 @@ def _plan(args, fields) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"  # it counts and compiles, and runs on no chip
     if args.topology is None:
         raise UserError("retro plan: --topology is missing, for example --topology=v5e:4x4")
-    if args.config:
-        e = load(args.config, fields)
-        check(e)
-    else:
-        e = open_work(args, fields).experiment
+    e = experiment_of(args, fields)
     from retro_jax.methods.method import method_of
     from retro_jax.plan import plan, topology
 

@@ -4,7 +4,7 @@ import contextlib
 import time
 
 from retro_jax.cli.command import Command, Flag
-from retro_jax.cli.experiment import here, keep, open_work
+from retro_jax.cli.experiment import keep, open_work, ready
 
 
 @contextlib.contextmanager
@@ -18,23 +18,29 @@ def run_all(work) -> dict:
     """Every stage of a working directory, then the summary, which it returns."""
     from retro_jax.evaluate.evaluate import evaluate
     from retro_jax.generate.stage import generate
-    from retro_jax.methods.method import methods_of
     from retro_jax.pipeline.prepare import prepare
     from retro_jax.report.summary import summarise
-    from retro_jax.train.loop import train
 
     seconds: dict[str, float] = {}
     with _timed(seconds, "prepare"):
         prepare(work)
     with _timed(seconds, "train"):
-        for method in methods_of(work.experiment):
-            if method.trained:
-                train(work, method)
+        train_all(work)
     with _timed(seconds, "evaluate"):
         evaluate(work)
     with _timed(seconds, "generate"):
         sample = generate(work)
     return summarise(work, sample, seconds)
+
+
+def train_all(work):
+    """Trains every method of the experiment that has weights of its own."""
+    from retro_jax.methods.method import methods_of
+    from retro_jax.train.loop import train
+
+    for method in methods_of(work.experiment):
+        if method.trained:
+            train(work, method)
 
 
 def _run(args, fields) -> int:
@@ -44,20 +50,11 @@ def _run(args, fields) -> int:
 
 def _train(args, fields) -> int:
     work = keep(open_work(args, fields))
-
-    def train_all():
-        from retro_jax.methods.method import methods_of
-        from retro_jax.train.loop import train
-
-        for method in methods_of(work.experiment):
-            if method.trained:
-                train(work, method)
-
-    return stopping(work, train_all, args.distributed)
+    return stopping(work, lambda: train_all(work), args.distributed)
 
 
 def _replay(args, fields) -> int:
-    work = here(open_work(args, fields))
+    work = open_work(args, fields)
 
     def again():
         from retro_jax.methods.method import method_of
@@ -71,10 +68,10 @@ def _replay(args, fields) -> int:
 def stopping(work, what, distributed: bool) -> int:
     """Does something that trains; returns the exit status."""
     from retro_jax import progress
-    from retro_jax.train import processes, sharding
+    from retro_jax.train import processes
     from retro_jax.train.failure import NotFinite
 
-    sharding.set_up_cpu(work.experiment.mesh.cpu_devices)
+    ready(work)
     if distributed:
         processes.join()
     try:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from retro_jax.cli.command import Command, Flag
-from retro_jax.cli.experiment import here, open_work
+from retro_jax.cli.experiment import open_work, ready
 from retro_jax.errors import UserError
 
 
@@ -19,10 +19,9 @@ def _export(args, fields) -> int:
 
     if args.to is None:
         raise UserError("retro export: --to is missing, for example --to=models/fitted")
-    work, to = here(open_work(args, fields)), Path(args.to)
+    work, to = ready(open_work(args, fields)), Path(args.to)
     check(to)
     e = work.experiment
-    sharding.set_up_cpu(e.mesh.cpu_devices)
     method = method_of(e, args.method or e.methods[0])
     mesh = sharding.make_mesh(e.mesh)
     with jax.set_mesh(mesh):

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import difflib
 import typing
+from collections.abc import Iterable, Iterator
 
 from retro_jax.errors import UserError
 
@@ -27,13 +28,30 @@ def binding(config, prefix: str = "") -> dict:
 
     A dataclass in a field gives its own fields, named NAME.FIELD. prefix: precedes every name.
     """
-    found = {}
+    return {name: value for name, value, _ in leaves(config, prefix, free=False)}
+
+
+def leaves(
+    config, prefix: str = "", free: bool = True
+) -> Iterator[tuple[str, typing.Any, dataclasses.Field]]:
+    """Name, value and field of every field of a config; of a part its own, named PART.FIELD.
+
+    free: whether those that are free are among them.
+    """
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), f"{prefix}{field.name}"
-        if field.metadata.get("free"):
+        if field.metadata.get("free") and not free:
             continue
-        found |= binding(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
-    return found
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{name}.", free)
+        else:
+            yield name, value, field
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """A question for whoever gave a name that there is not; "" if none is near. prefix: of those known."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {prefix}{near[0]}?" if near else ""
 
 
 def require(condition: bool, name: str, value, remedy: str):
@@ -80,9 +98,8 @@ def build(cls, values: typing.Mapping, prefix: str = ""):
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
             known = "known: " + ", ".join(fields) if fields else "it has none"
-            hint = f"did you mean {prefix}{near[0]}?" if near else known
+            hint = did_you_mean(name, fields, prefix) or known
             raise UserError(f"config has no field {prefix}{name}: {hint}")
     return cls(**{n: _typed(fields[n].type, value, prefix + n) for n, value in values.items()})
 

@@ -1,11 +1,10 @@
 """Tables from a name in a config to the class that it stands for."""
 
-import difflib
 import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from retro_jax.config.fields import binding, build
+from retro_jax.config.fields import binding, build, did_you_mean
 from retro_jax.errors import UserError
 
 
@@ -30,11 +29,9 @@ class Table(Mapping):
           UserError: there is none of this name.
         """
         if name not in self._entries:
-            near = difflib.get_close_matches(name, self._entries, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(
-                f"config field {self.field} = {name!r}: must be one of {', '.join(self)}{hint}"
-            )
+            must = f"must be one of {', '.join(self)}"
+            hint = "; ".join(filter(None, (must, did_you_mean(name, self))))
+            raise UserError(f"config field {self.field} = {name!r}: {hint}")
         module, _, cls = self._entries[name].partition(":")
         return getattr(importlib.import_module(module), cls)
 
@@ -68,6 +65,5 @@ def check_names(given: Mapping[str, Mapping], *tables: Table):
     known = [name for table in tables for name in table]
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            hint = did_you_mean(name, known) or f"known: {', '.join(known)}"
             raise UserError(f"config has no field {tables[0].settings}.{name}: {hint}")

@@ -1,11 +1,12 @@
 """JSON that strangers send: what is read from it is of its type and range, or refused by name."""
 
-import difflib
 import json
 import math
 import reprlib
 from collections import Counter
 from collections.abc import Callable
+
+from retro_jax.config.fields import did_you_mean
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxlong = _short.maxother = 60
@@ -159,8 +160,8 @@ def fields(value, name: str, readers: dict[str, Reader]) -> dict:
     found = {}
     for key, one in value.items():
         if key not in readers:
-            near = difflib.get_close_matches(key[:_NAME], readers, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(readers)}"
+            known = f"known: {', '.join(readers)}"
+            hint = did_you_mean(key[:_NAME], readers, prefix) or known
             raise Refused(
                 f"no field {prefix}{_shown(key)[1:-1]}: {hint}", f"{prefix}{_shown(key)[1:-1]}"
             )

@@ -208,6 +208,19 @@ def test_sizes_as_json_is_a_list_of_objects(capfd):
     assert rows[0]["parameters_non_embedding"] == 132_120_576
 
 
+def test_help_and_mistakes_do_not_wait_for_jax():
+    """And `retro plan` has to choose JAX's platform before JAX is there."""
+    script = """
+import sys
+from retro_jax.cli import main
+assert main.main(["train", "--help"]) == 0
+assert main.main(["train", "nowhere"]) == 2
+assert "jax" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_names_every_command_and_has_a_page_with_an_example_on_each(capfd):
     assert cli.main(["--help"]) == 0
     text = capfd.readouterr().out
