@@ -73,9 +73,7 @@ def parse(made: argparse.ArgumentParser, **small) -> argparse.Namespace:
         made.set_defaults(**{n: v for n, v in (SMALL | small).items() if hasattr(args, n)})
         args = made.parse_args()
         for name, value in QUICK.items():
-            os.environ.setdefault(
-                name, value
-            )  # of this process, if JAX is not there yet, and of workers
+            os.environ.setdefault(name, value)  # of this process, before JAX, and of workers
         if hasattr(args, "bert"):
             args.bert = args.bert or small_bert(args.workdir / "bert")
     return args

@@ -222,18 +222,13 @@ class Databases:
 
     def _check(self, name: str, number: int):
         path = self._segment(name, number)
-        manifest, (settings, inputs) = artefact.read(path), self._made_with()
+        manifest = artefact.read(path)
         if manifest is None:
             why = (
                 "this part of a database is missing: delete the folder that it is in, and add again"
             )
             raise FileNotFoundError(errno.ENOENT, why, str(path))
-        now = artefact.purpose_of(path, settings, inputs)
-        changed = artefact.differing(manifest["settings"], settings)
-        changed += [
-            f"{i} was made anew" for i, f in now["inputs"].items() if manifest["inputs"].get(i) != f
-        ]
-        if changed:
+        if changed := artefact.changes(path, manifest, *self._made_with()):
             raise UserError(
                 f"{path.parent} was made with another `prepare` ({'; '.join(changed)}): delete it, and add its "
                 "documents again"

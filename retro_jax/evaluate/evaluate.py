@@ -136,7 +136,7 @@ def evaluate_text(
         for part in (
             "chunks",
             "embeddings",
-        ):  # of a run that was killed; the text may be another now
+        ):  # of a run that was killed: it may be another text now
             shutil.rmtree(partial / part, ignore_errors=True)
         text = Text.given(name, source, retriever, databases, partial)
         if ids := leaks.held(text, retriever, databases):

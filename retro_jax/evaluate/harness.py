@@ -52,7 +52,7 @@ class RetroLM(LM):
         super().__init__()
         # The harness's bootstrap would fork this process, whose threads may hold a lock just then.
         os.environ.setdefault("DISABLE_MULTIPROC", "1")
-        self._work = workdir if isinstance(workdir, WorkDir) else WorkDir(workdir)
+        self._work = WorkDir.of(workdir)
         e, self._method = self._work.experiment, method
         self._k, self._align = method_of(e, method).k if k is None else k, align
         self._rows = e.evaluate.batch if rows is None else rows

@@ -75,11 +75,8 @@ def score(
       method: what is scored under the conditions. others: methods that it is compared with, each a condition
         of its own name; those that read have their real neighbours.
     """
-    e, mesh, tokenizer = (
-        work.experiment,
-        sharding.make_mesh(work.experiment.mesh),
-        Prepared(work).tokenizer,
-    )
+    e, tokenizer = work.experiment, Prepared(work).tokenizer
+    mesh = sharding.make_mesh(e.mesh)
     sharding.check_divides(mesh, e.model, tokenizer.vocab, evaluate_batch=e.evaluate.batch)
     layers = len(e.model.reading.cca_layers)
     names = [x.name for x in (*conditions, *others)]

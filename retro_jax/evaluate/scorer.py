@@ -111,7 +111,7 @@ class Scorer:
         Raises:
           UserError: something is missing, or was made with another config.
         """
-        work = work if isinstance(work, WorkDir) else WorkDir(work)
+        work = WorkDir.of(work)
         e, mesh = work.experiment, sharding.make_mesh(work.experiment.mesh)
         check_prepared(work, only_live=True)
         of, tokenizer = method_of(e, method), Prepared(work).tokenizer

@@ -70,7 +70,7 @@ class Generator:
         Raises:
           UserError: something is missing, or was made with another config.
         """
-        work = work if isinstance(work, WorkDir) else WorkDir(work)
+        work = WorkDir.of(work)
         check_prepared(work, only_live=True)
         of, mesh = method_of(work.experiment, method), sharding.one_device()
         with jax.set_mesh(mesh):

@@ -28,11 +28,12 @@ def prepare(work: WorkDir, rebuild: bool = False) -> dict[str, dict]:
     check_given(e, base)
     made = recipe(e, base)
     there = (base / "shards" / "dataset_info.json").exists()  # which is written last
-    if there and not rebuild and all(artefact.read(step.out) for step in made.values()):
+    if there and not rebuild:
         manifests = {name: _done(step) for name, step in made.items()}
-        for name in made:
-            progress.say(f"prepare/{name}: complete")
-        return manifests
+        if all(manifests.values()):
+            for name in made:
+                progress.say(f"prepare/{name}: complete")
+            return manifests
     with work.lock("prepare"):
         return _run(work, made, rebuild)
 
@@ -150,6 +151,5 @@ def check_prepared(work: WorkDir, only_live: bool = False) -> dict[str, dict]:
     made = recipe(e, work.prepared())
     for name in live(e) if only_live else made:
         step = made[name]
-        artefact.require(step.out, "prepare")
-        manifests[name] = artefact.check(step.out, step.settings, _inputs(step))
+        manifests[name] = artefact.require(step.out, "prepare", step.settings, _inputs(step))
     return manifests

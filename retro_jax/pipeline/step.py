@@ -1,6 +1,6 @@
 """What a step of the pipeline is: an artefact that is made in parts, from its settings and inputs alone.
 
-Four users share a step: the local runner makes its parts one after another (run.py), Apache Beam makes them
+Four users share a step: the local runner makes its parts one after another (prepare.py), Apache Beam makes them
 as elements (beam/), `verify` makes some again and compares them (verify.py), and a database that changes
 makes more of the same (databases/segment.py).
 

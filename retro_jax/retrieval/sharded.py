@@ -105,9 +105,7 @@ def build(
     bounds = shard_bounds(len(vectors), config.index_shard)
     for number, (begin, end) in enumerate(itertools.pairwise(bounds)):
         own = Path(directory) / shard_name(number)
-        if not (own / "index.json").exists():
-            shutil.rmtree(own, ignore_errors=True)
-            own.mkdir()
+        if not is_built(own):
             build_shard(vectors[begin:end], own, config, begin, statistics, kind)
     return finish(Path(directory), len(bounds) - 1)
 
@@ -137,13 +135,23 @@ def build_shard(
     statistics=None,
     kind: str = "",
 ):
-    """Builds one shard in an existing directory; its first vector is number `first` of the database."""
+    """Builds one shard, whole or absent; its first vector is number `first` of the database."""
     index = INDEXES[kind or config.index]
     settings = INDEXES.settings_of(kind or config.index, config.settings)
     if index.takes == "vectors":
         vectors = finite(vectors, first)
-    report = index.build(vectors, directory, settings, config.neighbours, statistics)
-    files.write_json(directory / "index.json", report | {"size": len(vectors)})
+    made = files.aside(directory)
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
+    report = index.build(vectors, made, settings, config.neighbours, statistics)
+    files.write_json(made / "index.json", report | {"size": len(vectors)})
+    shutil.rmtree(directory, ignore_errors=True)
+    files.replace(made, directory)
+
+
+def is_built(directory: Path) -> bool:
+    """Whether a shard is complete."""
+    return (directory / "index.json").exists()
 
 
 def open_shard(directory: Path) -> Index:

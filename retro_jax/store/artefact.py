@@ -140,13 +140,7 @@ def check(path: Path, settings: dict, inputs: Iterable[Path]) -> dict | None:
     manifest = read(path)
     if manifest is None:
         return None
-    changed = differing(manifest["settings"], settings)
-    changed += [
-        f"{name} was made anew"
-        for name, fingerprint in ((_name(i, path), _fingerprint(i)) for i in inputs)
-        if manifest["inputs"].get(name) != fingerprint
-    ]
-    if changed:
+    if changed := changes(path, manifest, settings, inputs):
         raise UserError(
             f"{path} was made with another config ({'; '.join(changed)}): give the fields that it "
             "was made with, use another working directory, or delete it and every stage after it to "
@@ -154,6 +148,13 @@ def check(path: Path, settings: dict, inputs: Iterable[Path]) -> dict | None:
         )
     look(path, manifest)
     return manifest
+
+
+def changes(path: Path, manifest: dict, settings: dict, inputs: Iterable[Path]) -> list[str]:
+    """What an artefact was made with, or from, that is otherwise now, in words."""
+    now, before = purpose_of(path, settings, inputs)["inputs"], manifest["inputs"]
+    anew = [f"{name} was made anew" for name, made in now.items() if before.get(name) != made]
+    return differing(manifest["settings"], settings) + anew
 
 
 def look(path: Path, manifest: dict):
@@ -166,7 +167,7 @@ def look(path: Path, manifest: dict):
 
 def differing(old: dict, settings: dict) -> list[str]:
     """Which settings are not those that a file holds, in words."""
-    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
+    settings = files.as_json(settings)
     return [
         f"{name} was {old.get(name)!r}, is now {settings.get(name)!r}"
         for name in sorted(old.keys() | settings.keys())
@@ -187,21 +188,24 @@ def read(path: Path) -> dict | None:
     return manifest
 
 
-def require(path: Path, stage: str) -> dict:
-    """The manifest of an artefact that an earlier stage must have made."""
-    manifest = read(path)
+def require(path: Path, stage: str, settings: dict, inputs: Iterable[Path]) -> dict:
+    """The manifest of an artefact that an earlier stage must have made.
+
+    Raises:
+      UserError: it is missing, or as `check`.
+    """
+    manifest = check(path, settings, inputs)
     if manifest is None:
         raise UserError(
             f"{path} is missing or incomplete: run `retro {stage}` on this working directory"
         )
-    look(path, manifest)
     return manifest
 
 
 def purpose_of(path: Path, settings: dict, inputs: Iterable[Path]) -> dict:
     """What the artefact at `path` is to be made with and from."""
-    found = {"settings": settings, "inputs": {_name(i, path): _fingerprint(i) for i in inputs}}
-    return json.loads(json.dumps(found))
+    inputs = {_name(i, path): _fingerprint(i) for i in inputs}
+    return files.as_json({"settings": settings, "inputs": inputs})
 
 
 def read_purpose(partial: Path) -> dict | None:

@@ -52,6 +52,11 @@ def write_json(path: Path, value):
     write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def as_json(value):
+    """A value as a JSON file gives it back: tuples are lists."""
+    return json.loads(json.dumps(value))
+
+
 def read_json(path: Path, remedy: str):
     """The value of a JSON file.
 

@@ -14,7 +14,6 @@ generate.json summary.json
 import contextlib
 import dataclasses
 import functools
-import json
 from pathlib import Path
 
 from upath import UPath
@@ -45,6 +44,11 @@ class WorkDir:
         self.root = Path(path) if isinstance(path, Path) else path
         if experiment is not None:
             self.experiment = experiment
+
+    @classmethod
+    def of(cls, work: "WorkDir | Path | str") -> "WorkDir":
+        """A working directory that is given as one, or by its path."""
+        return work if isinstance(work, cls) else cls(work)
 
     @functools.cached_property
     def experiment(self) -> Experiment:
@@ -77,8 +81,9 @@ class WorkDir:
     def save(self):
         """Stores the experiment."""
         self.root.mkdir(parents=True, exist_ok=True)
-        stored = {"retro_jax": __version__, "config": dataclasses.asdict(self.experiment)}
-        if not (self.exists and files.read_json(self.root / CONFIG, "") == _as_json(stored)):
+        config = dataclasses.asdict(self.experiment)
+        stored = files.as_json({"retro_jax": __version__, "config": config})
+        if not (self.exists and files.read_json(self.root / CONFIG, "") == stored):
             files.write_json(self.root / CONFIG, stored)
 
     def lock(self, stage: str, shared: bool = False) -> contextlib.AbstractContextManager:
@@ -134,8 +139,3 @@ class WorkDir:
     def history(self) -> Path:
         """The file of what a person typed at `retro generate --interactive`."""
         return self.root / ".generate_history"
-
-
-def _as_json(value):
-    """A value as a JSON file gives it back: tuples are lists."""
-    return json.loads(json.dumps(value))

@@ -25,11 +25,8 @@ class Log:
 
     def __init__(self, directory: Path, start: int, earlier: float, train: TrainConfig, flops: int):
         """earlier: seconds of the runs that this one continues; flops: of a step (`step_flops`)."""
-        self._path, self._every, self._steps = (
-            directory / "metrics.jsonl",
-            train.log_every,
-            train.steps,
-        )
+        self._path = directory / "metrics.jsonl"
+        self._every, self._steps = train.log_every, train.steps
         self._tokens, self._flops = train.batch * train.length, flops
         self._peak = peak_flops(jax.devices())
         self._waiting, self.last = None, {}

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -94,7 +95,7 @@ def train(work: WorkDir, method: Trainable) -> dict:
         earlier = (done and done["seconds"]) or 0.0  # of the runs that this one continues
         log = Log(directory, start, earlier, e.train, step_flops(method, e.train, vocab))
         records, began = prepared.records("train"), planned["began_with"]
-        read = lambda at, rows=None: data.batches(records, e.train, method, at, rows, began)  # noqa: E731
+        read = functools.partial(data.batches, records, e.train, method, steps=began)
         watch = Watch(
             directory, settings, e.train.nonfinite == "stop", lambda step: next(read(step))
         )

@@ -60,9 +60,7 @@ def check_trained(work: WorkDir, method: Trainable) -> Path:
       UserError: it is missing, unfinished, or of another config.
     """
     directory, e = work.trained(method.trained_as), work.experiment
-    manifest = artefact.require(directory, "train")
-    artefact.check(directory, settings_of(e, method), inputs_of(work))
-    counts = manifest["counts"]
+    counts = artefact.require(directory, "train", settings_of(e, method), inputs_of(work))["counts"]
     if not counts.get("complete"):
         raise UserError(f"{directory}: training has not finished; run `retro train` to continue it")
     if counts["steps"] != e.train.steps and trains(e, method):

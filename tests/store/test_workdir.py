@@ -12,6 +12,7 @@ import pytest
 from conftest import small_experiment
 from upath import UPath
 
+from retro_jax.config.fields import binding
 from retro_jax.errors import UserError
 from retro_jax.store import artefact
 from retro_jax.store.workdir import WorkDir
@@ -123,7 +124,7 @@ def test_a_file_of_another_size_is_named_whenever_the_artefact_is_opened(made):
         with pytest.raises(UserError, match=f"{words}.*delete .*step, and run"):
             artefact.check(made, {"x": 1}, [])
         with pytest.raises(UserError, match=words):
-            artefact.require(made, "prepare")
+            artefact.require(made, "prepare", {"x": 1}, [])
 
 
 def test_other_bytes_of_the_same_size_are_named_by_their_checksum(made):
@@ -150,8 +151,6 @@ def test_nothing_in_a_manifest_says_where_it_lies(tmp_path, made):
 
 def test_free_fields_are_no_other_config():
     e = small_experiment(Path("x"))
-    from retro_jax.config.fields import binding
-
     before = binding(e)
     free = dataclasses.replace(
         e,

@@ -9,20 +9,29 @@ from retro_jax.evaluate.condition import Condition
 from retro_jax.evaluate.text import Text
 
 
-class Random(Condition):
+class _Drawn(Condition):
+    """Other chunks' ids, drawn for each chunk."""
+
+    def neighbours(self, rows: np.ndarray, real: np.ndarray) -> np.ndarray:
+        """What was drawn."""
+        return self.text.values(self.each(rows, (self.k,), self.draw))
+
+    def draw(self, rng: np.random.Generator, row: int, at: tuple) -> np.ndarray:
+        """ids [K] for a row of the text's chunk table; see `Condition.each`."""
+        raise NotImplementedError
+
+
+class Random(_Drawn):
     """As many as a chunk really has."""
 
     meaning = "random chunks of the database"
 
-    def neighbours(self, rows: np.ndarray, real: np.ndarray) -> np.ndarray:
-        """Drawn for each chunk."""
-        return self.text.values(self.each(rows, (self.k,), self._draw))
-
-    def _draw(self, rng, row, at):
+    def draw(self, rng: np.random.Generator, row: int, at: tuple) -> np.ndarray:
+        """Of the whole database."""
         return np.where(self.text.ids[row] >= 0, self.text.draw(rng, self.k), -1)
 
 
-class Permuted(Condition):
+class Permuted(_Drawn):
     """Another chunk's."""
 
     meaning = "the real neighbours of another document's chunk"
@@ -31,10 +40,6 @@ class Permuted(Condition):
     def possible(cls, name: str, text: Text, approximate: bool) -> bool:
         """Where there is another document."""
         return len(text.table.documents) > 1
-
-    def neighbours(self, rows: np.ndarray, real: np.ndarray) -> np.ndarray:
-        """Drawn for each chunk."""
-        return self.text.values(self.each(rows, (self.k,), self._draw))
 
     @functools.cached_property
     def _place(self):
@@ -45,7 +50,8 @@ class Permuted(Condition):
         counts = np.bincount(np.asarray(table.document), minlength=len(order))[order]
         return order, np.cumsum(counts) - counts, counts
 
-    def _draw(self, rng, row, at):
+    def draw(self, rng: np.random.Generator, row: int, at: tuple) -> np.ndarray:
+        """Those of a chunk of another document."""
         order, before, counts = self._place
         table = self.text.table
         number = int(table.document[row])

@@ -1,7 +1,6 @@
 """The step `index`: the vectors of the database, in shards that are searched."""
 
 import functools
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from retro_jax.config import RetrievalConfig
 from retro_jax.pipeline.step import Advance, Files, Some, nothing_done
 from retro_jax.retrieval import sharded
 from retro_jax.retrieval.index import INDEXES
-from retro_jax.store import files
 from retro_jax.store.columns import Columns
 
 
@@ -47,17 +45,13 @@ class BuildIndex(Files):
 
     def there(self, part: int, out: Path) -> bool:
         """Whether a shard is complete."""
-        return (out / sharded.shard_name(part) / "index.json").exists()
+        return sharded.is_built(out / sharded.shard_name(part))
 
     def make(self, part: int, out: Path, advance: Advance = nothing_done):
-        """Builds a shard aside, then renames it."""
+        """Builds a shard."""
         begin, end = self.bounds[part : part + 2]
-        own = out / sharded.shard_name(part)
-        made = files.aside(own)
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir()
-        sharded.build_shard(np.asarray(self.vectors[begin:end]), made, self._config, begin)
-        files.replace(made, own)
+        own, vectors = out / sharded.shard_name(part), np.asarray(self.vectors[begin:end])
+        sharded.build_shard(vectors, own, self._config, begin)
         advance(1)
 
     def finish(self, out: Path) -> dict:
