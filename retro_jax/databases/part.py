@@ -12,9 +12,8 @@ from retro_jax.corpus.sources import digest
 from retro_jax.retrieval import neighbours
 from retro_jax.retrieval.sharded import ShardedIndex
 
-_FEW = (
-    4096  # candidates looked at before all of a part is; chunks that are compared without searching
-)
+# Candidates looked at before all of a part is; chunks that are compared without searching.
+_FEW = 4096
 _PARSED = 2**14  # documents whose metadata is kept
 _MASKS = 8  # filters whose documents are kept
 

@@ -180,9 +180,8 @@ class Scorer:
         """What windows retrieve, each different look-up once."""
         asks, cut, rows, count = self.method.look_ups, [], [], 0
         for window in windows:
-            whole = (
-                len(window.tokens) - 1
-            ) // asks.every  # what the last token retrieves nobody reads
+            # What the last token retrieves nobody reads.
+            whole = (len(window.tokens) - 1) // asks.every
             ends = range(asks.every, whole * asks.every + 1, asks.every)
             before = [tail(window.tokens, end, asks.width) for end in ends]
             cut.append(np.array(before, np.int32).reshape(whole, asks.width))

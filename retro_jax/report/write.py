@@ -72,8 +72,9 @@ def report(file: Path) -> Path:
         "report.md": markdown.render(whole),
         "report.html": page.render(whole),
     }
-    for name, text in made.items():
-        files.write(file.with_name(name), text.encode("utf-8", "replace"))
+    files.write_together(
+        {file.with_name(name): text.encode("utf-8", "replace") for name, text in made.items()}
+    )
     return file.with_name("report.html")
 
 

@@ -39,12 +39,24 @@ def force(path: Path):
 def write(path: Path, data: bytes | str):
     """Writes a file that is whole or absent; in a bucket every file is."""
     data = data.encode() if isinstance(data, str) else data
-    if not isinstance(path, Path):
+    if isinstance(path, Path):
+        write_together({path: data})
+    else:
         path.write_bytes(data)
-        return
-    made = aside(path)
-    made.write_bytes(data)
-    replace(made, path)
+
+
+def write_together(contents: dict[Path, bytes]):
+    """Writes files that are whole or absent; none gets its name before all are written."""
+    asides = {aside(path): path for path in contents}
+    try:
+        for made, path in asides.items():
+            made.write_bytes(contents[path])
+        for made, path in asides.items():
+            replace(made, path)
+    except OSError:
+        for made in asides:
+            made.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value):

@@ -71,9 +71,8 @@ def load(path: str | PathLike) -> object:
     """
     torch = _torch()
     try:
-        with zipfile.ZipFile(
-            path
-        ) as archive:  # mapped, compressed numbers would be taken for others
+        # Mapped, compressed numbers would be taken for others.
+        with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError("it is compressed")
         with torch.serialization.safe_globals([Namespace, *_STAND_INS]):

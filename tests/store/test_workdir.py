@@ -14,7 +14,7 @@ from upath import UPath
 
 from retro_jax.config.fields import binding
 from retro_jax.errors import UserError
-from retro_jax.store import artefact
+from retro_jax.store import artefact, files
 from retro_jax.store.workdir import WorkDir
 
 HOLDER = """
@@ -159,3 +159,12 @@ def test_free_fields_are_no_other_config():
         train=dataclasses.replace(e.train, log_every=7, keep=9, validate=0),
     )
     assert binding(free) == before
+
+
+def test_files_that_belong_together_are_all_replaced_or_none(tmp_path):
+    first, second = tmp_path / "a", tmp_path / ("b" * 255)  # whose name aside is too long
+    first.write_bytes(b"before")
+    with pytest.raises(OSError, match="too long"):
+        files.write_together({first: b"after", second: b"after"})
+    assert first.read_bytes() == b"before"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
