@@ -12,6 +12,7 @@ from serving import process
 
 from retro_jax.errors import UserError
 from retro_jax.serve import server
+from retro_jax.store.workdir import WorkDir
 
 # A document like no other, and a prompt whose chunk it is nearest to.
 TEXT = "zuzu wawa zuzu wawa qux qux zuzu wawa " * 4
@@ -98,13 +99,13 @@ def test_a_port_that_is_taken_is_named(small, finished):
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(UserError, match=f"--port={port}: .*choose another --port"):
-            server.serve(small, finished, "127.0.0.1", port, 4, 512)
+            server.serve(WorkDir(finished, small), "127.0.0.1", port, 4, 512)
 
 
 def test_a_key_that_is_empty_is_refused(small, finished, monkeypatch):
     monkeypatch.setenv("RETRO_API_KEY", "")
     with pytest.raises(UserError, match="RETRO_API_KEY is empty"):
-        server.serve(small, finished, "127.0.0.1", 1, 4, 512)
+        server.serve(WorkDir(finished, small), "127.0.0.1", 1, 4, 512)
 
 
 def test_without_the_extra_it_says_how_to_install_it():

@@ -82,6 +82,6 @@ def test_with_skip_it_goes_on_and_says_so_but_not_for_ever(prepared, tmp_path, c
 
 def test_nothing_to_replay_is_said(prepared, tmp_path, capfd):
     corpus, root = prepared
-    with pytest.raises(failure.UserError, match="no step has failed here"):
+    with pytest.raises(failure.UserError, match="no training step has failed here"):
         replay(exploding(corpus), linked(root, tmp_path / "w"))
     assert jax.device_count() == 8
