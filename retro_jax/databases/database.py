@@ -11,7 +11,6 @@ Segments stay few: a new one takes over the documents of those before it that ar
 
 import contextlib
 import errno
-import fcntl
 import functools
 import os
 import re
@@ -28,6 +27,7 @@ from retro_jax.errors import UserError
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.retrieval.index import INDEXES, Index
 from retro_jax.store import artefact, files
+from retro_jax.store.lock import lock
 
 PREPARED = "prepared"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -208,8 +208,7 @@ class Databases:
     def _changing(self, name: str, new: dict) -> Iterator[dict]:
         """The state of a database (`new` where there is none), while nobody else changes it."""
         (self.directory / name).mkdir(parents=True, exist_ok=True)
-        with (self.directory / f".{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file is closed, also by a kill
+        with lock(self.directory, f".{name}", wait=True):
             state = self.state(name) if self.stamp(name) else new
             numbers = [part["number"] for part in state["parts"] if part["number"]]
             known = {self._segment(name, number).name for number in numbers}

@@ -45,17 +45,18 @@ def build(path: Path, settings: dict, inputs: Iterable[Path], make: Callable[[Pa
         return done
     partial, purpose = files.aside(path), purpose_of(path, settings, inputs)
     try:
-        if read_purpose(partial) != purpose:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            files.write_json(partial / PURPOSE, purpose)
-        start, cpu = time.perf_counter(), time.process_time()
-        counts = make(partial)
-        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-        for left in [p for p in partial.rglob(".*.partial") if p.is_file()]:
-            left.unlink()  # of a kill in the middle of `files.write`
-        write(partial, settings, inputs, seconds, counts, cpu, sums(partial))
-        (partial / PURPOSE).unlink()
+        if not _is_finished(partial, purpose):
+            if read_purpose(partial) != purpose:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+                files.write_json(partial / PURPOSE, purpose)
+            start, cpu = time.perf_counter(), time.process_time()
+            counts = make(partial)
+            seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+            for left in [p for p in partial.rglob(".*.partial") if p.is_file()]:
+                left.unlink()  # of a kill in the middle of `files.write`
+            write(partial, settings, inputs, seconds, counts, cpu, sums(partial))
+        (partial / PURPOSE).unlink(missing_ok=True)
         files.replace(partial, path)
     except (OSError, SafetensorError) as error:
         raise UserError(
@@ -214,6 +215,12 @@ def read_purpose(partial: Path) -> dict | None:
         return json.loads((partial / PURPOSE).read_bytes())
     except (OSError, ValueError):
         return None
+
+
+def _is_finished(partial: Path, purpose: dict) -> bool:
+    """Whether what a killed build left aside lacks nothing but its name."""
+    manifest = read(partial) or {}
+    return all(manifest.get(name) == value for name, value in purpose.items())
 
 
 def _name(artefact: Path, beside: Path) -> str:

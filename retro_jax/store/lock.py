@@ -18,7 +18,7 @@ _DOING = {
 
 
 @contextlib.contextmanager
-def lock(directory: Path, stage: str, shared: bool = False) -> Iterator[None]:
+def lock(directory: Path, stage: str, shared: bool = False, wait: bool = False) -> Iterator[None]:
     """Holds a stage of a working directory; others that want it are refused.
 
     On a disk the lock is the system's (flock), which a kill frees. In a bucket it is a file that is
@@ -27,6 +27,7 @@ def lock(directory: Path, stage: str, shared: bool = False) -> Iterator[None]:
     Args:
       directory: of the locks; made if it is missing.
       shared: hold it together with others that only read what the stage made.
+      wait: until it is free, instead of being refused (not in a bucket).
 
     Raises:
       UserError: another process holds it; says which.
@@ -40,7 +41,8 @@ def lock(directory: Path, stage: str, shared: bool = False) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX))
+            how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(file, how if wait else how | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
             raise UserError(_refusal(path, stage, file.read().strip())) from error

@@ -168,3 +168,26 @@ def test_files_that_belong_together_are_all_replaced_or_none(tmp_path):
         files.write_together({first: b"after", second: b"after"})
     assert first.read_bytes() == b"before"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_kill_before_the_last_rename_costs_nothing(tmp_path, monkeypatch):
+    made = []
+
+    def make(out: Path) -> dict:
+        made.append(out)
+        (out / "a").write_bytes(b"abc")
+        return {"n": len(made)}
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        replace = files.replace
+        patch.setattr(
+            files, "replace", lambda a, b: killed() if b == tmp_path / "step" else replace(a, b)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            artefact.build(tmp_path / "step", {"x": 1}, [], make)
+    assert artefact.build(tmp_path / "step", {"x": 1}, [], make)["counts"] == {"n": 1}
+    assert sorted(p.name for p in (tmp_path / "step").iterdir()) == ["a", "manifest.json"]
+    assert len(made) == 1
