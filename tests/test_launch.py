@@ -54,10 +54,17 @@ def test_on_a_worker_it_starts_once_and_shows_the_log_of_the_run_under_way(tmp_p
     python.parent.mkdir(parents=True)
     python.write_text('#!/bin/sh\necho "$@"; sleep 3; echo end\n')
     python.chmod(0o755)
-    run = lambda: subprocess.run(  # noqa: E731
-        ["bash", "-c", command], env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
-        capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
+
+    def run():
+        return subprocess.run(
+            ["bash", "-c", command],
+            env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
     with ThreadPoolExecutor() as pool:
         first = pool.submit(run)
         time.sleep(1)

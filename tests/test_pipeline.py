@@ -87,7 +87,10 @@ def test_an_interrupted_step_is_no_artefact_and_is_built_on_if_it_is_to_be_the_s
     with pytest.raises(UserError, match=r"step: cannot be written .*No space"):
         artefact.build(tmp_path / "step", {"a": 1}, [], fails)
     assert artefact.check(tmp_path / "step", {"a": 1}, []) is None
-    again = lambda out: {"found": (out / "half.npy").exists()}  # noqa: E731
+
+    def again(out):
+        return {"found": (out / "half.npy").exists()}
+
     artefact.build(tmp_path / "step", settings, [], again)
     assert artefact.read(tmp_path / "step")["counts"] == {"found": found}
     assert [p.name for p in tmp_path.iterdir()] == ["step"]

@@ -47,12 +47,18 @@ def gather(rows: Rows) -> Chunks:
     """The chunks of rows, which stand in the order of their chunks."""
     key = rows["document"].astype(np.int64) << 32 | rows["chunk"]
     first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]]))
-    total = lambda x: np.add.reduceat(x, first)  # noqa: E731
+
+    def total(x):
+        return np.add.reduceat(x, first)
+
     tokens = total(np.ones(len(rows), np.int64))
     names = ("document", "chunk", "overlap", "runs", "neighbours", "distances", "twins")
     one = {n: rows[n][first] for n in names}
     even = rows["position"] % 2 == 0
-    sums = lambda part: {name: total(np.where(part, x, 0)) for name, x in rows.nats.items()}  # noqa: E731
+
+    def sums(part):
+        return {name: total(np.where(part, x, 0)) for name, x in rows.nats.items()}
+
     size = total(rows["bytes"].astype(np.int64))
     return Chunks(
         first,

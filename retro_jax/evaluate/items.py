@@ -95,7 +95,10 @@ class _Line:
 
     def texts(self, name: str, least: int) -> tuple[str, ...]:
         """A field that must hold a list of so many texts."""
-        ok = lambda v: isinstance(v, list) and len(v) >= least and all(map(_is_text, v))  # noqa: E731
+
+        def ok(v):
+            return isinstance(v, list) and len(v) >= least and all(map(_is_text, v))
+
         return tuple(self.get(name, ok, f"a list of {least} or more texts, none of them blank"))
 
     def refuse(self, name: str, value, must: str):
@@ -122,7 +125,10 @@ def _lambada(line: _Line) -> Item:
 def _choice(line: _Line) -> Item:
     context = line.text("context" if "context" in line else "question")
     choices = line.texts("choices", 2)
-    ok = lambda v: type(v) is int and 0 <= v < len(choices)  # noqa: E731
+
+    def ok(v):
+        return type(v) is int and 0 <= v < len(choices)
+
     answer = line.get("answer", ok, f"the number of the right choice, 0 to {len(choices) - 1}")
     return Item(line.number, context.rstrip(), tuple(f" {c}" for c in choices), answer)
 

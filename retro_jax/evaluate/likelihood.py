@@ -135,8 +135,13 @@ def _table(text: Text, batch, rows, found, seen, byte_counts, out: pa.Schema) ->
     scored = (byte_counts[tokens] > 0) & (tokens != PAD)
     scored &= (position >= batch["first_scored"]) & (position > 0)
     scored &= (rows >= 0).repeat(m, axis=1)
-    spread = lambda x: x.repeat(m, axis=1)[scored]  # noqa: E731  # of a chunk to its tokens
-    before = lambda x, none: np.concatenate([np.full_like(x[:, :1], none), x[:, :-1]], axis=1)  # noqa: E731
+
+    def spread(x):  # of a chunk to its tokens
+        return x.repeat(m, axis=1)[scored]
+
+    def before(x, none):
+        return np.concatenate([np.full_like(x[:, :1], none), x[:, :-1]], axis=1)
+
     at = np.maximum(rows, 0)
     number = text.table.document[at]
     chunk = at - np.array([text.table.documents[int(n)]["first"] for n in number.flat]).reshape(
@@ -153,8 +158,11 @@ def _table(text: Text, batch, rows, found, seen, byte_counts, out: pa.Schema) ->
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     whole = spread(np.arange(rows.size).reshape(rows.shape))[first]
     values = read.reshape(rows.size, -1)[whole].astype(np.int32)
+
     # What a layer did at t - 1 is what predicted t.
-    moved = lambda x: np.roll(x, 1, axis=1)[scored]  # noqa: E731
+    def moved(x):
+        return np.roll(x, 1, axis=1)[scored]
+
     arrays = {
         "document": spread(number), "chunk": spread(chunk),
         "position": spread(chunk) * m + np.broadcast_to(position % m, scored.shape)[scored],
@@ -201,7 +209,10 @@ def shared(tokens: np.ndarray, retrieved: np.ndarray, read: np.ndarray):
     begin = max(0, m - CONTEXT)
     context = np.concatenate([np.zeros_like(tokens[:, :1]), tokens[:, :-1]], axis=1)[..., begin:]
     text = np.concatenate([context, tokens], axis=-1)
-    pairs = lambda x: np.repeat(x[:, :, None], k, axis=2).reshape(b * c * k, -1)  # noqa: E731
+
+    def pairs(x):
+        return np.repeat(x[:, :, None], k, axis=2).reshape(b * c * k, -1)
+
     ending = overlap.runs(pairs(text), read.reshape(-1, r)).reshape(b, c, k, -1)[..., -m:]
     inside = np.minimum(ending, np.arange(1, m + 1))  # what is of the chunk itself
     own = overlap.runs(pairs(tokens), retrieved.reshape(-1, r)).reshape(b, c, k, m)

@@ -50,9 +50,13 @@ class Fresh(NamedTuple):
 def place(cache: Cache, rows, other: Cache, source) -> Cache:
     """The cache with its rows [n] replaced by rows `source` [n] of another one, or of itself."""
     names = ("chunk", "mask", "count", "begin", "point")
-    put = lambda x, y: x.at[rows].set(  # noqa: E731
-        y.at[source].get(out_sharding=jax.typeof(y).sharding), out_sharding=jax.typeof(x).sharding
-    )
+
+    def put(x, y):
+        return x.at[rows].set(
+            y.at[source].get(out_sharding=jax.typeof(y).sharding),
+            out_sharding=jax.typeof(x).sharding,
+        )
+
     layers = []
     for layer, from_ in zip(cache.layers, other.layers):
         layer = layer._replace(key=put(layer.key, from_.key), value=put(layer.value, from_.value))

@@ -67,5 +67,8 @@ def statistics_of(h, y, mass) -> dict[str, jax.Array]:
       ratio [B, L]: |y| / |h|, how much it changed a token; mass [B, L, K, 2]: the share of its
       attention on N and F of each neighbour, mean over heads (0 where nothing was read).
     """
-    norm = lambda x: jnp.linalg.norm(x.astype(jnp.float32), axis=-1)  # noqa: E731
+
+    def norm(x):
+        return jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
+
     return {"ratio": norm(y) / jnp.maximum(norm(h), 1e-30), "mass": mass}

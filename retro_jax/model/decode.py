@@ -178,7 +178,10 @@ def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None, active=
 def _encode(model: Retro, table, cache: Cache, chunk, fresh: Fresh):
     """Memories [b, K, R, E] of the fresh neighbours, and the mask [B, K, R] with theirs."""
     m = model.config.reading.chunk
-    rows = lambda x: x.at[fresh.rows].get(out_sharding=ROWS)  # noqa: E731
+
+    def rows(x):
+        return x.at[fresh.rows].get(out_sharding=ROWS)
+
     # The M last tokens in their order, and which of them there are.
     at = rows(cache.count)[:, None] - (m - 1) + jnp.arange(m)
     h, real = _pick(rows(chunk), at % m), at >= rows(cache.begin)[:, None]
@@ -250,7 +253,10 @@ def _angles(c: DecoderConfig, length: int):
 
 def _put(kept, x, at):
     """x [B, N, 1, ...] at one place of each row of [B, N, J, ...]."""
-    put = lambda kept, x, at: jax.lax.dynamic_update_slice_in_dim(kept, x, at, 1)  # noqa: E731
+
+    def put(kept, x, at):
+        return jax.lax.dynamic_update_slice_in_dim(kept, x, at, 1)
+
     return jax.vmap(put)(kept, x, at)
 
 

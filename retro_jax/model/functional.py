@@ -95,7 +95,10 @@ def token_logprobs(config: ModelConfig, params: dict, tokens, neighbours=None) -
     h = model(tokens, neighbours)[0][:, :-1]
     # Not the target's logit out of all logits: a [B, L, V] comparison costs more than this product.
     target = model.logit_of(h, tokens[:, 1:])
-    normaliser = lambda h: jax.nn.logsumexp(model.logits(h), axis=-1)  # noqa: E731
+
+    def normaliser(h):
+        return jax.nn.logsumexp(model.logits(h), axis=-1)
+
     length, block = h.shape[1], _READOUT_BLOCK
     if config.remat == "none" or length <= block:
         total = normaliser(h)

@@ -127,7 +127,10 @@ class Retro(nnx.Module):
             self.readout_bias = constant(nnx.Param, (vocab,), P("model"))
         self.stacks = nnx.List()
         for group, times in stacks(config):
-            blocks = lambda: nnx.List(Block(config, retrieval and cca) for cca in group)  # noqa: B023, E731
+
+            def blocks():
+                return nnx.List(Block(config, retrieval and cca) for cca in group)  # noqa: B023
+
             self.stacks.append(jax.vmap(blocks, axis_size=times)())
         self.norm = Norm(c, c.d, nnx.Param)
         if retrieval:
@@ -164,7 +167,10 @@ class Retro(nnx.Module):
                 # The first CCA layer: the encoder reads what its self-attention gave. Not under
                 # `remat`, which would run the encoder again; the encoder's own layers are.
                 first = jax.tree.map(lambda w: w[0], stack)[0]
-                encode = lambda h: self.encode(table, neighbours, h, real)  # noqa: E731
+
+                def encode(h):
+                    return self.encode(table, neighbours, h, real)
+
                 h, memory, measured = first(h, real, encode, statistics)
                 found.append(jax.tree.map(lambda x: x[None], measured))
                 continue

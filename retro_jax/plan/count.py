@@ -48,7 +48,10 @@ def shapes(e: Experiment, vocab: int, mesh, method: Method) -> Step:
 
 def bytes_of(tree) -> int:
     """Bytes that a chip holds of arrays."""
-    shape = lambda x: x.sharding.shard_shape(x.shape) if x.sharding else x.shape  # noqa: E731
+
+    def shape(x):
+        return x.sharding.shard_shape(x.shape) if x.sharding else x.shape
+
     return sum(int(np.prod(shape(x))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 

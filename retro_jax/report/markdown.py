@@ -49,7 +49,9 @@ def _example(e: dict) -> list[str]:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    line = lambda cells: "| " + " | ".join(_escaped(c) for c in cells) + " |"  # noqa: E731
+    def line(cells):
+        return "| " + " | ".join(_escaped(c) for c in cells) + " |"
+
     return "\n".join([line(head), "|" + " --- |" * len(head), *map(line, rows)])
 
 

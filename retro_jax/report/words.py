@@ -147,11 +147,16 @@ def _advice(f: dict) -> list[str]:
 def _tiles(f: dict, facts: dict) -> list[dict]:
     v, h, c, r = f["verdict"], f["harm"], f["copied"], f["retrieval"]
     state = {1: "good", 0: "plain", -1: "bad"}
-    tile = lambda label, value, note, s="plain": {  # noqa: E731
-        "label": label, "value": value, "note": note, "state": s
-    }  # fmt: skip
-    value = lambda e: f"{e['value']:+.4f}" if e else "-"  # noqa: E731
-    between = lambda e: f"[{e['low']:+.4f}, {e['high']:+.4f}] bits per byte" if e else ""  # noqa: E731
+
+    def tile(label, value, note, s="plain"):
+        return {"label": label, "value": value, "note": note, "state": s}
+
+    def value(e):
+        return f"{e['value']:+.4f}" if e else "-"
+
+    def between(e):
+        return f"[{e['low']:+.4f}, {e['high']:+.4f}] bits per byte" if e else ""
+
     name = " - ".join(EFFECTS[v["by"]])
     leaks, recall = sum(f["violations"].values()), facts["index"].get("recall")
     shared = percent(f["filtered_share_of_bytes"])

@@ -48,7 +48,10 @@ def place(given: Pretrained, model: ModelConfig, retrieval: bool, mesh) -> dict[
 def _spread(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """An array, a view of a file perhaps, of which each device gets its part."""
     dtype = value.dtype if value.dtype == jnp.bfloat16 else np.dtype(np.float32)
-    part = lambda index: np.ascontiguousarray(value[index], dtype)  # noqa: E731
+
+    def part(index):
+        return np.ascontiguousarray(value[index], dtype)
+
     return jax.make_array_from_callback(value.shape, sharding, part)
 
 

@@ -45,7 +45,10 @@ def test_what_is_added_is_the_nearest_of_its_own_text_however_short(work, name):
 def test_the_continuation_of_what_is_added_is_of_its_document(work):
     text = "zebra " + prose(1000)
     work.databases.add("notes", [Document("a", text), Document("b", "other " + prose(1))])
-    retrieve = lambda chunk: work.retriever.retrieve(chunk, k=1, databases=["notes"])  # noqa: E731
+
+    def retrieve(chunk):
+        return work.retriever.retrieve(chunk, k=1, databases=["notes"])
+
     ids = [BOS, *work.databases.prepared.tokenizer.encode(text)]
     assert retrieve(np.array([ids[:M]])).tokens[0, 0].tolist() == ids[: 2 * M]
     source = work.retriever.source_of(retrieve(np.array([ids[M : 2 * M]])).ids[0, 0])

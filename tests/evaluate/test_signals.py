@@ -144,7 +144,10 @@ def test_a_gain_that_is_copying_goes_away_when_it_is_filtered():
 
 def test_each_chunk_has_the_class_of_what_came_of_its_retrieval():
     of = np.arange(30 * 12) % 5
-    each = lambda values: np.repeat(np.select([of == i for i in range(5)], values), M)  # noqa: E731
+
+    def each(values):
+        return np.repeat(np.select([of == i for i in range(5)], values), M)
+
     r = planted(
         off=each([0.3, -0.3, 0, 0, 0]), k1=each([0, 0, -0.3, 0, 0]) + each([0.3, -0.3, 0, 0, 0])
     )

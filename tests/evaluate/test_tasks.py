@@ -113,7 +113,10 @@ def test_choices_by_likelihood_and_by_bytes(root, small, scorer, tmp_path):
         WorkDir(root, small), f"choice:{write(tmp_path / 'c.jsonl', *lines)}", limit=3
     )
     assert (result["items"], len(result["results"])) == (3, 3)
-    context = lambda line: (line.get("question") or line["context"]).rstrip()  # noqa: E731
+
+    def context(line):
+        return (line.get("question") or line["context"]).rstrip()
+
     for line, got in zip(lines, result["results"]):
         pairs = [Pair(context(line), f" {c}") for c in line["choices"]]
         for condition, k in (("on", 2), ("off", 0)):
@@ -132,9 +135,10 @@ def test_choices_by_likelihood_and_by_bytes(root, small, scorer, tmp_path):
 def test_questions_are_answered_as_the_generator_answers_them(root, small, generator, tmp_path):
     questions = [TEXT[:20], TEXT[20:45], TEXT[30:70]]
     prompts = [f"Question: {q.strip()}\nAnswer:" for q in questions]
-    ask = lambda k: [  # noqa: E731
-        generator.generate(p, tokens=32, stop=("\n",), align=True, k=k) for p in prompts
-    ]
+
+    def ask(k):
+        return [generator.generate(p, tokens=32, stop=("\n",), align=True, k=k) for p in prompts]
+
     on, off = ask(2), ask(0)
     accepted = [[on[0].text.strip() or "-", "nothing"], ["xyzzy"], [off[2].text.strip() or "-"]]
     lines = ({"question": q, "answer": a} for q, a in zip(questions, accepted))

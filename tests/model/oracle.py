@@ -123,7 +123,10 @@ def logits(weights: dict, c, tokens, neighbours, points=None) -> np.ndarray:
                 if u >= 0:
                     keys = [(j, v) for memory in memories[u] for j, v in memory.items()]
                     begin = points[u] - m
-                    distance = lambda j, t=t, begin=begin: t - begin - j  # noqa: E731
+
+                    def distance(j, t=t, begin=begin):
+                        return t - begin - j
+
                     added[t] = attend_one(rms(h[t], scale), keys, distance, a)
             h = h + added
         h = h + feed_forward(rms(h, layer["norm.scale"]), part(layer, "feed_forward"))

@@ -84,7 +84,10 @@ def test_blockwise_self_attention_equals_the_whole(mesh, block, relative):
     q, k, v, mask, w_r, u, w = example(13, 13, 1, groups=1)
     table = table_of(self_distances(13, block), w_r)
     given = tuple(f32(table, u, w)) if relative else None
-    total = lambda q, k, v: attend_causal(q, k, v, jnp.asarray(mask), given, block)  # noqa: E731
+
+    def total(q, k, v):
+        return attend_causal(q, k, v, jnp.asarray(mask), given, block)
+
     got = jax.jit(total)(*f32(q, k, v))
     r, u, w = (by_distance(w_r), u, w) if relative else (lambda d: 0 * u, 0 * u, 0 * w)
     expected = attend_by_loops(q, k, v, mask, r, u, w, offset=0, causal=True)
@@ -111,7 +114,10 @@ def test_memory_of_blockwise_self_attention_grows_with_the_length_not_its_square
         q = jnp.zeros((1, 1, length, 1, 1, 8))
         kv = jnp.zeros((1, 1, 1, length, 1, 8))
         mask = jnp.ones((1, 1, 1, length), bool)
-        total = lambda q, k, v, m: attend_causal(q, k, v, m, None, block).sum()  # noqa: E731
+
+        def total(q, k, v, m):
+            return attend_causal(q, k, v, m, None, block).sum()
+
         compiled = jax.jit(jax.grad(total)).lower(q, kv, kv, mask).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
@@ -267,7 +273,9 @@ def test_the_gradient_is_that_of_the_definition(mesh):
         )
         return (jnp.einsum("bginamj,bgmjnh->bginah", read, v) * weights).sum()
 
-    ours = lambda q, k, v, *r: (attend(q, k, v, jnp.asarray(mask), r)[0] * weights).sum()  # noqa: E731
+    def ours(q, k, v, *r):
+        return (attend(q, k, v, jnp.asarray(mask), r)[0] * weights).sum()
+
     given = f32(q, k, v, table_of(steps, w_r), u, w)
     expected = jax.jit(jax.grad(plain, argnums=range(6)))(*given)
     for got, truth in zip(jax.jit(jax.grad(ours, argnums=range(6)))(*given), expected):

@@ -60,7 +60,10 @@ def decoded(config, params, tokens, near, prompts):
     given = near[:, : -(-longest // m)].copy()
     for row, prompt in enumerate(prompts):
         given[row, prompt // m :] = 0
-    put = lambda x: jax.device_put(x, jax.P(("replica", "data")))  # noqa: E731
+
+    def put(x):
+        return jax.device_put(x, jax.P(("replica", "data")))
+
     cache = decode.start(net, rows, length + 1, k)
     logits, cache = prefill(net, cache, put(padded), put(np.array(prompts)), put(given))
     out = np.full((rows, length, VOCAB), np.nan, np.float32)
@@ -226,7 +229,10 @@ def test_a_prompt_that_is_padded_past_the_last_position_is_read(mesh, tiny):
     params = weights(config, VOCAB)
     tokens, near = examples(config, 1)
     net = decode.decoder(config, params)
-    put = lambda x: jax.device_put(x, jax.P(("replica", "data")))  # noqa: E731
+
+    def put(x):
+        return jax.device_put(x, jax.P(("replica", "data")))
+
     padded = np.pad(tokens, ((0, 0), (0, 1)))
     given = near.copy()
     given[:, LENGTH // config.reading.chunk :] = 0

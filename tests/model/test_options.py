@@ -108,7 +108,10 @@ def test_every_option_has_a_parameter_or_changes_the_result(mesh, small):
 def test_every_parameter_has_a_gradient(mesh, config):
     """One that is made and used nowhere would pass every other test."""
     tokens, neighbours = example()
-    total = lambda p: functional.token_logprobs(config, p, tokens, neighbours).sum()  # noqa: E731
+
+    def total(p):
+        return functional.token_logprobs(config, p, tokens, neighbours).sum()
+
     grads = jax.jit(jax.grad(total))(weights(config, VOCAB))
     assert [name for name, g in grads.items() if not np.asarray(g).any()] == []
 
@@ -150,7 +153,10 @@ def test_remat_changes_memory_and_not_the_gradient(mesh, small):
 
     def gradient(remat):
         config = dataclasses.replace(base, remat=remat)
-        total = lambda p: functional.token_logprobs(config, p, tokens, neighbours).mean()  # noqa: E731
+
+        def total(p):
+            return functional.token_logprobs(config, p, tokens, neighbours).mean()
+
         compiled = jax.jit(jax.grad(total)).lower(params).compile()
         return compiled(params), compiled.memory_analysis().temp_size_in_bytes
 

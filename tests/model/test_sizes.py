@@ -97,11 +97,14 @@ def test_the_whole_train_step_of_the_largest_retro_lowers_without_its_weights():
     train = TrainConfig(length=2048, batch=8)
     with jax.set_mesh(mesh):
         state = jax.eval_shape(lambda: init_state(Retro(config), train, sizes.VOCAB))
-        on_mesh = lambda x: jax.ShapeDtypeStruct(  # noqa: E731
-            x.shape,
-            x.dtype,
-            sharding=jax.NamedSharding(mesh, x.sharding.spec if x.ndim else jax.P()),
-        )
+
+        def on_mesh(x):
+            return jax.ShapeDtypeStruct(
+                x.shape,
+                x.dtype,
+                sharding=jax.NamedSharding(mesh, x.sharding.spec if x.ndim else jax.P()),
+            )
+
         state = jax.tree.map(on_mesh, state)
         batch = jax.NamedSharding(mesh, ROWS)
         tokens = jax.ShapeDtypeStruct((8, 2048), np.int32, sharding=batch)

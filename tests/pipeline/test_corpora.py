@@ -160,7 +160,10 @@ def test_a_changed_setting_makes_again_what_depends_on_it_if_asked_to(
 
 def test_a_rebuild_for_which_files_are_missing_deletes_nothing(experiment, prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / "w")
-    files = lambda: sorted(p for p in (tmp_path / "w").rglob("*"))  # noqa: E731
+
+    def files():
+        return sorted(p for p in (tmp_path / "w").rglob("*"))
+
     before = files()
     bert = {"embedder": "bert", "settings": {"bert": {"directory": str(tmp_path)}}}
     for fields in (

@@ -47,9 +47,10 @@ def test_bytes_a_chip_are_those_that_training_holds(experiment):
 
     with jax.set_mesh(mesh):
         state = init_state(Retro(experiment.model), experiment.train, VOCAB)
-    held = lambda tree: sum(  # noqa: E731
-        x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree)
-    )
+
+    def held(tree):
+        return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
+
     assert needed["parameters"] == held(state.params)
     assert needed["optimizer"] == held(state.opt_state)
 
@@ -214,7 +215,9 @@ def test_peaks_and_memories_are_of_the_kind_that_jax_names():
 
     from retro_jax.train.hardware import peak_flops
 
-    named = lambda kind: [SimpleNamespace(device_kind=kind)] * 2  # noqa: E731
+    def named(kind):
+        return [SimpleNamespace(device_kind=kind)] * 2
+
     assert peak_flops(named("TPU v5 lite")) == 2 * 197e12
     assert peak_flops(named("TPU v5")) == 2 * 459e12
     assert peak_flops(named("NVIDIA H100 80GB HBM3")) == 2 * 989e12

@@ -27,7 +27,9 @@ def test_documents_come_and_go_while_it_serves_and_sigterm_lets_requests_end(
         client = httpx.Client(
             base_url=address, headers={"authorization": "Bearer secret"}, timeout=300
         )
-        documents = lambda method, **body: client.request(method, "/v1/documents", json=body)  # noqa: E731
+
+        def documents(method, **body):
+            return client.request(method, "/v1/documents", json=body)
 
         def read(database: str) -> set:
             """(document, text of its metadata) that the prompt retrieves."""

@@ -52,7 +52,10 @@ def test_lines_come_by_the_row_and_by_the_byte(tmp_path):
     writer.append(lines=lines)
     writer.commit()
     stored = columns.Columns(tmp_path)["lines"]
-    names = lambda *a: ["".join(line[0] for line in block) for block in stored.blocks(*a)]  # noqa: E731
+
+    def names(*a):
+        return ["".join(line[0] for line in block) for block in stored.blocks(*a)]
+
     assert names(0, 6, 2, 1000) == ["ab", "cd", "ef"]
     assert names(0, 6, 10, 22) == ["ab", "c", "de", "f"]
     assert names(1, 5, 10, 1) == ["b", "c", "d", "e"]

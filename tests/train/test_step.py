@@ -262,7 +262,10 @@ def test_a_model_whose_neighbours_hold_the_answer_learns_to_read_them(tiny, monk
         step = make_train_step(Retro(model), train)
         score = jax.jit(functools.partial(functional.token_logprobs, model))
         x, true = copies(10**6)
-        nats = lambda n: -np.asarray(score(state.params, x, n))  # noqa: E731
+
+        def nats(n):
+            return -np.asarray(score(state.params, x, n))
+
         for i in range(train.steps):
             state, _ = step(state, of(copies(i)))
             # The token at 8 is the first that a neighbour gives away: position 7 predicts it.

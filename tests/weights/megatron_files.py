@@ -38,9 +38,14 @@ def shard(name: str, whole: np.ndarray, rank: int, ranks: int) -> np.ndarray:
 
 def nested(flat: dict) -> dict:
     """{"language_model": {"embedding": {...}, "encoder": {flat names}, "output_layer": {...}}}."""
-    pick = lambda prefix: {  # noqa: E731
-        name.removeprefix(prefix): value for name, value in flat.items() if name.startswith(prefix)
-    }
+
+    def pick(prefix):
+        return {
+            name.removeprefix(prefix): value
+            for name, value in flat.items()
+            if name.startswith(prefix)
+        }
+
     embedding = {"word_embeddings": pick("language_model.embedding.word_embeddings.")}
     output = pick("language_model.output_layer.") | {"_extra_state": None}
     encoder = pick("language_model.encoder.")

@@ -87,12 +87,17 @@ def test_the_folder_is_found_where_megatron_puts_it(tmp_path):
 
 
 def test_older_names_are_read_as_the_newer(tmp_path):
-    older = lambda flat: {n.replace("norm", "layernorm"): v for n, v in flat.items()}  # noqa: E731
+    def older(flat):
+        return {n.replace("norm", "layernorm"): v for n, v in flat.items()}
+
     megatron_files.write(torch, tmp_path, 2, change=older)
     tensors = megatron.read(tmp_path)[1]
     assert tensors.keys() == WHOLE.keys()
     np.testing.assert_array_equal(tensors["final_norm.bias"], WHOLE["final_norm.bias"])
-    twice = lambda flat: flat | older(flat)  # noqa: E731
+
+    def twice(flat):
+        return flat | older(flat)
+
     megatron_files.write(torch, tmp_path, 2, change=twice)
     refused(tmp_path, "there twice .*final_norm.bias")
 
@@ -157,7 +162,9 @@ def test_shards_that_do_not_belong_together_are_refused(tmp_path, options, why):
 
 
 def test_norms_may_differ_by_rounding(tmp_path):
-    near = lambda f: {n: v + 1e-3 if "norm" in n else v for n, v in f.items()}  # noqa: E731
+    def near(f):
+        return {n: v + 1e-3 if "norm" in n else v for n, v in f.items()}
+
     changed(2, 1, tmp_path, change=near)
     name = "final_norm.weight"
     np.testing.assert_array_equal(megatron.read(tmp_path)[1][name], WHOLE[name])
