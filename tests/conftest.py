@@ -80,12 +80,17 @@ def altered(config, **values):
 
 
 def weights(config: ModelConfig, vocab: int, retrieval: bool = True) -> dict[str, jax.Array]:
-    """Random weights by name, unlike `functional.init` none 0 or 1: such would hide mistakes.
+    """Random weights of a network by name."""
+    return drawn(config, functional.shapes(config, vocab, retrieval))
+
+
+def drawn(config: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, jax.Array]:
+    """Random weights, unlike `functional.init` none 0 or 1: such would hide mistakes.
 
     Drawn by NumPy, because compiling JAX's draws takes most of a small test's time.
     """
     rng, params = np.random.default_rng(0), {}
-    for name, shape in functional.shapes(config, vocab, retrieval).items():
+    for name, shape in shapes.items():
         draw = rng.normal(size=shape).astype(np.float32)
         if name.endswith("scale"):
             params[name] = 1 + 0.3 * draw

@@ -8,12 +8,12 @@ from retro_jax.config.experiment import (
     from_config_dict,
     to_config_dict,
 )
+from retro_jax.config.filters import Where
 from retro_jax.config.mesh import MeshConfig
 from retro_jax.config.model import DecoderConfig, EncoderConfig, ModelConfig, ReadingConfig
 from retro_jax.config.request import Request
 from retro_jax.config.retrieval import RetrievalConfig
 from retro_jax.config.train import TrainConfig
-from retro_jax.config.where import Where
 
 __all__ = [
     "CorpusConfig",

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from retro_jax.config.where import Where
+from retro_jax.config.filters import Where
 from retro_jax.errors import UserError
 
 MOST_STOPS, MOST_LOGPROBS = 16, 5

@@ -26,14 +26,26 @@ class Table(Mapping):
         """The class of a name.
 
         Raises:
-          UserError: there is none of this name.
+          UserError: there is none of this name, or the table's line of it is wrong.
         """
         if name not in self._entries:
             must = f"must be one of {', '.join(self)}"
             hint = "; ".join(filter(None, (must, did_you_mean(name, self))))
             raise UserError(f"config field {self.field} = {name!r}: {hint}")
-        module, _, cls = self._entries[name].partition(":")
-        return getattr(importlib.import_module(module), cls)
+        where = self._entries[name]
+        module, _, cls = where.partition(":")
+        try:
+            found = getattr(importlib.import_module(module), cls)
+        except (ModuleNotFoundError, AttributeError) as error:
+            if isinstance(error, ImportError) and not module.startswith(error.name):
+                raise  # a library that is not installed
+            raise UserError(f"{self.field} {name!r} is to be {where}: {error}") from error
+        if getattr(found, "name", name) != name:
+            raise UserError(f"{self.field} {name!r} is {where}, whose own name is {found.name!r}")
+        return found
+
+    def __contains__(self, name) -> bool:
+        return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

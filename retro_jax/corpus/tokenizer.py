@@ -80,6 +80,11 @@ def train(texts: Iterable[str], vocab: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
+        if least := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
+            raise UserError(
+                f"config field corpus.vocab = {vocab}: the corpus has too many different characters for that "
+                f"few pieces; give at least {least[1]}"
+            ) from error
         most = re.search(r"value <= (\d+)", str(error))
         why = f"it has {most[1]} at most" if most else " ".join(str(error).split())
         raise UserError(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from retro_jax.config.where import Where
+from retro_jax.config.filters import Where
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.corpus.sources import digest
 from retro_jax.retrieval import neighbours

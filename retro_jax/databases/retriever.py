@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retro_jax.config.where import Where
+from retro_jax.config.filters import Where
 from retro_jax.corpus.tokenizer import PAD
 from retro_jax.databases.database import PREPARED, Databases
 from retro_jax.databases.part import Part, alive

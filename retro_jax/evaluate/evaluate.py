@@ -90,12 +90,17 @@ def _done(out: Path, settings: dict, inputs: list[Path]) -> dict | None:
     """The manifest of an evaluation that need not be made again."""
     name = f"evaluate/{out.name}"
     try:
-        if done := artefact.check(out, settings, inputs):
-            progress.say(f"{name}: complete")
-            return done
+        done = artefact.read(out)
+        changed = done and artefact.changes(out, done, settings, inputs)
+        wrong = changed or (done and list(artefact.damaged(out, done)))
     except UserError as error:
-        progress.say(f"{name}: made again, for {error}")
-    return None
+        wrong = [str(error)]
+    if wrong:
+        progress.say(f"{name}: made again, because {'; '.join(wrong)}")
+        return None
+    if done:
+        progress.say(f"{name}: complete")
+    return done
 
 
 def _again(out: Path, settings: dict, inputs: list[Path], make) -> dict:

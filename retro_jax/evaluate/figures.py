@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from retro_jax.evaluate import chunks, retrieved, signals
+from retro_jax.evaluate import chunks, retriever_health, signals
 from retro_jax.evaluate.rows import Rows
 
 ALARM = 1e-3  # a cross-attention that changes tokens by less has collapsed
@@ -10,7 +10,7 @@ FEW = 10  # documents
 
 
 def figures(rows: Rows) -> dict:
-    """The metrics of an evaluation; see signals.py, retrieved.py and chunks.py for each."""
+    """The metrics of an evaluation; see signals.py, retriever_health.py and chunks.py for each."""
     facts, m, k = rows.facts, rows.facts["chunk"], rows.facts["neighbours"]
     gathered, bits = chunks.gather(rows), signals.bits_per_byte(rows)
     words = words_of(rows)
@@ -34,9 +34,9 @@ def figures(rows: Rows) -> dict:
         "by_place": signals.by_place(rows, m),
         "by_source": signals.by_source(rows),
         "failures": signals.failures(gathered),
-        "distance": retrieved.by_distance(gathered, rows.rank),
-        "skipping": retrieved.skipping(gathered, rows.rank),
-        "retrieval": retrieved.coverage(gathered, facts["database"]["chunks"]),
+        "distance": retriever_health.by_distance(gathered, rows.rank),
+        "skipping": retriever_health.skipping(gathered, rows.rank),
+        "retrieval": retriever_health.coverage(gathered, facts["database"]["chunks"]),
         "inside": signals.inside(rows, k),
         "verbatim": facts["verbatim"],
         "near_copies": copies,

@@ -12,10 +12,10 @@ from retro_jax.databases.retriever import open_retriever
 from retro_jax.errors import UserError
 from retro_jax.generate.completion import Completion
 from retro_jax.generate.engine import Engine
+from retro_jax.generate.in_progress import Work
 from retro_jax.generate.lookup import Lookup
 from retro_jax.generate.sample import silent_of
 from retro_jax.generate.schedule import Schedule
-from retro_jax.generate.work import Work
 from retro_jax.methods.method import Method, method_of
 from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.prepared import Prepared

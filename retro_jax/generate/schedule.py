@@ -8,8 +8,8 @@ import time
 import numpy as np
 
 from retro_jax.generate.engine import SEGMENT, Engine
+from retro_jax.generate.in_progress import Work
 from retro_jax.generate.lookup import Lookup
-from retro_jax.generate.work import Work
 
 _FEWEST = 4  # tokens of a segment, unless all rows have fewer to go: each costs a look of the host
 _SECONDS = 0.05  # that a segment takes at most, so that text flows and newcomers are let in

@@ -1,1 +1,2 @@
-"""How a language model uses what was retrieved: `method.py` has the contract, then one file for each method."""
+"""How a language model uses what was retrieved: `method.py` has the contract and the table `METHODS`; each
+method is one file."""

@@ -206,4 +206,6 @@ def check(e: Experiment):
         e.methods,
         f"must name methods once each, of {', '.join(METHODS)}",
     )
-    methods_of(e)
+    for method in methods_of(e):
+        if method.weights_of:
+            METHODS[method.weights_of]  # refuses one that there is not

@@ -28,8 +28,8 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
+from retro_jax.model.einsum import gradient
 from retro_jax.model.positions import distances, shift, unshift, windows
-from retro_jax.model.product import gradient
 
 # A blockwise attention reads, for a block of queries, the keys up to the end of the block's segment,
 # an eighth of the sequence: about 1/16 of the keys are read in vain, and 8 bodies are compiled.

@@ -9,9 +9,9 @@ from jax.sharding import PartitionSpec as P
 
 from retro_jax.config import ModelConfig
 from retro_jax.model.attend import attend, attend_causal, self_distances
+from retro_jax.model.einsum import project
 from retro_jax.model.layers import ROWS, Norm, constant, gather, weight
 from retro_jax.model.positions import distances, rotate, rotations, sinusoid
-from retro_jax.model.product import project
 
 
 @dataclasses.dataclass(frozen=True)

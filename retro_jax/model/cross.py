@@ -28,7 +28,7 @@ class CrossAttention(nnx.Module):
 def chunked_cross_attention(cross: CrossAttention, h, memory, mask, m: int, statistics=False):
     """CCA (equations 3 and 4): h [B, L, D], memory [B, C, K, R, E], mask [B, C, K, R] -> [B, L, D].
 
-    The attending chunk of memory c is the last token of chunk c and the first M - 1 of chunk c + 1:
+    The shift of CCA: the attending chunk of memory c is the last token of chunk c and the first M - 1 of chunk c + 1:
     positions c M + M - 1 .. c M + 2 M - 2. So the rows are moved M - 1 to the left, cut into chunks,
     attended, and moved back; the first M - 1 rows get exactly 0, and where a chunk has no neighbour
     its rows do too. Query i and key j are M - 1 + i - j apart (appendix B.1.2: -64..126 at M = 64).

@@ -11,7 +11,7 @@ from jax.sharding import reshard
 
 from retro_jax.config import DecoderConfig, ModelConfig
 from retro_jax.model.attend import SAVED
-from retro_jax.model.product import project
+from retro_jax.model.einsum import project
 
 # Axes of the mesh. `replica` and `data` split the rows of a batch; `data` splits, at rest, every matrix;
 # `model` splits heads, feed-forward width and vocabulary.

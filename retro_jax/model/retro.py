@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from retro_jax.config import ModelConfig
 from retro_jax.model.attention import Attention, Heads
 from retro_jax.model.cross import CrossAttention, chunked_cross_attention, statistics_of
+from retro_jax.model.einsum import product
 from retro_jax.model.encoder import Encoder
 from retro_jax.model.layers import (
     ROWS,
@@ -29,7 +30,6 @@ from retro_jax.model.layers import (
     remat,
     weight,
 )
-from retro_jax.model.product import product
 
 PAD = 0
 

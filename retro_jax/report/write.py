@@ -41,7 +41,7 @@ def report(file: Path) -> Path:
       UserError: the file is missing or none of ours, or holds no token; matplotlib or Jinja2 is missing.
     """
     try:
-        from retro_jax.report import evidence, examples, facts, markdown, page, words
+        from retro_jax.report import evidence, examples, markdown, page, setup, verdict
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("matplotlib", "jinja2", "markupsafe"):
             raise
@@ -57,10 +57,10 @@ def report(file: Path) -> Path:
     hubs = examples.begins(file, read, gathered, [i for i, _ in numbers["retrieval"]["hubs"]])
     whole = {
         "title": f"{read.facts['name']}, {read.facts['split']}",
-        "verdict": words.verdict(numbers, read.facts),
+        "verdict": verdict.verdict(numbers, read.facts),
         "evidence": evidence.sections(numbers, read, hubs),
         "examples": examples.chosen(file, read, gathered),
-        "facts": facts.tables(numbers, read),
+        "facts": setup.tables(numbers, read),
     }
     plain = whole | {
         "evidence": [s.plain() for s in whole["evidence"]],

@@ -58,7 +58,8 @@ class Index:
           statistics: see `statistics`; by default the vectors' own.
 
         Returns:
-          `kind`, the name of the class that opens it, `recall` at k, and whatever `open` needs.
+          `recall` at k, whatever `open` needs, and `kind`, the name of the class that opens it, where
+          that is another one.
 
         Raises:
           UserError: the index cannot be built here, or its recall is too low.
@@ -74,7 +75,11 @@ class Index:
         raise NotImplementedError
 
     def search(self, queries: np.ndarray, k: int) -> Found:
-        """The k nearest of queries [Q, E]."""
+        """The k nearest of queries [Q, E].
+
+        Raises:
+          ValueError: queries of another width, or NaN or Inf among them (`checked`).
+        """
         raise NotImplementedError
 
     def again(self, vectors: np.ndarray, settings, k: int) -> tuple[str, bool]:
@@ -145,6 +150,20 @@ def finite(vectors: np.ndarray, first: int) -> np.ndarray:
         bad = first + int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
         raise UserError(f"the embedding of chunk {bad} holds NaN or Inf: check the embedder")
     return vectors
+
+
+def checked(queries: np.ndarray, width: int) -> np.ndarray:
+    """Queries [Q, width] as float32.
+
+    Raises:
+      ValueError: another width, or NaN or Inf among them.
+    """
+    queries = np.ascontiguousarray(queries, np.float32)
+    if queries.ndim != 2 or queries.shape[1] != width:
+        raise ValueError(f"queries must be [Q, {width}], not {list(queries.shape)}")
+    if not np.isfinite(queries).all():
+        raise ValueError("a query holds NaN or Inf")
+    return queries
 
 
 Allowed = Callable[[np.ndarray], np.ndarray]  # rows [n] to bool [n]

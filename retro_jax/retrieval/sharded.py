@@ -144,7 +144,8 @@ def build_shard(
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir()
     report = index.build(vectors, made, settings, config.neighbours, statistics)
-    files.write_json(made / "index.json", report | {"size": len(vectors)})
+    report = {"kind": kind or config.index} | report | {"size": len(vectors)}
+    files.write_json(made / "index.json", report)
     shutil.rmtree(directory, ignore_errors=True)
     files.replace(made, directory)
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 
 from retro_jax.generate.completion import Completion
-from retro_jax.generate.text import Text
-from retro_jax.generate.work import Piece
+from retro_jax.generate.detokenize import Text
+from retro_jax.generate.in_progress import Piece
 from retro_jax.serve.api import Asked
 
 DONE = b"data: [DONE]\n\n"

@@ -5,8 +5,8 @@ import re
 import secrets
 from dataclasses import dataclass
 
+from retro_jax.config.filters import Where
 from retro_jax.config.request import MOST_LOGPROBS, Request
-from retro_jax.config.where import Where
 from retro_jax.errors import UserError
 from retro_jax.serve import reading
 from retro_jax.serve.reading import Refused, fields, flag, number, text, texts, whole, wrong

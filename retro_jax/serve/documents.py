@@ -1,6 +1,6 @@
 """/v1/documents: what a database is to have more, or no more."""
 
-from retro_jax.config.where import is_date
+from retro_jax.config.filters import is_date
 from retro_jax.corpus.sources import Document
 from retro_jax.databases.database import PREPARED, Databases
 from retro_jax.serve.reading import fields, needed, objects, text, texts, wrong

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from retro_jax.config.request import Request
 from retro_jax.generate.completion import Completion
 from retro_jax.generate.generator import Generator
-from retro_jax.generate.work import Piece
+from retro_jax.generate.in_progress import Piece
 
 
 class Running:

@@ -10,7 +10,7 @@ from retro_jax.config import Experiment, ModelConfig
 from retro_jax.errors import UserError
 from retro_jax.model import functional
 from retro_jax.weights import directory, pretrained
-from retro_jax.weights.place import place
+from retro_jax.weights.placement import place
 from retro_jax.weights.pretrained import Pretrained
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")

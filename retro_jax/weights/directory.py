@@ -4,7 +4,7 @@ from pathlib import Path
 
 from retro_jax.config import ModelConfig
 from retro_jax.errors import UserError
-from retro_jax.weights import huggingface, instructretro, megatron, own
+from retro_jax.weights import exported, huggingface, instructretro, megatron
 from retro_jax.weights.pretrained import Pretrained, read_config
 
 
@@ -20,7 +20,9 @@ def open_directory(path: Path) -> Pretrained:
     if megatron.is_one(path):
         return instructretro.read(path)
     config = read_config(path)
-    return own.read(path, config) if own.is_one(config) else huggingface.read(path, config)
+    return (
+        exported.read(path, config) if exported.is_one(config) else huggingface.read(path, config)
+    )
 
 
 def model_of(path: Path) -> tuple[ModelConfig, bool]:
@@ -34,8 +36,8 @@ def model_of(path: Path) -> tuple[ModelConfig, bool]:
         given = instructretro.read(path)
         return given.model, given.retrieval
     config, file = read_config(path), path / "config.json"
-    if own.is_one(config):
-        model, _, retrieval = own.model_of(file, config)
+    if exported.is_one(config):
+        model, _, retrieval = exported.model_of(file, config)
         return model, retrieval
     return huggingface.model_of(file, config), False
 
@@ -45,6 +47,6 @@ def vocab_of(path: Path) -> int:
     if megatron.is_one(path):
         return instructretro.read(path).vocab
     config = read_config(path)
-    if own.is_one(config):
-        return own.model_of(path / "config.json", config)[1]
+    if exported.is_one(config):
+        return exported.model_of(path / "config.json", config)[1]
     return huggingface.vocabulary(path, config)[0]

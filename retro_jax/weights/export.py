@@ -19,11 +19,11 @@ from retro_jax.config import Experiment
 from retro_jax.corpus.tokenizer import BOS, EOS
 from retro_jax.errors import UserError
 from retro_jax.store import files
-from retro_jax.weights import huggingface, own, pretrained
+from retro_jax.weights import exported, huggingface, pretrained
 from retro_jax.weights.base import TOKENIZERS
 from retro_jax.weights.card import Card
 from retro_jax.weights.families import FAMILIES
-from retro_jax.weights.table import letters, to_theirs
+from retro_jax.weights.name_table import letters, to_theirs
 from retro_jax.weights.tensors import INDEX, Tensors
 
 SHARD = 5 * 10**9  # bytes of a file
@@ -69,7 +69,7 @@ def export(about: Card, params: dict, tokenizer: Path, to: Path, decoder: bool) 
             config, tensors = _theirs(e, tokenizer, vocab, read)
         else:
             kept = any(p.dtype == jnp.bfloat16 for p in params.values())
-            config = own.describe(e.model, vocab, retrieval, "bfloat16" if kept else "float32")
+            config = exported.describe(e.model, vocab, retrieval, "bfloat16" if kept else "float32")
             names = pretrained.shapes(e.model, vocab, retrieval)
             tensors = ((name, read(name)) for name in names)
         size = _write(partial, tensors)

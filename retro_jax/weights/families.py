@@ -1,13 +1,13 @@
 """The families of decoders that Hugging Face's directories hold, each as a DecoderConfig and a table of names.
 
-A table's rows, and the letters of its patterns, are those of table.py.
+A table's rows, and the letters of its patterns, are those of name_table.py.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from retro_jax.errors import UserError
-from retro_jax.weights.table import Row
+from retro_jax.weights.name_table import Row
 
 ACTIVATIONS = {
     "gelu": "gelu_exact", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu",

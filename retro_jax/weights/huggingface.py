@@ -17,10 +17,10 @@ from retro_jax.config import DecoderConfig, ModelConfig, ReadingConfig
 from retro_jax.config.fields import binding
 from retro_jax.corpus.tokenizer import BOS, EOS, PAD
 from retro_jax.errors import UserError
-from retro_jax.weights import family_configs, pretrained, table
+from retro_jax.weights import family_configs, name_table, pretrained
 from retro_jax.weights.families import FAMILIES, Family, Fields
+from retro_jax.weights.name_table import Row, Weights
 from retro_jax.weights.pretrained import Pretrained
-from retro_jax.weights.table import Row, Weights
 from retro_jax.weights.tensors import Tensors
 
 SAME_TOKENS = "retro_jax_tokens"  # a field of config.json
@@ -85,11 +85,11 @@ def vocabulary(path: Path, config: dict) -> tuple[int, np.ndarray | None]:
     size = fields.count("vocab_size")
     if fields.get(SAME_TOKENS) is True:
         return size, None
-    vocab = table.vocabulary_size(path, size)
+    vocab = name_table.vocabulary_size(path, size)
     eos, bos = (_token(fields, name, size) for name in ("eos_token_id", "bos_token_id"))
     if eos is None:
         fields.refuse("eos_token_id", f"must be a token of the {size}, which ends documents")
-    return vocab, table.vocabulary(vocab, size, bos, eos)
+    return vocab, name_table.vocabulary(vocab, size, bos, eos)
 
 
 def _token(fields: Fields, name: str, size: int) -> int | None:
@@ -102,7 +102,7 @@ def names(family: Family, decoder: DecoderConfig) -> list[Row]:
     """The family's table for all layers, with whole names."""
     rows = list(family.top)
     for number in range(decoder.layers):
-        rows += table.below(family.layers, family.layer.format(number), f"layers.{number}.")
+        rows += name_table.below(family.layers, family.layer.format(number), f"layers.{number}.")
     return rows
 
 

@@ -18,10 +18,10 @@ import numpy as np
 
 from retro_jax.config import DecoderConfig, EncoderConfig, ModelConfig, ReadingConfig
 from retro_jax.errors import UserError
-from retro_jax.weights import megatron, table
+from retro_jax.weights import megatron, name_table
 from retro_jax.weights.families import Fields
+from retro_jax.weights.name_table import Row, Weights
 from retro_jax.weights.pretrained import Pretrained
-from retro_jax.weights.table import Row, Weights
 
 KIND = "instructretro"
 _BOS, _EOS = 1, 2
@@ -45,8 +45,8 @@ def read(path: Path) -> Pretrained:
     args, tensors = megatron.read(path)
     model = _model(path, args, tensors)
     size = tensors.shape(_EMBEDDING)[0]
-    vocab = table.vocabulary_size(path, size)
-    rows = table.vocabulary(vocab, size, _BOS, _EOS)
+    vocab = name_table.vocabulary_size(path, size)
+    rows = name_table.vocabulary(vocab, size, _BOS, _EOS)
     tables = {"embedding": _EMBEDDING, "readout": _READOUT}
     made = Weights(path, tensors, names(model), model, vocab, True, rows, size, tables)
     kind = tensors["final_norm.weight"].dtype
@@ -141,10 +141,10 @@ def names(model: ModelConfig) -> list[Row]:
     rows = _norm("final_norm", "norm")
     for number in range(model.decoder.layers):
         cross = "cca" if number + 1 in model.reading.cca_layers else ""
-        rows += table.below(_layer(cross), f"layers.{number}.", f"layers.{number}.")
+        rows += name_table.below(_layer(cross), f"layers.{number}.", f"layers.{number}.")
     first = model.reading.cca_layers[0] - 1
     for number in range(model.encoder.layers):
         cross = "cross" if number + 1 in model.encoder.cross_layers else ""
         theirs = f"layers.{first}.retriever.layers.{number}."
-        rows += table.below(_layer(cross), theirs, f"encoder.layers.{number}.")
+        rows += name_table.below(_layer(cross), theirs, f"encoder.layers.{number}.")
     return rows

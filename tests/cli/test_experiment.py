@@ -83,15 +83,18 @@ def test_settings_of_a_table_can_be_given_by_flag():
         load("experiments/quickstart.py", ["--config.retrieval.settings.tfidf.dmi=7"])
 
 
-def test_config_lists_every_field_with_its_meaning(root, capfd):
+def test_config_lists_every_field_with_its_meaning_and_what_it_decides(root, capfd):
     assert cli.main(["config", str(root), "--config.train.steps=7"]) == 0
-    shown = capfd.readouterr().out
-    for words in (
-        "train.steps",
-        "corpus.source",
-        "retrieval.settings.tfidf.dim",
-        "model.decoder.d",
+    lines = capfd.readouterr().out.splitlines()
+    for field, step in (
+        ("corpus.source", "corpus"),
+        ("corpus.vocab", "tokenizer"),
+        ("retrieval.settings.tfidf.dim", "embedder"),
+        ("train.length", "neighbours/train"),
+        ("train.steps", None),
+        ("model.decoder.d", None),
     ):
-        assert words in shown
+        (line,) = [text for text in lines if text.startswith(f"{field} = ")]
+        assert line.endswith(f"[decides {step} and what is made of it]") == (step is not None)
     assert cli.main(["config"]) == 0
     assert "learning_rate" in capfd.readouterr().out

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from live import M, chunk_of, documents_of, found, prose
 
-from retro_jax.config.where import Where
+from retro_jax.config.filters import Where
 from retro_jax.corpus import collect
 from retro_jax.corpus.sources import Document
 from retro_jax.databases import part

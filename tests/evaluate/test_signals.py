@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from retro_jax.evaluate import chunks, likelihood, retrieved, signals
+from retro_jax.evaluate import chunks, likelihood, retriever_health, signals
 from retro_jax.evaluate.figures import figures
 from retro_jax.evaluate.rows import Rows
 
@@ -168,19 +168,19 @@ def test_a_distance_that_tells_what_a_neighbour_is_worth_is_found_to():
     r = planted(off=np.repeat(0.5 - near, M))
     r.columns["distances"] = np.repeat(np.stack([near, near + 1], 1), M, axis=0).astype(np.float32)
     found = chunks.gather(r)
-    told = retrieved.by_distance(found, r.rank)
+    told = retriever_health.by_distance(found, r.rank)
     assert told["auroc"] > 0.99
     gains = [g["gain"] for g in told["groups"]]
     assert gains == sorted(gains, reverse=True)
     np.testing.assert_allclose([g["predicted"] for g in told["groups"]], gains, atol=0.05)
-    curve = retrieved.skipping(found, r.rank)
+    curve = retriever_health.skipping(found, r.rank)
     bits = signals.bits_per_byte(r)
     np.testing.assert_allclose(curve[0]["bits_per_byte"], bits["off"])
     np.testing.assert_allclose(curve[-1]["bits_per_byte"], bits["on"])
     best = min(curve, key=lambda point: point["bits_per_byte"])
     assert 0.35 < best["share"] < 0.6  # those whose distance is below a half
     r.columns["distances"][:] = 1.0
-    assert retrieved.by_distance(chunks.gather(r), r.rank) is None
+    assert retriever_health.by_distance(chunks.gather(r), r.rank) is None
 
 
 def test_hubs_repeated_and_missing_neighbours():
@@ -189,7 +189,7 @@ def test_hubs_repeated_and_missing_neighbours():
     ids[r["chunk"] == 0] = -1
     r.columns["neighbours"] = ids
     r.columns["twins"] = (ids[:, 1] == 8).astype(np.int16)
-    found = retrieved.coverage(chunks.gather(r), 1000)
+    found = retriever_health.coverage(chunks.gather(r), 1000)
     assert found["hubs"][0] == [7, 240]  # of 30 documents with eleven chunks that retrieve
     assert found["distinct"] == 4
     np.testing.assert_allclose(found["missing"], 3 / 11)

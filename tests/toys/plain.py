@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retro_jax.retrieval.index import Found, Index, nothing
+from retro_jax.retrieval.index import Found, Index, checked, nothing
 
 
 class Plain(Index):
@@ -14,7 +14,7 @@ class Plain(Index):
     def build(cls, vectors: np.ndarray, directory: Path, settings, k: int, statistics=None) -> dict:
         """Writes the vectors."""
         np.save(directory / "vectors.npy", vectors)
-        return {"kind": "plain", "recall": 1.0}
+        return {"recall": 1.0}
 
     @classmethod
     def open(cls, directory: Path, report: dict) -> "Plain":
@@ -29,6 +29,7 @@ class Plain(Index):
 
     def search(self, queries: np.ndarray, k: int) -> Found:
         """The k nearest; equal distances in the order of ids."""
+        queries = checked(queries, self._vectors.shape[1])
         ids, distances = nothing(len(queries), k)
         found = min(k, len(self))
         d = np.square(queries[:, None] - self._vectors[None]).sum(-1)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from retro_jax.config import DecoderConfig, EncoderConfig, ModelConfig, ReadingConfig
 from retro_jax.errors import UserError
-from retro_jax.weights import own, pretrained
+from retro_jax.weights import exported, pretrained
 from retro_jax.weights.directory import open_directory
 
 OWN = ModelConfig(
@@ -31,7 +31,7 @@ def sound(request, tmp_path_factory):
         draw = np.random.default_rng(0).normal
         held = {n: draw(size=shape).astype(np.float32) for n, shape in shapes.items()}
         save_file(held, directory / "model.safetensors")
-        config = own.describe(OWN, 64, True, "float32")
+        config = exported.describe(OWN, 64, True, "float32")
         (directory / "config.json").write_text(json.dumps(config))
     else:
         foreign.make(request.param).save_pretrained(directory)

@@ -21,7 +21,7 @@ from retro_jax.errors import UserError
 from retro_jax.model import functional
 from retro_jax.weights.base import model_like
 from retro_jax.weights.directory import open_directory
-from retro_jax.weights.place import place
+from retro_jax.weights.placement import place
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "hf"
 apply = jax.jit(functional.apply, static_argnums=0)

@@ -12,7 +12,7 @@ from retro_jax.corpus.tokenizer_json import FIRST
 from retro_jax.errors import UserError
 from retro_jax.model import functional
 from retro_jax.weights.directory import model_of, open_directory
-from retro_jax.weights.place import place
+from retro_jax.weights.placement import place
 from retro_jax.weights.pretrained import identity
 
 FIXTURE = np.load(megatron_files.FIXTURE)

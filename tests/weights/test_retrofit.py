@@ -22,7 +22,7 @@ from retro_jax.store.workdir import WorkDir
 from retro_jax.train import loop, restore
 from retro_jax.weights import directory, export
 from retro_jax.weights.card import Card
-from retro_jax.weights.place import place
+from retro_jax.weights.placement import place
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = {

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retro_jax.retrieval.index import Index, nothing
+from retro_jax.retrieval.index import Index, checked, nothing
 
 _BLOCK = 2_000_000  # numbers of vectors that are held at a time
 _QUERIES, _VECTORS = 512, 2048  # compared at a time: their distances stay in the processor's cache
@@ -190,17 +190,3 @@ def squared_distances(queries, rows, vectors, ids) -> np.ndarray:
         difference = queries[rows[at]].astype(np.float64) - vectors[ids[at]]
         out[at] = np.square(difference).sum(axis=1)
     return out
-
-
-def checked(queries: np.ndarray, width: int) -> np.ndarray:
-    """Queries [Q, width] as float32.
-
-    Raises:
-      ValueError: another width, or NaN or Inf among them.
-    """
-    queries = np.ascontiguousarray(queries, np.float32)
-    if queries.ndim != 2 or queries.shape[1] != width:
-        raise ValueError(f"queries must be [Q, {width}], not {list(queries.shape)}")
-    if not np.isfinite(queries).all():
-        raise ValueError("a query holds NaN or Inf")
-    return queries

@@ -8,8 +8,8 @@ import numpy as np
 
 from retro_jax.config.fields import require_share, setting
 from retro_jax.errors import UserError
-from retro_jax.retrieval.index import Index, nothing
-from retro_jax.retrieval.indexes.exact import Exact, checked
+from retro_jax.retrieval.index import Index, checked, nothing
+from retro_jax.retrieval.indexes.exact import Exact
 
 _REORDER = 100  # candidates that are compared exactly, at least
 _NEEDS = 100  # vectors; its hashing cannot be trained on fewer than a handful

@@ -2,7 +2,7 @@
 
 import pytest
 
-from retro_jax.config.where import Where
+from retro_jax.config.filters import Where
 from retro_jax.errors import UserError
 
 DATES = ("2019-12-31", "2020", "2020-06-15", "2020-12-31T23:59", "2021-01-01")

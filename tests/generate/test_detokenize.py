@@ -3,7 +3,7 @@
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from retro_jax.generate.text import Text
+from retro_jax.generate.detokenize import Text
 
 
 def test_tokens_without_text_count():

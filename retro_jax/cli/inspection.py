@@ -20,11 +20,13 @@ def _config(args, fields) -> int:
         raise UserError("name a working directory or give --config=FILE to change fields of")
     else:
         e = Experiment()
-    from retro_jax.cli.fields import rows
+    from retro_jax.cli.field_list import decided, rows
 
+    steps = decided(e)
     for name, value, default, meaning in rows(e):
         usual = "" if value == default else f"  (default: {default!r})"
-        print(f"{name} = {value!r}{usual}")
+        anew = f"  [decides {steps[name]} and what is made of it]" if name in steps else ""
+        print(f"{name} = {value!r}{usual}{anew}")
         print(textwrap.fill(meaning, 100, initial_indent="    ", subsequent_indent="    "))
     return 0
 
@@ -84,7 +86,7 @@ def _describe(args, fields) -> int:
 COMMANDS = (
     Command(
         "config",
-        "every field of a config: its value, its default and what it means",
+        "every field of a config: its value, its default, its meaning, and the first step that it decides",
         "retro config --config=experiments/quickstart.py",
         "nothing",
         _config,

@@ -2,11 +2,14 @@
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 from retro_jax.config import Experiment
 from retro_jax.config.fields import leaves
 from retro_jax.config.table import Table
+from retro_jax.evaluate.condition import CONDITIONS
 from retro_jax.methods.method import METHODS
+from retro_jax.pipeline.recipe import recipe
 from retro_jax.retrieval.embedder import EMBEDDERS
 from retro_jax.retrieval.index import INDEXES
 
@@ -25,6 +28,16 @@ def rows(e: Experiment) -> Iterator[Row]:
             yield row
 
 
+def decided(e: Experiment) -> dict[str, str]:
+    """Of each field that a step of the pipeline depends on, the first such step; all other fields may
+    change without a shard being made again."""
+    first: dict[str, str] = {}
+    for name, step in recipe(e, Path()).items():
+        for field in step.settings:
+            first.setdefault(field, name)
+    return first
+
+
 def _of(config, default, prefix: str = "") -> Iterator[Row]:
     for (name, value, field), (_, usual, _) in zip(leaves(config, prefix), leaves(default, prefix)):
         yield name, value, usual, _meaning(field, name)
@@ -32,7 +45,7 @@ def _of(config, default, prefix: str = "") -> Iterator[Row]:
 
 def _meaning(field: dataclasses.Field, name: str) -> str:
     text = field.metadata.get("meaning", "")
-    known = {"retrieval.embedder": EMBEDDERS, "retrieval.index": INDEXES, "methods": METHODS}
+    known = {table.field: table for table in (EMBEDDERS, INDEXES, METHODS, CONDITIONS)}
     return f"{text}: {', '.join(known[name])}" if name in known else text
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from retro_jax.config.request import Request
 from retro_jax.corpus.tokenizer import EOS
 from retro_jax.generate.completion import Completion
+from retro_jax.generate.detokenize import Text
 from retro_jax.generate.lookup import Prompt, window
-from retro_jax.generate.text import Text
 
 
 class Piece(NamedTuple):

@@ -2,8 +2,8 @@
 
 from retro_jax.evaluate.figures import ALARM, FEW
 from retro_jax.evaluate.signals import EFFECTS
-from retro_jax.report.causes import remedy
 from retro_jax.report.curves import kept
+from retro_jax.report.diagnosis import remedy
 from retro_jax.report.numbers import interval, nats, percent, plain, sign
 
 _HEAD = {

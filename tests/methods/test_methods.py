@@ -1,0 +1,64 @@
+"""What every method of the table promises: its ways to predict say the same."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import drawn, small_experiment
+from toys.cautious import Cautious
+
+from retro_jax.errors import UserError
+from retro_jax.methods import method
+from retro_jax.methods.method import METHODS
+
+VOCAB, LENGTH, PROMPT = 50, 11, 6
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_scores_and_steps_say_what_logprobs_says(name, tiny, mesh):
+    """Of texts for which nothing was retrieved. (With neighbours: model/test_decode.py.)"""
+    m = METHODS[name](tiny, 2)
+    params = drawn(tiny, METHODS[m.trained_as](tiny, 2).shapes(VOCAB))
+    tokens = np.random.default_rng(0).integers(1, VOCAB, (2, LENGTH)).astype(np.int32)
+    given = jax.device_put(tokens, jax.P(("replica", "data")))
+    expected = np.asarray(jax.jit(lambda p, t: m.logprobs(p, t, None))(params, given))
+    scored, best = jax.jit(lambda p, t: m.scores(p, t, None, ()))(params, given)
+    np.testing.assert_allclose(scored, expected, atol=1e-5)
+
+    def put(x):
+        return jax.device_put(np.asarray(x, np.int32), jax.P(("replica", "data")))
+
+    net, every = m.decoder(params), tiny.reading.chunk
+    none = np.zeros((2, -(-PROMPT // every), 0, tiny.reading.retrieved))
+    state = m.start(net, 2, LENGTH + 1, 0)
+    read = jax.jit(m.prefill)
+    logits, state = read(net, state, put(tokens[:, :PROMPT]), put([PROMPT] * 2), put(none))
+    step = jax.jit(lambda net, state, t: m.step(net, state, t, None, None))
+    for t in range(PROMPT, LENGTH):
+        said = np.asarray(jax.nn.log_softmax(jnp.asarray(logits)))
+        np.testing.assert_allclose(said[range(2), tokens[:, t]], expected[:, t], atol=1e-4)
+        np.testing.assert_array_equal(said.argmax(1) == tokens[:, t], np.asarray(best)[:, t])
+        logits, state = step(net, state, put(tokens[:, t]))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("toys.cautios:Cautious", "methods 'careful' is to be toys.cautios:Cautious: No module"),
+        ("toys.cautious:Cautios", "is to be toys.cautious:Cautios: .*no attribute 'Cautios'"),
+        ("toys.cautious:Cautious", "is toys.cautious:Cautious, whose own name is 'cautious'"),
+    ],
+)
+def test_a_wrong_line_of_the_table_is_named(line, message, monkeypatch):
+    monkeypatch.setitem(METHODS._entries, "careful", line)
+    with pytest.raises(UserError, match=message):
+        METHODS["careful"]
+
+
+def test_weights_of_a_method_that_there_is_not_are_refused_first(monkeypatch):
+    monkeypatch.setitem(METHODS._entries, "cautious", "toys.cautious:Cautious")
+    monkeypatch.setattr(Cautious, "weights_of", "languagemodel")
+    with pytest.raises(UserError, match=r"'languagemodel'.*did you mean language_model"):
+        method.check(small_experiment(Path("x"), ("retro", "cautious")))
