@@ -8,7 +8,9 @@ from pathlib import Path
 # Almost all of the time goes into compiling programs that run for milliseconds. Before JAX starts, and in
 # the environment, so that programs that tests start have it too.
 os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false",
 )
 
 import jax
