@@ -46,8 +46,6 @@ from retro_jax.model import functional  # noqa: E402
 from retro_jax.model.layers import AXES  # noqa: E402
 from retro_jax.store.workdir import WorkDir  # noqa: E402
 
-MESHES = ((1, 1, 1), (1, 8, 1), (1, 4, 2), (1, 2, 4), (2, 2, 2))
-
 
 def make_mesh(replica: int, data: int, model: int) -> jax.sharding.Mesh:
     size = replica * data * model

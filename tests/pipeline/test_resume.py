@@ -52,7 +52,7 @@ records.framed = told
 rng, seen = random.Random(0), set()
 def moment():  # long enough for a step that is begun anew, and for a shard
     of_a_step = lambda path: ".locks" not in path and "config.json" not in path
-    random_one = nth(rng.randint(16, 32), *CHANGES, "record", path=of_a_step)
+    random_one = nth(rng.randint(24, 44), *CHANGES, "record", path=of_a_step)
     def now(what, path):
         named = what == "rename" and re.fullmatch(r"prepare/(\w+)(/\w+)?", path)
         return random_one(what, path) or named and named[1] not in seen

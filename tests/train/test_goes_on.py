@@ -49,8 +49,8 @@ def test_a_finished_run_goes_on_from_before_its_rate_fell(runs):
         twice, once = (
             restore.restore_trained(WorkDir(root, e), method_of(e, "retro"), mesh) for root in roots
         )
-    for name, value in once.items():
-        np.testing.assert_array_equal(twice[name], value)
+    for name, value in once.items():  # two programs, of which each knows its number of steps
+        np.testing.assert_allclose(twice[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def test_fewer_steps_than_it_has_are_refused_and_other_fields_too(runs):
