@@ -2,7 +2,7 @@
 
     retro run --config=experiments/quickstart.py
 
-Hardware: 2 cores, no accelerator, 1.4 GiB of memory; 6 to 10 minutes.
+Hardware: 2 cores, no accelerator, 1.4 GiB of memory; 6 to 13 minutes.
 Expected: held-out bits per byte on 1.76, off 1.79, random 1.81, language_model 1.77 (docs/quickstart.md). The
 retriever is BM25, from which this model gains more than from the default embedder (docs/pipeline.md).
 

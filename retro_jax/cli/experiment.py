@@ -109,20 +109,26 @@ def _refuse_contradictions(work: WorkDir):
 
     e = work.experiment
     for step in recipe(e, work.prepared()).values():
-        _refuse(step.out, step.settings)
+        _refuse(step.out, step.settings, "`retro prepare --rebuild`")
     for name in method.METHODS:
-        if (work.trained(name) / artefact.MANIFEST).exists():
-            _refuse(work.trained(name), restore.settings_of(e, method.method_of(e, name)))
+        manifest = artefact.read(work.trained(name))
+        if manifest is None:
+            continue
+        settings = restore.settings_of(e, method.method_of(e, name))
+        more = "delete it (only a run with train.schedule = 'constant' can be given more steps)"
+        _refuse(work.trained(name), settings, more)
+        if manifest["counts"].get("complete"):
+            restore.has_all_steps(e.train, manifest["counts"])
 
 
-def _refuse(path: Path, settings: dict):
+def _refuse(path: Path, settings: dict, remedy: str):
     from retro_jax.store import artefact
 
     manifest = artefact.read(path)
     if manifest and (changed := artefact.differing(manifest["settings"], settings)):
         raise UserError(
             f"{path} was made with another config ({'; '.join(changed)}): give the fields that it was made "
-            "with, use another working directory, or (of prepare) `retro prepare --rebuild`"
+            f"with, use another working directory, or {remedy}"
         )
 
 
@@ -145,6 +151,10 @@ def check(e: Experiment):
 
     index.check(e.retrieval)
     method.check(e)
+    if e.evaluate.conditions:
+        from retro_jax.evaluate import condition
+
+        condition.check_config(e)
 
 
 def load(config: str, fields: Sequence[str] = ()) -> Experiment:

@@ -1,13 +1,13 @@
 """Every field of a config: its value, its default, and what it means."""
 
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from retro_jax.config import Experiment
 from retro_jax.config.fields import leaves
 from retro_jax.config.table import Table
-from retro_jax.evaluate.condition import CONDITIONS
+from retro_jax.evaluate.condition import every
 from retro_jax.methods.method import METHODS
 from retro_jax.pipeline.recipe import recipe
 from retro_jax.retrieval.embedder import EMBEDDERS
@@ -18,7 +18,9 @@ Row = tuple[str, object, object, str]  # name, value, default, meaning
 
 def rows(e: Experiment) -> Iterator[Row]:
     """The rows of an experiment, settings of embedders, indexes and methods included."""
-    for row in _of(e, Experiment()):
+    known = {table.field: table for table in (EMBEDDERS, INDEXES, METHODS)}
+    known["evaluate.conditions"] = [*every(None, e.retrieval.neighbours), *e.methods]
+    for row in _of(e, Experiment(), known=known):
         if row[0] == "retrieval.settings":
             for table in (EMBEDDERS, INDEXES):
                 yield from _settings(table, e.retrieval.settings)
@@ -38,15 +40,13 @@ def decided(e: Experiment) -> dict[str, str]:
     return first
 
 
-def _of(config, default, prefix: str = "") -> Iterator[Row]:
+def _of(
+    config, default, prefix: str = "", known: Mapping[str, Iterable[str]] = MappingProxyType({})
+) -> Iterator[Row]:
+    """known: of a field the values that there are, to be listed."""
     for (name, value, field), (_, usual, _) in zip(leaves(config, prefix), leaves(default, prefix)):
-        yield name, value, usual, _meaning(field, name)
-
-
-def _meaning(field: dataclasses.Field, name: str) -> str:
-    text = field.metadata.get("meaning", "")
-    known = {table.field: table for table in (EMBEDDERS, INDEXES, METHODS, CONDITIONS)}
-    return f"{text}: {', '.join(known[name])}" if name in known else text
+        values = f": {', '.join(known[name])}" if name in known else ""
+        yield name, value, usual, field.metadata["meaning"] + values
 
 
 def _settings(table: Table, given: dict) -> Iterator[Row]:

@@ -14,7 +14,9 @@ class EvaluateConfig:
     )
     batch: int = setting(16, "windows of a batch", free=True)
     checkpoint: str = setting("last", "last | best (by train.validate): what is evaluated")
-    conditions: tuple[str, ...] = setting((), "what is compared (evaluate/condition.py); (): all")
+    conditions: tuple[str, ...] = setting(
+        (), "what is compared, conditions (evaluate/condition.py) and methods; (): all"
+    )
     generated: int = setting(32, "documents whose beginning is continued, to see what is copied")
     filter_overlap: float = setting(
         0.125, "the loss is also reported on chunks that share less than this with what they read"

@@ -3,6 +3,7 @@
 import datetime
 from dataclasses import dataclass
 
+from retro_jax.config.fields import setting
 from retro_jax.errors import UserError
 
 
@@ -17,10 +18,10 @@ class Where:
       UserError: a field that cannot be meant.
     """
 
-    date_from: str = ""  # not before
-    date_to: str = ""  # not after; 2020 includes all of 2020
-    licence: tuple[str, ...] = ()  # any of these
-    source: tuple[str, ...] = ()  # any of these
+    date_from: str = setting("", "of a date that is not before this one")
+    date_to: str = setting("", "of a date that is not after this one; 2020 includes all of 2020")
+    licence: tuple[str, ...] = setting((), "of any of these licences")
+    source: tuple[str, ...] = setting((), "of any of these sources")
 
     def __post_init__(self):
         for name in ("date_from", "date_to"):

@@ -1,8 +1,9 @@
 """What is asked for: a prompt, how it is continued, and what is retrieved for it."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from retro_jax.config.fields import setting
 from retro_jax.config.filters import Where
 from retro_jax.errors import UserError
 
@@ -13,25 +14,37 @@ MOST_STOPS, MOST_LOGPROBS = 16, 5
 class Request:
     """One continuation. The fields of `generate` in a config, of an HTTP request, of a line of a file."""
 
-    prompt: str = "def main(argv=None):\n"
-    tokens: int = 128  # how many to add at most; 0 only looks up what the prompt retrieves
-    temperature: float = 0.0  # 0: the most probable token
-    top_k: int = 0  # draw from so many most probable tokens; 0: all
-    top_p: float = 1.0  # from the fewest most probable ones that have so much probability
-    min_p: float = 0.0  # from those at least so probable, relative to the most probable one
-    repetition_penalty: float = 1.0  # above 1 makes tokens that were there already less probable
-    seed: int = 0  # the same gives the same text
-    stop: tuple[str, ...] = ()  # texts that end the continuation, and are not part of it
-    logprobs: int = 0  # report the log p of so many most probable tokens at each place
+    prompt: str = setting("def main(argv=None):\n", "the text that is continued")
+    tokens: int = setting(128, "how many to add at most; 0 only looks up what the prompt retrieves")
+    temperature: float = setting(0.0, "0: the most probable token")
+    top_k: int = setting(0, "draw from so many most probable tokens; 0: all")
+    top_p: float = setting(1.0, "from the fewest most probable ones that have so much probability")
+    min_p: float = setting(
+        0.0, "from those at least so probable, relative to the most probable one"
+    )
+    repetition_penalty: float = setting(
+        1.0, "above 1 makes tokens that were there already less probable"
+    )
+    seed: int = setting(0, "the same gives the same text")
+    stop: tuple[str, ...] = setting((), "texts that end the continuation, and are not part of it")
+    logprobs: int = setting(0, "report the log p of so many most probable tokens at each place")
     # What is retrieved.
-    k: int = -1  # neighbours that a chunk reads; -1: as in training; 0: no retrieval
-    retrieval_step: int = 0  # tokens from one look-up of the last chunk to the next; 0: a chunk
-    align: bool = False  # chunks end where the prompt ends: its last tokens retrieve at once
-    in_prompt: bool = False  # RETRO++: the nearest passage also stands before the prompt
-    neighbours: tuple[str, ...] = ()  # texts that every chunk reads instead of what is looked up
-    databases: tuple[str, ...] = ("prepared",)  # what is searched, each NAME or NAME=WEIGHT
-    where: Where = field(default_factory=Where)  # which documents may be read
-    contributions: bool = False  # what each neighbour was worth to each token
+    k: int = setting(-1, "neighbours that a chunk reads; -1: as in training; 0: no retrieval")
+    retrieval_step: int = setting(
+        0, "tokens from one look-up of the last chunk to the next; 0: a chunk"
+    )
+    align: bool = setting(
+        False, "chunks end where the prompt ends: its last tokens retrieve at once"
+    )
+    in_prompt: bool = setting(False, "RETRO++: the nearest passage also stands before the prompt")
+    neighbours: tuple[str, ...] = setting(
+        (), "texts that every chunk reads instead of what is looked up"
+    )
+    databases: tuple[str, ...] = setting(
+        ("prepared",), "what is searched, each NAME or NAME=WEIGHT"
+    )
+    where: Where = setting(Where(), "which documents may be read")
+    contributions: bool = setting(False, "what each neighbour was worth to each token")
 
     def __post_init__(self):
         for name in ("stop", "neighbours", "databases"):

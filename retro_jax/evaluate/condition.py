@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from retro_jax.config import Experiment
 from retro_jax.config.table import Table
 from retro_jax.corpus.tokenizer import PAD
 from retro_jax.errors import UserError
 from retro_jax.evaluate.text import Text
+from retro_jax.methods.method import methods_of
 
 _IN = "retro_jax.evaluate.conditions."
 CONDITIONS = Table(
@@ -105,6 +107,15 @@ def chosen(
         for name, cls in every(allowed, k).items()
         if (not asked or name in (*asked, "on", "off")) and cls.possible(name, text, approximate)
     ]
+
+
+def check_config(e: Experiment):
+    """Raises UserError for a condition or method in `evaluate.conditions` that there cannot be."""
+    methods = methods_of(e)
+    reading = next((m for m in methods if m.reads), None)
+    others = [m.name for m in methods if m is not reading]
+    allowed = reading.conditions if reading else None
+    check(e.evaluate.conditions, allowed, e.retrieval.neighbours, others)
 
 
 def check(asked: Sequence[str], allowed: Sequence[str] | None, k: int, others: Sequence[str]):

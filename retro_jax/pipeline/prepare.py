@@ -27,8 +27,7 @@ def prepare(work: WorkDir, rebuild: bool = False) -> dict[str, dict]:
     e, base = work.experiment, work.prepared()
     check_given(e, base)
     made = recipe(e, base)
-    there = (base / "shards" / "dataset_info.json").exists()  # which is written last
-    if there and not rebuild:
+    if _has_info(base) and not rebuild:
         manifests = {name: _done(step) for name, step in made.items()}
         if all(manifests.values()):
             for name in made:
@@ -55,13 +54,18 @@ def _run(work: WorkDir, made: dict[str, Step], rebuild: bool) -> dict[str, dict]
         manifests[name] = done or artefact.build(
             step.out, step.settings, _inputs(step), lambda out, step=step: make(step, out)
         )
-    if changed or not (base / "shards" / "dataset_info.json").exists():
+    if changed or not _has_info(base):
         records.write_tfds_info(base / "shards", shard_splits(work.experiment), base / "shards")
     later = [p for p in (work.trained(""), work.evaluated("")) if p.exists()]
     if rebuild and changed and later:
         names = ", ".join(map(str, later))
         progress.say(f"made from what was there before: {names}; delete, and run them again")
     return manifests
+
+
+def _has_info(base: Path) -> bool:
+    """Whether there is what TFDS reads beside the shards, which is written last."""
+    return all((base / "shards" / name).exists() for name in records.INFO)
 
 
 def make(step: Step, out: Path) -> dict:

@@ -1,12 +1,16 @@
 """`retro verify`: every file's checksum, and a random share of every step made again and compared."""
 
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 
 from retro_jax import progress
 from retro_jax.errors import UserError
 from retro_jax.pipeline.prepare import check_prepared
-from retro_jax.pipeline.recipe import recipe
-from retro_jax.store import artefact
+from retro_jax.pipeline.recipe import recipe, shard_splits
+from retro_jax.store import artefact, records
 from retro_jax.store.workdir import WorkDir
 
 _SHOWN = 5  # of what differs, in a message
@@ -36,7 +40,7 @@ def verify(work: WorkDir, share: float = 0.05, seed: int = 0) -> dict[str, tuple
     wrong = []
     for name, manifest in manifests.items():
         wrong += artefact.damaged(work.prepared(name), manifest, checksums=True)
-    _refuse(work, wrong)
+    _refuse(work, [*wrong, *_changed_info(work)])
     compared = {}
     for name, step in recipe(work.experiment, work.prepared()).items():
         if not step.unit:
@@ -51,6 +55,17 @@ def verify(work: WorkDir, share: float = 0.05, seed: int = 0) -> dict[str, tuple
         compared[name] = count, step.unit
     _refuse(work, wrong)
     return compared
+
+
+def _changed_info(work: WorkDir) -> Iterator[str]:
+    """What TFDS reads beside the shards, and is of no step: written again and compared."""
+    shards = work.prepared("shards")
+    with tempfile.TemporaryDirectory() as made:
+        records.write_tfds_info(shards, shard_splits(work.experiment), Path(made))
+        for file in sorted(Path(made).iterdir()):
+            there = shards / file.name
+            if not there.exists() or there.read_bytes() != file.read_bytes():
+                yield f"{there} is not what the shards give; delete it, and run prepare"
 
 
 def _refuse(work: WorkDir, wrong: list[str]):

@@ -25,6 +25,8 @@ def find(path: Path) -> list[Path]:
         found = sorted(f for f in path.glob(pattern) if not f.parent.name.startswith("."))
         if found:
             return found
+    if not path.exists():
+        raise UserError(f"{path}: no such directory; give a working directory, runs/quickstart say")
     raise UserError(
         f"{path}: holds no {ROWS} of an evaluation; run `retro evaluate`, then give its working "
         "directory, for example runs/quickstart"

@@ -95,6 +95,9 @@ def write(directory: Path, examples: Iterable[dict[str, np.ndarray]]) -> int:
     return count
 
 
+INFO = ("features.json", "dataset_info.json")  # what `write_tfds_info` writes
+
+
 def write_tfds_info(directory: Path, splits: tuple[str, ...], out: Path):
     """Writes into `out`, a local directory, the files by which `tfds.builder_from_directory` loads a
     directory of such directories, one a split. It finds its shards where the files lie."""

@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import logging
 import math
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -71,6 +73,7 @@ class Checkpoints:
         )
         handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
         self._reader = ocp.Checkpointer(handler, multiprocessing_options=alone)
+        _hide_late_reads()
         self._open()
 
     def _open(self):
@@ -253,6 +256,19 @@ def fingerprint(state) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
         total += jnp.uint32(2 * i + 1) * bits.sum(dtype=jnp.uint32)
     return total
+
+
+@functools.cache
+def _hide_late_reads():
+    """When a read fails, those that are still under way end in an event loop that is closed, and TensorStore
+    prints a traceback of each. They say nothing; what failed is raised."""
+    before = sys.unraisablehook
+
+    def hook(raised):
+        if str(raised.exc_value) != "Event loop is closed":
+            before(raised)
+
+    sys.unraisablehook = hook
 
 
 def _is_json(file: Path) -> bool:

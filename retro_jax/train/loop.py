@@ -45,7 +45,7 @@ def train(work: WorkDir, method: Trainable) -> dict:
     check_prepared(work)
     settings, inputs = restore.settings_of(e, method), restore.inputs_of(work)
     done = artefact.check(directory, settings, inputs)
-    if done and done["counts"].get("complete") and _has_all_steps(e.train, done["counts"]):
+    if done and done["counts"].get("complete") and restore.has_all_steps(e.train, done["counts"]):
         progress.say(f"train/{name}: complete")
         return done
     prepared = Prepared(work)
@@ -168,20 +168,6 @@ def _alone(work: WorkDir) -> Iterator[None]:
         if not processes.all_say(refused is None):  # before any leaves the others waiting
             raise refused or UserError("process 0 cannot train here; its message says why")
         yield
-
-
-def _has_all_steps(train: TrainConfig, counts: dict) -> bool:
-    """Whether a finished run has the steps that are asked for.
-
-    Raises:
-      UserError: it has more.
-    """
-    if counts["steps"] > train.steps > 0:
-        raise UserError(
-            f"config field train.steps = {train.steps}: the run that is there has {counts['steps']}; a "
-            "finished run can be given more steps, not fewer"
-        )
-    return counts["steps"] == train.steps or train.steps == 0
 
 
 def _go_back(train: TrainConfig, planned: int, checkpoints: Checkpoints):

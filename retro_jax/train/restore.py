@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 
-from retro_jax.config import Experiment
+from retro_jax.config import Experiment, TrainConfig
 from retro_jax.config.fields import binding
 from retro_jax.errors import UserError
 from retro_jax.model import functional
@@ -51,6 +51,20 @@ def weights_of_base(e: Experiment, work: WorkDir, method: Trainable, mesh) -> di
     """The weights of `train.base` that the method begins with, on the mesh in context; none without one."""
     opened = open_base(e, work.prepared("tokenizer"))
     return base_weights(opened, e.model, method.reads, mesh)
+
+
+def has_all_steps(train: TrainConfig, counts: dict) -> bool:
+    """Whether a finished run, with these counts in its manifest, has the steps that are asked for.
+
+    Raises:
+      UserError: it has more.
+    """
+    if counts["steps"] > train.steps > 0:
+        raise UserError(
+            f"config field train.steps = {train.steps}: the run that is there has {counts['steps']}; a "
+            "finished run can be given more steps, not fewer"
+        )
+    return counts["steps"] == train.steps or train.steps == 0
 
 
 def check_trained(work: WorkDir, method: Trainable) -> Path:

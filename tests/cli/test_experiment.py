@@ -53,6 +53,19 @@ def test_a_field_is_refused_only_by_a_stage_that_depends_on_it(root, capfd):
     assert WorkDir(root).experiment.corpus.heldout == 0.2
 
 
+def test_what_is_refused_is_not_stored(root, capfd):
+    before = (root / "config.json").read_bytes()
+    for command, field, message in (
+        ("evaluate", "evaluate.conditions=('radnom',)", "no condition 'radnom' here; there are on"),
+        ("run", "evaluate.conditions=('radnom',)", "no condition 'radnom' here; there are on"),
+        ("train", "train.steps=3", "train.steps was 6, is now 3"),
+    ):
+        assert cli.main([command, str(root), f"--config.{field}"]) == 2
+        (said,) = [line for line in capfd.readouterr().err.splitlines() if "retro:" in line]
+        assert message in said
+        assert (root / "config.json").read_bytes() == before
+
+
 def test_another_evaluation_is_made_again_and_kept_in_the_config(root, capfd):
     fields = ["--config.evaluate.conditions=('random',)"]
     assert cli.main(["evaluate", str(root), *fields]) == 0

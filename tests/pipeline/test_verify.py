@@ -10,8 +10,9 @@ from retro_jax.cli import describe
 from retro_jax.cli import main as cli
 from retro_jax.corpus.tokenizer import open_tokenizer
 from retro_jax.errors import UserError
-from retro_jax.pipeline import verify
+from retro_jax.pipeline import prepare, verify
 from retro_jax.pipeline.recipe import recipe
+from retro_jax.store import records
 from retro_jax.store.columns import Columns
 from retro_jax.store.workdir import WorkDir
 
@@ -81,6 +82,22 @@ def test_what_was_changed_since_is_named(finished, small, tmp_path, step, file, 
             list(made[name].again(every))
     else:
         assert not all(same for _, same in made[name].again(every))
+
+
+@pytest.mark.parametrize("name", records.INFO)
+def test_what_tfds_reads_is_compared_too_and_made_again_where_it_is_missing(
+    finished, small, tmp_path, name
+):
+    shutil.copytree(finished / "prepare", tmp_path / "w" / "prepare")
+    file = tmp_path / "w" / "prepare" / "shards" / name
+    before = file.read_bytes()
+    file.write_bytes(before.replace(b"retro", b"other").replace(b"neighbours", b"neighbourz"))
+    assert file.read_bytes() != before
+    with pytest.raises(UserError, match=f"{name} is not what the shards give; delete it"):
+        verify.verify(WorkDir(tmp_path / "w", small))
+    file.unlink()
+    prepare.prepare(WorkDir(tmp_path / "w", small))
+    assert file.read_bytes() == before
 
 
 def test_shards_are_shown_with_texts_and_their_neighbours(finished, capsys):
