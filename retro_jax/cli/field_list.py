@@ -1,5 +1,6 @@
 """Every field of a config: its value, its default, and what it means."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -33,10 +34,16 @@ def rows(e: Experiment) -> Iterator[Row]:
 def decided(e: Experiment) -> dict[str, str]:
     """Of each field that a step of the pipeline depends on, the first such step; all other fields may
     change without a shard being made again."""
+    # Two fields are of no step while they are empty, and decide one as soon as they are not.
+    source = dataclasses.replace(e.retrieval, source=e.retrieval.source or "text:GLOB")
+    others = dataclasses.replace(
+        e.corpus, heldout_sources=e.corpus.heldout_sources or ("name=text:GLOB",)
+    )
     first: dict[str, str] = {}
-    for name, step in recipe(e, Path()).items():
-        for field in step.settings:
-            first.setdefault(field, name)
+    for variant in (e, dataclasses.replace(e, retrieval=source, corpus=others)):
+        for name, step in recipe(variant, Path()).items():
+            for field in step.settings:
+                first.setdefault(field, name)
     return first
 
 

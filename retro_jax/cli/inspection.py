@@ -22,6 +22,10 @@ def _config(args, fields) -> int:
         e = Experiment()
     from retro_jax.cli.field_list import decided, rows
 
+    print(
+        "# [decides STEP]: if the field changes, that step and what is made of it are made again. A field "
+        "without\n# this changes no shard; settings of what is not chosen decide nothing until it is."
+    )
     steps = decided(e)
     for name, value, default, meaning in rows(e):
         usual = "" if value == default else f"  (default: {default!r})"

@@ -104,6 +104,8 @@ def test_config_lists_every_field_with_its_meaning_and_what_it_decides(root, cap
         ("corpus.vocab", "tokenizer"),
         ("retrieval.settings.tfidf.dim", "embedder"),
         ("train.length", "neighbours/train"),
+        ("retrieval.source", "corpora/database"),
+        ("corpus.heldout_sources", "corpora/name"),
         ("train.steps", None),
         ("model.decoder.d", None),
     ):
