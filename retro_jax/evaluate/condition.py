@@ -17,7 +17,7 @@ from retro_jax.config.table import Table
 from retro_jax.corpus.tokenizer import PAD
 from retro_jax.errors import UserError
 from retro_jax.evaluate.text import Text
-from retro_jax.methods.method import methods_of
+from retro_jax.methods.method import METHODS
 
 _IN = "retro_jax.evaluate.conditions."
 CONDITIONS = Table(
@@ -110,12 +110,9 @@ def chosen(
 
 
 def check_config(e: Experiment):
-    """Raises UserError for a condition or method in `evaluate.conditions` that there cannot be."""
-    methods = methods_of(e)
-    reading = next((m for m in methods if m.reads), None)
-    others = [m.name for m in methods if m is not reading]
-    allowed = reading.conditions if reading else None
-    check(e.evaluate.conditions, allowed, e.retrieval.neighbours, others)
+    """Raises UserError for what in `evaluate.conditions` is no condition, and no method. (Whether it makes sense
+    for the experiment's own methods is looked at where they are evaluated.)"""
+    check(e.evaluate.conditions, None, e.retrieval.neighbours, list(METHODS))
 
 
 def check(asked: Sequence[str], allowed: Sequence[str] | None, k: int, others: Sequence[str]):

@@ -345,7 +345,7 @@ def test_bad_input_is_one_line(capfd, tmp_path, monkeypatch):
         ([], "name a working directory or a tokens.parquet"),
         (["a", "b"], "not understood: b"),
         (["--config=x"], "not understood: --config=x"),
-        ([str(tmp_path / "nowhere")], "nowhere: holds no tokens.parquet"),
+        ([str(tmp_path / "nowhere")], "nowhere: no such directory"),
         ([str(tmp_path / "empty")], "retro evaluate"),
         ([str(tmp_path / "other.parquet")], "other.parquet: no rows of an evaluation"),
         ([str(tmp_path / "foreign.parquet")], "foreign.parquet: no rows of an evaluation"),

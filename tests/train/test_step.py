@@ -76,7 +76,7 @@ def test_on_every_mesh_steps_are_the_same(tiny, begin):
         with jax.set_mesh(mesh):
             state, losses = begin(mesh, train), []
             step = make_train_step(Retro(tiny), train)
-            for i in range(9):
+            for i in range(12):
                 arrays = sharding.shard_batch(mesh, batch(i))
                 state, metrics = step(state, arrays)
                 losses.append(float(metrics["loss"]))
@@ -84,7 +84,7 @@ def test_on_every_mesh_steps_are_the_same(tiny, begin):
                     params = {n: np.asarray(p) for n, p in state.params.items()}
             found[shape] = losses, params
     losses, params = found.pop((1, 1, 1))
-    assert losses[-1] < losses[0] - 0.05
+    assert losses[-1] < losses[0] - 0.1
     for shape, (other_losses, other) in found.items():
         np.testing.assert_allclose(other_losses, losses, rtol=2e-5, err_msg=str(shape))
         for name in params:
