@@ -109,23 +109,23 @@ def _refuse_contradictions(work: WorkDir):
 
     e = work.experiment
     for step in recipe(e, work.prepared()).values():
-        _refuse(step.out, step.settings, "`retro prepare --rebuild`")
+        if manifest := artefact.read(step.out):
+            _refuse(step.out, manifest, step.settings, "`retro prepare --rebuild`")
     for name in method.METHODS:
         manifest = artefact.read(work.trained(name))
         if manifest is None:
             continue
         settings = restore.settings_of(e, method.method_of(e, name))
         more = "delete it (only a run with train.schedule = 'constant' can be given more steps)"
-        _refuse(work.trained(name), settings, more)
+        _refuse(work.trained(name), manifest, settings, more)
         if manifest["counts"].get("complete"):
             restore.has_all_steps(e.train, manifest["counts"])
 
 
-def _refuse(path: Path, settings: dict, remedy: str):
+def _refuse(path: Path, manifest: dict, settings: dict, remedy: str):
     from retro_jax.store import artefact
 
-    manifest = artefact.read(path)
-    if manifest and (changed := artefact.differing(manifest["settings"], settings)):
+    if changed := artefact.differing(manifest["settings"], settings):
         raise UserError(
             f"{path} was made with another config ({'; '.join(changed)}): give the fields that it was made "
             f"with, use another working directory, or {remedy}"

@@ -1,9 +1,8 @@
 """Every field of a config: its value, its default, and what it means."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
 
 from retro_jax.config import Experiment
 from retro_jax.config.fields import leaves
@@ -21,14 +20,15 @@ def rows(e: Experiment) -> Iterator[Row]:
     """The rows of an experiment, settings of embedders, indexes and methods included."""
     known = {table.field: table for table in (EMBEDDERS, INDEXES, METHODS)}
     known["evaluate.conditions"] = [*every(None, e.retrieval.neighbours), *e.methods]
-    for row in _of(e, Experiment(), known=known):
-        if row[0] == "retrieval.settings":
+    for name, value, usual, meaning in _of(e, Experiment()):
+        if name == "retrieval.settings":
             for table in (EMBEDDERS, INDEXES):
                 yield from _settings(table, e.retrieval.settings)
-        elif row[0] == "method_settings":
+        elif name == "method_settings":
             yield from _settings(METHODS, e.method_settings)
         else:
-            yield row
+            values = f": {', '.join(known[name])}" if name in known else ""
+            yield name, value, usual, meaning + values
 
 
 def decided(e: Experiment) -> dict[str, str]:
@@ -47,13 +47,9 @@ def decided(e: Experiment) -> dict[str, str]:
     return first
 
 
-def _of(
-    config, default, prefix: str = "", known: Mapping[str, Iterable[str]] = MappingProxyType({})
-) -> Iterator[Row]:
-    """known: of a field the values that there are, to be listed."""
+def _of(config, default, prefix: str = "") -> Iterator[Row]:
     for (name, value, field), (_, usual, _) in zip(leaves(config, prefix), leaves(default, prefix)):
-        values = f": {', '.join(known[name])}" if name in known else ""
-        yield name, value, usual, field.metadata["meaning"] + values
+        yield name, value, usual, field.metadata["meaning"]
 
 
 def _settings(table: Table, given: dict) -> Iterator[Row]:

@@ -91,8 +91,9 @@ def _done(out: Path, settings: dict, inputs: list[Path]) -> dict | None:
     name = f"evaluate/{out.name}"
     try:
         done = artefact.read(out)
-        changed = done and artefact.changes(out, done, settings, inputs)
-        wrong = changed or (done and list(artefact.damaged(out, done)))
+        wrong = done and (
+            artefact.changes(out, done, settings, inputs) or list(artefact.damaged(out, done))
+        )
     except UserError as error:
         wrong = [str(error)]
     if wrong:
@@ -138,10 +139,7 @@ def evaluate_text(
     retriever.check(databases)
 
     def make(partial: Path) -> dict:
-        for part in (
-            "chunks",
-            "embeddings",
-        ):  # of a run that was killed: it may be another text now
+        for part in ("chunks", "embeddings"):  # of a run that was killed, perhaps of another text
             shutil.rmtree(partial / part, ignore_errors=True)
         text = Text.given(name, source, retriever, databases, partial)
         if ids := leaks.held(text, retriever, databases):
