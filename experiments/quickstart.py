@@ -51,7 +51,7 @@ def get_config():
             methods=("retro", "language_model"),
             method_settings={"retro": {"own_continuation": 1.0, "own_continuation_until": 0.42}},
             corpus=CorpusConfig(source="python:", bad_documents="skip", heldout=0.05, vocab=4096),
-            retrieval=RetrievalConfig(embedder="words", index="bm25", neighbours=2),
+            retrieval=RetrievalConfig(embedder="lexical", index="scann", neighbours=2),
             model=ModelConfig(
                 decoder=DecoderConfig(d=128, layers=4, heads=4, head_size=32),
                 encoder=EncoderConfig(d=128, layers=1, heads=4, head_size=32, share_embedding=True),

@@ -122,7 +122,7 @@ def small_experiment(
         methods=methods,
         method_settings={"retro": {"own_continuation": own_continuation}},
         corpus=CorpusConfig(source=f"text:{corpus}/*.txt", heldout=0.2, vocab=320),
-        retrieval=RetrievalConfig(settings={"tfidf": {"dim": 16}}),
+        retrieval=RetrievalConfig(embedder="tfidf", rerank="none", settings={"tfidf": {"dim": 16}}),
         model=ModelConfig(
             decoder=DecoderConfig(d=16, layers=2, heads=2, head_size=8),
             encoder=EncoderConfig(d=16, layers=1, heads=2, head_size=8),

@@ -25,7 +25,8 @@ from retro_jax.databases import segment
 from retro_jax.databases.part import Part, alive, numbers_of
 from retro_jax.errors import UserError
 from retro_jax.pipeline.prepared import Prepared
-from retro_jax.retrieval.index import INDEXES, Index
+from retro_jax.pipeline.recipe import database_split
+from retro_jax.retrieval.embedder import has_vectors, reads_words
 from retro_jax.store import artefact, files
 from retro_jax.store.lock import lock
 
@@ -49,16 +50,8 @@ class Databases:
     @functools.cached_property
     def _first(self) -> Part:
         """What `prepare` made, as a part."""
-        return Part(self.prepared.database, self.prepared.index())
-
-    @property
-    def _index(self) -> type[Index]:
-        return INDEXES[self.prepared.experiment.retrieval.index]
-
-    @functools.cached_property
-    def _statistics(self):
-        """What the index of a segment is to score with; see `Index.statistics`."""
-        return self._index.statistics(self.prepared.database_vectors)
+        made, split = self.prepared, database_split(self.prepared.experiment)
+        return Part(made.database, made.index(), made.words(split), made.ranking)
 
     def names(self) -> list[str]:
         """Of all databases, `prepared` first."""
@@ -102,7 +95,7 @@ class Databases:
         if number == 0:
             return self._first
         self._check(name, number)
-        return segment.load(self._segment(name, number))
+        return segment.load(self._segment(name, number), self.prepared)
 
     def add(
         self,
@@ -142,7 +135,7 @@ class Databases:
                     kept = alive(table, part["deleted"])
                     made.copy(self._segment(name, part["number"]), kept)
                     state["parts"].remove(part)
-                return made.finish(self._statistics)
+                return made.finish()
 
             artefact.build(path, *self._made_with(), make)
             state["parts"].append({"number": state["next"], "deleted": []})
@@ -235,9 +228,8 @@ class Databases:
 
     def _made_with(self) -> tuple[dict, list[Path]]:
         """Settings and inputs of a segment."""
-        inputs = ["tokenizer", "embedder"]
-        if self._index.collective:
-            inputs.append("index")
+        r = self.prepared.experiment.retrieval
+        inputs = ["tokenizer", *["statistics"] * reads_words(r), *["embedder"] * has_vectors(r)]
         settings = {"model.reading.chunk": self.prepared.experiment.model.reading.chunk}
         return settings, [self._work.prepared(name) for name in inputs]
 

@@ -10,6 +10,8 @@ from retro_jax.config.filters import Where
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.corpus.sources import digest
 from retro_jax.retrieval import neighbours
+from retro_jax.retrieval.index import Found
+from retro_jax.retrieval.ranking import Queries, Ranking
 from retro_jax.retrieval.sharded import ShardedIndex
 
 # Candidates looked at before all of a part is; chunks that are compared without searching.
@@ -22,46 +24,51 @@ class Part:
     """Searched by many threads at a time.
 
     Args:
-      table: the chunks [N, M]. index: of them.
+      table: the chunks [N, M]. index: of them. words: theirs [N, W]; None where `ranking` needs none.
     """
 
-    def __init__(self, table: ChunkTable, index: ShardedIndex):
-        self.table, self._index = table, index
+    def __init__(
+        self, table: ChunkTable, index: ShardedIndex, words: np.ndarray | None, ranking: Ranking
+    ):
+        self.table, self._index, self._words, self._ranking = table, index, words, ranking
         self.metadata = functools.lru_cache(_PARSED)(self._read)
         self._masks, self._lock = {}, threading.Lock()
 
     def search(
         self,
-        queries: np.ndarray,
+        queries: Queries,
         k: int,
         alive: np.ndarray | None = None,
         where: Where | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> Found:
         """The k nearest chunks of documents that are alive and match.
 
-        Candidates are fetched until there are k. If thousands were not enough, what is allowed is found
-        out for the whole part, once a filter, and is searched alone.
+        What is near is fetched until there are as many candidates as the ranking orders. If thousands were not
+        enough, what is allowed is found out for the whole part, once a filter, and is searched alone.
 
         Args:
-          queries: vectors or words [Q, E].
           alive: of each document [D] bool; None: all are.
           where: the filter; None: all match.
 
         Returns:
           ids [Q, k] int64, distances [Q, k] float32, nearest first; -1 and +inf where there are fewer.
         """
+        found = self._candidates(queries.searched, self._ranking.fetch(k), alive, where)
+        return self._ranking.order(queries, self._words, found, k)
+
+    def _candidates(self, queries: np.ndarray, k: int, alive, where) -> Found:
         if alive is None and not where:
             return self._index.search(queries, k)
         allowed, where = self._known(alive, where)
         if not where and self._chunks[allowed].sum() <= _FEW:
-            return self.exactly(queries, k, allowed)
+            return self._exactly(queries, k, allowed)
         valid = functools.partial(self._valid, allowed, where)
         ids, distances, left = neighbours.nearest_valid(
             self._index.search, queries, len(self.table), k, valid, most=_FEW
         )
         if len(left):
             allowed = self._allowed(alive, where) if where else allowed
-            ids[left], distances[left] = self.exactly(queries[left], k, allowed)
+            ids[left], distances[left] = self._exactly(queries[left], k, allowed)
         return ids, distances
 
     def _known(self, alive, where):
@@ -82,8 +89,12 @@ class Part:
                 del self._masks[next(iter(self._masks))]
         return mask if alive is None else mask & alive
 
-    def exactly(self, queries, k: int, allowed) -> tuple[np.ndarray, np.ndarray]:
+    def exactly(self, queries: Queries, k: int, allowed: np.ndarray) -> Found:
         """As `search`, of documents that are allowed [D] bool; all of their chunks are compared."""
+        found = self._exactly(queries.searched, self._ranking.fetch(k), allowed)
+        return self._ranking.order(queries, self._words, found, k)
+
+    def _exactly(self, queries: np.ndarray, k: int, allowed: np.ndarray) -> Found:
         if self._index.compares:
             of = self.table.document
             return neighbours.among(

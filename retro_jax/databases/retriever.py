@@ -15,7 +15,7 @@ from retro_jax.databases.database import PREPARED, Databases
 from retro_jax.databases.part import Part, alive
 from retro_jax.errors import UserError
 from retro_jax.pipeline.prepared import Prepared
-from retro_jax.retrieval.index import INDEXES, nothing
+from retro_jax.retrieval.index import nothing
 from retro_jax.store.workdir import WorkDir
 
 _ROW_BITS = 40  # of an id; the rest is the number of its part
@@ -53,8 +53,8 @@ class Retriever:
         self._read = {}  # name -> (stamp, {key of a part: (number, Part, alive)})
         self._gone = collections.deque()
         prepared = databases.prepared
-        self._embedder, self._tokenizer = prepared.embedder, prepared.tokenizer
-        self._weighted = INDEXES[prepared.experiment.retrieval.index].weighted
+        self._encoder, self._tokenizer = prepared.encoder, prepared.tokenizer
+        self._weighted = prepared.ranking.weighted
         self._now(PREPARED)
 
     def retrieve(
@@ -77,13 +77,13 @@ class Retriever:
         """
         k, asked, found = self.k if k is None else k, self._asked(databases), []
         texts = [self._tokenizer.decode(c) for c in np.asarray(chunks).tolist()]
-        queries = self._embedder.embed(texts)
+        queries = self._encoder.queries(texts)
         for name, weight in asked.items():
             for number, part, living in self._now(name):
                 rows, d = part.search(queries, k, living, where)
                 ids = np.where(rows < 0, -1, rows + (number << _ROW_BITS))
                 found.append((ids, d, self._weighted(d, weight)))
-        ids, distances = nothing(len(queries), k)  # what is left where all have fewer than k
+        ids, distances = nothing(len(texts), k)  # what is left where all have fewer than k
         found.append((ids, distances, distances))
         ids, distances, weighted = (np.concatenate(x, axis=1) for x in zip(*found))
         near = np.argsort(weighted, axis=1, kind="stable")[:, :k]

@@ -14,7 +14,8 @@ from retro_jax.errors import UserError
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.pipeline.steps import embeddings
 from retro_jax.retrieval import sharded
-from retro_jax.retrieval.index import INDEXES
+from retro_jax.retrieval.embedder import EMBEDDERS
+from retro_jax.retrieval.index import INDEXES, Given
 from retro_jax.retrieval.sharded import ShardedIndex
 from retro_jax.store import columns
 
@@ -23,15 +24,15 @@ class Builder:
     """Fills an empty directory: `chunks`, `embeddings`, and with `finish` an `index`.
 
     Args:
-      prepared: whose tokenizer and embedder are used.
+      prepared: whose tokenizer, statistics and embedder are used.
     """
 
     def __init__(self, prepared: Prepared, out: Path):
-        self._e, self._out = prepared.experiment, out
-        self._embedder, self._tokenizer = prepared.embedder, prepared.tokenizer
+        self._e, self._prepared, self._out = prepared.experiment, prepared, out
+        self._encoder, self._tokenizer = prepared.encoder, prepared.tokenizer
         layout = chunks.layout(self._tokenizer, self._e.model.reading.chunk)
         self._table = columns.Writer(out / "chunks", layout)
-        self._vectors = columns.Writer(out / "embeddings", embeddings.layout(self._embedder))
+        self._vectors = columns.Writer(out / "embeddings", self._encoder.layout)
         self.ids, self.skipped = set(), 0
 
     @property
@@ -60,7 +61,7 @@ class Builder:
             texts = [self._tokenizer.decode(row) for row in tokens.tolist()]
             size = embeddings.EMBEDDED
             for begin in range(0, len(texts), size):
-                self._vectors.append(vectors=self._embedder.embed(texts[begin : begin + size]))
+                self._vectors.append(**self._encoder(texts[begin : begin + size]))
             self._append(tokens, entries)
             advance(len(block))
         if not self.ids:
@@ -72,14 +73,14 @@ class Builder:
     def copy(self, segment: Path, alive: np.ndarray | None):
         """Takes over the documents of another segment that are alive [D] (None: all)."""
         table = ChunkTable(segment / "chunks")
-        vectors = columns.Columns(segment / "embeddings")["vectors"]
+        vectors = columns.Columns(segment / "embeddings")
         for begin in range(0, len(table.documents), sources.BLOCK):
             block = table.documents.range(begin, begin + sources.BLOCK)
             entries = [d for n, d in enumerate(block, begin) if alive is None or alive[n]]
             if entries:
                 ranges = [np.arange(d["first"], d["first"] + d["chunks"]) for d in entries]
                 rows = np.concatenate(ranges)
-                self._vectors.append(vectors=vectors[rows])
+                self._vectors.append(**{n: vectors[n][rows] for n in self._encoder.layout})
                 self._append(table.tokens[rows], entries)
 
     def close(self):
@@ -88,14 +89,16 @@ class Builder:
             writer.commit()
             writer.close()
 
-    def finish(self, statistics) -> dict:
-        """Builds the index (with these statistics, see `Index.statistics`); returns the counts."""
+    def finish(self) -> dict:
+        """Builds the index; returns the counts."""
         counts = {"documents": self._table.rows("documents"), "chunks": self.chunks}
         self.close()
-        r, vectors = self._e.retrieval, columns.Columns(self._out / "embeddings")["vectors"]
+        r, made = self._e.retrieval, self._prepared
+        vectors = columns.Columns(self._out / "embeddings")[self._encoder.searched]
         (self._out / "index").mkdir()
-        kind = INDEXES[r.index].small
-        sharded.build(vectors, self._out / "index", r, statistics, kind)
+        clusters = EMBEDDERS[r.embedder].clusters
+        given = Given(made.ranking.fetch(r.neighbours), clusters, made.statistics)
+        sharded.build(vectors, self._out / "index", r, given, INDEXES[r.index].small)
         return counts
 
     def _append(self, tokens: np.ndarray, entries: list[dict]):
@@ -111,7 +114,9 @@ class Builder:
         return False
 
 
-def load(segment: Path) -> Part:
+def load(segment: Path, prepared: Prepared) -> Part:
     """Opens a segment."""
-    vectors = columns.Columns(segment / "embeddings")["vectors"]
-    return Part(ChunkTable(segment / "chunks"), ShardedIndex(segment / "index", vectors))
+    made, encoder = columns.Columns(segment / "embeddings"), prepared.encoder
+    index = ShardedIndex(segment / "index", made[encoder.searched])
+    words = encoder.as_queries(made).words
+    return Part(ChunkTable(segment / "chunks"), index, words, prepared.ranking)

@@ -23,6 +23,7 @@ from retro_jax.methods.method import Method, methods_of
 from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.pipeline.recipe import shard_splits
+from retro_jax.retrieval.ranking import Ranking
 from retro_jax.store import artefact, files, provenance
 from retro_jax.store.workdir import TASKS, WorkDir
 from retro_jax.train.restore import check_trained
@@ -198,7 +199,8 @@ def _score(
     out: Path,
 ) -> dict:  # fmt: skip
     """Scores a text, and makes the figures; found: what is known of it beside."""
-    e, index = work.experiment, prepared["index"]["counts"]
+    e, index = work.experiment, dict(prepared["index"]["counts"])
+    index |= {"distance": Ranking.of(e.retrieval).distance, "rerank": e.retrieval.rerank}
     asked = e.evaluate.conditions
     conditions = condition.chosen(asked, method.conditions, text, method.k, index["approximate"])
     others = [m for m in others if not asked or m.name in asked]

@@ -17,6 +17,7 @@ from retro_jax.databases.part import Part
 from retro_jax.databases.retriever import Retriever
 from retro_jax.pipeline import sequences
 from retro_jax.pipeline.prepared import Prepared
+from retro_jax.retrieval.ranking import Queries
 from retro_jax.store import columns
 from retro_jax.store.records import Records
 from retro_jax.store.workdir import WorkDir
@@ -41,7 +42,7 @@ class Windows:
 class Text:
     """The chunks of a text, what each retrieves, and the windows that are read.
 
-    ids [N, K], distances [N, K] and vectors [N, E] (or words) are of its chunks. values: from ids [...]
+    ids [N, K], distances [N, K] and queries are of its chunks. values: from ids [...]
     to the tokens [..., R] of what they name. source: from an id to where it is from: document and chunk.
     databases: what is searched; tables: of which chunks they are; as_prepared: whether that is what was
     prepared, and no more or less. draw: from random numbers and n to the ids of n chunks of them.
@@ -52,7 +53,7 @@ class Text:
     table: ChunkTable
     ids: np.ndarray
     distances: np.ndarray
-    vectors: np.ndarray
+    queries: Queries
     records: Records | Windows
     values: Callable[[np.ndarray], np.ndarray]
     source: Callable[[int], dict]
@@ -73,7 +74,7 @@ class Text:
             return {"document": document["id"], "chunk": id - document["first"]}
 
         return cls(
-            split, of.table(split), *of.neighbours(split), of.vectors(split), of.records(split),
+            split, of.table(split), *of.neighbours(split), of.queries(split), of.records(split),
             database.values, source, (PREPARED,), [database], True,
             lambda rng, n: rng.integers(0, len(database), n), _part_of(Databases(of)),
         )  # fmt: skip
@@ -98,7 +99,7 @@ class Text:
             made.add(sources.documents(source, "--text"), advance)
         made.close()
         table = ChunkTable(out / "chunks")
-        vectors = columns.Columns(out / "embeddings")["vectors"]
+        queries = known.prepared.encoder.as_queries(columns.Columns(out / "embeddings"))
         found = []
         with progress.bar("looking chunks up", len(table)) as advance:
             for begin in range(0, len(table), _BLOCK):
@@ -110,7 +111,7 @@ class Text:
         )
         tables = [part.table for part, _ in retriever.parts(databases)]
         text = cls(
-            name, table, ids, distances, vectors, None, retriever.values, retriever.source_of,
+            name, table, ids, distances, queries, None, retriever.values, retriever.source_of,
             tuple(databases), tables, retriever.as_prepared(databases),
             lambda rng, n: retriever.draw(rng, n, databases), _part_of(known),
         )  # fmt: skip

@@ -24,14 +24,15 @@ from retro_jax.errors import UserError
 from retro_jax.pipeline.prepare import prepare
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.retrieval import sharded
-from retro_jax.retrieval.index import INDEXES
+from retro_jax.retrieval.embedder import EMBEDDERS
+from retro_jax.retrieval.index import INDEXES, Given
 from retro_jax.store.workdir import WorkDir
 
 _SAMPLE = 2**21  # bytes of text
 _DOCUMENT = 20_000  # characters; longer documents are cut, so that there are some to hold out
 _VOCAB = 4096  # of a trained tokenizer at most: more would not be found in the sample
-_VECTORS = 50_000  # of the index whose search is timed
-_FIXED = ("tokenizer", "embedder")  # made from a sample, whatever the size of the corpus
+_VECTORS, _QUERIES = 50_000, 2000  # of the index whose search is timed
+_FIXED = ("tokenizer", "statistics", "embedder")  # of a sample, whatever the corpus
 
 
 def parse_size(text: str) -> float:
@@ -78,9 +79,8 @@ def estimate(experiment: Experiment, size: float) -> dict:
             cost = costs.setdefault(step, {"vcpu_hours": 0.0, "bytes": 0.0})
             cost["vcpu_hours"] += manifest["cpu_seconds"] / 3600 * by
             cost["bytes"] += by * sum(size for size, _ in manifest["files"].values())
-        vectors = np.asarray(Prepared(work).vectors("train"))
-    database = chunks * scale * (1 - experiment.corpus.heldout)
-    search = _search(experiment, vectors, database)
+        database = chunks * scale * (1 - experiment.corpus.heldout)
+        search = _search(experiment, Prepared(work), database)
     costs["neighbours"]["vcpu_hours"] = chunks * scale * search["cpu_seconds_a_query"] / 3600
     costs["index"]["vcpu_hours"] = search["build_cpu_seconds_a_vector"] * database / 3600
     return {
@@ -150,14 +150,17 @@ def _parts(source: str):
                 yield f"{document.id} {start}", document.text[start : start + _DOCUMENT]
 
 
-def _search(e: Experiment, vectors: np.ndarray, database: float) -> dict:
-    """CPU seconds of searching one query in all shards of a database of so many vectors like these,
+def _search(e: Experiment, made: Prepared, database: float) -> dict:
+    """CPU seconds of looking one query up in a database of so many chunks like those that were prepared,
     and of building an index, a vector."""
     r = e.retrieval
     shards = max(1, int(-(-database // r.index_shard)))
     size = database / shards
     kind = INDEXES[r.index].kind_for(int(size))
     name = next(n for n in INDEXES if INDEXES[n] is kind)
+    vectors, words = np.asarray(made.searched("train")), made.words("train")
+    sample = len(vectors)
+    queries = made.queries("train").rows(slice(_QUERIES))
     if kind.takes == "vectors":
         rng = np.random.default_rng(0)
         # As many as are timed: the sample's, moved a little each time they are repeated.
@@ -165,23 +168,30 @@ def _search(e: Experiment, vectors: np.ndarray, database: float) -> dict:
         parts = itertools.islice(itertools.cycle([vectors]), -(-_VECTORS // len(vectors)))
         parts = [v + spread * rng.normal(size=v.shape) for v in parts]
         vectors = np.concatenate(parts)[:_VECTORS].astype(np.float32)
-    progress.say(f"timing {name} search in {len(vectors):,} vectors")
+    progress.say(f"timing {name} search in {len(vectors):,} chunks")
+    fetch = made.ranking.fetch(r.neighbours)
+    given = Given(fetch, EMBEDDERS[r.embedder].clusters, made.statistics)
     with tempfile.TemporaryDirectory() as directory:
         start = time.process_time()
         whole = dataclasses.replace(r, index_shard=len(vectors))
-        sharded.build(vectors, Path(directory), whole, kind=name)
+        sharded.build(vectors, Path(directory), whole, given, kind=name)
         build = time.process_time() - start
-        opened, queries = sharded.ShardedIndex(Path(directory)), vectors[:2000]
+        opened = sharded.ShardedIndex(Path(directory))
         start = time.process_time()
-        opened.search(queries, 4 * r.neighbours + 8)  # as many as neighbours.find asks for first
-        search = (time.process_time() - start) / len(queries)
+        found = opened.search(queries.searched, 2 * fetch + 12)  # as `nearest_valid` asks at first
+        search = (time.process_time() - start) / len(queries.searched)
+        start = time.process_time()
+        made.ranking.order(
+            queries, words, (found[0][:, :fetch] % sample, found[1][:, :fetch]), r.neighbours
+        )
+        ranking = (time.process_time() - start) / len(queries.searched)
     return {
         "kind": name,
         "shards": shards,
         "shard_vectors": size,
         "shard_bytes": size * vectors.shape[1] * vectors.dtype.itemsize,
         "build_cpu_seconds_a_vector": build / len(vectors),
-        "cpu_seconds_a_query": search * (size / len(vectors)) ** kind.growth * shards,
+        "cpu_seconds_a_query": search * (size / len(vectors)) ** kind.growth * shards + ranking,
     }
 
 

@@ -1,4 +1,4 @@
-"""What `prepare` made, opened: the tokenizer, the chunk tables, the embedder, the vectors, the index."""
+"""What `prepare` made, opened: the tokenizer, the chunk tables, words and vectors, the index."""
 
 import functools
 
@@ -6,8 +6,12 @@ import numpy as np
 
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.corpus.tokenizer import open_tokenizer
-from retro_jax.pipeline.recipe import database_split
-from retro_jax.retrieval.embedder import Embedder, open_embedder
+from retro_jax.pipeline.recipe import database_split, searched
+from retro_jax.retrieval.bm25 import Statistics
+from retro_jax.retrieval.embedder import reads_words
+from retro_jax.retrieval.encoder import Encoder
+from retro_jax.retrieval.index import INDEXES
+from retro_jax.retrieval.ranking import Queries, Ranking
 from retro_jax.retrieval.sharded import ShardedIndex
 from retro_jax.store.columns import Columns
 from retro_jax.store.records import Records
@@ -30,19 +34,41 @@ class Prepared:
         return open_tokenizer(self.work.prepared("tokenizer"))
 
     @functools.cached_property
-    def embedder(self) -> Embedder:
-        """The embedder that the database was made with."""
+    def encoder(self) -> Encoder:
+        """Texts to what is searched, as the database was made."""
         e = self.experiment
-        where = self.work.prepared("embedder")
-        return open_embedder(e.retrieval, where, e.model.reading.chunk)
+        return Encoder(e.retrieval, self.work.prepared("embedder"), e.model.reading.chunk)
+
+    @functools.cached_property
+    def ranking(self) -> Ranking:
+        """How candidates are ordered."""
+        return Ranking.of(self.experiment.retrieval, self.statistics)
+
+    @functools.cached_property
+    def statistics(self) -> Statistics | None:
+        """Of the words of the database, where words are looked at."""
+        if not reads_words(self.experiment.retrieval):
+            return None
+        return Statistics.load(self.work.prepared("statistics"))
 
     def table(self, split: str) -> ChunkTable:
         """The chunk table of a split."""
         return ChunkTable(self.work.prepared(f"chunks/{split}"))
 
-    def vectors(self, split: str) -> np.ndarray:
-        """The embeddings of a split's chunks [N, E]."""
-        return Columns(self.work.prepared(f"embeddings/{split}"))["vectors"]
+    def searched(self, split: str) -> np.ndarray:
+        """What the index takes of a split's chunks: vectors [N, E] or words [N, W]."""
+        takes = INDEXES[self.experiment.retrieval.index].takes
+        return Columns(self.work.prepared(searched(self.experiment, split)))[takes]
+
+    def words(self, split: str) -> np.ndarray | None:
+        """The words of a split's chunks [N, W], where candidates are ordered by them."""
+        if self.experiment.retrieval.rerank == "none":
+            return None
+        return Columns(self.work.prepared(f"words/{split}"))["words"]
+
+    def queries(self, split: str) -> Queries:
+        """A split's chunks as queries."""
+        return Queries(self.searched(split), self.words(split))
 
     def neighbours(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """ids [N, K] and distances [N, K] of what the chunks of a split retrieve."""
@@ -58,11 +84,7 @@ class Prepared:
         """The chunk table of what is retrieved."""
         return self.table(database_split(self.experiment))
 
-    @property
-    def database_vectors(self) -> np.ndarray:
-        """The embeddings of what is retrieved [N, E]."""
-        return self.vectors(database_split(self.experiment))
-
     def index(self) -> ShardedIndex:
         """The index of what is retrieved, with all shards open."""
-        return ShardedIndex(self.work.prepared("index"), self.database_vectors)
+        split = database_split(self.experiment)
+        return ShardedIndex(self.work.prepared("index"), self.searched(split))

@@ -18,8 +18,16 @@ from retro_jax.pipeline.steps.index import BuildIndex
 from retro_jax.pipeline.steps.neighbours import FindNeighbours
 from retro_jax.pipeline.steps.shards import WriteShards
 from retro_jax.pipeline.steps.tokenizer import Tokenizer
-from retro_jax.retrieval.embedder import EMBEDDERS, open_embedder, settings_of
-from retro_jax.retrieval.index import INDEXES
+from retro_jax.pipeline.steps.words import CountWords, Words
+from retro_jax.retrieval.embedder import (
+    EMBEDDERS,
+    has_vectors,
+    open_embedder,
+    reads_words,
+    settings_of,
+)
+from retro_jax.retrieval.index import INDEXES, Given
+from retro_jax.retrieval.ranking import Ranking
 
 
 def heldout_sources(e: Experiment) -> dict[str, str]:
@@ -41,8 +49,15 @@ def database_split(e: Experiment) -> str:
 
 def live(e: Experiment) -> tuple[str, ...]:
     """The steps that live retrieval reads: the rest may have been made with any other settings."""
-    database = database_split(e)
-    return ("tokenizer", f"chunks/{database}", "embedder", f"embeddings/{database}", "index")
+    database, r = database_split(e), e.retrieval
+    words = (f"words/{database}", "statistics") if reads_words(r) else ()
+    vectors = ("embedder", f"embeddings/{database}") if has_vectors(r) else ()
+    return ("tokenizer", f"chunks/{database}", *words, *vectors, "index")
+
+
+def searched(e: Experiment, split: str) -> str:
+    """The step that has what an index takes, of a split."""
+    return f"{'embeddings' if has_vectors(e.retrieval) else 'words'}/{split}"
 
 
 def recipe(e: Experiment, base: Path) -> dict[str, Step]:
@@ -79,27 +94,43 @@ def recipe(e: Experiment, base: Path) -> dict[str, Step]:
         settings = chunk | {"corpus.bad_documents": c.bad_documents}
         add(Chunks, f"chunks/{split}", settings, (corpus, "tokenizer"))
 
-    settings = EMBEDDERS.binding(r.embedder, r.settings)
-    inputs = (f"chunks/{database}", "tokenizer")
-    add(FitEmbedder, "embedder", settings, inputs, r.embedder, settings_of(r), m.reading.chunk)
-    opened = functools.partial(open_embedder, r, chunk=m.reading.chunk)
-    for split in splits:
-        inputs = (f"chunks/{split}", "tokenizer", "embedder")
-        add(Embed, f"embeddings/{split}", {}, inputs, opened)
+    counted = ()
+    if reads_words(r):
+        for split in splits:
+            add(Words, f"words/{split}", {}, (f"chunks/{split}", "tokenizer"))
+        counted = ("statistics",)
+        add(CountWords, "statistics", {}, (f"words/{database}",))
+    if has_vectors(r):
+        kind = EMBEDDERS[r.embedder]
+        given = r.embedder, settings_of(r), m.reading.chunk
+        read = counted if kind.reads == "words" else ()
+        inputs = (f"chunks/{database}", "tokenizer", *read)
+        add(FitEmbedder, "embedder", EMBEDDERS.binding(r.embedder, r.settings), inputs, *given)
+        opened = functools.partial(open_embedder, r, chunk=m.reading.chunk)
+        for split in splits:
+            inputs = (f"chunks/{split}", "tokenizer", *((f"words/{split}",) if read else ()))
+            add(Embed, f"embeddings/{split}", {}, (*inputs, "embedder"), opened)
 
-    settings = INDEXES.binding(r.index, r.settings)
-    k = {"retrieval.neighbours": r.neighbours}
-    settings |= k | {"retrieval.index_shard": r.index_shard}
+    k, ranked = {"retrieval.neighbours": r.neighbours}, {"retrieval.rerank": r.rerank}
+    asked = k
+    if r.rerank != "none":
+        asked = {"retrieval.candidates": Ranking.of(r).fetch(r.neighbours)}
+    settings = INDEXES.binding(r.index, r.settings) | asked
+    settings |= {"retrieval.index_shard": r.index_shard}
     config = dataclasses.replace(RetrievalConfig(), index=r.index, settings=r.settings,
-                                 neighbours=r.neighbours, index_shard=r.index_shard)  # fmt: skip
-    add(BuildIndex, "index", settings, (f"embeddings/{database}",), config)
+                                 index_shard=r.index_shard)  # fmt: skip
+    given = Given(*asked.values(), EMBEDDERS[r.embedder].clusters)
+    inputs = (searched(e, database), *(() if has_vectors(r) else counted))
+    add(BuildIndex, "index", settings, inputs, config, given)
 
     length, stride = {"train.length": e.train.length}, {"evaluate.stride": e.evaluate.stride}
     for split in shard_splits(e):
         chunks = (f"chunks/{split}", f"chunks/{database}")
-        settings = k | (length if split == "train" else {})
-        vectors = (f"embeddings/{split}", f"embeddings/{database}")
-        add(FindNeighbours, f"neighbours/{split}", settings, (*chunks, *vectors, "index"))
+        settings = k | ranked | asked | (length if split == "train" else {})
+        inputs = (*chunks, searched(e, split), searched(e, database), "index")
+        if r.rerank != "none":
+            inputs += (f"words/{split}", f"words/{database}", *counted)
+        add(FindNeighbours, f"neighbours/{split}", settings, inputs, database, r)
         settings = length if split == "train" else length | stride
         add(WriteShards, f"shards/{split}", settings, (*chunks, f"neighbours/{split}"))
     return made

@@ -9,12 +9,14 @@ puts the shards of a database together.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from retro_jax.config import RetrievalConfig
 from retro_jax.config.table import NoSettings, Table, check_names
 from retro_jax.errors import UserError
+from retro_jax.retrieval.bm25 import Statistics
 from retro_jax.retrieval.embedder import EMBEDDERS
 
 INDEXES = Table(
@@ -31,6 +33,20 @@ INDEXES = Table(
 Found = tuple[np.ndarray, np.ndarray]  # ids [Q, k] int64, distances [Q, k] float32
 
 
+class Given(NamedTuple):
+    """What an index is built for.
+
+    Attributes:
+      k: neighbours, or candidates, that are asked for: a recall is measured at it.
+      clusters: whether near vectors lie together (`Embedder.clusters`).
+      statistics: of the words of the whole database, for an index that takes words.
+    """
+
+    k: int
+    clusters: bool = True
+    statistics: Statistics | None = None
+
+
 class Index:
     """One shard of a database, searched by many threads at a time.
 
@@ -40,22 +56,17 @@ class Index:
       approximate: whether it may miss a neighbour; then its recall is measured.
       compares: whether vectors can be compared with a query directly (`nearest_among`).
       growth: the time of a search grows as the number of vectors to this power.
-      collective: whether its distances depend on all vectors (`statistics`).
       small: the name of the index for few vectors, of documents that are added later.
     """
 
     Settings: type = NoSettings
     takes, distance = "vectors", "squared L2"
-    approximate, compares, collective = False, True, False
+    approximate, compares = False, True
     growth, small = 1.0, "auto"
 
     @classmethod
-    def build(cls, vectors: np.ndarray, directory: Path, settings, k: int, statistics=None) -> dict:
-        """Writes the index of vectors [N, E] into an existing directory.
-
-        Args:
-          k: neighbours to measure a recall at.
-          statistics: see `statistics`; by default the vectors' own.
+    def build(cls, vectors: np.ndarray, directory: Path, settings, given: Given) -> dict:
+        """Writes the index of vectors [N, E], or of words [N, W], into an existing directory.
 
         Returns:
           `recall` at k, whatever `open` needs, and `kind`, the name of the class that opens it, where
@@ -82,21 +93,10 @@ class Index:
         """
         raise NotImplementedError
 
-    def again(self, vectors: np.ndarray, settings, k: int) -> tuple[str, bool]:
+    def again(self, vectors: np.ndarray, settings, given: Given) -> tuple[str, bool]:
         """What `retro verify` asks: whether it is the index of these vectors [N, E], and in a few words
         what was looked at."""
         raise NotImplementedError
-
-    @classmethod
-    def statistics(cls, vectors: np.ndarray):
-        """What the distances to vectors that are added later depend on beside themselves, so that they
-        compare with those of these; None if on nothing."""
-        return None
-
-    @classmethod
-    def weighted(cls, distances: np.ndarray, weight: float) -> np.ndarray:
-        """Distances where a database counts `weight` times as much as another."""
-        return distances * np.float32(1 / weight)
 
     @classmethod
     def kind_for(cls, size: int) -> type["Index"]:

@@ -113,7 +113,7 @@ def nearest_valid(
     """
     ids = np.full((len(queries), k), -1, np.int64)
     distances = np.full((len(queries), k), np.inf, np.float32)
-    pending, fetch, most = np.arange(len(queries)), fetch or 4 * k + 8, most or size
+    pending, fetch, most = np.arange(len(queries)), fetch or 2 * k + 12, most or size
     while len(pending):
         step, missing = max(1, _CANDIDATES // fetch), []
         for rows in (pending[i : i + step] for i in range(0, len(pending), step)):

@@ -12,7 +12,7 @@ import numpy as np
 
 from retro_jax.config import RetrievalConfig
 from retro_jax.errors import UserError
-from retro_jax.retrieval.index import INDEXES, Found, Index, finite, merge
+from retro_jax.retrieval.index import INDEXES, Found, Given, Index, finite, merge
 from retro_jax.store import files
 
 _ANEW = "delete the index, and run prepare again"
@@ -88,12 +88,11 @@ class OneShard:
 
 
 def build(
-    vectors: np.ndarray, directory: Path, config: RetrievalConfig, statistics=None, kind: str = ""
+    vectors: np.ndarray, directory: Path, config: RetrievalConfig, given: Given, kind: str = ""
 ) -> dict:
-    """Builds the index of vectors [N, E] in an existing directory, or goes on after a kill.
+    """Builds the index of vectors [N, E], or of words [N, W], in an existing directory, or goes on after a kill.
 
     Args:
-      statistics: see `Index.statistics`; by default each shard's own.
       kind: a name of INDEXES; by default the config's.
 
     Returns:
@@ -106,7 +105,7 @@ def build(
     for number, (begin, end) in enumerate(itertools.pairwise(bounds)):
         own = Path(directory) / shard_name(number)
         if not is_built(own):
-            build_shard(vectors[begin:end], own, config, begin, statistics, kind)
+            build_shard(vectors[begin:end], own, config, given, begin, kind)
     return finish(Path(directory), len(bounds) - 1)
 
 
@@ -131,8 +130,8 @@ def build_shard(
     vectors: np.ndarray,
     directory: Path,
     config: RetrievalConfig,
+    given: Given,
     first: int,
-    statistics=None,
     kind: str = "",
 ):
     """Builds one shard, whole or absent; its first vector is number `first` of the database."""
@@ -143,7 +142,7 @@ def build_shard(
     made = files.aside(directory)
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir()
-    report = index.build(vectors, made, settings, config.neighbours, statistics)
+    report = index.build(vectors, made, settings, given)
     report = {"kind": kind or config.index} | report | {"size": len(vectors)}
     files.write_json(made / "index.json", report)
     shutil.rmtree(directory, ignore_errors=True)

@@ -17,9 +17,14 @@ from retro_jax.store.workdir import WorkDir
 
 M = 16
 WORDS = [f"{a}{b}" for a in ("ka", "lo", "mi", "ten", "sur") for b in ("ra", "po", "nel", "is")]
+ALL = 10**4  # more chunks than there are
 KINDS = {
-    "tfidf": RetrievalConfig(settings={"tfidf": {"dim": 16}}),
-    "words": RetrievalConfig(embedder="words", index="bm25"),
+    "tfidf": RetrievalConfig(embedder="tfidf", rerank="none", settings={"tfidf": {"dim": 16}}),
+    # As many candidates as chunks, and lists that cut none: so what is found is the best of all.
+    "lexical": RetrievalConfig(candidates=ALL),
+    "words": RetrievalConfig(
+        embedder="words", index="bm25", candidates=ALL, settings={"bm25": {"postings": ALL}}
+    ),
 }
 
 

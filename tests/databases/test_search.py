@@ -3,7 +3,7 @@
 import live
 import numpy as np
 import pytest
-from live import M, chunk_of, documents_of, found, prose
+from live import ALL, M, chunk_of, documents_of, found, prose
 
 from retro_jax.config.filters import Where
 from retro_jax.corpus import collect
@@ -11,8 +11,6 @@ from retro_jax.corpus.sources import Document
 from retro_jax.databases import part
 from retro_jax.errors import UserError
 from retro_jax.retrieval.sharded import ShardedIndex
-
-ALL = 10**4  # more chunks than there are
 
 
 @pytest.fixture(scope="module", params=live.KINDS)
@@ -27,8 +25,10 @@ def work(made, tmp_path):
 
 def test_without_changes_it_is_what_the_index_finds(work):
     texts = [work.databases.prepared.tokenizer.decode(c) for c in work.queries.tolist()]
-    vectors = work.databases.prepared.embedder.embed(texts)
-    ids, distances = ShardedIndex(work.base / "index").search(vectors, 2)
+    prepared = work.databases.prepared
+    queries, ranking = prepared.encoder.queries(texts), prepared.ranking
+    found = ShardedIndex(work.base / "index").search(queries.searched, ranking.fetch(2))
+    ids, distances = ranking.order(queries, prepared.words("train"), found, 2)
     near = work.retriever.retrieve(work.queries)
     np.testing.assert_array_equal(near.ids, ids)
     np.testing.assert_array_equal(near.distances, distances)
@@ -63,7 +63,7 @@ def test_where_most_is_deleted_what_is_left_is_found_exactly(work, monkeypatch):
 
 
 def test_weights_decide_between_databases(work):
-    words = work.e.retrieval.index == "bm25"
+    words = work.e.retrieval.rerank == "bm25"
     for name in ("one", "two"):
         documents = [Document(f"{name}{i}", prose(f"{name}{i}", 30)) for i in range(30)]
         work.databases.add(name, documents)
@@ -159,4 +159,4 @@ def test_what_is_added_compares_with_what_was_prepared(work):
 def test_a_word_that_was_not_prepared_is_the_rarest_of_all(work):
     work.databases.add("again", [Document("rare", "quagga kara"), Document("b", "kara lopo")])
     near = found(work.retriever, "quagga kara", "prepared", "again")
-    assert near[0] == "rare" or work.e.retrieval.index != "bm25"
+    assert near[0] == "rare" or work.e.retrieval.rerank == "none"

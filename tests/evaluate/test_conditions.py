@@ -99,7 +99,7 @@ def test_neighbours_exchanged_for_others(some, text, finished, small):
         Columns(base / "embeddings" / "train")["vectors"],
     )
     real_rows = at >= 0
-    queries = text.vectors[at[real_rows]].astype(np.float64)
+    queries = text.queries.searched[at[real_rows]].astype(np.float64)
     order = np.argsort(np.square(queries[:, None] - vectors[None]).sum(-1), axis=1, kind="stable")
     exact = made["exact"].neighbours(at, real)[real_rows]
     np.testing.assert_array_equal(exact, database.values(order[:, :K]))

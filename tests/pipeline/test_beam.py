@@ -14,7 +14,7 @@ from retro_jax.corpus import sources
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.pipeline import prepare, sequences
 from retro_jax.pipeline.beam import run
-from retro_jax.pipeline.steps import embeddings
+from retro_jax.pipeline.steps import embeddings, words
 from retro_jax.retrieval import neighbours
 from retro_jax.store import artefact, columns, records
 from retro_jax.store.workdir import WorkDir
@@ -35,7 +35,9 @@ def experiment(tmp_path_factory):
         heldout_sources=(f"other=text:{directory}/other/*.txt",),
     )
     retrieval = RetrievalConfig(
+        embedder="tfidf",
         settings={"tfidf": {"dim": 16}},
+        candidates=5,
         source=f"text:{directory}/database/*.txt",
         index_shard=300,
         index="exact",
@@ -47,6 +49,7 @@ def experiment(tmp_path_factory):
 def small_blocks(monkeypatch):
     monkeypatch.setattr(sources, "BLOCK", 7)
     monkeypatch.setattr(embeddings, "EMBEDDED", 64)
+    monkeypatch.setattr(words, "BLOCK", 50)
     monkeypatch.setattr(neighbours, "BLOCK", 40)
     monkeypatch.setattr(records, "_SHARD_BYTES", 20_000)
 
@@ -68,7 +71,8 @@ def contents(root):
     ("where", "fields"),
     [
         ("folder", {}),
-        ("bucket", {}),
+        ("bucket", {"embedder": "lexical"}),
+        ("folder", {"rerank": "none"}),
         ("folder", {"embedder": "words", "index": "bm25", "index_shard": 10**6}),
     ],
 )
@@ -84,7 +88,7 @@ def test_its_output_is_that_of_one_machine(experiment, small_blocks, tmp_path, w
     assert [n for n in one[0] if one[0][n] != many[0][n]] == []
     assert one[1] == many[1]
     assert sum(n.endswith(".tfrecord") for n in one[0]) > 4
-    assert sum("/index/0" in n for n in one[0]) >= (4 if not fields else 1)
+    assert sum("/index/0" in n for n in one[0]) >= (1 if e.retrieval.index == "bm25" else 4)
 
 
 def test_what_is_there_is_not_made_again(experiment, small_blocks, tmp_path, monkeypatch):

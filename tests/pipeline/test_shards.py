@@ -54,11 +54,10 @@ def test_each_chunk_of_a_shard_has_the_neighbours_of_its_own_text(finished, smal
     """From the record alone: chunk u's tokens, decoded and embedded, compared with every vector. A
     stream that is shifted against its neighbours by one token or one chunk would show."""
     prepared = Prepared(WorkDir(finished, small))
-    pieces, embedder = prepared.tokenizer, prepared.embedder
-    vectors, database = prepared.vectors("train"), prepared.database
+    pieces, vectors, database = prepared.tokenizer, prepared.searched("train"), prepared.database
     for record in shards(finished, "train")[:5]:
         texts = [pieces.decode(row) for row in record["tokens"].reshape(-1, M).tolist()]
-        queries = embedder.embed(texts)
+        queries = prepared.encoder(texts)["vectors"]
         allowed = ~np.isin(database.document, record["documents"])
         d = np.square(queries[:, None].astype(np.float64) - vectors[None]).sum(-1)
         d = np.where(allowed, d, np.inf)

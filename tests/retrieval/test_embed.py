@@ -22,7 +22,7 @@ def test_a_chunk_is_its_own_nearest_neighbour_through_the_query_path(tmp_path):
     embedder = tfidf.fit_tfidf(TEXTS, 32)
     vectors = embedder.embed(TEXTS)
     embedder.save(tmp_path)
-    reloaded = open_embedder(RetrievalConfig(), tmp_path, 16)
+    reloaded = open_embedder(RetrievalConfig(embedder="tfidf"), tmp_path, 16)
     index = Exact(vectors)
     for i in (0, 150, 299):
         ids, distances = index.search(reloaded.embed([TEXTS[i]]), 1)

@@ -11,7 +11,7 @@ import pytest
 from retro_jax.config import RetrievalConfig
 from retro_jax.errors import UserError
 from retro_jax.retrieval import sharded
-from retro_jax.retrieval.index import INDEXES
+from retro_jax.retrieval.index import INDEXES, Given
 from retro_jax.retrieval.indexes.exact import Exact
 from retro_jax.retrieval.indexes.scann import Scann
 from retro_jax.retrieval.sharded import ShardedIndex
@@ -38,7 +38,7 @@ def config(kind, min_recall, k, shard):
 
 def build(vectors, directory, kind, min_recall, k, shard=10**6):
     """(index, report)."""
-    report = sharded.build(vectors, directory, config(kind, min_recall, k, shard))
+    report = sharded.build(vectors, directory, config(kind, min_recall, k, shard), Given(k))
     return ShardedIndex(directory), report
 
 
@@ -160,7 +160,7 @@ def test_scann_opens_beside_a_tensorflow_that_it_was_not_built_for(tmp_path):
 def test_a_recall_below_the_bound_is_refused(vectors, tmp_path):
     unreachable = types.SimpleNamespace(min_recall=1.01)
     with pytest.raises(UserError, match=r"min_recall = 1\.01: the ScaNN index reaches recall@2 "):
-        Scann.build(vectors, tmp_path, unreachable, 2)
+        Scann.build(vectors, tmp_path, unreachable, Given(2))
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -171,7 +171,7 @@ def test_shards_find_what_the_whole_finds(vectors, keep, tmp_path):
     for shard in (10**6, 300):
         directory = tmp_path / str(shard)
         directory.mkdir()
-        report = sharded.build(twice, directory, config("exact", 0.9, 5, shard))
+        report = sharded.build(twice, directory, config("exact", 0.9, 5, shard), Given(5))
         found.append(ShardedIndex(directory, keep=keep).search(vectors[:200], 7))
     assert report["shards"] == 6
     assert max(report["sizes"]) <= 300
@@ -181,11 +181,11 @@ def test_shards_find_what_the_whole_finds(vectors, keep, tmp_path):
 
 
 def test_a_build_that_was_killed_keeps_the_shards_that_were_complete(vectors, tmp_path):
-    sharded.build(vectors[:900], tmp_path, config("exact", 0.9, 5, 300))
+    sharded.build(vectors[:900], tmp_path, config("exact", 0.9, 5, 300), Given(5))
     (tmp_path / "index.json").unlink()
     (tmp_path / "00001" / "index.json").unlink()
     first = (tmp_path / "00000" / "vectors.npy").stat().st_mtime_ns
-    report = sharded.build(vectors[:900], tmp_path, config("exact", 0.9, 5, 300))
+    report = sharded.build(vectors[:900], tmp_path, config("exact", 0.9, 5, 300), Given(5))
     assert report["sizes"] == [300, 300, 300]
     assert (tmp_path / "00000" / "vectors.npy").stat().st_mtime_ns == first
     assert len(ShardedIndex(tmp_path)) == 900

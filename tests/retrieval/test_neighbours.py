@@ -4,6 +4,7 @@ import numpy as np
 
 from retro_jax.config import RetrievalConfig
 from retro_jax.retrieval import neighbours, sharded
+from retro_jax.retrieval.index import Given
 from retro_jax.retrieval.indexes.exact import Exact
 from retro_jax.retrieval.sharded import OneShard, ShardedIndex
 
@@ -63,7 +64,7 @@ def test_with_scann_too_the_search_goes_on_until_valid_ones_are_found(tmp_path):
     other = (9 + rng.normal(size=(20, 8))).astype(np.float32)
     document = np.array([0] * 2000 + [1] * 20)
     config = RetrievalConfig(index="scann", settings={"scann": {"min_recall": 0.0}})
-    sharded.build(np.concatenate([own, other]), tmp_path, config)
+    sharded.build(np.concatenate([own, other]), tmp_path, config, Given(2))
     ids, _ = find(ShardedIndex(tmp_path), own[:5], np.zeros((5, 1), int), document, 2)
     assert (document[ids] == 1).all()
 

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from retro_jax.retrieval.index import Found, Index, checked, nothing
+from retro_jax.retrieval.index import Found, Given, Index, checked, nothing
 
 
 class Plain(Index):
     """Compares a query with every vector."""
 
     @classmethod
-    def build(cls, vectors: np.ndarray, directory: Path, settings, k: int, statistics=None) -> dict:
+    def build(cls, vectors: np.ndarray, directory: Path, settings, given: Given) -> dict:
         """Writes the vectors."""
         np.save(directory / "vectors.npy", vectors)
         return {"recall": 1.0}
@@ -37,6 +37,6 @@ class Plain(Index):
         distances[:, :found] = np.take_along_axis(d, ids[:, :found], 1)
         return ids, distances
 
-    def again(self, vectors: np.ndarray, settings, k: int) -> tuple[str, bool]:
+    def again(self, vectors: np.ndarray, settings, given: Given) -> tuple[str, bool]:
         """Whether it holds these vectors."""
         return "", np.array_equal(self._vectors, vectors)

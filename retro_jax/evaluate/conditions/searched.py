@@ -35,7 +35,7 @@ class _Searched(Condition):
 
     def _nearest(self, k: int, allowed: np.ndarray) -> np.ndarray:
         part = self.text.prepared_part()
-        return part.search(self.text.vectors, k, None if allowed.all() else allowed)[0]
+        return part.search(self.text.queries, k, None if allowed.all() else allowed)[0]
 
 
 class Next(_Searched):
@@ -60,7 +60,7 @@ class Exact(_Searched):
 
     def search(self, allowed: np.ndarray) -> np.ndarray:
         """By comparing with every vector."""
-        return self.text.prepared_part().exactly(self.text.vectors, self.k, allowed)[0]
+        return self.text.prepared_part().exactly(self.text.queries, self.k, allowed)[0]
 
 
 class Share(_Searched):

@@ -116,7 +116,7 @@ def _search(key, number):
     search, data = step.in_shard(opened, begin), {}
     for block in range(group * _GROUP, min((group + 1) * _GROUP, blocks)):
         ids, distances = search.find(block)
-        made = columns.encode(step.layout, {"ids": ids, "distances": distances}, {})
+        made = columns.encode(_candidates(step), {"ids": ids, "distances": distances}, {})
         data |= {f"{block}.{name}": content for name, content in made.items()}
     job.put(number, data, {})
 
@@ -127,13 +127,17 @@ def _merge(key, block):
     for shard in range(shards):
         part = job.part(blocks + shard * groups + block // _GROUP)
         read = columns.decode(
-            step.layout, lambda name, part=part: (part / f"{block}.{name}").read_bytes()
+            _candidates(step), lambda name, part=part: (part / f"{block}.{name}").read_bytes()
         )
         found = read["ids"], read["distances"]
-        best = merge([best, found], step.k) if best else found
-    ids, distances = best
-    data = columns.encode(step.layout, {"ids": ids, "distances": distances}, {})
-    job.put(block, data, {"fewer": step.fewer(ids)})
+        best = merge([best, found], step.candidates) if best else found
+    rows, counts = step.ranked(block, best)
+    job.put(block, columns.encode(step.layout, rows, {}), counts)
+
+
+def _candidates(step) -> dict:
+    """The columns of what a shard found."""
+    return {name: (dtype, (step.candidates,)) for name, (dtype, _) in step.layout.items()}
 
 
 def _shards(job: Job) -> dict:

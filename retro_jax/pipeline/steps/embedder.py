@@ -1,5 +1,6 @@
 """The step `embedder`: what an embedder learns of the database; most learn nothing."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,9 @@ import numpy as np
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.corpus.tokenizer import open_tokenizer
 from retro_jax.pipeline.step import Whole
+from retro_jax.retrieval.bm25 import Statistics
 from retro_jax.retrieval.embedder import EMBEDDERS
+from retro_jax.store.bucket import local
 
 
 class FitEmbedder(Whole):
@@ -29,8 +32,10 @@ class FitEmbedder(Whole):
 
     def make(self, out: Path) -> dict:
         """Fits, and counts the width of a vector."""
-        database, tokenizer = self.inputs
+        database, tokenizer, *counted = self.inputs
         table, pieces = ChunkTable(self.at(database)), open_tokenizer(self.at(tokenizer))
-        self._class.fit(self._given, lambda rows: table.texts_of(pieces, rows), len(table), out)
+        of = Statistics.load(local(self.at(*counted))) if counted else None
+        texts = functools.partial(table.texts_of, pieces)
+        self._class.fit(self._given, texts, len(table), out, of)
         opened = self._class.open(self._given, out, self._chunk)
         return {"width": int(np.int64(opened.width))}

@@ -7,6 +7,7 @@ from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.corpus.tokenizer import open_tokenizer
 from retro_jax.pipeline.step import Advance, Rows, nothing_done
 from retro_jax.store import bucket
+from retro_jax.store.columns import Columns
 
 EMBEDDED = 4096  # chunks that are embedded at a time
 
@@ -46,7 +47,7 @@ class Embed(Rows):
     @property
     def layout(self) -> dict:
         """The columns of embeddings."""
-        return layout(self.embedder)
+        return {"vectors": ("<f4", (self.embedder.width,))}
 
     def total(self) -> int:
         """Chunks."""
@@ -63,16 +64,15 @@ class Embed(Rows):
     def make(self, part: int, advance: Advance = nothing_done) -> tuple[dict, dict]:
         """The vectors [n, E] of a block."""
         begin = self.begins(part)
-        texts = self.table.texts_of(self._tokenizer, slice(begin, begin + EMBEDDED))
-        made = self.embedder.embed(texts)
+        block = slice(begin, begin + EMBEDDED)
+        if self.embedder.reads == "words":
+            read = Columns(self.at(f"words/{self.split}"))["words"][block]
+        else:
+            read = self.table.texts_of(self._tokenizer, block)
+        made = self.embedder.embed(read)
         advance(len(made))
         return {"vectors": made}, {}
 
     def finish(self, out: Path, counts: dict) -> dict:
         """How many vectors there are."""
         return {"vectors": self.total()}
-
-
-def layout(embedder) -> dict:
-    """The columns of an embedder's vectors."""
-    return {"vectors": (embedder.dtype, (embedder.width,))}

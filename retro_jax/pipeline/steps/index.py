@@ -1,4 +1,4 @@
-"""The step `index`: the vectors of the database, in shards that are searched."""
+"""The step `index`: the vectors, or the words, of the database, in shards that are searched."""
 
 import functools
 from collections.abc import Iterator
@@ -9,7 +9,9 @@ import numpy as np
 from retro_jax.config import RetrievalConfig
 from retro_jax.pipeline.step import Advance, Files, Some, nothing_done
 from retro_jax.retrieval import sharded
-from retro_jax.retrieval.index import INDEXES
+from retro_jax.retrieval.bm25 import Statistics
+from retro_jax.retrieval.index import INDEXES, Given
+from retro_jax.store.bucket import local
 from retro_jax.store.columns import Columns
 
 
@@ -17,22 +19,31 @@ class BuildIndex(Files):
     """Builds the index of the database; a part is a shard of it.
 
     Args:
-      config: what `settings` has, as the index takes it.
+      config: what `settings` has, as the index takes it. given: for what; the statistics of words are read
+        when they are there.
     """
 
     unit = "shards"
     doing = "building the index"
 
     def __init__(
-        self, base: Path, name: str, settings: dict, inputs: tuple, config: RetrievalConfig
-    ):
+        self, base: Path, name: str, settings: dict, inputs: tuple, config: RetrievalConfig,
+        given: Given,
+    ):  # fmt: skip
         super().__init__(base, name, settings, inputs)
-        self._config = config
+        self._config, self._asked = config, given
+
+    @functools.cached_property
+    def given(self) -> Given:
+        """What the index is built for."""
+        if len(self.inputs) == 1:
+            return self._asked
+        return self._asked._replace(statistics=Statistics.load(local(self.at(self.inputs[1]))))
 
     @functools.cached_property
     def vectors(self) -> np.ndarray:
         """What is searched [N, E]."""
-        return Columns(self.at(self.inputs[0]))["vectors"]
+        return Columns(self.at(self.inputs[0]))[INDEXES[self._config.index].takes]
 
     @property
     def bounds(self) -> list[int]:
@@ -51,7 +62,7 @@ class BuildIndex(Files):
         """Builds a shard."""
         begin, end = self.bounds[part : part + 2]
         own, vectors = out / sharded.shard_name(part), np.asarray(self.vectors[begin:end])
-        sharded.build_shard(vectors, own, self._config, begin)
+        sharded.build_shard(vectors, own, self._config, self.given, begin)
         advance(1)
 
     def finish(self, out: Path) -> dict:
@@ -65,5 +76,5 @@ class BuildIndex(Files):
         for number in range(opened.shards):
             begin, end = opened.bounds(number)
             own = np.asarray(self.vectors[begin:end])
-            told, same = opened.shard(number).again(own, settings, self._config.neighbours)
+            told, same = opened.shard(number).again(own, settings, self.given)
             yield f"shard {number}" + (f", {told}" if told else ""), same

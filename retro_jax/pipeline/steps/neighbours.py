@@ -5,21 +5,36 @@ from pathlib import Path
 
 import numpy as np
 
+from retro_jax.config import RetrievalConfig
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.pipeline.step import Advance, Rows, nothing_done
 from retro_jax.retrieval import forbidden, neighbours, sharded
-from retro_jax.retrieval.index import Found, Index
+from retro_jax.retrieval.bm25 import Statistics
+from retro_jax.retrieval.index import INDEXES, Found, Index
+from retro_jax.retrieval.ranking import Queries, Ranking
 from retro_jax.retrieval.sharded import OneShard, ShardedIndex
 from retro_jax.store import columns
+from retro_jax.store.bucket import local
 from retro_jax.store.columns import Columns
 
 _MANY = 2**16  # queries of a block where each block opens every shard of an index
 
 
 class FindNeighbours(Rows):
-    """ids and distances of the k nearest of every chunk of a split; a part is a block of chunks."""
+    """ids and distances of the k nearest of every chunk of a split; a part is a block of chunks.
+
+    Args:
+      database: the split that is searched. config: how.
+    """
 
     unit = "blocks"
+
+    def __init__(
+        self, base: Path, name: str, settings: dict, inputs: tuple, database: str,
+        config: RetrievalConfig,
+    ):  # fmt: skip
+        super().__init__(base, name, settings, inputs)
+        self.database, self._config = database, config
 
     @property
     def doing(self) -> str:
@@ -72,8 +87,38 @@ class FindNeighbours(Rows):
 
     def make(self, part: int, advance: Advance = nothing_done) -> tuple[dict, dict]:
         """The neighbours of a block, [n, K] each."""
-        ids, distances = self._all.find(part, advance)
+        return self.ranked(part, self._all.find(part, advance))
+
+    def ranked(self, part: int, candidates: Found) -> tuple[dict, dict]:
+        """What `make` returns, of the candidates of a block."""
+        at = slice(self.begins(part), self.begins(part + 1))
+        ids, distances = self._ranking.order(
+            Queries(candidates[0], self._words(self.split, at)),
+            self._database_words,
+            candidates,
+            self.k,
+        )
         return {"ids": ids, "distances": distances}, {"fewer": self.fewer(ids)}
+
+    @property
+    def candidates(self) -> int:
+        """How many are searched of a chunk."""
+        return Ranking.of(self._config).fetch(self.k)
+
+    @functools.cached_property
+    def _ranking(self) -> Ranking:
+        if self._config.rerank == "none":
+            return Ranking.of(self._config)
+        return Ranking.of(self._config, Statistics.load(local(self.at("statistics"))))
+
+    @functools.cached_property
+    def _database_words(self) -> np.ndarray | None:
+        return self._words(self.database, slice(None))
+
+    def _words(self, split: str, rows: slice) -> np.ndarray | None:
+        if self._config.rerank == "none":
+            return None
+        return Columns(self.at(f"words/{split}"))["words"][rows]
 
     def fewer(self, ids: np.ndarray) -> int:
         """How many chunks have fewer than K."""
@@ -85,20 +130,18 @@ class FindNeighbours(Rows):
 
     @functools.cached_property
     def _all(self) -> "Search":
-        vectors = Columns(self.at(self._searched))["vectors"]
-        index = ShardedIndex(self.at("index"), vectors, keep=False)
-        return Search(self, index, 0)
+        return Search(self, ShardedIndex(self.at("index"), self.searched(self.database), False), 0)
 
     def in_shard(self, shard: Index, first: int) -> "Search":
         """The search in one shard of the index, whose first vector is number `first`."""
-        vectors = Columns(self.at(self._searched))["vectors"]
-        own = columns.part(vectors, first, first + len(shard))
+        own = columns.part(self.searched(self.database), first, first + len(shard))
         return Search(self, OneShard(shard, own), first)
 
-    @property
-    def _searched(self) -> str:
-        """The step that has the database's vectors."""
-        return next(n for n in self.inputs[::-1] if n.startswith("embeddings/"))
+    def searched(self, split: str) -> np.ndarray:
+        """What the index takes, of a split [N, E]."""
+        takes = INDEXES[self._config.index].takes
+        step = "embeddings" if takes == "vectors" else "words"
+        return Columns(self.at(f"{step}/{split}"))[takes]
 
 
 class Search:
@@ -110,19 +153,25 @@ class Search:
 
     def __init__(self, step: FindNeighbours, index: ShardedIndex | OneShard, first: int):
         self._step, self._index, self._first = step, index, first
-        database = ChunkTable(step.at(step._searched.replace("embeddings/", "chunks/")))
+        database = ChunkTable(step.at(f"chunks/{step.database}"))
         number = forbidden.copies(database)
         self._own = forbidden.own_documents(step.table, database, number)
         documents = database.document[first : first + len(index)]
         self._owners = neighbours.Owners(documents, number)
-        self._queries = Columns(step.at(f"embeddings/{step.split}"))["vectors"]
+        self._queries = step.searched(step.split)
 
     def find(self, part: int, advance: Advance = nothing_done) -> Found:
-        """ids [n, K] and distances [n, K] of a block."""
+        """ids [n, C] and distances [n, C] of the candidates of a block."""
         s = self._step
         begin, end = s.begins(part), min(s.begins(part + 1), s.total())
         none_of = forbidden.forbidden(s.table, self._own, begin, end, s.together)
         ids, distances = neighbours.find(
-            self._index, self._queries[begin:end], none_of, self._owners, s.k, advance, s.block
+            self._index,
+            self._queries[begin:end],
+            none_of,
+            self._owners,
+            s.candidates,
+            advance,
+            s.block,
         )
         return np.where(ids < 0, -1, ids + self._first), distances

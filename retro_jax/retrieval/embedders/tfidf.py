@@ -70,7 +70,7 @@ class Tfidf(Embedder):
         files.replace(made, directory / "tfidf.safetensors")
 
     @classmethod
-    def fit(cls, settings: Settings, texts: Callable, count: int, out: Path):
+    def fit(cls, settings: Settings, texts: Callable, count: int, out: Path, statistics=None):
         """Fits on a sample of the database's chunks, and writes what was learned."""
         progress.say("fitting the tfidf embedder")
         # One by one: rows of a bucket that are asked for together are read with all between them.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retro_jax.retrieval.index import Index
+from retro_jax.retrieval.index import Given, Index
 from retro_jax.retrieval.indexes import scann
 from retro_jax.retrieval.indexes.exact import Exact
 
@@ -22,6 +22,6 @@ class Auto(Index):
         return scann.Scann if size >= SCANN_FROM and scann.library() else Exact
 
     @classmethod
-    def build(cls, vectors: np.ndarray, directory: Path, settings, k: int, statistics=None) -> dict:
+    def build(cls, vectors: np.ndarray, directory: Path, settings, given: Given) -> dict:
         """See `Index.build`."""
-        return cls.kind_for(len(vectors)).build(vectors, directory, settings, k)
+        return cls.kind_for(len(vectors)).build(vectors, directory, settings, given)

@@ -1,36 +1,57 @@
-"""BM25 (Robertson and Zaragoza 2009), by the bm25s library: chunks found by the words they share.
+"""Lists of the best chunks of every word: search by words whose work does not grow with the database.
 
-It stands behind the same interface as the search of vectors. A chunk's "vector" is its words, hashed;
-a distance is minus the BM25 score, so that nearer is smaller; a chunk that shares no word is no
-neighbour at all. The statistics of words are those of a shard, or given, so that the scores of a few
-chunks that are added later compare with those of many.
+A list holds the chunks that score highest for a word (bm25.py), at most `postings` of them. Words that more than
+a tenth of the chunks have say little: they are looked at only where a query has no others. So a query reads at
+most its words times `postings`, whatever the database. This is what JASS (Lin and Trotman 2015)
+does with impact-ordered lists, and as there scores are rounded to whole numbers, so that sums are exact and do not
+depend on their order.
+
+A distance is minus the sum of what the lists say. What they cut is missing in it, which is why the candidates are
+ordered by exact BM25 (`retrieval.rerank`). A chunk in none of the lists is no neighbour at all.
 """
 
 import filecmp
-import logging
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from scipy import sparse
 
-from retro_jax.retrieval.embedders.words import NONE
-from retro_jax.retrieval.index import Index, nothing
+from retro_jax.config.fields import require_at_least, setting
+from retro_jax.retrieval.bm25 import Statistics, pairs
+from retro_jax.retrieval.index import Given, Index, nothing
 
-_BLOCK = 2**16  # chunks counted at a time
+_BLOCK = 2**16  # chunks that are read at a time
+_COMMON = 0.1  # of the chunks
+_HELD = 2**24  # pairs of word and chunk
+_SCALE = 256  # of a score, in a list; no score of one word reaches 2^16 of them
+_ARRAYS = ("words", "common", "ends", "chunks", "impacts")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The fields `retrieval.settings.bm25.*`."""
+
+    postings: int = setting(
+        300, "chunks of a word that are looked at, those with the highest score"
+    )
+
+    def __post_init__(self):
+        require_at_least(1, "retrieval.settings.bm25.", self, "postings")
 
 
 class Bm25(Index):
-    """Inverted lists of scores, memory-mapped."""
+    """Lists of chunks and scores, memory-mapped."""
 
-    takes, distance = "words", "minus the BM25 score"
-    compares, collective, small = False, True, "bm25"
+    Settings = Settings
+    takes, distance = "words", "minus the sum of the scores in the lists"
+    compares, small, growth = False, "bm25", 0.0
 
     @classmethod
-    def build(cls, vectors: np.ndarray, directory: Path, settings, k: int, statistics=None) -> dict:
-        """Writes the lists of chunks [N, W] from `Words`, scored with these statistics."""
-        build(vectors, directory, statistics)
+    def build(cls, vectors: np.ndarray, directory: Path, settings, given: Given) -> dict:
+        """Writes the lists of chunks [N, W] of words, scored with the statistics of the database."""
+        for name, array in zip(_ARRAYS, lists(vectors, given.statistics, settings.postings)):
+            np.save(directory / f"{name}.npy", array)
         return {"kind": "bm25", "recall": 1.0}
 
     @classmethod
@@ -38,122 +59,99 @@ class Bm25(Index):
         """Maps the lists into memory."""
         return cls(directory, report["size"])
 
-    @classmethod
-    def statistics(cls, vectors: np.ndarray) -> "Statistics":
-        """See `statistics`."""
-        return statistics(vectors)
-
-    @classmethod
-    def weighted(cls, distances: np.ndarray, weight: float) -> np.ndarray:
-        """A score counts `weight` times."""
-        return distances * np.float32(weight)
-
-    def again(self, vectors: np.ndarray, settings, k: int) -> tuple[str, bool]:
+    def again(self, vectors: np.ndarray, settings, given: Given) -> tuple[str, bool]:
         """Whether the same files come out."""
         with tempfile.TemporaryDirectory() as made:
-            build(np.asarray(vectors), Path(made))
-            names = [p.relative_to(made) for p in Path(made).rglob("*") if p.is_file()]
-            same = [filecmp.cmp(self.directory / n, Path(made) / n, False) for n in names]
-        return "", all(same)
+            self.build(vectors, Path(made), settings, given)
+            names = [f"{name}.npy" for name in _ARRAYS]
+            return "", not filecmp.cmpfiles(self.directory, made, names, shallow=False)[1]
 
     def __init__(self, directory: Path, size: int):
         self.directory, self._size = directory, size
-        self._words = np.load(directory / "words.npy")
-        if len(self._words):
-            self._index = _library().load(directory / "bm25", mmap=True, load_vocab=False)
+        self._words, self._common, self._ends = (
+            np.load(directory / f"{n}.npy") for n in _ARRAYS[:3]
+        )
+        self._chunks, self._impacts = (
+            np.load(directory / f"{n}.npy", mmap_mode="r").view(np.ndarray) for n in _ARRAYS[3:]
+        )
 
     def __len__(self) -> int:
         return self._size
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """queries [Q, W] from `Words` -> ids [Q, k] int64, distances [Q, k] float32."""
+        """queries [Q, W] of words -> ids [Q, k] int64, distances [Q, k] float32."""
         ids, distances = nothing(len(queries), k)
         if not len(self._words):
             return ids, distances
         for row, query in enumerate(queries):
-            at = np.minimum(np.searchsorted(self._words, query), len(self._words) - 1)
-            scores = self._index.get_scores_from_ids(at[self._words[at] == query])
-            found = np.flatnonzero(scores > 0)
-            if len(found) > k:
-                bound = np.partition(scores[found], len(found) - k)[len(found) - k]
-                found = found[scores[found] >= bound]
-            near = found[np.lexsort((found, -scores[found]))][:k]
-            ids[row, : len(near)] = near
-            distances[row, : len(near)] = -scores[near]
+            near, sums = top(*self.sums(query), k)
+            ids[row, : len(near)], distances[row, : len(near)] = near, sums / np.float32(-_SCALE)
         return ids, distances
 
-
-class Statistics(NamedTuple):
-    """What the score of a chunk depends on beside the chunk."""
-
-    chunks: int
-    length: float  # words of a chunk, on average
-    words: np.ndarray  # [V] int32, in order
-    frequencies: np.ndarray  # [V] int64, how many chunks have each
-
-    def idf(self, words: np.ndarray) -> np.ndarray:
-        """[n] float32 of words [n]; no chunk has one that is not known."""
-        known = np.isin(words, self.words)
-        df = np.zeros(len(words))
-        df[known] = self.frequencies[np.searchsorted(self.words, words[known])]
-        return np.log(1 + (self.chunks - df + 0.5) / (df + 0.5)).astype(np.float32)
-
-
-def statistics(chunks: np.ndarray) -> Statistics:
-    """The statistics of chunks [N, W] from `Words`, read a block at a time."""
-    words, frequencies, total = np.zeros(0, np.int32), np.zeros(0, np.int64), 0
-    for begin in range(0, len(chunks), _BLOCK):
-        block = np.sort(chunks[begin : begin + _BLOCK], axis=1)
-        total += int((block != NONE).sum())
-        first = block != NONE  # a word counts once a chunk
-        first[:, 1:] &= block[:, 1:] != block[:, :-1]
-        own, counts = np.unique(block[first], return_counts=True)
-        words, at = np.unique(np.concatenate([words, own]), return_inverse=True)
-        frequencies = np.bincount(at, np.concatenate([frequencies, counts]), len(words))
-    return Statistics(len(chunks), total / max(1, len(chunks)), words, frequencies.astype(np.int64))
+    def sums(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The chunks in the lists of the words of a query [W], and the sum of the scores of each: [n] int64
+        both, in the order of chunks."""
+        query = np.unique(query)
+        at = np.minimum(np.searchsorted(self._words, query), len(self._words) - 1)
+        at = at[self._words[at] == query]
+        rare = at[~self._common[at]]
+        at = rare if len(rare) else at
+        begins, ends = self._ends[at].tolist(), self._ends[at + 1].tolist()
+        where = [slice(*pair) for pair in zip(begins, ends)]
+        if not where:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        # Chunk and score in one number: one sort brings the scores of a chunk together.
+        both = np.concatenate([self._chunks[w] for w in where]).astype(np.int64) << 16
+        both |= np.concatenate([self._impacts[w] for w in where])
+        return summed(both)
 
 
-def build(chunks: np.ndarray, directory: Path, of: Statistics | None = None):
-    """Writes the index of chunks [N, W] from `Words` into an existing directory.
+def summed(both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of chunk << 16 | score, to the different chunks, in order, and the sum of the scores of each."""
+    both.sort()
+    chunks = both >> 16
+    first = np.flatnonzero(np.concatenate([[True], chunks[1:] != chunks[:-1]]))
+    return chunks[first], np.add.reduceat(both & 0xFFFF, first)
 
-    of: the statistics that chunks are scored with; by default their own.
+
+def top(chunks: np.ndarray, sums: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k chunks with the largest sums, the largest first, and their sums; equal ones in the order of ids,
+    in which they are given."""
+    if len(chunks) > k:
+        bound = np.partition(sums, len(sums) - k)[len(sums) - k]
+        chunks, sums = chunks[sums >= bound], sums[sums >= bound]
+    order = np.argsort(-sums, kind="stable")[:k]
+    return chunks[order], sums[order]
+
+
+def lists(chunks: np.ndarray, of: Statistics, postings: int) -> tuple[np.ndarray, ...]:
+    """The lists of chunks [N, W] of words.
+
+    Returns:
+      words [V] int32 in order; which of them are common [V] bool; where the list of each begins, and where the
+      last one ends [V + 1] int64; chunks [P] int32 and scores [P] uint16, one list after another.
     """
-    words = np.unique(chunks)
-    words = words[words != NONE]
-    np.save(directory / "words.npy", words)
-    if not len(words):  # symbols only: nothing can be found, and the library cannot index it
-        return
-    index = _library()()
-    if of is None:
-        numbers = [np.searchsorted(words, row[row != NONE]).tolist() for row in chunks]
-        index.index((numbers, {str(i): i for i in range(len(words))}), show_progress=False)
-    else:  # what the library makes of its own statistics
-        index.scores = _scores(chunks, words, of, index.k1, index.b)
-        index.vocab_dict, index.nonoccurrence_array = {}, None
-    index.save(directory / "bm25", show_progress=False)
+    number = np.int32 if len(chunks) < 2**31 else np.int64
+    held = [(np.zeros(0, np.int32), np.zeros(0, number), np.zeros(0, np.uint16))]
+    for begin in range(0, len(chunks), _BLOCK):
+        made = pairs(chunks[begin : begin + _BLOCK], of)
+        score = np.rint(made.saturation * of.idf(made.word) * _SCALE).astype(np.uint16)
+        held.append((made.word, (made.chunk + begin).astype(number), score))
+        # What is cut early need not be held; rarely, because each cut sorts all.
+        if sum(len(h[0]) for h in held[1:]) > max(_HELD, len(held[0][0])):
+            held = [_cut(held, postings)]
+    word, chunk, score = _cut(held, postings)
+    words, begins = np.unique(word, return_index=True)
+    common = of.share(words) > _COMMON
+    return words, common, np.append(begins, len(word)).astype(np.int64), chunk, score
 
 
-def _scores(chunks: np.ndarray, words: np.ndarray, of: Statistics, k1: float, b: float) -> dict:
-    """Scores by word, as the library's method `lucene` has them."""
-    row, column = np.nonzero(chunks != NONE)
-    word = np.searchsorted(words, chunks[row, column])
-    pair, tf = np.unique(row * len(words) + word, return_counts=True)
-    row, word = np.divmod(pair, len(words))
-    length = (chunks != NONE).sum(axis=1)[row]
-    share = tf / (k1 * ((1 - b) + b * length / (of.length or 1.0)) + tf)
-    score = (of.idf(words)[word] * share).astype(np.float32)
-    made = sparse.csc_array((score, (row, word)), (len(chunks), len(words)))
-    made.sort_indices()
-    return {
-        "data": made.data,
-        "indices": made.indices,
-        "indptr": made.indptr.astype(np.int64),
-        "num_docs": len(chunks),
-    }
-
-
-def _library():
-    from bm25s import BM25  # heavy, and for those only that search words
-
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of every index
-    return BM25
+def _cut(held: list[tuple], postings: int) -> tuple:
+    """The best of each word; ties go to the chunk that comes first."""
+    word, chunk, score = map(np.concatenate, zip(*held))
+    order = np.lexsort((chunk, ~score, word))
+    word = word[order]
+    begins = np.flatnonzero(np.concatenate([[True], word[1:] != word[:-1]]))
+    sizes = np.diff(np.append(begins, len(word)))
+    kept = np.arange(len(word)) - np.repeat(begins, sizes) < postings
+    return word[kept], chunk[order][kept], score[order][kept]

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retro_jax.retrieval.index import Index, checked, nothing
+from retro_jax.retrieval.index import Given, Index, checked, nothing
 
 _BLOCK = 2_000_000  # numbers of vectors that are held at a time
 _QUERIES, _VECTORS = 512, 2048  # compared at a time: their distances stay in the processor's cache
@@ -28,7 +28,7 @@ class Exact(Index):
     """Compares a query with every vector."""
 
     @classmethod
-    def build(cls, vectors: np.ndarray, directory: Path, settings, k: int, statistics=None) -> dict:
+    def build(cls, vectors: np.ndarray, directory: Path, settings, given: Given) -> dict:
         """Writes the vectors and their norms."""
         np.save(directory / "vectors.npy", vectors)
         np.save(directory / "norms.npy", squared_norms(vectors))
@@ -64,7 +64,7 @@ class Exact(Index):
             list(pool.map(nearest, range(0, len(queries), block)))
         return ids, distances
 
-    def again(self, vectors: np.ndarray, settings, k: int) -> tuple[str, bool]:
+    def again(self, vectors: np.ndarray, settings, given: Given) -> tuple[str, bool]:
         """Whether it holds these vectors."""
         return "", np.array_equal(self.vectors, vectors)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from retro_jax.config.fields import require_share, setting
 from retro_jax.errors import UserError
-from retro_jax.retrieval.index import Index, checked, nothing
+from retro_jax.retrieval.index import Given, Index, checked, nothing
 from retro_jax.retrieval.indexes.exact import Exact
 
 _REORDER = 100  # candidates that are compared exactly, at least
@@ -38,17 +38,17 @@ class Scann(Index):
     growth = 0.63
 
     @classmethod
-    def build(cls, vectors: np.ndarray, directory: Path, settings, k: int, statistics=None) -> dict:
+    def build(cls, vectors: np.ndarray, directory: Path, settings, given: Given) -> dict:
         """See `Index.build`; of fewer than a hundred vectors the index is exact."""
         if len(vectors) < _NEEDS:
-            return Exact.build(vectors, directory, settings, k)
+            return Exact.build(vectors, directory, settings, given)
         found = library()
         if found is None:
             raise UserError(
                 "config field retrieval.index = 'scann': the scann package has no build for this "
                 "Python or system; use auto or exact"
             )
-        index, recall = build(found, vectors, directory, settings.min_recall, k)
+        index, recall = build(found, vectors, directory, settings.min_recall, given)
         names = ("leaves", "leaves_to_search", "reorder")
         report = {name: getattr(index, name) for name in names}
         return {"kind": "scann", "recall": recall, "width": vectors.shape[1]} | report
@@ -63,9 +63,9 @@ class Scann(Index):
         names = ("size", "width", "leaves", "leaves_to_search", "reorder")
         return cls(searcher, *(report[name] for name in names))
 
-    def again(self, vectors: np.ndarray, settings, k: int) -> tuple[str, bool]:
+    def again(self, vectors: np.ndarray, settings, given: Given) -> tuple[str, bool]:
         """Its recall, measured again: no two indexes of the same vectors are the same."""
-        recall = recall_of(vectors, k)(self)
+        recall = recall_of(vectors, given.k)(self)
         return f"recall {recall:.3f}", recall >= settings.min_recall
 
     def __init__(
@@ -90,11 +90,12 @@ class Scann(Index):
         share = min(1.0, 10 * found / len(self))
         many = len(queries) > _BATCH
         search = self._searcher.search_batched_parallel if many else self._searcher.search_batched
+        visited = max(self.leaves_to_search, int(np.ceil(share * self.leaves)))
         near, d = search(
             queries,
             final_num_neighbors=found,
             pre_reorder_num_neighbors=min(len(self), max(self.reorder, 4 * found)),
-            leaves_to_search=max(self.leaves_to_search, int(np.ceil(share * self.leaves))),
+            leaves_to_search=visited if self.leaves > 1 else None,
         )
         # Where the searched leaves held fewer than k, ScaNN writes id 0 with a NaN distance.
         missing = ~np.isfinite(d)
@@ -141,17 +142,22 @@ def recall_of(vectors: np.ndarray, k: int):
     return recall
 
 
-def build(scann, vectors, directory, min_recall: float, k: int) -> tuple[Scann, float]:
+def build(scann, vectors, directory, min_recall: float, given: Given) -> tuple[Scann, float]:
     """Builds and writes the index of vectors [N, E]; returns it and the recall it reached.
+
+    Vectors that do not cluster get no tree, most of whose leaves a search would visit: every vector's hash is
+    looked at.
 
     Raises:
       UserError: the recall stays below `min_recall`.
     """
-    size, width = vectors.shape
-    leaves = max(1, int(np.sqrt(size)))
+    (size, width), k = vectors.shape, given.k
+    leaves = max(1, int(np.sqrt(size))) if given.clusters else 1
     builder = scann.scann_ops_pybind.builder(vectors, k, "squared_l2")
-    builder = builder.tree(leaves, max(1, leaves // 10), training_sample_size=min(size, 250_000))
-    searcher = builder.score_ah(2).reorder(100).build()
+    if leaves > 1:
+        sample = min(size, 250_000)
+        builder = builder.tree(leaves, max(1, leaves // 10), training_sample_size=sample)
+    searcher = builder.score_ah(2 if given.clusters else 4).reorder(_REORDER).build()
     measure = recall_of(vectors, k)
     # How many leaves to search and how many candidates to compare exactly depends on the data (where
     # much is nearly equal, on the second); double what helps more until the recall is reached.
