@@ -13,7 +13,7 @@ from retro_jax.databases.part import Part
 from retro_jax.errors import UserError
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.pipeline.steps import embeddings
-from retro_jax.retrieval import sharded
+from retro_jax.retrieval import division
 from retro_jax.retrieval.embedder import EMBEDDERS
 from retro_jax.retrieval.index import INDEXES, Given
 from retro_jax.retrieval.sharded import ShardedIndex
@@ -98,7 +98,7 @@ class Builder:
         (self._out / "index").mkdir()
         clusters = EMBEDDERS[r.embedder].clusters
         given = Given(made.ranking.fetch(r.neighbours), clusters, made.statistics)
-        sharded.build(vectors, self._out / "index", r, given, INDEXES[r.index].small)
+        division.build(vectors, self._out / "index", r, given, INDEXES[r.index].small)
         return counts
 
     def _append(self, tokens: np.ndarray, entries: list[dict]):

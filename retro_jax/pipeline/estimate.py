@@ -23,7 +23,7 @@ from retro_jax.corpus import sources
 from retro_jax.errors import UserError
 from retro_jax.pipeline.prepare import prepare
 from retro_jax.pipeline.prepared import Prepared
-from retro_jax.retrieval import sharded
+from retro_jax.retrieval import division, sharded
 from retro_jax.retrieval.embedder import EMBEDDERS
 from retro_jax.retrieval.index import INDEXES, Given
 from retro_jax.store.workdir import WorkDir
@@ -174,7 +174,7 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
     with tempfile.TemporaryDirectory() as directory:
         start = time.process_time()
         whole = dataclasses.replace(r, index_shard=len(vectors))
-        sharded.build(vectors, Path(directory), whole, given, kind=name)
+        division.build(vectors, Path(directory), whole, given, kind=name)
         build = time.process_time() - start
         opened = sharded.ShardedIndex(Path(directory))
         start = time.process_time()

@@ -129,7 +129,9 @@ def recipe(e: Experiment, base: Path) -> dict[str, Step]:
         settings = k | ranked | asked | (length if split == "train" else {})
         inputs = (*chunks, searched(e, split), searched(e, database), "index")
         if r.rerank != "none":
-            inputs += (f"words/{split}", f"words/{database}", *counted)
+            inputs += (f"words/{split}", f"words/{database}")
+        if r.rerank != "none" or not has_vectors(r):
+            inputs += counted
         add(FindNeighbours, f"neighbours/{split}", settings, inputs, database, r)
         settings = length if split == "train" else length | stride
         add(WriteShards, f"shards/{split}", settings, (*chunks, f"neighbours/{split}"))

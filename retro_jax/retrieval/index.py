@@ -40,11 +40,13 @@ class Given(NamedTuple):
       k: neighbours, or candidates, that are asked for: a recall is measured at it.
       clusters: whether near vectors lie together (`Embedder.clusters`).
       statistics: of the words of the whole database, for an index that takes words.
+      part: for such a one, which share of the words it is to have: its number, and how many there are.
     """
 
     k: int
     clusters: bool = True
     statistics: Statistics | None = None
+    part: tuple[int, int] = (0, 1)
 
 
 class Index:
@@ -80,6 +82,11 @@ class Index:
     @classmethod
     def open(cls, directory: Path, report: dict) -> "Index":
         """Opens what `build` wrote; report: what that returned, and `size`, the number of vectors."""
+        raise NotImplementedError
+
+    @classmethod
+    def joined(cls, parts: list["Index"]) -> "Index":
+        """Of an index that takes words: one of all words, from those of shares of them (`Given.part`)."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -137,17 +144,24 @@ def merge(found: list[Found], k: int) -> Found:
     return np.take_along_axis(ids, near, 1), np.take_along_axis(distances, near, 1)
 
 
-def finite(vectors: np.ndarray, first: int) -> np.ndarray:
+def distinct(found: list[Found]) -> list[Found]:
+    """Two searches' findings, less what the second found and the first has too."""
+    (ids, distances), (more, d) = found
+    known = (more[:, :, None] == ids[:, None]).any(axis=-1)
+    return [(ids, distances), (np.where(known, -1, more), np.where(known, np.float32(np.inf), d))]
+
+
+def finite(vectors: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Vectors [N, E] as float32.
 
-    first: the number of the first one, for the message.
+    ids: their numbers, for the message.
 
     Raises:
       UserError: one of them holds NaN or Inf.
     """
     vectors = np.ascontiguousarray(vectors, np.float32)
     if not np.isfinite(vectors).all():
-        bad = first + int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+        bad = ids[np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0]]
         raise UserError(f"the embedding of chunk {bad} holds NaN or Inf: check the embedder")
     return vectors
 

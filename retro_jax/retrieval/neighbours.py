@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from retro_jax.retrieval.index import Allowed, Found, merge
+from retro_jax.retrieval.index import Allowed, Found, merge, nothing
 from retro_jax.retrieval.indexes.exact import Exact
+from retro_jax.retrieval.sharded import Shard, ShardedIndex
 
 BLOCK = 2048  # queries searched at a time
 _CANDIDATES = 2**22  # held at a time
@@ -23,18 +24,31 @@ class Owners:
     """
 
     def __init__(self, document: np.ndarray, number: np.ndarray | None = None):
-        counts = np.zeros(0, np.int64)
-        for begin in range(0, len(document), 2**22):
-            part = np.bincount(document[begin : begin + 2**22])
-            counts = np.pad(counts, (0, max(0, len(part) - len(counts))))
+        self._document, self._given = document, number
+
+    @functools.cached_property
+    def chunks(self) -> np.ndarray:
+        """How many chunks the documents of each number have."""
+        counts = np.zeros(len(self._number), np.int64)
+        for begin in range(0, len(self._document), 2**22):
+            part = np.bincount(self._document[begin : begin + 2**22])
             counts[: len(part)] += part
-        self._document = document
-        self._number = np.arange(len(counts)) if number is None else number
-        counts = np.pad(counts, (0, len(self._number) - len(counts)))
-        self.chunks = np.bincount(self._number, counts).astype(np.int64)  # of each number
+        return np.bincount(self._number, counts).astype(np.int64)
+
+    @functools.cached_property
+    def _number(self) -> np.ndarray:
+        if self._given is not None:
+            return self._given
+        return np.arange(1 + int(np.max(self._document, initial=-1)))
 
     def __len__(self) -> int:
         return len(self._document)
+
+    def within(self, shard: Shard) -> "Owners":
+        """Those of the chunks of a shard."""
+        if len(shard) == len(self):
+            return self
+        return Owners(self._document[shard.numbers(np.arange(len(shard)))], self._number)
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """The numbers of the documents that chunks are of."""
@@ -42,7 +56,7 @@ class Owners:
 
 
 def find(
-    index,
+    index: ShardedIndex,
     queries: np.ndarray,
     forbidden: np.ndarray,
     owners: Owners,
@@ -50,14 +64,9 @@ def find(
     progress: Callable[[int], None] = lambda done: None,
     block: int = BLOCK,
 ) -> Found:
-    """Searches k neighbours a query outside its forbidden documents.
-
-    A neighbour N and its continuation F are of one document, so to forbid N's document is to
-    forbid F's. The number of candidates grows until k valid ones are found or none is left. Where an
-    eighth of the database is forbidden, what is not is compared directly, if it can be.
+    """Searches k neighbours a query outside its forbidden documents, in every shard that it is sent to.
 
     Args:
-      index: a ShardedIndex or OneShard.
       queries: vectors [Q, E].
       forbidden: documents that each query may not have a neighbour of [Q, F] int, -1 for none.
       owners: of the chunks of the database.
@@ -68,23 +77,47 @@ def find(
     Returns:
       ids [Q, k] int64 and distances [Q, k] float32, nearest first; -1 and +inf where missing.
     """
-    ids = np.full((len(queries), k), -1, np.int64)
-    distances = np.full((len(queries), k), np.inf, np.float32)
+    ids, distances = nothing(len(queries), k)
     for start in range(0, len(queries), block):
-        pending = np.arange(start, min(start + block, len(queries)))
-        if index.compares:
-            sets, of = _sets(forbidden[pending])
-            large = [owners.chunks[s].sum() > max(_MANY, len(owners) // 8) for s in sets]
-            for i in np.flatnonzero(large):
-                rows = pending[of == i]
-                outside = functools.partial(_outside, owners, sets[i])
-                ids[rows], distances[rows] = among(index.compared, queries[rows], outside, k)
-            pending = pending[~np.array(large)[of]]
-        allowed = functools.partial(_allowed, owners, forbidden[pending])
-        near, d, _ = nearest_valid(index.search, queries[pending], len(owners), k, allowed)
-        ids[pending], distances[pending] = near, d
-        progress(min(block, len(queries) - start))
+        at = slice(start, min(start + block, len(queries)))
+
+        def inside(shard: Shard, rows: np.ndarray, at=at) -> Found:
+            return find_in(shard, queries[at][rows], forbidden[at][rows], owners.within(shard), k)
+
+        ids[at], distances[at] = index.each(queries[at], k, inside)
+        progress(at.stop - start)
     return ids, distances
+
+
+def find_in(
+    shard: Shard, queries: np.ndarray, forbidden: np.ndarray, owners: Owners, k: int
+) -> Found:
+    """As `find`, in one shard.
+
+    A neighbour N and its continuation F are of one document, so to forbid N's document is to forbid F's. The
+    number of candidates grows until k valid ones are found or none is left. Where an eighth of the shard is
+    forbidden, what is not is compared directly, if it can be.
+
+    Args:
+      owners: of the chunks of the shard.
+
+    Returns:
+      ids [Q, k] in the database, distances [Q, k].
+    """
+    ids, distances = nothing(len(queries), k)
+    pending = np.arange(len(queries))
+    if shard.compares:
+        sets, of = _sets(forbidden)
+        large = [owners.chunks[s].sum() > max(_MANY, len(owners) // 8) for s in sets]
+        for i in np.flatnonzero(large):
+            rows = pending[of == i]
+            outside = functools.partial(_outside, owners, sets[i])
+            ids[rows], distances[rows] = among(shard.compared, queries[rows], outside, k)
+        pending = pending[~np.array(large)[of]]
+    allowed = functools.partial(_allowed, owners, forbidden[pending])
+    near, d, _ = nearest_valid(shard.search, queries[pending], len(owners), k, allowed)
+    ids[pending], distances[pending] = near, d
+    return shard.numbers(ids), distances
 
 
 def nearest_valid(

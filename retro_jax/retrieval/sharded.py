@@ -1,21 +1,59 @@
 """The index of a whole database, in shards: memory is that of one shard, and what they find is merged.
 
-A directory of shards, each an index of its own of at most `retrieval.index_shard` vectors, and
-`index.json`, which says what they are together.
+A directory of shards (division.py says what each holds), each an index of its own, and `index.json`, which says
+what they are together.
 """
 
-import itertools
-import shutil
+import io
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
-from retro_jax.config import RetrievalConfig
-from retro_jax.errors import UserError
-from retro_jax.retrieval.index import INDEXES, Found, Given, Index, finite, merge
+from retro_jax.retrieval import routing
+from retro_jax.retrieval.index import INDEXES, Found, Index, distinct, merge, nothing
 from retro_jax.store import files
+from retro_jax.store.bucket import local
 
 _ANEW = "delete the index, and run prepare again"
+ROUTES, IDS = "routes.npy", "ids.npy"
+
+
+class Shard:
+    """One shard, and which vectors of the database it holds.
+
+    Args:
+      vectors: of the whole database [N, E], of which its own are compared; None: none are.
+      ids: their numbers in the database [n], or the first one, where they are in order.
+    """
+
+    def __init__(self, index: Index, vectors: np.ndarray | None, ids: np.ndarray | int = 0):
+        self.index, self._vectors, self._ids = index, vectors, ids
+        self.compares = type(index).compares and vectors is not None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def search(self, queries: np.ndarray, k: int) -> Found:
+        """The k nearest of queries [Q, E], by their numbers in the shard."""
+        return self.index.search(queries, k)
+
+    def numbers(self, rows) -> np.ndarray:
+        """Numbers in the shard to those in the database; -1 stays."""
+        rows = np.asarray(rows)
+        if isinstance(self._ids, int):
+            return np.where(rows < 0, -1, rows + self._ids)
+        if not len(self._ids):
+            return np.full(rows.shape, -1)
+        return np.where(rows < 0, -1, self._ids[np.maximum(rows, 0)])
+
+    @property
+    def compared(self) -> np.ndarray:
+        """Its vectors [n, E]."""
+        if isinstance(self._ids, int):
+            return self._vectors[self._ids : self._ids + len(self)]
+        return self._vectors[self._ids]
 
 
 class ShardedIndex:
@@ -24,101 +62,100 @@ class ShardedIndex:
     Args:
       vectors: what is searched [N, E], for comparing a part of it directly.
       keep: hold every shard open, for whoever searches often; otherwise one at a time is in memory.
-
-    Attributes:
-      of: the class of the first shard, whose distances are those of all.
     """
 
     def __init__(self, directory: Path, vectors: np.ndarray | None = None, keep: bool = True):
-        self._directories = sorted(p for p in Path(directory).iterdir() if p.is_dir())
+        self._directory, self._vectors = directory, vectors
         report = read_report(directory)
-        self._sizes, self.of, self._vectors = report["sizes"], INDEXES[report["kind"]], vectors
-        keep = keep or len(self._sizes) == 1
-        self._open = [open_shard(p) for p in self._directories] if keep else None
+        self._sizes, self._size, self._probes = (report[n] for n in ("sizes", "size", "probes"))
+        self._of = INDEXES[report["kind"]]
+        self._centres = read_routes(directory) if self._probes else None
+        self._open, self._lock = {}, threading.Lock()
+        self._keep = keep or self.shards == 1
+        for number in range(self.shards if keep else 0):
+            self.shard(number)
 
     def __len__(self) -> int:
-        return sum(self._sizes)
+        return self._size
 
     @property
     def shards(self) -> int:
-        """How many there are."""
-        return len(self._sizes)
+        """How many are searched apart: those of words are searched together."""
+        return 1 if self._of.takes == "words" else len(self._sizes)
 
     @property
     def compares(self) -> bool:
         """Whether vectors can be compared with a query directly; see `compared`."""
-        return self.of.compares and self._vectors is not None
+        return self._of.compares and self._vectors is not None
 
     @property
     def compared(self) -> np.ndarray:
         """The vectors [N, E]."""
         return self._vectors
 
-    def shard(self, number: int) -> Index:
-        """One shard, as an index of its own."""
-        return self._open[number] if self._open else open_shard(self._directories[number])
+    def shard(self, number: int) -> Shard:
+        """One shard."""
+        with self._lock:
+            found = self._open.get(number)
+            if not found:
+                found = self._joined() if self._of.takes == "words" else self._read(number)
+                if self._keep:
+                    self._open[number] = found
+            return found
 
-    def bounds(self, number: int) -> tuple[int, int]:
-        """The first vector of a shard and the first one after it."""
-        return sum(self._sizes[:number]), sum(self._sizes[: number + 1])
+    def _read(self, number: int) -> Shard:
+        path = local(self._directory / shard_name(number))
+        return open_shard(path, sum(self._sizes[:number]), self._vectors)
+
+    def _joined(self) -> Shard:
+        parts = [self._read(number).index for number in range(len(self._sizes))]
+        return Shard(self._of.joined(parts) if len(parts) > 1 else parts[0], None)
+
+    def routes(self, queries: np.ndarray, probes: int | None = None) -> list[np.ndarray]:
+        """Of each shard, which of the queries [Q, E] are searched in it [n].
+
+        probes: shards of a query; by default as many as were measured to be needed.
+        """
+        if not self._probes:
+            return [np.arange(len(queries))] * self.shards
+        sent = routing.nearest(queries, self._centres, probes or self._probes)
+        return [np.flatnonzero((sent == n).any(axis=1)) for n in range(self.shards)]
 
     def search(self, queries: np.ndarray, k: int) -> Found:
-        """The k nearest of queries [Q, E]; see index.py."""
-        best = None
-        for number in range(self.shards):
-            ids, distances = self.shard(number).search(queries, k)
-            found = np.where(ids < 0, -1, ids + self.bounds(number)[0]), distances
-            best = merge([best, found], k) if best else found
+        """The k nearest of queries [Q, E]; see index.py.
+
+        Whoever asks for many is about to discard most: shards are visited in proportion, all of them long
+        before k is N.
+        """
+        probes = max(self._probes, -(-10 * k * self.shards // len(self)))
+
+        def find(shard: Shard, rows: np.ndarray) -> Found:
+            ids, distances = shard.search(queries[rows], k)
+            return shard.numbers(ids), distances
+
+        return self.each(queries, k, find, min(self.shards, probes))
+
+    def each(
+        self, queries: np.ndarray, k: int, find: Callable[[Shard, np.ndarray], Found],
+        probes: int | None = None,
+    ) -> Found:  # fmt: skip
+        """The k nearest of what `find` gives, of a shard and of the numbers of the queries that are searched in
+        it."""
+        answers = (
+            (rows, find(self.shard(number), rows))
+            for number, rows in enumerate(self.routes(queries, probes))
+            if len(rows)
+        )
+        return self.joined(len(queries), k, answers)
+
+    def joined(self, count: int, k: int, answers: Iterable[tuple[np.ndarray, Found]]) -> Found:
+        """The k nearest of what shards found for some of `count` queries, [(rows [n], found [n, k'])]."""
+        best = nothing(count, k)
+        for rows, found in answers:
+            both = [(best[0][rows], best[1][rows]), found]
+            ids, distances = merge(distinct(both) if self._probes else both, k)
+            best[0][rows], best[1][rows] = ids, distances
         return best
-
-
-class OneShard:
-    """One shard of a database, as `ShardedIndex` has all of them: for a worker that searches it alone.
-
-    Args:
-      vectors: the shard's own [n, E].
-    """
-
-    def __init__(self, shard: Index, vectors: np.ndarray):
-        self.search, self.of, self.compared = shard.search, type(shard), vectors
-        self.compares, self._size = type(shard).compares, len(shard)
-
-    def __len__(self) -> int:
-        return self._size
-
-
-def build(
-    vectors: np.ndarray, directory: Path, config: RetrievalConfig, given: Given, kind: str = ""
-) -> dict:
-    """Builds the index of vectors [N, E], or of words [N, W], in an existing directory, or goes on after a kill.
-
-    Args:
-      kind: a name of INDEXES; by default the config's.
-
-    Returns:
-      What was built, see `finish`.
-
-    Raises:
-      UserError: no vectors, vectors with NaN or Inf, or as `Index.build`.
-    """
-    bounds = shard_bounds(len(vectors), config.index_shard)
-    for number, (begin, end) in enumerate(itertools.pairwise(bounds)):
-        own = Path(directory) / shard_name(number)
-        if not is_built(own):
-            build_shard(vectors[begin:end], own, config, given, begin, kind)
-    return finish(Path(directory), len(bounds) - 1)
-
-
-def shard_bounds(count: int, shard: int) -> list[int]:
-    """Where each shard of `count` vectors begins, and where the last one ends.
-
-    Raises:
-      UserError: there is no vector.
-    """
-    if not count:
-        raise UserError("the database is empty: the corpus has no training chunk")
-    shards = -(-count // shard)
-    return [count * i // shards for i in range(shards + 1)]
 
 
 def shard_name(number: int) -> str:
@@ -126,61 +163,18 @@ def shard_name(number: int) -> str:
     return f"{number:05d}"
 
 
-def build_shard(
-    vectors: np.ndarray,
-    directory: Path,
-    config: RetrievalConfig,
-    given: Given,
-    first: int,
-    kind: str = "",
-):
-    """Builds one shard, whole or absent; its first vector is number `first` of the database."""
-    index = INDEXES[kind or config.index]
-    settings = INDEXES.settings_of(kind or config.index, config.settings)
-    if index.takes == "vectors":
-        vectors = finite(vectors, first)
-    made = files.aside(directory)
-    shutil.rmtree(made, ignore_errors=True)
-    made.mkdir()
-    report = index.build(vectors, made, settings, given)
-    report = {"kind": kind or config.index} | report | {"size": len(vectors)}
-    files.write_json(made / "index.json", report)
-    shutil.rmtree(directory, ignore_errors=True)
-    files.replace(made, directory)
-
-
-def is_built(directory: Path) -> bool:
-    """Whether a shard is complete."""
-    return (directory / "index.json").exists()
-
-
-def open_shard(directory: Path) -> Index:
-    """Opens one shard that `build_shard` wrote."""
+def open_shard(directory: Path, first: int, vectors: np.ndarray | None = None) -> Shard:
+    """Opens one shard; `first` is the number of its first vector, where they are in order."""
     report = read_report(directory)
-    return INDEXES[report["kind"]].open(directory, report)
+    index = INDEXES[report["kind"]].open(directory, report)
+    return Shard(index, vectors, np.load(directory / IDS) if report["routed"] else first)
+
+
+def read_routes(directory: Path) -> np.ndarray:
+    """The centres of the partitions [P, E]."""
+    return np.load(io.BytesIO((directory / ROUTES).read_bytes()))
 
 
 def read_report(directory: Path) -> dict:
     """What index.json says of an index or of one shard."""
     return files.read_json(directory / "index.json", _ANEW)
-
-
-def finish(directory: Path, shards: int) -> dict:
-    """Writes what all shards are together, once each is built, and returns it.
-
-    Returns:
-      kind, what distances are, whether it is approximate, size, shards, their sizes, the lowest recall.
-    """
-    reports = [read_report(directory / shard_name(i)) for i in range(shards)]
-    kind = INDEXES[reports[0]["kind"]]
-    report = {
-        "kind": reports[0]["kind"],
-        "distance": kind.distance,
-        "approximate": kind.approximate,
-        "size": sum(r["size"] for r in reports),
-        "shards": shards,
-        "sizes": [r["size"] for r in reports],
-        "recall": min(r["recall"] for r in reports),
-    }
-    files.write_json(directory / "index.json", report)
-    return report

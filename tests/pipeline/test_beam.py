@@ -12,10 +12,12 @@ from retro_jax.cli import main as cli
 from retro_jax.config import RetrievalConfig
 from retro_jax.corpus import sources
 from retro_jax.corpus.chunks import ChunkTable
-from retro_jax.pipeline import prepare, sequences
+from retro_jax.pipeline import prepare, sequences, verify
 from retro_jax.pipeline.beam import run
 from retro_jax.pipeline.steps import embeddings, words
-from retro_jax.retrieval import neighbours
+from retro_jax.retrieval import neighbours, routing
+from retro_jax.retrieval.indexes import scann
+from retro_jax.retrieval.indexes.exact import Exact
 from retro_jax.store import artefact, columns, records
 from retro_jax.store.workdir import WorkDir
 
@@ -73,7 +75,7 @@ def contents(root):
         ("folder", {}),
         ("bucket", {"embedder": "lexical"}),
         ("folder", {"rerank": "none"}),
-        ("folder", {"embedder": "words", "index": "bm25", "index_shard": 10**6}),
+        ("folder", {"embedder": "words", "index": "bm25", "index_shard": 200}),
     ],
 )
 def test_its_output_is_that_of_one_machine(experiment, small_blocks, tmp_path, where, fields):
@@ -88,7 +90,27 @@ def test_its_output_is_that_of_one_machine(experiment, small_blocks, tmp_path, w
     assert [n for n in one[0] if one[0][n] != many[0][n]] == []
     assert one[1] == many[1]
     assert sum(n.endswith(".tfrecord") for n in one[0]) > 4
-    assert sum("/index/0" in n for n in one[0]) >= (1 if e.retrieval.index == "bm25" else 4)
+    assert sum("/index/0" in n for n in one[0]) >= 4
+
+
+def test_partitions_too(experiment, small_blocks, tmp_path, monkeypatch):
+    """Exact search in them, because no two ScaNN indexes are the same."""
+    monkeypatch.setattr(Exact, "approximate", True)
+    monkeypatch.setattr(Exact, "Settings", scann.Settings)
+    monkeypatch.setattr(routing, "BLOCK", 100)
+    settings = experiment.retrieval.settings | {"exact": {"min_recall": 0.9}}
+    retrieval = dataclasses.replace(experiment.retrieval, settings=settings)
+    e = dataclasses.replace(experiment, retrieval=retrieval)
+    prepare.prepare(WorkDir(tmp_path / "one", e))
+    assert artefact.read(tmp_path / "one" / "prepare" / "index")["counts"]["probes"] > 0
+    many = UPath(f"memory://{uuid.uuid4()}")
+    run.run(WorkDir(many, e))
+    one, many = contents(tmp_path / "one" / "prepare"), contents(many / "prepare")
+    assert one[0].keys() == many[0].keys()
+    assert [n for n in one[0] if one[0][n] != many[0][n]] == []
+    assert one[1] == many[1]
+    compared = verify.verify(WorkDir(tmp_path / "one", e), share=0.2)
+    assert compared["index"][0] > 5
 
 
 def test_what_is_there_is_not_made_again(experiment, small_blocks, tmp_path, monkeypatch):

@@ -10,8 +10,9 @@ import pytest
 
 from retro_jax.config import RetrievalConfig
 from retro_jax.errors import UserError
-from retro_jax.retrieval import sharded
+from retro_jax.retrieval import division
 from retro_jax.retrieval.index import INDEXES, Given
+from retro_jax.retrieval.indexes import scann
 from retro_jax.retrieval.indexes.exact import Exact
 from retro_jax.retrieval.indexes.scann import Scann
 from retro_jax.retrieval.sharded import ShardedIndex
@@ -38,7 +39,7 @@ def config(kind, min_recall, k, shard):
 
 def build(vectors, directory, kind, min_recall, k, shard=10**6):
     """(index, report)."""
-    report = sharded.build(vectors, directory, config(kind, min_recall, k, shard), Given(k))
+    report = division.build(vectors, directory, config(kind, min_recall, k, shard), Given(k))
     return ShardedIndex(directory), report
 
 
@@ -98,7 +99,7 @@ def test_thousands_of_equal_vectors_are_found_by_id_and_in_little_memory(tmp_pat
 
 
 def test_leaves_that_hold_fewer_than_k_give_missing_and_not_row_0(vectors, tmp_path):
-    built = build(vectors, tmp_path, "scann", 0.0, 5)[0]._open[0]
+    built = build(vectors, tmp_path, "scann", 0.0, 5)[0].shard(0).index
     built.leaves = built.leaves_to_search = 1  # visit one leaf, whatever k is
     ids, distances = built.search(vectors[:100], 500)
     assert (ids == -1).any()
@@ -171,7 +172,7 @@ def test_shards_find_what_the_whole_finds(vectors, keep, tmp_path):
     for shard in (10**6, 300):
         directory = tmp_path / str(shard)
         directory.mkdir()
-        report = sharded.build(twice, directory, config("exact", 0.9, 5, shard), Given(5))
+        report = division.build(twice, directory, config("exact", 0.9, 5, shard), Given(5))
         found.append(ShardedIndex(directory, keep=keep).search(vectors[:200], 7))
     assert report["shards"] == 6
     assert max(report["sizes"]) <= 300
@@ -181,11 +182,11 @@ def test_shards_find_what_the_whole_finds(vectors, keep, tmp_path):
 
 
 def test_a_build_that_was_killed_keeps_the_shards_that_were_complete(vectors, tmp_path):
-    sharded.build(vectors[:900], tmp_path, config("exact", 0.9, 5, 300), Given(5))
+    division.build(vectors[:900], tmp_path, config("exact", 0.9, 5, 300), Given(5))
     (tmp_path / "index.json").unlink()
     (tmp_path / "00001" / "index.json").unlink()
     first = (tmp_path / "00000" / "vectors.npy").stat().st_mtime_ns
-    report = sharded.build(vectors[:900], tmp_path, config("exact", 0.9, 5, 300), Given(5))
+    report = division.build(vectors[:900], tmp_path, config("exact", 0.9, 5, 300), Given(5))
     assert report["sizes"] == [300, 300, 300]
     assert (tmp_path / "00000" / "vectors.npy").stat().st_mtime_ns == first
     assert len(ShardedIndex(tmp_path)) == 900
@@ -210,3 +211,84 @@ def test_exact_search_misses_nothing_at_any_scale(vectors, scale):
     expected, squared = brute_force(scaled, queries, 5)
     np.testing.assert_allclose(distances, squared, rtol=1e-6)
     np.testing.assert_array_equal(ids[:, 0], expected[:, 0])
+
+
+@pytest.fixture
+def routed(monkeypatch):
+    """Exact search in partitions: what is missed is missed by the route alone."""
+    monkeypatch.setattr(Exact, "approximate", True)
+    monkeypatch.setattr(Exact, "Settings", scann.Settings)
+
+    def of(min_recall, shard, k=5):
+        settings = {"exact": {"min_recall": min_recall}}
+        return RetrievalConfig(
+            index="exact", settings=settings, neighbours=k, index_shard=shard
+        ), Given(k)
+
+    return of
+
+
+def test_routes_find_what_is_asked_for_in_a_share_of_the_database(vectors, routed, tmp_path):
+    for number, min_recall in enumerate((0.9, 0.99)):
+        out = tmp_path / str(number)
+        out.mkdir()
+        report = division.build(vectors, out, *routed(min_recall, 300))
+        assert report["shards"] == 20
+        assert sum(report["sizes"]) == 2 * len(vectors)  # each stands in two
+        assert max(report["sizes"]) < 900
+        assert min_recall <= report["recall"] <= 1
+        assert 1 <= report["probes"] < 10
+        opened = ShardedIndex(out)
+        queries = vectors[::7] + np.float32(0.01)
+        ids, distances = opened.each(
+            queries,
+            5,
+            lambda shard, rows, queries=queries: (
+                shard.numbers(shard.search(queries[rows], 5)[0]),
+                shard.search(queries[rows], 5)[1],
+            ),
+        )
+        truth, _ = brute_force(vectors, queries, 5)
+        recall = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(ids, truth)])
+        assert recall >= min_recall - 0.03
+        assert all(len(set(row)) == 5 for row in ids.tolist())  # none twice
+        assert (np.diff(distances, axis=1) >= 0).all()
+    np.testing.assert_array_equal(opened.search(queries, len(vectors))[0][:, :5], truth)
+
+
+def test_a_partition_holds_half_one_is_empty_and_k_is_larger_than_one(routed, tmp_path):
+    """A thousand equal vectors, which no centre parts, and a few others."""
+    rng = np.random.default_rng(0)
+    vectors = np.concatenate([np.ones((1000, 4)), 5 + rng.normal(size=(40, 4))]).astype("f4")
+    report = division.build(vectors, tmp_path, *routed(0.9, 260, k=50))
+    assert report["recall"] >= 0.9
+    ids, distances = ShardedIndex(tmp_path).search(vectors[1000:1010], 60)
+    assert (ids[:, 0] == np.arange(1000, 1010)).all()
+    assert ((ids >= 0) == np.isfinite(distances)).all()
+    built = division.Division(vectors, tmp_path, *routed(0.9, 260, k=50))
+    built.build_of(0, np.zeros(0, int), np.zeros((0, 4), np.float32))  # as if nothing lay there
+    opened = ShardedIndex(tmp_path)
+    assert len(opened.shard(0)) == 0
+    assert (opened.search(vectors[1000:1010], 60)[0][:, 0] >= 0).all()
+
+
+def test_a_build_of_partitions_that_was_killed_goes_on_to_the_same_bytes(vectors, routed, tmp_path):
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        division.build(vectors, tmp_path / name, *routed(0.9, 400))
+    killed = tmp_path / "killed"
+    (killed / "index.json").unlink()
+    shutil.rmtree(killed / "00003")
+    stays = (killed / "00002" / "ids.npy").stat().st_mtime_ns
+    division.build(vectors, killed, *routed(0.9, 400))
+    assert (killed / "00002" / "ids.npy").stat().st_mtime_ns == stays
+    files = [p.relative_to(killed) for p in killed.rglob("*") if p.is_file()]
+    assert len(files) > 40
+    for file in files:
+        assert (killed / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+
+def test_a_route_that_cannot_reach_the_recall_is_refused(vectors, routed, tmp_path, monkeypatch):
+    monkeypatch.setattr(division, "_MOST", 1)
+    with pytest.raises(UserError, match=r"min_recall = 1\.0: the index reaches recall@5 0\."):
+        division.build(vectors, tmp_path, *routed(1.0, 300))

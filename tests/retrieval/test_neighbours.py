@@ -3,19 +3,19 @@
 import numpy as np
 
 from retro_jax.config import RetrievalConfig
-from retro_jax.retrieval import neighbours, sharded
+from retro_jax.retrieval import division, neighbours
 from retro_jax.retrieval.index import Given
 from retro_jax.retrieval.indexes.exact import Exact
-from retro_jax.retrieval.sharded import OneShard, ShardedIndex
+from retro_jax.retrieval.sharded import Shard, ShardedIndex
 
 
-def find(index, queries, forbidden, document, k):
-    return neighbours.find(index, queries, forbidden, neighbours.Owners(document), k)
+def find(shard, queries, forbidden, document, k):
+    return neighbours.find_in(shard, queries, forbidden, neighbours.Owners(document), k)
 
 
 def alone(vectors):
     """An exact index of vectors."""
-    return OneShard(Exact(vectors), vectors)
+    return Shard(Exact(vectors), vectors)
 
 
 def database(documents, chunks_each, width=8, seed=0):
@@ -64,8 +64,8 @@ def test_with_scann_too_the_search_goes_on_until_valid_ones_are_found(tmp_path):
     other = (9 + rng.normal(size=(20, 8))).astype(np.float32)
     document = np.array([0] * 2000 + [1] * 20)
     config = RetrievalConfig(index="scann", settings={"scann": {"min_recall": 0.0}})
-    sharded.build(np.concatenate([own, other]), tmp_path, config, Given(2))
-    ids, _ = find(ShardedIndex(tmp_path), own[:5], np.zeros((5, 1), int), document, 2)
+    division.build(np.concatenate([own, other]), tmp_path, config, Given(2))
+    ids, _ = find(ShardedIndex(tmp_path).shard(0), own[:5], np.zeros((5, 1), int), document, 2)
     assert (document[ids] == 1).all()
 
 
@@ -104,15 +104,15 @@ def test_where_most_is_forbidden_the_rest_is_compared_directly_and_exactly(monke
         return search(queries, k)
 
     index.search = counting
-    slow = neighbours.find(index, vectors, forbidden, owners, 3)
+    slow = neighbours.find_in(index, vectors, forbidden, owners, 3)
     assert sum(searched) > 200
     searched.clear()
     monkeypatch.setattr(neighbours, "_MANY", 20)
-    fast = neighbours.find(index, vectors, forbidden, owners, 3)
+    fast = neighbours.find_in(index, vectors, forbidden, owners, 3)
     assert sum(searched) < 200
     for a, b in zip(slow, fast):
         np.testing.assert_array_equal(a, b)
     # nothing is left at all
-    none, _ = neighbours.find(index, vectors[:2], np.array([[0, 1], [0, 1]]),
+    none, _ = neighbours.find_in(index, vectors[:2], np.array([[0, 1], [0, 1]]),
                               neighbours.Owners(np.repeat([0, 1], 100)), 2)  # fmt: skip
     assert (none == -1).all()

@@ -12,7 +12,7 @@ from retro_jax.config import RetrievalConfig
 from retro_jax.errors import UserError
 from retro_jax.methods.method import method_of
 from retro_jax.pipeline import prepare, verify
-from retro_jax.retrieval import bm25, index, sharded
+from retro_jax.retrieval import bm25, division, index
 from retro_jax.retrieval.embedders.lexical import Lexical, Settings, signs
 from retro_jax.retrieval.index import Given
 from retro_jax.retrieval.indexes import bm25 as inverted
@@ -111,13 +111,16 @@ def prose(count, seed=0):
     return [" ".join(r.choices(words, weights, k=12)) for _ in range(count)]
 
 
-def built(texts, directory, postings=10**6):
+def built(texts, directory, postings=10**6, shard=10**6):
     chunks = words_of(texts, W)
     of = bm25.statistics(chunks)
     config = RetrievalConfig(
-        embedder="words", index="bm25", settings={"bm25": {"postings": postings}}
+        embedder="words",
+        index="bm25",
+        index_shard=shard,
+        settings={"bm25": {"postings": postings}},
     )
-    report = sharded.build(chunks, directory, config, Given(2, statistics=of))
+    report = division.build(chunks, directory, config, Given(2, statistics=of))
     return chunks, of, ShardedIndex(directory), report
 
 
@@ -141,7 +144,7 @@ def test_lists_are_cut_and_hold_the_best(tmp_path, monkeypatch):
     texts = prose(300)
     chunks = words_of(texts, W)
     of = bm25.statistics(chunks)
-    words, common, ends, chunk, impact = inverted.lists(chunks, of, 5)
+    words, kinds, ends, chunk, impact = inverted.lists(chunks, of, 5)
     assert np.diff(ends).max() == 5
     for word, begin, end in zip(words, ends, ends[1:]):
         has = np.flatnonzero((chunks == word).any(axis=1))
@@ -149,11 +152,23 @@ def test_lists_are_cut_and_hold_the_best(tmp_path, monkeypatch):
         best = has[np.lexsort((has, -true))][:5]
         np.testing.assert_array_equal(chunk[begin:end], best)
         assert set(impact[begin:end]) <= set(true)
-    assert 0 < common.sum() < len(words) / 5
+    assert 0 < (kinds == 1).sum() < len(words) / 5
     monkeypatch.setattr(inverted, "_BLOCK", 7)  # the same, whatever is read or held at a time
     monkeypatch.setattr(inverted, "_HELD", 50)
-    for a, b in zip((words, common, ends, chunk, impact), inverted.lists(chunks, of, 5)):
+    for a, b in zip((words, kinds, ends, chunk, impact), inverted.lists(chunks, of, 5)):
         np.testing.assert_array_equal(a, b)
+
+
+def test_one_shard_or_many_find_the_same(tmp_path):
+    """Each has the lists of some words, so a cut is the same cut."""
+    found = []
+    for shard in (10**6, 50):
+        (tmp_path / str(shard)).mkdir()
+        chunks, _, lists, report = built(prose(300), tmp_path / str(shard), 5, shard)
+        found.append(lists.search(chunks, 20))
+    assert report["shards"] == 6
+    for one, many in zip(*found):
+        np.testing.assert_array_equal(one, many)
 
 
 def test_a_query_of_common_words_only_finds_some(tmp_path):

@@ -12,25 +12,25 @@ from pathlib import Path
 
 import numpy as np
 
+from retro_jax import progress
 from retro_jax.corpus.tokenizer import PAD
 from retro_jax.pipeline.beam.job import Job
 from retro_jax.pipeline.prepare import added
 from retro_jax.pipeline.step import Files, Rows
+from retro_jax.pipeline.steps.index import BuildIndex
 from retro_jax.pipeline.steps.neighbours import FindNeighbours
 from retro_jax.pipeline.steps.shards import WriteShards
-from retro_jax.retrieval import sharded
-from retro_jax.retrieval.index import merge
 from retro_jax.store import columns
-from retro_jax.store.bucket import copy, local
+from retro_jax.store.bucket import copy
 
-_GROUP = 16  # blocks of queries that a shard of the index is opened for
 _GATHERED = 4096  # chunks of the database whose tokens are read at a time
 
 
 def spread(job: Job) -> dict:
     """Has a step's parts made and joined; returns the counts of its manifest."""
     for kind, function in (
-        (FindNeighbours, _neighbours), (WriteShards, _shards), (Rows, _rows), (Files, _files),
+        (FindNeighbours, _neighbours), (WriteShards, _shards), (BuildIndex, _index), (Rows, _rows),
+        (Files, _files),
     ):  # fmt: skip
         if isinstance(job.step, kind):
             return function(job)
@@ -88,56 +88,92 @@ def _make_file(key, part):
     job.put(part, {}, {})
 
 
+def _index(job: Job) -> dict:
+    """Shards of vectors in order are read where they lie; partitions are sent theirs from every block."""
+    import apache_beam as beam
+
+    with tempfile.TemporaryDirectory() as made:
+        division = job.step.division(Path(made))
+        if not division.routed:
+            return _files(job)
+        division.centres  # noqa: B018 - made here, once
+        copy(Path(made), job.out)
+    job.make(
+        range(division.shards),
+        lambda missing: (
+            missing.pipeline
+            | "blocks" >> beam.Create(range(division.blocks))
+            | "spread" >> beam.Reshuffle()
+            | "place" >> beam.FlatMap(functools.partial(_place, job.key))
+            | "by partition" >> beam.GroupByKey()
+            | "build" >> beam.Map(functools.partial(_build, job.key))
+        ),
+    )
+    return job.step.finish(job.out)
+
+
+def _place(key, block):
+    """(partition, (numbers of vectors, these)) of a block of vectors."""
+    job = Job.of(key)
+    for shard, ids, vectors in job.step.division(job.out).sent(block):
+        yield shard, (ids, vectors)
+
+
+def _build(key, sent):
+    job, (shard, parts) = Job.of(key), sent
+    if not job.step.there(shard, job.out):
+        parts = sorted(parts, key=lambda part: part[0][:1].tolist())
+        ids, vectors = map(np.concatenate, zip(*parts))
+        with tempfile.TemporaryDirectory() as made:
+            job.step.division(Path(made)).build_of(shard, ids, vectors)
+            copy(Path(made), job.out)
+    job.put(shard, {}, {})
+
+
 def _neighbours(job: Job) -> dict:
-    """Every block of queries meets every shard of the index, and what the shards found is merged."""
-    shards, blocks, groups = _searched(job)
-    job.map(range(blocks, blocks + shards * groups), _search)
-    job.map(range(blocks), _merge)
+    """Queries are sent to the shards that they are searched in, and what these found to the queries' block."""
+    import apache_beam as beam
+
+    blocks = job.step.parts()
+    job.make(
+        range(blocks),
+        lambda numbers: (
+            numbers
+            | "send" >> beam.FlatMap(functools.partial(_send, job.key))
+            | "by index shard" >> beam.GroupByKey()
+            | "search" >> beam.FlatMap(functools.partial(_search, job.key))
+            | "by block" >> beam.GroupByKey()
+            | "rank" >> beam.Map(functools.partial(_rank, job.key))
+        ),
+    )
     total = {}
     for counts in job.counts(blocks):
         total |= added(total, counts)
+    progress.say(f"{job.step.name}: {total.pop('sent'):,} bytes came from the index's shards")
     job.join(blocks, total)
     return job.step.finish(job.out, total)
 
 
-def _searched(job: Job) -> tuple[int, int, int]:
-    """Shards of the index, blocks of queries, and groups of blocks that are searched in one go."""
-    blocks = job.step.parts()
-    return job.step.shards, blocks, -(-blocks // _GROUP)
+def _send(key, block):
+    """(shard, (block, which of its queries, these))."""
+    for shard, rows, queries in Job.of(key).step.search.requests(block):
+        yield shard, (block, rows, queries)
 
 
-def _search(key, number):
-    """One group of blocks in one shard; these parts stand after those of the blocks."""
-    job = Job.of(key)
-    step, (_, blocks, groups) = job.step, _searched(job)
-    shard, group = divmod(number - blocks, groups)
-    begin = sum(sharded.read_report(step.at("index"))["sizes"][:shard])
-    opened = sharded.open_shard(local(step.at("index") / sharded.shard_name(shard)))
-    search, data = step.in_shard(opened, begin), {}
-    for block in range(group * _GROUP, min((group + 1) * _GROUP, blocks)):
-        ids, distances = search.find(block)
-        made = columns.encode(_candidates(step), {"ids": ids, "distances": distances}, {})
-        data |= {f"{block}.{name}": content for name, content in made.items()}
-    job.put(number, data, {})
+def _search(key, sent):
+    """(block, (shard, which of its queries, what was found)); one shard is open at a time."""
+    search, (shard, requests) = Job.of(key).step.search, sent
+    for block, rows, queries in requests:
+        yield block, (shard, rows, search.answer(shard, block, rows, queries))
 
 
-def _merge(key, block):
-    job = Job.of(key)
-    step, (shards, blocks, groups), best = job.step, _searched(job), None
-    for shard in range(shards):
-        part = job.part(blocks + shard * groups + block // _GROUP)
-        read = columns.decode(
-            _candidates(step), lambda name, part=part: (part / f"{block}.{name}").read_bytes()
-        )
-        found = read["ids"], read["distances"]
-        best = merge([best, found], step.candidates) if best else found
-    rows, counts = step.ranked(block, best)
-    job.put(block, columns.encode(step.layout, rows, {}), counts)
-
-
-def _candidates(step) -> dict:
-    """The columns of what a shard found."""
-    return {name: (dtype, (step.candidates,)) for name, (dtype, _) in step.layout.items()}
+def _rank(key, found):
+    job, (block, answers) = Job.of(key), found
+    step, ordered = job.step, sorted(answers, key=lambda answer: answer[0])
+    together = step.search.together(block, ((rows, said) for _, rows, said in ordered))
+    sent = sum(array.nbytes for _, rows, said in ordered for array in (rows, *said))
+    rows, counts = step.ranked(block, together)
+    job.put(block, columns.encode(step.layout, rows, {}), counts | {"sent": sent})
 
 
 def _shards(job: Job) -> dict:

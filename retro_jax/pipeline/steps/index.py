@@ -8,8 +8,8 @@ import numpy as np
 
 from retro_jax.config import RetrievalConfig
 from retro_jax.pipeline.step import Advance, Files, Some, nothing_done
-from retro_jax.retrieval import sharded
 from retro_jax.retrieval.bm25 import Statistics
+from retro_jax.retrieval.division import Division
 from retro_jax.retrieval.index import INDEXES, Given
 from retro_jax.store.bucket import local
 from retro_jax.store.columns import Columns
@@ -45,36 +45,31 @@ class BuildIndex(Files):
         """What is searched [N, E]."""
         return Columns(self.at(self.inputs[0]))[INDEXES[self._config.index].takes]
 
-    @property
-    def bounds(self) -> list[int]:
-        """Where each shard begins, and where the last one ends."""
-        return sharded.shard_bounds(len(self.vectors), self._config.index_shard)
+    @functools.cache  # noqa: B019 - as long as the step
+    def division(self, out: Path) -> Division:
+        """What the shards hold, of an index that is built in `out`."""
+        return Division(self.vectors, out, self._config, self.given)
 
     def parts(self) -> int:
         """Shards."""
-        return len(self.bounds) - 1
+        return self.division(self.out).shards
 
     def there(self, part: int, out: Path) -> bool:
         """Whether a shard is complete."""
-        return sharded.is_built(out / sharded.shard_name(part))
+        return self.division(out).there(part)
 
     def make(self, part: int, out: Path, advance: Advance = nothing_done):
         """Builds a shard."""
-        begin, end = self.bounds[part : part + 2]
-        own, vectors = out / sharded.shard_name(part), np.asarray(self.vectors[begin:end])
-        sharded.build_shard(vectors, own, self._config, self.given, begin)
+        self.division(out).build(part)
         advance(1)
 
     def finish(self, out: Path) -> dict:
-        """See `sharded.finish`."""
-        return sharded.finish(out, self.parts())
+        """See `Division.finish`."""
+        return self.division(out).finish()
 
     def again(self, some: Some) -> Iterator[tuple[str, bool]]:
         """Every shard, as its kind can be compared: see `Index.again`."""
-        opened = sharded.ShardedIndex(self.out, keep=False)
-        settings = INDEXES.settings_of(self._config.index, self._config.settings)
-        for number in range(opened.shards):
-            begin, end = opened.bounds(number)
-            own = np.asarray(self.vectors[begin:end])
-            told, same = opened.shard(number).again(own, settings, self.given)
+        division = self.division(self.out)
+        for number in range(division.shards):
+            told, same = division.again(number)
             yield f"shard {number}" + (f", {told}" if told else ""), same

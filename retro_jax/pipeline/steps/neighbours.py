@@ -1,6 +1,7 @@
 """The steps `neighbours/SPLIT`: the k nearest of every chunk, none of its own sequence's documents."""
 
 import functools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.pipeline.step import Advance, Rows, nothing_done
 from retro_jax.retrieval import forbidden, neighbours, sharded
 from retro_jax.retrieval.bm25 import Statistics
-from retro_jax.retrieval.index import INDEXES, Found, Index
+from retro_jax.retrieval.index import INDEXES, Found, nothing
+from retro_jax.retrieval.indexes import bm25
 from retro_jax.retrieval.ranking import Queries, Ranking
-from retro_jax.retrieval.sharded import OneShard, ShardedIndex
-from retro_jax.store import columns
+from retro_jax.retrieval.sharded import Shard, ShardedIndex
 from retro_jax.store.bucket import local
 from retro_jax.store.columns import Columns
 
@@ -87,7 +88,7 @@ class FindNeighbours(Rows):
 
     def make(self, part: int, advance: Advance = nothing_done) -> tuple[dict, dict]:
         """The neighbours of a block, [n, K] each."""
-        return self.ranked(part, self._all.find(part, advance))
+        return self.ranked(part, self.search.find(part, advance))
 
     def ranked(self, part: int, candidates: Found) -> tuple[dict, dict]:
         """What `make` returns, of the candidates of a block."""
@@ -107,9 +108,14 @@ class FindNeighbours(Rows):
 
     @functools.cached_property
     def _ranking(self) -> Ranking:
-        if self._config.rerank == "none":
-            return Ranking.of(self._config)
-        return Ranking.of(self._config, Statistics.load(local(self.at("statistics"))))
+        return Ranking.of(self._config, self.statistics)
+
+    @functools.cached_property
+    def statistics(self) -> Statistics | None:
+        """Of the words of the database, where words are looked at."""
+        if "statistics" not in self.inputs:
+            return None
+        return Statistics.load(local(self.at("statistics")))
 
     @functools.cached_property
     def _database_words(self) -> np.ndarray | None:
@@ -129,13 +135,9 @@ class FindNeighbours(Rows):
         return {"share_with_fewer_than_k": counts["fewer"] / self.total()}
 
     @functools.cached_property
-    def _all(self) -> "Search":
-        return Search(self, ShardedIndex(self.at("index"), self.searched(self.database), False), 0)
-
-    def in_shard(self, shard: Index, first: int) -> "Search":
-        """The search in one shard of the index, whose first vector is number `first`."""
-        own = columns.part(self.searched(self.database), first, first + len(shard))
-        return Search(self, OneShard(shard, own), first)
+    def search(self) -> "Search":
+        """Finds candidates."""
+        return SearchWords(self) if INDEXES[self._config.index].takes == "words" else Search(self)
 
     def searched(self, split: str) -> np.ndarray:
         """What the index takes, of a split [N, E]."""
@@ -145,33 +147,90 @@ class FindNeighbours(Rows):
 
 
 class Search:
-    """The search for the neighbours of a split's chunks, a block at a time.
+    """The search for the candidates of a split's chunks, a block at a time: here, or apart for each shard."""
 
-    Args:
-      index: what is searched. first: the number of its first chunk in the database.
-    """
-
-    def __init__(self, step: FindNeighbours, index: ShardedIndex | OneShard, first: int):
-        self._step, self._index, self._first = step, index, first
+    def __init__(self, step: FindNeighbours):
+        self._step = step
         database = ChunkTable(step.at(f"chunks/{step.database}"))
         number = forbidden.copies(database)
         self._own = forbidden.own_documents(step.table, database, number)
-        documents = database.document[first : first + len(index)]
-        self._owners = neighbours.Owners(documents, number)
+        self._owners = neighbours.Owners(database.document, number)
         self._queries = step.searched(step.split)
+        self._answering: dict[int, Shard] = {}
+
+    @functools.cached_property
+    def _index(self) -> ShardedIndex:
+        s = self._step
+        return ShardedIndex(s.at("index"), s.searched(s.database), keep=False)
+
+    def _bounds(self, part: int) -> tuple[int, int]:
+        return self._step.begins(part), min(self._step.begins(part + 1), self._step.total())
+
+    def _forbidden(self, part: int) -> np.ndarray:
+        s = self._step
+        return forbidden.forbidden(s.table, self._own, *self._bounds(part), s.together)
 
     def find(self, part: int, advance: Advance = nothing_done) -> Found:
         """ids [n, C] and distances [n, C] of the candidates of a block."""
+        queries, none_of = self._queries[slice(*self._bounds(part))], self._forbidden(part)
         s = self._step
-        begin, end = s.begins(part), min(s.begins(part + 1), s.total())
-        none_of = forbidden.forbidden(s.table, self._own, begin, end, s.together)
-        ids, distances = neighbours.find(
-            self._index,
-            self._queries[begin:end],
-            none_of,
-            self._owners,
-            s.candidates,
-            advance,
-            s.block,
+        return neighbours.find(
+            self._index, queries, none_of, self._owners, s.candidates, advance, s.block
         )
-        return np.where(ids < 0, -1, ids + self._first), distances
+
+    def requests(self, part: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Of a block: numbers of shards, which of its queries are searched there [n], and these [n, E]."""
+        queries = np.asarray(self._queries[slice(*self._bounds(part))])
+        for number, rows in enumerate(self._index.routes(queries)):
+            yield number, rows, queries[rows]
+
+    def answer(self, number: int, part: int, rows: np.ndarray, queries: np.ndarray) -> Found:
+        """What one shard finds for a request."""
+        if number not in self._answering:
+            self._answering = {number: self._index.shard(number)}
+        shard = self._answering[number]
+        owners = self._owners.within(shard)
+        return neighbours.find_in(
+            shard, queries, self._forbidden(part)[rows], owners, self._step.candidates
+        )
+
+    def together(self, part: int, answers: Iterable[tuple[np.ndarray, Found]]) -> Found:
+        """The candidates of a block, of what the shards found for rows of it."""
+        begin, end = self._bounds(part)
+        return self._index.joined(end - begin, self._step.candidates, answers)
+
+
+class SearchWords(Search):
+    """Apart, each shard has the lists of some words, so what it finds are not candidates yet."""
+
+    @functools.cached_property
+    def _shards(self) -> int:
+        return len(sharded.read_report(self._step.at("index"))["sizes"])
+
+    def requests(self, part: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Of a block: numbers of shards, which of its queries have words there [n], and these words [n, W']."""
+        queries = np.asarray(self._queries[slice(*self._bounds(part))])
+        yield from bm25.sent(queries, self._shards, self._step.statistics)
+
+    def answer(self, number: int, part: int, rows: np.ndarray, queries: np.ndarray) -> tuple:
+        """What the lists of one shard say for a request: where the postings of each row end, and these."""
+        if number not in self._answering:
+            path = self._step.at("index") / sharded.shard_name(number)
+            self._answering = {number: sharded.open_shard(local(path), 0)}
+        found = [self._answering[number].index.postings(words) for words in queries]
+        return np.cumsum([len(f) for f in found]), np.concatenate(found)
+
+    def together(self, part: int, answers: Iterable[tuple[np.ndarray, tuple]]) -> Found:
+        """The candidates of a block, of what the shards' lists say for rows of it."""
+        none_of, s = self._forbidden(part), self._step
+        said = [[np.zeros(0, np.int64)] for _ in none_of]
+        for rows, (ends, postings) in answers:
+            for row, own in zip(rows.tolist(), np.split(postings, ends[:-1])):
+                said[row].append(own)
+        ids, distances = nothing(len(said), s.candidates)
+        for row, own in enumerate(said):
+            chunks, sums = bm25.summed(own)
+            valid = ~np.isin(self._owners(chunks), none_of[row])
+            near, sums = bm25.top(chunks[valid], sums[valid], s.candidates)
+            ids[row, : len(near)], distances[row, : len(near)] = near, bm25.distance(sums)
+        return ids, distances

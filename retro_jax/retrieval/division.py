@@ -1,0 +1,237 @@
+"""How a database is cut into the shards of its index, and how they are built.
+
+in order     a shard holds the vectors from one number to another, at most `retrieval.index_shard`; every shard
+             is searched for every query
+by routes    a shard is a partition (routing.py): `routes.npy` has the centres, `ids.npy` of a shard the numbers
+             of its vectors. A query is searched in the partitions of its nearest centres, as many as it takes
+             for the recall that is asked for. So it is for vectors that cluster and an index that may miss a
+             neighbour, where there is more than one shard: what is searched does not grow with the database
+"""
+
+import dataclasses
+import functools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from retro_jax.config import RetrievalConfig
+from retro_jax.errors import UserError
+from retro_jax.retrieval import routing
+from retro_jax.retrieval.index import INDEXES, Given, distinct, finite, merge, nothing
+from retro_jax.retrieval.indexes.exact import Exact
+from retro_jax.retrieval.sharded import (
+    IDS,
+    ROUTES,
+    ShardedIndex,
+    open_shard,
+    read_report,
+    read_routes,
+    shard_name,
+)
+from retro_jax.store import files
+
+_SAMPLE = 1000  # vectors that the recall of a route is measured on
+_MOST = 64  # partitions that a query is sent to
+
+
+class Division:
+    """The shards that an index of vectors [N, E], or of words [N, W], is built of.
+
+    Args:
+      out: the directory of the index, which exists.
+      kind: a name of INDEXES; by default the config's.
+
+    Raises:
+      UserError: there is no vector.
+    """
+
+    def __init__(
+        self, vectors: np.ndarray, out: Path, config: RetrievalConfig, given: Given, kind: str = ""
+    ):
+        if not len(vectors):
+            raise UserError("the database is empty: the corpus has no training chunk")
+        self._vectors, self._out, self._given = vectors, out, given
+        self._kind = kind or config.index
+        self._index = INDEXES[self._kind]
+        self._settings = INDEXES.settings_of(self._kind, config.settings)
+        shards = -(-len(vectors) // config.index_shard)
+        approximate = self._index.kind_for(len(vectors) // shards).approximate
+        self.by_words = self._index.takes == "words"
+        self.routed = shards > 1 and approximate and given.clusters
+        self.shards = routing.TWICE * shards if self.routed else shards
+
+    @functools.cached_property
+    def centres(self) -> np.ndarray:
+        """Of the partitions [P, E]; made once, and kept."""
+        path = self._out / ROUTES
+        if not path.exists():
+            made = files.aside(path)
+            with made.open("wb") as file:
+                np.save(file, routing.fit(self._vectors, self.shards))
+            files.replace(made, path)
+        return read_routes(self._out)
+
+    @functools.cached_property
+    def _placed(self) -> np.ndarray:
+        return np.concatenate(list(routing.placed(self._vectors, self.centres)))
+
+    def ids(self, shard: int) -> np.ndarray:
+        """The numbers of the vectors of a shard, in order [n]."""
+        if self.routed:
+            return np.flatnonzero((self._placed == shard).any(axis=1))
+        if self.by_words:
+            return np.arange(len(self._vectors))
+        begin, end = (len(self._vectors) * n // self.shards for n in (shard, shard + 1))
+        return np.arange(begin, end)
+
+    def sent(self, block: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Of a block of the vectors: shards, the numbers of what lies in each [n], and these vectors [n, E]; for
+        who cannot read them scattered. `blocks` are all."""
+        begin = block * routing.BLOCK
+        vectors = np.asarray(self._vectors[begin : begin + routing.BLOCK], np.float32)
+        placed = routing.place(vectors, self.centres)
+        # The first block speaks of every shard, so that one that is empty is built too.
+        for shard in range(self.shards) if not block else np.unique(placed).tolist():
+            rows = np.flatnonzero((placed == shard).any(axis=1))
+            yield shard, rows + begin, vectors[rows]
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of vectors that are placed at a time."""
+        return -(-len(self._vectors) // routing.BLOCK)
+
+    def there(self, shard: int) -> bool:
+        """Whether a shard is complete."""
+        return (self._out / shard_name(shard) / "index.json").exists()
+
+    def build(self, shard: int):
+        """Builds a shard, whole or absent."""
+        ids = self.ids(shard)
+        self.build_of(shard, ids, self._of(ids))
+
+    def _of(self, ids: np.ndarray) -> np.ndarray:
+        """The vectors of these numbers [n, E]; words stay on disk."""
+        if self.by_words:
+            return self._vectors
+        if self.routed:
+            return np.asarray(self._vectors[ids])
+        return np.asarray(self._vectors[ids[0] : ids[-1] + 1])
+
+    def _given_for(self, shard: int) -> Given:
+        return self._given._replace(part=(shard, self.shards)) if self.by_words else self._given
+
+    def build_of(self, shard: int, ids: np.ndarray, vectors: np.ndarray):
+        """Builds a shard of vectors [n, E] of these numbers [n].
+
+        Raises:
+          UserError: vectors with NaN or Inf, or as `Index.build`.
+        """
+        directory = self._out / shard_name(shard)
+        if self._index.takes == "vectors":
+            vectors = finite(vectors, ids)
+        made = files.aside(directory)
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()
+        settings = self._settings
+        if self.routed:  # what the shard misses and what the route misses add up
+            np.save(made / IDS, ids)
+            settings = dataclasses.replace(settings, min_recall=(1 + settings.min_recall) / 2)
+        report = self._index.build(vectors, made, settings, self._given_for(shard))
+        report = {"kind": self._kind} | report | {"size": len(ids), "routed": self.routed}
+        files.write_json(made / "index.json", report)
+        shutil.rmtree(directory, ignore_errors=True)
+        files.replace(made, directory)
+
+    def finish(self) -> dict:
+        """Writes what all shards are together, once each is built, and returns it.
+
+        Returns:
+          kind, what distances are, whether it is approximate, size (of the database), shards, their sizes,
+          probes (shards that a query is sent to, 0 being all), and recall: the lowest of the shards, or that of
+          the whole route.
+
+        Raises:
+          UserError: the recall of the route is too low.
+        """
+        reports = [read_report(self._out / shard_name(i)) for i in range(self.shards)]
+        kind = INDEXES[reports[0]["kind"]]
+        report = {
+            "kind": reports[0]["kind"],
+            "distance": kind.distance,
+            "approximate": any(INDEXES[r["kind"]].approximate for r in reports) or self.routed,
+            "size": len(self._vectors),
+            "shards": self.shards,
+            "sizes": [r["size"] for r in reports],
+            "probes": self.shards if self.routed else 0,
+            "recall": min(r["recall"] for r in reports),
+        }
+        path = self._out / "index.json"
+        files.write_json(path, report)
+        if self.routed:
+            found = measure(self._out, self._vectors, self._given.k, self._settings.min_recall)
+            files.write_json(path, report := report | found)
+        return report
+
+    def again(self, shard: int) -> tuple[str, bool]:
+        """What `retro verify` asks of a shard: see `Index.again`."""
+        ids = self.ids(shard)
+        if self.routed and not np.array_equal(np.load(self._out / shard_name(shard) / IDS), ids):
+            return "its vectors are others", False
+        opened = open_shard(self._out / shard_name(shard), 0).index
+        return opened.again(self._of(ids), self._settings, self._given_for(shard))
+
+
+def build(
+    vectors: np.ndarray, directory: Path, config: RetrievalConfig, given: Given, kind: str = ""
+) -> dict:
+    """Builds the index of vectors [N, E], or of words [N, W], in an existing directory, or goes on after a kill;
+    see `Division`. Returns what was built, see `Division.finish`."""
+    division = Division(vectors, directory, config, given, kind)
+    for shard in range(division.shards):
+        if not division.there(shard):
+            division.build(shard)
+    return division.finish()
+
+
+def measure(directory: Path, vectors: np.ndarray, k: int, min_recall: float) -> dict:
+    """How many partitions a query has to be sent to.
+
+    A sample of the vectors is searched in the partitions of its nearest centres, each opened once, and compared
+    with exact search in the whole database; that a vector finds itself does not count.
+
+    Returns:
+      probes, and the recall@k with them.
+
+    Raises:
+      UserError: the recall is too low even with many.
+    """
+    opened = ShardedIndex(directory, keep=False)
+    rows = np.arange(min(len(vectors), _SAMPLE)) * len(vectors) // min(len(vectors), _SAMPLE)
+    queries = np.asarray(vectors[rows], np.float32)
+    truth = Exact(vectors).search(queries, k + 1)[1][:, -1:]
+    truth = np.where(np.isinf(truth), np.finfo(np.float32).max, truth)
+    slack = 1e-5 * (1 + np.square(queries).sum(axis=1, keepdims=True))
+    most = min(_MOST, opened.shards)
+    sent = routing.nearest(queries, read_routes(directory), most)
+    found = [nothing(len(queries), k + 1) for _ in range(most)]
+    for number in range(opened.shards):
+        at, place = np.nonzero(sent == number)
+        if len(at):
+            shard = opened.shard(number)
+            ids, distances = shard.search(queries[at], k + 1)
+            for p in np.unique(place):
+                own = place == p
+                found[p][0][at[own]], found[p][1][at[own]] = shard.numbers(ids[own]), distances[own]
+    best, recall = nothing(len(queries), k + 1), 0.0
+    for probes in range(1, most + 1):
+        best = merge(distinct([best, found[probes - 1]]), k + 1)
+        have = min(k, len(vectors) - 1)
+        recall = float((best[1][:, 1 : have + 1] <= truth + slack).mean())
+        if recall >= min_recall:
+            return {"probes": probes, "recall": recall}
+    raise UserError(
+        f"config field retrieval.settings.*.min_recall = {min_recall}: the index reaches recall@{k} {recall:.3f} "
+        f"with {most} of {opened.shards} partitions searched; lower it, or make retrieval.index_shard larger"
+    )
