@@ -32,7 +32,8 @@ setup(
         "einops>=0.8",
         "ml-dtypes>=0.5",
         "scikit-learn>=1.6",
-        "bm25s>=0.3",
+        "scipy>=1.13",
+        "regex>=2024.5",  # what is a letter, in every script
         "datasketch>=1.6",
         "google-crc32c>=1.6",
         "tensorflow-datasets>=4.9.9",
@@ -53,9 +54,11 @@ setup(
         "beam": ["apache-beam>=2.60"],  # prepare on Dataflow, Flink, Spark
         "serve": SERVE,
         "megatron": ["torch>=2.6"],  # InstructRetro's checkpoints (retro_jax/weights/megatron.py)
+        "faiss": ["faiss-cpu>=1.10"],  # retrieval.index=faiss
         "lm_eval": ["lm_eval>=0.4.9"],  # its tasks (`retro lm-eval`)
         "test": [
             *SERVE,
+            "faiss-cpu>=1.10",
             "openai>=1.50",
             "httpx>=0.27",
             "pytest>=8",

@@ -98,11 +98,12 @@ def scores(query: np.ndarray, chunks: np.ndarray, of: Statistics) -> np.ndarray:
     asked = asked[asked != NONE]
     if not len(asked) or not len(chunks):
         return np.zeros(len(chunks), np.float32)
+    length = (chunks != NONE).sum(axis=1)
+    chunks = chunks[:, : length.max()]  # the rest of the rows is empty
     at = np.minimum(np.searchsorted(asked, chunks), len(asked) - 1)
     row, column = np.nonzero(asked[at] == chunks)
     tf = np.bincount(row * len(asked) + at[row, column], minlength=len(chunks) * len(asked))
-    length = (chunks != NONE).sum(axis=1)[:, None]
-    saturation = of.saturation(tf.reshape(len(chunks), -1), length)
+    saturation = of.saturation(tf.reshape(len(chunks), -1), length[:, None])
     # Each row is summed by itself, so that a score is the same bits whatever else is scored.
     return (saturation * of.idf(asked)).sum(axis=1).astype(np.float32)
 

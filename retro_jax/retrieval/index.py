@@ -26,6 +26,7 @@ INDEXES = Table(
         "auto": "retro_jax.retrieval.indexes.auto:Auto",
         "exact": "retro_jax.retrieval.indexes.exact:Exact",
         "scann": "retro_jax.retrieval.indexes.scann:Scann",
+        "faiss": "retro_jax.retrieval.indexes.faiss:Faiss",
         "bm25": "retro_jax.retrieval.indexes.bm25:Bm25",
     },
 )
@@ -65,6 +66,10 @@ class Index:
     takes, distance = "vectors", "squared L2"
     approximate, compares = False, True
     growth, small = 1.0, "auto"
+
+    @classmethod
+    def check(cls, settings):
+        """Raises UserError, before anything slow has run, if a library that it needs is missing."""
 
     @classmethod
     def build(cls, vectors: np.ndarray, directory: Path, settings, given: Given) -> dict:
@@ -121,7 +126,7 @@ def check(config: RetrievalConfig):
     check_names(config.settings, EMBEDDERS, INDEXES)
     embedder, index = EMBEDDERS[config.embedder], INDEXES[config.index]
     EMBEDDERS.settings_of(config.embedder, config.settings)
-    INDEXES.settings_of(config.index, config.settings)
+    index.check(INDEXES.settings_of(config.index, config.settings))
     if embedder.gives != index.takes:
         fitting = next(name for name in INDEXES if INDEXES[name].takes == embedder.gives)
         raise UserError(

@@ -10,7 +10,7 @@ import pytest
 
 from retro_jax.config import RetrievalConfig
 from retro_jax.errors import UserError
-from retro_jax.retrieval import division
+from retro_jax.retrieval import division, index
 from retro_jax.retrieval.index import INDEXES, Given
 from retro_jax.retrieval.indexes import scann
 from retro_jax.retrieval.indexes.exact import Exact
@@ -33,7 +33,7 @@ def kind(request):
 
 def config(kind, min_recall, k, shard):
     """The config of an index."""
-    settings = {kind: {"min_recall": min_recall}} if kind in ("scann", "auto") else {}
+    settings = {kind: {"min_recall": min_recall}} if kind in ("scann", "faiss", "auto") else {}
     return RetrievalConfig(index=kind, settings=settings, neighbours=k, index_shard=shard)
 
 
@@ -80,7 +80,9 @@ def test_a_saved_index_opens_after_a_move_and_finds_the_same(vectors, kind, tmp_
 def test_more_neighbours_than_vectors_leaves_places_empty(kind, tmp_path):
     few = np.eye(4, dtype=np.float32)
     built, report = build(few, tmp_path, kind, 0.5, 2)
-    assert report["kind"] == ("exact" if kind == "scann" else kind)  # ScaNN cannot be trained on 4
+    assert report["kind"] == (
+        "exact" if INDEXES[kind].approximate else kind  # which cannot be trained on 4
+    )
     ids, distances = built.search(few, 6)
     assert ids.shape == distances.shape == (4, 6)
     assert (ids[:, 0] == np.arange(4)).all()
@@ -292,3 +294,21 @@ def test_a_route_that_cannot_reach_the_recall_is_refused(vectors, routed, tmp_pa
     monkeypatch.setattr(division, "_MOST", 1)
     with pytest.raises(UserError, match=r"min_recall = 1\.0: the index reaches recall@5 0\."):
         division.build(vectors, tmp_path, *routed(1.0, 300))
+
+
+def test_scann_and_faiss_find_the_same_within_their_recall(vectors, tmp_path):
+    found = []
+    for name in ("scann", "faiss"):
+        (tmp_path / name).mkdir()
+        built, report = build(vectors, tmp_path / name, name, 0.95, 5)
+        assert report["recall"] >= 0.95
+        found.append(built.search(vectors[:300] + np.float32(0.01), 5)[0])
+    same = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(*found)])
+    assert same >= 0.85
+
+
+@pytest.mark.parametrize("name", ["scann", "faiss"])
+def test_a_library_that_is_missing_is_named_before_anything_runs(name, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=rf"retrieval\.index = '{name}': .*auto"):
+        index.check(RetrievalConfig(index=name))

@@ -1,5 +1,6 @@
 """ScaNN: approximate search in a tree with asymmetric hashing, for databases too large to be compared."""
 
+import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,10 @@ from retro_jax.retrieval.indexes.exact import Exact
 
 _REORDER = 100  # candidates that are compared exactly, at least
 _NEEDS = 100  # vectors; its hashing cannot be trained on fewer than a handful
+_MISSING = (
+    "config field retrieval.index = 'scann': the scann package has no build for this Python or system; use "
+    "auto, faiss or exact"
+)
 _BATCH = 256  # queries that ScaNN gives to a thread
 
 
@@ -38,16 +43,19 @@ class Scann(Index):
     growth = 0.63
 
     @classmethod
+    def check(cls, settings):
+        """Raises UserError where ScaNN has no build (it ships for Linux, Python < 3.14)."""
+        if not importlib.util.find_spec("scann"):
+            raise UserError(_MISSING)
+
+    @classmethod
     def build(cls, vectors: np.ndarray, directory: Path, settings, given: Given) -> dict:
         """See `Index.build`; of fewer than a hundred vectors the index is exact."""
         if len(vectors) < _NEEDS:
             return Exact.build(vectors, directory, settings, given)
         found = library()
         if found is None:
-            raise UserError(
-                "config field retrieval.index = 'scann': the scann package has no build for this "
-                "Python or system; use auto or exact"
-            )
+            raise UserError(_MISSING)
         index, recall = build(found, vectors, directory, settings.min_recall, given)
         names = ("leaves", "leaves_to_search", "reorder")
         report = {name: getattr(index, name) for name in names}
