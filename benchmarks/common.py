@@ -25,6 +25,12 @@ RETRIEVERS = {
         "retrieval.embedder": "tfidf",
         "retrieval.settings.tfidf.dim": "256",
         "retrieval.index": "auto",
+        "retrieval.rerank": "none",
+    },
+    "reranked": {
+        "retrieval.embedder": "tfidf",
+        "retrieval.settings.tfidf.dim": "256",
+        "retrieval.index": "auto",
     },
     "bm25": {"retrieval.embedder": "words", "retrieval.index": "bm25"},
 }

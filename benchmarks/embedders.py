@@ -1,13 +1,14 @@
-"""How much of what comes next the neighbours of each embedder hold: tfidf, a frozen BERT, BM25, random.
+"""How much of what comes next the neighbours of each retriever hold, and what finding them takes.
 
-    pip install -e .
-    python benchmarks/embedders.py --source='jsonl:corpus.jsonl#text' --bert=DIRECTORY --chunks 20000
+    pip install -e '.[report]' bm25s==0.3.16
+    python benchmarks/embedders.py --source='jsonl:corpus.jsonl#text' --bert=DIRECTORY --plot=quality.png
     python benchmarks/embedders.py --smoke      # does it run? little text, a BERT with random weights
 
 On the chunk tables of the quickstart's `prepare`: the first --chunks training chunks (all without it)
 are the database; a query is a held-out chunk that has a next chunk in its document (all of them, or
---queries, evenly spread); held-out documents are never in the database. Every embedder embeds the same
-texts and is searched exactly for k = 2; BM25 is its own search; random draws chunks of the database. RETRO
+--queries, evenly spread); held-out documents are never in the database. Every retriever gives k = 2:
+BM25 with whole lists (bm25s, what this project searched with before), lists of bounded length, sketches,
+TF-IDF and a BERT, with and without re-ranking by BM25; random draws chunks of the database. RETRO
 predicts a query's *next* chunk with the neighbours and their continuations [N, F]; so what is measured is
 what these hold of the next chunk:
 
@@ -18,12 +19,16 @@ what these hold of the next chunk:
   margin   `rare` less what random neighbours have
 
 Means over queries (`rare` over those that have a rare token), with 95 % intervals: a bootstrap over
-documents, the same resamples for all. Rates: chunks a second embedded (tfidf is fitted before, on a
-sample, which does not count) and queries a second searched; a BERT's first batches compile.
+documents, the same resamples for all. Chunks a second are embedded after the fit; a BERT's first batches
+compile. Microseconds a query are of batches of 1,024 in this process, with the threads that each takes
+(search of vectors: all; words and re-ranking: one).
 """
 
+import functools
+import re
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import common
@@ -34,14 +39,24 @@ from retro_jax.config import RetrievalConfig
 from retro_jax.corpus.tokenizer import BOS, EOS, PAD
 from retro_jax.evaluate.overlap import runs
 from retro_jax.pipeline.prepared import Prepared
-from retro_jax.retrieval import sharded
-from retro_jax.retrieval.embedder import open_embedder
-from retro_jax.retrieval.embedders import tfidf
+from retro_jax.retrieval import bm25, division, words
+from retro_jax.retrieval.embedder import EMBEDDERS, settings_of
+from retro_jax.retrieval.encoder import Encoder
+from retro_jax.retrieval.index import Given
+from retro_jax.retrieval.ranking import Ranking
+from retro_jax.retrieval.sharded import ShardedIndex
 from retro_jax.train.sharding import set_up_cpu
 
 K, RARE, BLOCK, RESAMPLES = 2, 0.01, 1024, 1000
 DEVICES = 2  # that a BERT is spread over, as in the experiments
-FORMATS = {"chunks/s": ",.0f", "queries/s": ",.0f", "run": ".2f", "held": ".4f", "rare": ".4f"}
+FORMATS = {
+    "chunks/s": ",.0f",
+    "candidates µs": ",.0f",
+    "rerank µs": ",.0f",
+    "run": ".2f",
+    "held": ".4f",
+    "rare": ".4f",
+}
 
 
 class Data:
@@ -63,6 +78,13 @@ class Data:
         self.rare = self._frequency() < RARE * len(self.database)
         self.rare[[PAD, BOS, EOS]] = False
 
+    @functools.cached_property
+    def statistics(self) -> bm25.Statistics:
+        """Of the words of the database."""
+        texts = (self.train.texts_of(self.pieces, rows) for rows in _blocks(self.database))
+        width = words.width_of(self.train.chunk)
+        return bm25.statistics(np.concatenate([words.words_of(t, width) for t in texts]))
+
     def _frequency(self) -> np.ndarray:
         """In how many chunks of the database each token occurs."""
         found = np.zeros(self.vocab, np.int64)
@@ -73,29 +95,80 @@ class Data:
         return found
 
 
-def neighbours(
-    data: Data, embedder, config: RetrievalConfig, out: Path
-) -> tuple[np.ndarray, float, float]:
-    """Rows of the training table [Q, K]; seconds of embedding and of searching."""
-    start = time.perf_counter()
-    vectors = []
+def neighbours(data: Data, config: RetrievalConfig, out: Path) -> dict:
+    """ids [Q, K], and what it took: rows embedded a second, and microseconds a query."""
+    texts = {
+        "database": (data.train, data.database), "queries": (data.heldout, data.queries),
+    }  # fmt: skip
+    statistics = data.statistics
+    kind, chunk = EMBEDDERS[config.embedder], data.train.chunk
+    if kind.gives == "vectors":
+        kind.fit(
+            settings_of(config),
+            lambda rows: data.train.texts_of(data.pieces, data.database[rows]),
+            len(data.database), out, statistics,
+        )  # fmt: skip
+    encoder, made, start = Encoder(config, out, chunk), {}, time.perf_counter()
     total = len(data.database) + len(data.queries)
     with progress.bar("embedding chunks", total) as advance:
-        for table, chosen in ((data.train, data.database), (data.heldout, data.queries)):
-            made = []
+        for name, (table, chosen) in texts.items():
+            parts = []
             for rows in _blocks(chosen):
-                made.append(embedder.embed(table.texts_of(data.pieces, rows)))
+                parts.append(encoder(table.texts_of(data.pieces, rows)))
                 advance(len(rows))
-            vectors.append(np.concatenate(made))
+            made[name] = {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
     embedded = time.perf_counter() - start
-    sharded.build(vectors[0], out, config)
-    opened, found = sharded.ShardedIndex(out), []
-    start = time.perf_counter()
-    with progress.bar("searching", len(data.queries)) as advance:
-        for queries in _blocks(vectors[1]):
-            found.append(opened.search(queries, K)[0])
-            advance(len(queries))
-    return np.concatenate(found), embedded, time.perf_counter() - start
+    ranking = Ranking.of(config, statistics)
+    given = Given(ranking.fetch(K), kind.clusters, statistics)
+    (out / "index").mkdir()
+    division.build(made["database"][encoder.searched], out / "index", config, given)
+    opened, queries = ShardedIndex(out / "index"), encoder.as_queries(made["queries"])
+    opened.search(
+        queries.searched[:BLOCK], ranking.fetch(K)
+    )  # what is compiled, and read from disk
+    ids, searching, ordering = [], 0.0, 0.0
+    for rows in _blocks(np.arange(len(data.queries))):
+        part, start = queries.rows(rows), time.perf_counter()
+        found = opened.search(part.searched, ranking.fetch(K))
+        searching, start = searching + time.perf_counter() - start, time.perf_counter()
+        ids.append(ranking.order(part, made["database"].get("words"), found, K)[0])
+        ordering += time.perf_counter() - start
+    return {
+        "ids": np.concatenate(ids), "chunks/s": total / embedded,
+        "candidates µs": 1e6 * searching / len(data.queries),
+        "rerank µs": 1e6 * ordering / len(data.queries) if ranking.candidates else None,
+    }  # fmt: skip
+
+
+def whole(data: Data, split: Callable[[str], list[str]]) -> dict:
+    """BM25 with whole lists, by the bm25s library, each different word of a query once."""
+    from bm25s import BM25
+
+    known: dict[str, int] = {}
+    words = [
+        [known.setdefault(w, len(known)) for w in split(text)]
+        for rows in _blocks(data.database)
+        for text in data.train.texts_of(data.pieces, rows)
+    ]
+    index = BM25()
+    index.index((words, {str(i): i for i in range(len(known))}), show_progress=False)
+    asked = [
+        np.array(sorted({known[w] for w in split(text) if w in known}), np.int64)
+        for text in data.heldout.texts_of(data.pieces, data.queries)
+    ]
+    ids, start = np.full((len(asked), K), -1), time.perf_counter()
+    for row, query in enumerate(asked):
+        if len(query):
+            scores = index.get_scores_from_ids(query)
+            best = np.argpartition(scores, len(scores) - K)[-K:]
+            ids[row] = best[np.lexsort((best, -scores[best]))]
+    seconds = time.perf_counter() - start
+    return {
+        "ids": ids,
+        "chunks/s": None,
+        "candidates µs": 1e6 * seconds / len(asked),
+        "rerank µs": None,
+    }
 
 
 def measures(data: Data, ids: np.ndarray) -> dict[str, np.ndarray]:
@@ -128,51 +201,78 @@ def interval(values: np.ndarray, documents: np.ndarray) -> str:
     return "[{:.4f}, {:.4f}]".format(*np.percentile(means, [2.5, 97.5]))
 
 
-def embedders(data: Data, bert: Path | None, dim: int):
-    """Yields (name, embedder, the config of its index)."""
+def ways(data: Data, bert: Path | None, dim: int) -> Iterator[tuple[str, Callable[[Path], dict]]]:
+    """Yields (name, what finds neighbours in an empty directory)."""
 
-    def config(**fields) -> RetrievalConfig:
-        return RetrievalConfig(neighbours=K, index_shard=len(data.database), **fields)
+    def way(embedder: str, index: str = "auto", rerank: str = "bm25", candidates=50, **settings):
+        config = RetrievalConfig(
+            embedder=embedder, index=index, rerank=rerank, candidates=candidates, neighbours=K,
+            index_shard=len(data.database), settings=settings,
+        )  # fmt: skip
+        return functools.partial(neighbours, data, config)
 
-    chunk, nothing = data.train.chunk, Path()  # that the others have learned
-    sample = tfidf.sample(len(data.database))
-    fitted = tfidf.fit_tfidf(data.train.texts_of(data.pieces, sample), dim)
-    yield f"tfidf, {dim}", fitted, config(index="exact")
+    if common.installed("BM25 with whole lists", "bm25s"):
+        yield "BM25, whole lists", lambda out: whole(data, words.split)
+        old = re.compile(r"\w+")
+        yield "BM25, whole lists, \\w+", lambda out: whole(data, lambda t: old.findall(t.lower()))
+    for most in (512, 1024, 2048, 4096, 16384):
+        yield f"{most} postings, BM25", way("words", "bm25", bm25={"postings": most})
+    for width in (256, 512, 1024):
+        yield f"lexical {width}, BM25", way("lexical", lexical={"dim": width})
+    yield f"tfidf {dim}", way("tfidf", rerank="none", tfidf={"dim": dim})
+    for candidates in (50, 200):
+        yield (
+            f"tfidf {dim}, BM25 of {candidates}",
+            way("tfidf", candidates=candidates, tfidf={"dim": dim}),
+        )
     if bert:
-        own = config(embedder="bert", index="exact", settings={"bert": {"directory": str(bert)}})
-        yield f"BERT {bert.name}", open_embedder(own, nothing, chunk), own
-    words = config(embedder="words", index="bm25")
-    yield "BM25", open_embedder(words, nothing, chunk), words
+        own = {"bert": {"directory": str(bert)}}
+        yield f"{bert.name}", way("bert", rerank="none", **own)
+        yield f"{bert.name}, BM25 of 50", way("bert", **own)
 
 
 def compare(data: Data, bert: Path | None, dim: int) -> list[dict]:
-    """A row for each embedder, and one for random neighbours."""
+    """A row for each way, and one for random neighbours."""
     rng = np.random.default_rng(0)
     chance = measures(data, rng.choice(data.database, (len(data.queries), K)))
+    empty = {"chunks/s": None, "candidates µs": None, "rerank µs": None}
     results = []
-    for name, embedder, config in embedders(data, bert, dim):
+    for name, find in ways(data, bert, dim):
         progress.say(name)
         with tempfile.TemporaryDirectory() as out:
-            ids, embedded, searched = neighbours(data, embedder, config, Path(out))
-        rates = {
-            "chunks/s": (len(data.database) + len(data.queries)) / embedded,
-            "queries/s": len(data.queries) / searched,
-        }
-        results.append((name, measures(data, ids), rates))
-    results.append(("random", chance, {"chunks/s": None, "queries/s": None}))
+            found = find(Path(out))
+        results.append((name, measures(data, found.pop("ids")), found))
+    results.append(("random", chance, empty))
     return [
         {
             "neighbours": name,
             **rates,
             "run": float(found["run"].mean()),
             "held": float(np.nanmean(found["held"])),
-            "held, 95 %": interval(found["held"], data.documents),
             "rare": float(np.nanmean(found["rare"])),
             "rare, 95 %": interval(found["rare"], data.documents),
             "margin, 95 %": interval(found["rare"] - chance["rare"], data.documents),
         }
         for name, found, rates in results
     ]
+
+
+def plot(rows: list[dict], title: str, file: Path):
+    """Quality against microseconds a query."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((8, 5), layout="constrained")
+    axes = figure.subplots()
+    timed = [row for row in rows if row["candidates µs"]]
+    for row in timed:
+        spent = row["candidates µs"] + (row["rerank µs"] or 0)
+        axes.plot(spent, row["rare"], "s" if row["rerank µs"] else "o", color="C0")
+        axes.annotate(row["neighbours"], (spent, row["rare"]), xytext=(4, 4), fontsize=8,
+                      textcoords="offset points")  # fmt: skip
+    axes.set(xscale="log", xlabel="microseconds a query, candidates and re-ranking",
+             ylabel="rare: share of the next chunk's rare tokens that is found", title=title)  # fmt: skip
+    axes.margins(0.15)
+    figure.savefig(file, dpi=120)
 
 
 def _blocks(values):
@@ -193,17 +293,21 @@ def main():
     parser.add_argument("--chunks", type=int, help="training chunks in the database")
     parser.add_argument("--dim", type=int, default=256, help="of tfidf's vectors")
     parser.add_argument("--queries", type=int, help="held-out chunks, spread evenly")
+    parser.add_argument("--plot", type=Path, help="a PNG of quality against microseconds")
     args = common.parse(parser, chunks=150, queries=50, dim=16)
     set_up_cpu(DEVICES)
     data = Data(common.prepare(args), args.chunks, args.queries)
     rows = compare(data, args.bert, args.dim)
+    name = Path(args.source.partition("#")[0]).name
     title = (
-        f"{args.source}: {len(data.queries):,} held-out chunks of "
+        f"{name}: {len(data.queries):,} held-out chunks of "
         f"{len(np.unique(data.documents))} documents, {len(data.database):,} in the database, "
         f"k = {K}; {data.rare.mean():.0%} of {data.vocab:,} tokens are rare, "
         f"{data.rare[data.next[data.next != PAD]].mean():.1%} of the text of the next chunks"
     )
     common.show({title: rows}, FORMATS, args.json)
+    if args.plot:
+        plot(rows, f"{name}, {len(data.database):,} chunks", args.plot)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def pieces(s: Setup, rows: int):
         "tell": lambda: [lookup.describe(found.of(slice(i, i + 1))) for i in range(rows)],
     }
     for name, retriever in s.text.all.items():
-        embed, chunks = retriever.databases.prepared.embedder.embed, s.text.some(rows)
+        embed, chunks = retriever.databases.prepared.encoder, s.text.some(rows)
         texts = [s.tokenizer.decode(c) for c in chunks.tolist()]
         work[f"{name} embed"] = lambda embed=embed, texts=texts: [embed(texts)]
         work[f"{name} whole"] = lambda r=retriever, chunks=chunks: r.retrieve(chunks)

@@ -17,7 +17,7 @@ for few queries; all threads is `search_batched_parallel`, which it calls for ma
 256 queries at a time.
 
 With --vectors: a database of so many vectors, a mixture of Gaussians with a decaying spectrum, built
-by `sharded.build` (auto, k = 2, the default min_recall) in a process of its own, as one shard
+by `division.build` (auto, k = 2, the default min_recall) in a process of its own, as one shard
 and as four. Its peak memory counts pages of the mapped file of vectors, which the system can take
 back; anonymous memory, sampled, does not. Queries are of the same mixture; ScaNN has one thread.
 """
@@ -35,8 +35,8 @@ from by_faiss import faiss_methods, threads
 from rich.progress import track
 
 from retro_jax.config import RetrievalConfig
-from retro_jax.retrieval import sharded
-from retro_jax.retrieval.index import merge
+from retro_jax.retrieval import division, sharded
+from retro_jax.retrieval.index import Given, merge
 from retro_jax.retrieval.indexes.exact import Exact
 from retro_jax.retrieval.indexes.scann import Scann
 from retro_jax.store.columns import Columns, Writer
@@ -72,9 +72,9 @@ def ours(vectors, directory: Path) -> dict:
         index="scann", neighbours=K, settings={"scann": {"min_recall": MIN_RECALL}}
     )
     start = time.perf_counter()
-    sharded.build(vectors, directory, config)
+    division.build(vectors, directory, config, Given(K))
     seconds = time.perf_counter() - start
-    every = sharded.ShardedIndex(directory).shard(0)
+    every = sharded.ShardedIndex(directory).shard(0).index
     alone = every._searcher.search_batched
     single = SimpleNamespace(search_batched=alone, search_batched_parallel=alone)
     settings = every.leaves, every.leaves_to_search, every.reorder
@@ -213,7 +213,7 @@ def worker(directory: str, out: str, shard: str):
     """Builds an index of the vectors in a directory."""
     vectors = Columns(Path(directory))["vectors"]
     config = RetrievalConfig(index="auto", neighbours=2, index_shard=int(shard))
-    common.serve({"build": lambda: sharded.build(vectors, Path(out), config)})
+    common.serve({"build": lambda: division.build(vectors, Path(out), config, Given(2))})
 
 
 def main():
@@ -229,10 +229,10 @@ def main():
         tables = synthetic(args.vectors, min(args.queries, 1000), args.rounds)
         return common.show(tables, FORMATS, args.json)
     prepared = common.prepare(args)
-    heldout = prepared.vectors("heldout")
+    heldout = prepared.searched("heldout")
     rows = np.linspace(0, len(heldout) - 1, min(args.queries, len(heldout)))
     queries = np.array(heldout[rows.astype(int)], np.float32)
-    database = np.array(prepared.vectors("train"), np.float32)
+    database = np.array(prepared.searched("train"), np.float32)
     return common.show(compare(database, queries, args.rounds), FORMATS, args.json)
 
 

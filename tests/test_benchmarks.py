@@ -15,6 +15,7 @@ SCRIPTS = {
     "search": ((), {"index", "recall", "µs, 1 thread"}),
     "search, synthetic": (("--vectors=2000",), {"shards", "recall@2", "anonymous GiB"}),
     "embedders": ((), {"neighbours", "run", "held", "rare", "margin, 95 %"}),
+    "growth": ((), {"way", "µs", "recall@10", "exponent"}),
     "embedding": ((), {"library", "texts/s", "largest difference"}),
     "overlap": ((), {"way", "pairs/s"}),
     "reading": ((), {"reader", "examples/s"}),
@@ -34,7 +35,7 @@ def smoke(name: str, shared: Path, *words: str) -> subprocess.CompletedProcess:
     """Runs a script as a user does."""
     script = name.partition(",")[0]
     flags = [f"--json={shared / 'told.json'}"]
-    if script in ("pipeline", "search", "embedders", "embedding", "generate"):
+    if script in ("pipeline", "search", "growth", "embedders", "embedding", "generate"):
         flags.append(f"--workdir={shared}")
     elif script == "load":
         flags.append(f"--workdir={shared / 'bm25'}")

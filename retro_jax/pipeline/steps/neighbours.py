@@ -203,21 +203,20 @@ class Search:
 class SearchWords(Search):
     """Apart, each shard has the lists of some words, so what it finds are not candidates yet."""
 
-    @functools.cached_property
-    def _shards(self) -> int:
-        return len(sharded.read_report(self._step.at("index"))["sizes"])
-
     def requests(self, part: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Of a block: numbers of shards, which of its queries have words there [n], and these words [n, W']."""
+        """Of a block: numbers of shards, which of its queries ask them something [n], and what [n, 2, W']."""
         queries = np.asarray(self._queries[slice(*self._bounds(part))])
-        yield from bm25.sent(queries, self._shards, self._step.statistics)
+        index = self._step.at("index")
+        most = sharded.read_report(index / sharded.shard_name(0))["postings"]
+        report = sharded.read_report(index)
+        yield from bm25.sent(queries, report["shards"], self._step.statistics, report["size"], most)
 
     def answer(self, number: int, part: int, rows: np.ndarray, queries: np.ndarray) -> tuple:
         """What the lists of one shard say for a request: where the postings of each row end, and these."""
         if number not in self._answering:
             path = self._step.at("index") / sharded.shard_name(number)
             self._answering = {number: sharded.open_shard(local(path), 0)}
-        found = [self._answering[number].index.postings(words) for words in queries]
+        found = [self._answering[number].index.postings(*asked) for asked in queries]
         return np.cumsum([len(f) for f in found]), np.concatenate(found)
 
     def together(self, part: int, answers: Iterable[tuple[np.ndarray, tuple]]) -> Found:

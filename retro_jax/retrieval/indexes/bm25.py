@@ -1,16 +1,16 @@
 """Lists of the best chunks of every word: search by words whose work does not grow with the database.
 
-A list holds the chunks that score highest for a word (bm25.py), at most `postings` of them. Words that more than
-a tenth of the chunks have say little: they are looked at only where a query has no others. So a query reads at
-most its words times `postings`, whatever the database. This is what JASS (Lin and Trotman 2015)
-does with impact-ordered lists, and as there scores are rounded to whole numbers, so that sums are exact and do not
-depend on their order.
+A query reads at most `postings` pairs of a word and a chunk, whatever the database: its rarest word first, then the
+next, until they are used up; of a word the chunks that score highest for it (bm25.py). Rare words say most, and
+a list that is read whole misses nothing. Reading equally few of every word finds less: measured in docs/pipeline.md.
+Lists in the order of scores are those of JASS (Lin and Trotman 2015); as there scores are rounded to whole numbers,
+so that sums are exact and do not depend on their order.
 
 Where a database has several shards, each has the lists of a share of the words, whole: what is found does not
 depend on how many there are. Workers join by word: a query's words are sent to their shards, and what their lists
 say comes back.
 
-A distance is minus the sum of what the lists say. What they cut is missing in it, which is why the candidates are
+A distance is minus the sum of what was read. What was not is missing in it, which is why the candidates are
 ordered by exact BM25 (`retrieval.rerank`). A chunk in none of the lists is no neighbour at all.
 """
 
@@ -28,11 +28,9 @@ from retro_jax.retrieval.index import Given, Index, nothing
 from retro_jax.retrieval.words import NONE
 
 _BLOCK = 2**16  # chunks that are read at a time
-_COMMON = 0.1  # of the chunks
 _HELD = 2**24  # pairs of word and chunk
 _SCALE = 256  # of a score, in a list; no score of one word reaches 2^16 of them
-_RARE, _COMMON_WORD, _UNKNOWN = range(3)  # of words; of a sample the statistics do not know all
-_ARRAYS = ("words", "kinds", "ends", "chunks", "impacts")
+_ARRAYS = ("words", "shares", "ends", "chunks", "impacts")
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Settings:
     """The fields `retrieval.settings.bm25.*`."""
 
     postings: int = setting(
-        300, "chunks of a word that are looked at, those with the highest score"
+        4096, "pairs of a word and a chunk that are looked at for a query, its rarest words first"
     )
 
     def __post_init__(self):
@@ -60,17 +58,17 @@ class Bm25(Index):
         made = lists(vectors, given.statistics, settings.postings, *given.part)
         for name, array in zip(_ARRAYS, made):
             np.save(directory / f"{name}.npy", array)
-        return {"kind": "bm25", "recall": 1.0}
+        return {"kind": "bm25", "recall": 1.0, "postings": settings.postings}
 
     @classmethod
     def open(cls, directory: Path, report: dict) -> "Bm25":
         """Maps the lists into memory."""
-        return cls([directory], report["size"])
+        return cls([directory], report["size"], report["postings"])
 
     @classmethod
     def joined(cls, parts: list["Bm25"]) -> "Bm25":
         """The lists of all words, of shards that have those of some."""
-        return cls([d for part in parts for d in part.directories], len(parts[0]))
+        return cls([d for p in parts for d in p.directories], len(parts[0]), parts[0].most)
 
     def again(self, vectors: np.ndarray, settings, given: Given) -> tuple[str, bool]:
         """Whether the same files come out."""
@@ -79,8 +77,8 @@ class Bm25(Index):
             self.build(vectors, Path(made), settings, given)
             return "", not filecmp.cmpfiles(self.directories[0], made, names, shallow=False)[1]
 
-    def __init__(self, directories: list[Path], size: int):
-        self.directories, self._size = directories, size
+    def __init__(self, directories: list[Path], size: int, most: int):
+        self.directories, self._size, self.most = directories, size, most
         self._lists = [_Lists(directory) for directory in directories]
 
     def __len__(self) -> int:
@@ -90,41 +88,53 @@ class Bm25(Index):
         """queries [Q, W] of words -> ids [Q, k] int64, distances [Q, k] float32."""
         ids, distances = nothing(len(queries), k)
         for row, query in enumerate(queries):
-            near, sums = top(*summed([self.postings(query)]), k)
+            near, sums = top(*summed([self._of(query)]), k)
             ids[row, : len(near)], distances[row, : len(near)] = near, distance(sums)
         return ids, distances
 
-    def postings(self, query: np.ndarray) -> np.ndarray:
-        """What the lists of the words of a query [W] say: chunk << 16 | score [n] int64."""
-        query = np.unique(query)
-        found = [(own, *own.find(query)) for own in self._lists]
-        if any((kinds == _RARE).any() for _, _, kinds in found):
-            found = [(own, at[kinds != _COMMON_WORD], None) for own, at, kinds in found]
-        return np.concatenate([own.postings(at) for own, at, _ in found])
+    def _of(self, query: np.ndarray) -> np.ndarray:
+        """What is read for a query [W]: see `postings`."""
+        found = [own.find(np.unique(query)) for own in self._lists]
+        words, shares = (np.concatenate(x) for x in list(zip(*found))[1:])
+        takes = allot(words, shares, len(self), self.most)
+        ends = np.cumsum([len(at) for at, *_ in found])[:-1]
+        parts = zip(self._lists, found, np.split(takes, ends))
+        return np.concatenate([own.read(at, take) for own, (at, *_), take in parts])
+
+    def postings(self, words: np.ndarray, takes: np.ndarray) -> np.ndarray:
+        """The first `takes` [n] of the lists of words [n]: chunk << 16 | score [p] int64."""
+        order = np.argsort(words)
+        parts = []
+        for own in self._lists:
+            at, known, _ = own.find(words[order])
+            parts.append(own.read(at, takes[order][np.isin(words[order], known)]))
+        return np.concatenate(parts)
 
 
 class _Lists:
     """Those of one directory."""
 
     def __init__(self, directory: Path):
-        self._words, self._kinds, self._ends = (
+        self._words, self._shares, self._ends = (
             np.load(directory / f"{n}.npy") for n in _ARRAYS[:3]
         )
         self._chunks, self._impacts = (
             np.load(directory / f"{n}.npy", mmap_mode="r").view(np.ndarray) for n in _ARRAYS[3:]
         )
 
-    def find(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of the words of a query those that have a list: their places, and what kind of word each is."""
-        if not len(self._words):
-            return np.zeros(0, np.int64), np.zeros(0, np.int8)
-        at = np.minimum(np.searchsorted(self._words, query), len(self._words) - 1)
-        at = at[self._words[at] == query]
-        return at, self._kinds[at]
+    def find(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of words, in order, those that have a list: their places, they, and their shares of the chunks."""
+        at = np.searchsorted(self._words, words)
+        known = at < len(self._words)
+        known[known] = self._words[at[known]] == words[known]
+        at = at[known]
+        return at, words[known], self._shares[at]
 
-    def postings(self, at: np.ndarray) -> np.ndarray:
-        """What the lists at these places say."""
-        where = [slice(*pair) for pair in zip(self._ends[at].tolist(), self._ends[at + 1].tolist())]
+    def read(self, at: np.ndarray, takes: np.ndarray) -> np.ndarray:
+        """The first `takes` of the lists at these places: chunk << 16 | score [p] int64."""
+        begins = self._ends[at]
+        ends = np.minimum(self._ends[at + 1], begins + takes)
+        where = [slice(a, b) for a, b in zip(begins.tolist(), ends.tolist()) if b > a]
         if not where:
             return np.zeros(0, np.int64)
         # Chunk and score in one number: one sort brings the scores of a chunk together.
@@ -132,24 +142,43 @@ class _Lists:
         return both | np.concatenate([self._impacts[w] for w in where])
 
 
+def allot(words: np.ndarray, shares: np.ndarray, size: int, most: int) -> np.ndarray:
+    """How much of the list of each of a query's words is read [n].
+
+    The rarest words come first, and take as many chunks as have them, until `most` are used up. A word that the
+    statistics do not know (they may be of a sample) has a short list, and takes it all.
+
+    Args:
+      shares: of the chunks that have each word [n]. size: chunks of the database.
+    """
+    wanted = np.minimum(np.ceil(shares * size), most).astype(np.int64)
+    order = np.lexsort((words, shares))
+    before = np.cumsum(wanted[order]) - wanted[order]
+    takes = np.empty(len(words), np.int64)
+    takes[order] = np.clip(most - before, 0, wanted[order])
+    return np.where(shares > 0, takes, most)
+
+
 def sent(
-    queries: np.ndarray, parts: int, of: Statistics
+    queries: np.ndarray, shards: int, of: Statistics, size: int, most: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """The words of queries [Q, W] whose lists are read, by shards: a shard, the rows of queries that have some
-    there, and these words [n, W']."""
-    ordered = np.sort(queries, axis=1)
-    asked = ordered != NONE
-    asked[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
-    share = of.share(ordered.ravel()).reshape(ordered.shape)
-    rare = (asked & (share > 0) & (share <= _COMMON)).any(axis=1)
-    asked &= (share <= _COMMON) | ~rare[:, None]
-    for part in range(parts):
-        here = asked & (ordered % parts == part)
-        rows = np.flatnonzero(here.any(axis=1))
-        width = here.sum(axis=1).max(initial=0)
-        front = np.argsort(~here[rows], axis=1, kind="stable")[:, :width]
-        words = np.where(here[rows], ordered[rows], NONE)
-        yield part, rows, np.take_along_axis(words, front, 1)
+    """What is asked of each shard for queries [Q, W]: the shard, the rows of queries that ask it something [n], and
+    pairs of words and of how much of their lists is read [n, 2, W'], the rest being -1 and 0."""
+    asked = [np.unique(query) for query in queries]
+    asked = [words[words != NONE] for words in asked]
+    shares = np.split(of.share(np.concatenate(asked)), np.cumsum([len(w) for w in asked])[:-1])
+    takes = [allot(w, s, size, most) for w, s in zip(asked, shares)]
+    for shard in range(shards):
+        here = [(w % shards == shard) & (t > 0) for w, t in zip(asked, takes)]
+        rows = np.flatnonzero([h.any() for h in here])
+        pairs = np.zeros(
+            (len(rows), 2, max((int(here[r].sum()) for r in rows), default=0)), np.int32
+        )
+        pairs[:, 0] = NONE
+        for out, row in zip(pairs, rows):
+            count = here[row].sum()
+            out[0, :count], out[1, :count] = asked[row][here[row]], takes[row][here[row]]
+        yield shard, rows, pairs
 
 
 def distance(sums: np.ndarray) -> np.ndarray:
@@ -184,8 +213,8 @@ def lists(
     """The lists of chunks [N, W] of words, of every `parts`-th word.
 
     Returns:
-      words [V] int32 in order; what kind of word each is [V] int8; where the list of each begins, and where the
-      last one ends [V + 1] int64; chunks [P] int32 and scores [P] uint16, one list after another.
+      words [V] int32 in order; in what share of the chunks each is [V] float64; where the list of each begins, and
+      where the last one ends [V + 1] int64; chunks [P] int32 and scores [P] uint16, one list after another.
     """
     number = np.int32 if len(chunks) < 2**31 else np.int64
     held = [(np.zeros(0, np.int32), np.zeros(0, number), np.zeros(0, np.uint16))]
@@ -200,9 +229,8 @@ def lists(
             held = [_cut(held, postings)]
     word, chunk, score = _cut(held, postings)
     words, begins = np.unique(word, return_index=True)
-    share = of.share(words)
-    kinds = np.where(share > _COMMON, _COMMON_WORD, np.where(share > 0, _RARE, _UNKNOWN))
-    return words, kinds.astype(np.int8), np.append(begins, len(word)).astype(np.int64), chunk, score
+    ends = np.append(begins, len(word)).astype(np.int64)
+    return words, of.share(words), ends, chunk, score
 
 
 def _cut(held: list[tuple], postings: int) -> tuple:
