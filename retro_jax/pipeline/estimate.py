@@ -1,8 +1,14 @@
 """What preparing a corpus of a given size would cost, from the rates and sizes of a small sample.
 
-Every step is run on the first megabytes of the source, and what it takes is scaled: most steps in
-proportion to the text; the search for neighbours to the number of queries times that of shards, at the
-time that a shard of `retrieval.index_shard` vectors takes.
+Every step is run on the first megabytes of the source, and what it takes is scaled: most steps in proportion to
+the text; the search for neighbours to the number of queries times what one takes:
+
+  in order    the time of a shard of `retrieval.index_shard` vectors, times the shards
+  by routes   the time of a partition, times the partitions that a query is sent to
+  by words    the time that the sample takes, in proportion to the postings that a query may read at most
+
+and in every case the re-ranking of its candidates. How many partitions a query is sent to is measured on the sample
+cut into _PARTS, and grows as their number to the power of _PROBES.
 """
 
 import dataclasses
@@ -18,12 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 from retro_jax import progress
-from retro_jax.config import Experiment
+from retro_jax.config import Experiment, RetrievalConfig
 from retro_jax.corpus import sources
 from retro_jax.errors import UserError
 from retro_jax.pipeline.prepare import prepare
 from retro_jax.pipeline.prepared import Prepared
-from retro_jax.retrieval import division, sharded
+from retro_jax.retrieval import division, routing, sharded
 from retro_jax.retrieval.embedder import EMBEDDERS
 from retro_jax.retrieval.index import INDEXES, Given
 from retro_jax.store.workdir import WorkDir
@@ -32,6 +38,8 @@ _SAMPLE = 2**21  # bytes of text
 _DOCUMENT = 20_000  # characters; longer documents are cut, so that there are some to hold out
 _VOCAB = 4096  # of a trained tokenizer at most: more would not be found in the sample
 _VECTORS, _QUERIES = 50_000, 2000  # of the index whose search is timed
+_PARTS, _PROBES = 16, 0.5  # see above
+_PAIR = 12  # bytes of an id and a distance
 _FIXED = ("tokenizer", "statistics", "embedder")  # of a sample, whatever the corpus
 
 
@@ -89,6 +97,7 @@ def estimate(experiment: Experiment, size: float) -> dict:
         "tokens": tokens * scale,
         "chunks": chunks * scale,
         "index": search,
+        "sent_bytes": chunks * scale * search["sent_bytes_a_query"],
         "steps": costs,
         "vcpu_hours": sum(c["vcpu_hours"] for c in costs.values()),
         "bytes": sum(c["bytes"] for c in costs.values()),
@@ -117,8 +126,10 @@ def show(result: dict):
     out.print(
         f"measured on {_bytes(result['sample_bytes'])} of the source, on this machine's processor; "
         f"{found['shards']:,} index shards of {found['shard_vectors']:,.0f} vectors ({found['kind']}), "
-        f"each searched for every chunk; a shard's vectors take {_bytes(found['shard_bytes'])} of "
-        "memory, and building an approximate index of them two to three times that",
+        f"{found['visited']:,.0f} of them searched for each chunk, which sends at most "
+        f"{_bytes(found['sent_bytes_a_query'])} between workers, {_bytes(result['sent_bytes'])} in all; a shard's "
+        f"vectors take {_bytes(found['shard_bytes'])} of memory, and building an approximate index of them two to "
+        "three times that",
         soft_wrap=True,
     )
 
@@ -151,16 +162,16 @@ def _parts(source: str):
 
 
 def _search(e: Experiment, made: Prepared, database: float) -> dict:
-    """CPU seconds of looking one query up in a database of so many chunks like those that were prepared,
-    and of building an index, a vector."""
+    """What looking one query up takes in a database of so many chunks like those that were prepared, and what
+    building an index takes, a vector: CPU seconds, and bytes that a query sends and receives between workers."""
     r = e.retrieval
-    shards = max(1, int(-(-database // r.index_shard)))
-    size = database / shards
-    kind = INDEXES[r.index].kind_for(int(size))
-    name = next(n for n in INDEXES if INDEXES[n] is kind)
     vectors, words = np.asarray(made.searched("train")), made.words("train")
-    sample = len(vectors)
-    queries = made.queries("train").rows(slice(_QUERIES))
+    sample, queries = len(vectors), made.queries("train").rows(slice(_QUERIES))
+    shards = max(1, int(-(-database // r.index_shard)))
+    kind = INDEXES[r.index].kind_for(int(database / shards))
+    name = next(n for n in INDEXES if INDEXES[n] is kind)
+    clusters = EMBEDDERS[r.embedder].clusters
+    given = Given(made.ranking.fetch(r.neighbours), clusters, made.statistics)
     if kind.takes == "vectors":
         rng = np.random.default_rng(0)
         # As many as are timed: the sample's, moved a little each time they are repeated.
@@ -169,30 +180,53 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
         parts = [v + spread * rng.normal(size=v.shape) for v in parts]
         vectors = np.concatenate(parts)[:_VECTORS].astype(np.float32)
     progress.say(f"timing {name} search in {len(vectors):,} chunks")
-    fetch = made.ranking.fetch(r.neighbours)
-    given = Given(fetch, EMBEDDERS[r.embedder].clusters, made.statistics)
     with tempfile.TemporaryDirectory() as directory:
         start = time.process_time()
         whole = dataclasses.replace(r, index_shard=len(vectors))
-        division.build(vectors, Path(directory), whole, given, kind=name)
-        build = time.process_time() - start
+        division.build(vectors, Path(directory), whole, given, name)
+        build = (time.process_time() - start) / len(vectors)
         opened = sharded.ShardedIndex(Path(directory))
         start = time.process_time()
-        found = opened.search(queries.searched, 2 * fetch + 12)  # as `nearest_valid` asks at first
+        found = opened.search(
+            queries.searched, 2 * given.k + 12
+        )  # as `nearest_valid` asks at first
         search = (time.process_time() - start) / len(queries.searched)
         start = time.process_time()
-        made.ranking.order(
-            queries, words, (found[0][:, :fetch] % sample, found[1][:, :fetch]), r.neighbours
-        )
+        candidates = found[0][:, : given.k] % sample, found[1][:, : given.k]
+        made.ranking.order(queries, words, candidates, r.neighbours)
         ranking = (time.process_time() - start) / len(queries.searched)
+        if kind.takes == "words":
+            most = sharded.read_report(Path(directory) / sharded.shard_name(0))["postings"]
+            read = opened.shard(0).index.read_by(queries.searched)
+    row, visited, size = vectors.shape[1] * vectors.dtype.itemsize, shards, database / shards
+    growth = kind.growth if clusters or not kind.approximate else 1.0  # without a tree
+    if kind.takes == "words":
+        search, visited = search * max(1.0, most / max(1.0, read)), 1
+        sent = row + 8 * most
+    else:
+        if shards > 1 and kind.approximate and clusters:
+            shards, build = routing.TWICE * shards, routing.TWICE * build
+            visited = _probes(vectors[:sample], r, given, name, shards)
+        sent = visited * (row + given.k * _PAIR)
     return {
         "kind": name,
         "shards": shards,
+        "visited": visited,
         "shard_vectors": size,
-        "shard_bytes": size * vectors.shape[1] * vectors.dtype.itemsize,
-        "build_cpu_seconds_a_vector": build / len(vectors),
-        "cpu_seconds_a_query": search * (size / len(vectors)) ** kind.growth * shards + ranking,
+        "shard_bytes": size * row,
+        "build_cpu_seconds_a_vector": build,
+        "cpu_seconds_a_query": search * (size / len(vectors)) ** growth * visited + ranking,
+        "sent_bytes_a_query": sent,
     }
+
+
+def _probes(vectors: np.ndarray, r: RetrievalConfig, given: Given, name: str, parts: int) -> float:
+    """Of so many partitions, how many a query is sent to."""
+    with tempfile.TemporaryDirectory() as directory:
+        shard = -(-routing.TWICE * len(vectors) // _PARTS)
+        few = dataclasses.replace(r, index_shard=shard)
+        report = division.build(vectors, Path(directory), few, given, name)
+    return report["probes"] * max(1.0, parts / report["shards"]) ** _PROBES
 
 
 def _bytes(size: float) -> str:

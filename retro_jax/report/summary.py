@@ -93,7 +93,7 @@ def _print_summary(work: WorkDir, s: dict):
         (
             "database",
             f"{database['chunks']:,} chunks of {e.model.reading.chunk} tokens, "
-            f"{p['index']['kind']} index, recall@{e.retrieval.neighbours} {p['index']['recall']:.3f}",
+            f"{p['index']['kind']} index, recall@{p['index']['k']} {p['index']['recall']:.3f}",
         ),
         *(
             (name, _size(m["parameters"], m["tokens_per_second"]))

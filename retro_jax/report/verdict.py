@@ -163,7 +163,7 @@ def _tiles(f: dict, facts: dict) -> list[dict]:
     found = (
         "recall was not measured;"
         if recall is None
-        else f"recall@{facts['neighbours']} of {recall:.3f};"
+        else f"recall@{facts['index'].get('k')} of {recall:.3f};"
     )
     return [
         tile(f"{name}, all text", value(v["effect"]), between(v["effect"]), state[sign(v["effect"])]),

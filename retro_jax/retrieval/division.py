@@ -11,7 +11,7 @@ by routes    a shard is a partition (routing.py): `routes.npy` has the centres, 
 import dataclasses
 import functools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -86,16 +86,23 @@ class Division:
         begin, end = (len(self._vectors) * n // self.shards for n in (shard, shard + 1))
         return np.arange(begin, end)
 
-    def sent(self, block: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Of a block of the vectors: shards, the numbers of what lies in each [n], and these vectors [n, E]; for
-        who cannot read them scattered. `blocks` are all."""
+    def sent(self, block: int) -> Iterator[tuple[int, tuple]]:
+        """Of a block of the vectors: shards, and what each is built of; for who cannot read it scattered.
+        `blocks` are all.
+
+        By routes these are the numbers of vectors [n] and the vectors [n, E]; by words what `Bm25.scored` makes.
+        """
         begin = block * routing.BLOCK
-        vectors = np.asarray(self._vectors[begin : begin + routing.BLOCK], np.float32)
-        placed = routing.place(vectors, self.centres)
+        vectors = np.asarray(self._vectors[begin : begin + routing.BLOCK])
+        if self.by_words:
+            for shard in range(self.shards):
+                yield shard, self._index.scored(vectors, begin, self._given_for(shard))
+            return
+        placed = routing.place(vectors.astype(np.float32), self.centres)
         # The first block speaks of every shard, so that one that is empty is built too.
         for shard in range(self.shards) if not block else np.unique(placed).tolist():
             rows = np.flatnonzero((placed == shard).any(axis=1))
-            yield shard, rows + begin, vectors[rows]
+            yield shard, (rows + begin, vectors[rows])
 
     @property
     def blocks(self) -> int:
@@ -128,18 +135,39 @@ class Division:
         Raises:
           UserError: vectors with NaN or Inf, or as `Index.build`.
         """
-        directory = self._out / shard_name(shard)
         if self._index.takes == "vectors":
             vectors = finite(vectors, ids)
+        settings = self._settings
+        if self.routed:  # what the shard misses and what the route misses add up
+            settings = dataclasses.replace(settings, min_recall=(1 + settings.min_recall) / 2)
+
+        def make(out: Path) -> dict:
+            if self.routed:
+                np.save(out / IDS, ids)
+            return self._index.build(vectors, out, settings, self._given_for(shard))
+
+        self._put(shard, len(ids), make)
+
+    def build_sent(self, shard: int, parts: list[tuple]):
+        """Builds a shard of what `sent` gave of all blocks, in any order."""
+        if self.by_words:
+            given = self._given_for(shard)
+            self._put(
+                shard,
+                len(self._vectors),
+                lambda out: self._index.build_scored(parts, out, self._settings, given),
+            )
+        else:
+            parts = sorted(parts, key=lambda part: part[0][:1].tolist())
+            self.build_of(shard, *map(np.concatenate, zip(*parts)))
+
+    def _put(self, shard: int, size: int, make: Callable[[Path], dict]):
+        """Writes a shard, whole or absent."""
+        directory = self._out / shard_name(shard)
         made = files.aside(directory)
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir()
-        settings = self._settings
-        if self.routed:  # what the shard misses and what the route misses add up
-            np.save(made / IDS, ids)
-            settings = dataclasses.replace(settings, min_recall=(1 + settings.min_recall) / 2)
-        report = self._index.build(vectors, made, settings, self._given_for(shard))
-        report = {"kind": self._kind} | report | {"size": len(ids), "routed": self.routed}
+        report = {"kind": self._kind} | make(made) | {"size": size, "routed": self.routed}
         files.write_json(made / "index.json", report)
         shutil.rmtree(directory, ignore_errors=True)
         files.replace(made, directory)
@@ -149,8 +177,8 @@ class Division:
 
         Returns:
           kind, what distances are, whether it is approximate, size (of the database), shards, their sizes,
-          probes (shards that a query is sent to, 0 being all), and recall: the lowest of the shards, or that of
-          the whole route.
+          probes (shards that a query is sent to, 0 being all), and the recall@k: the lowest of the shards, or
+          that of the whole route.
 
         Raises:
           UserError: the recall of the route is too low.
@@ -165,6 +193,7 @@ class Division:
             "shards": self.shards,
             "sizes": [r["size"] for r in reports],
             "probes": self.shards if self.routed else 0,
+            "k": self._given.k,
             "recall": min(r["recall"] for r in reports),
         }
         path = self._out / "index.json"

@@ -91,7 +91,8 @@ class Index:
 
     @classmethod
     def joined(cls, parts: list["Index"]) -> "Index":
-        """Of an index that takes words: one of all words, from those of shares of them (`Given.part`)."""
+        """Of an index that takes words, which also has `scored` and `build_scored` (indexes/bm25.py): one of all
+        words, from those of shares of them (`Given.part`)."""
         raise NotImplementedError
 
     def __len__(self) -> int:

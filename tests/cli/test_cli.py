@@ -37,7 +37,7 @@ def retro(capfd, *arguments):
         (["run", "extra", f"--config={CONFIG}", "more"], "not understood: more"),
         (["run", f"--config={CONFIG}", "--workdri=x"], "workdri"),
         (["run", f"--config={CONFIG}", "--workdir=memory://bucket/run"], "must be a folder, local or mounted"),
-        (["run", f"--config={CONFIG}", "--config.retrieval.embedder=tfidf"], "retrieval.index"),
+        (["run", f"--config={CONFIG}", "--config.retrieval.embedder=words"], "retrieval.index"),
         (["sizes", "--config=x"], "not understood: --config=x"),
     ],
 )  # fmt: skip
@@ -179,7 +179,7 @@ def test_a_directory_that_cannot_be_written(capfd, tmp_path):
 )
 def test_a_full_disk_stops_with_one_line_and_no_half_artefact(tmp_path, bytes_a_file, dim, step):
     """A limit on the size of a file fails the write just as a full disk does."""
-    vectors = {"embedder": "tfidf", "index": "auto", "settings.tfidf.dim": dim}
+    vectors = {"embedder": "tfidf", "rerank": "none", "index": "auto", "settings.tfidf.dim": dim}
     arguments = [*bad_corpus(tmp_path, None, None)]
     arguments += [f"--config.retrieval.{name}={value}" for name, value in vectors.items()]
 

@@ -164,7 +164,7 @@ def test_a_killed_add_leaves_what_was_there_and_the_next_one_works(work, when, m
 
     with monkeypatch.context() as patch:
         if when == "index":
-            patch.setattr("retro_jax.retrieval.sharded.build", kill)
+            patch.setattr("retro_jax.retrieval.division.build", kill)
         elif when == "rename":
             patch.setattr("retro_jax.store.artefact.files.replace", kill)
         elif when == "state":

@@ -141,7 +141,12 @@ def test_lists_that_cut_nothing_find_the_best_scores(tmp_path):
 def test_lists_are_cut_and_hold_the_best(monkeypatch):
     chunks = words_of(prose(300), W)
     of = bm25.statistics(chunks)
-    words, shares, ends, chunk, impact = inverted.lists(chunks, of, 5)
+
+    def lists(block):
+        blocks = (inverted.scored(chunks[i : i + block], i, of) for i in range(0, 300, block))
+        return inverted.lists(blocks, of, 5)
+
+    words, shares, ends, chunk, impact = lists(300)
     assert np.diff(ends).max() == 5
     for word, share, begin, end in zip(words, shares, ends, ends[1:]):
         has = np.flatnonzero((chunks == word).any(axis=1))
@@ -150,9 +155,8 @@ def test_lists_are_cut_and_hold_the_best(monkeypatch):
         best = has[np.lexsort((has, -true))][:5]
         np.testing.assert_array_equal(chunk[begin:end], best)
         assert set(impact[begin:end]) <= set(true)
-    monkeypatch.setattr(inverted, "_BLOCK", 7)  # the same, whatever is read or held at a time
-    monkeypatch.setattr(inverted, "_HELD", 50)
-    for a, b in zip((words, shares, ends, chunk, impact), inverted.lists(chunks, of, 5)):
+    monkeypatch.setattr(inverted, "_HELD", 50)  # the same, whatever is read or held at a time
+    for a, b in zip((words, shares, ends, chunk, impact), lists(7)):
         np.testing.assert_array_equal(a, b)
 
 

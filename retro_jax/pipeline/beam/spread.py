@@ -89,14 +89,16 @@ def _make_file(key, part):
 
 
 def _index(job: Job) -> dict:
-    """Shards of vectors in order are read where they lie; partitions are sent theirs from every block."""
+    """Shards of vectors in order are read where they lie; partitions, and lists of words, are sent what they are
+    built of from every block."""
     import apache_beam as beam
 
     with tempfile.TemporaryDirectory() as made:
         division = job.step.division(Path(made))
-        if not division.routed:
+        if not division.routed and not division.by_words:
             return _files(job)
-        division.centres  # noqa: B018 - made here, once
+        if division.routed:
+            division.centres  # noqa: B018 - made here, once
         copy(Path(made), job.out)
     job.make(
         range(division.shards),
@@ -105,7 +107,7 @@ def _index(job: Job) -> dict:
             | "blocks" >> beam.Create(range(division.blocks))
             | "spread" >> beam.Reshuffle()
             | "place" >> beam.FlatMap(functools.partial(_place, job.key))
-            | "by partition" >> beam.GroupByKey()
+            | "by shard" >> beam.GroupByKey()
             | "build" >> beam.Map(functools.partial(_build, job.key))
         ),
     )
@@ -113,19 +115,16 @@ def _index(job: Job) -> dict:
 
 
 def _place(key, block):
-    """(partition, (numbers of vectors, these)) of a block of vectors."""
+    """(shard, what it is built of) of a block of the database."""
     job = Job.of(key)
-    for shard, ids, vectors in job.step.division(job.out).sent(block):
-        yield shard, (ids, vectors)
+    yield from job.step.division(job.out).sent(block)
 
 
 def _build(key, sent):
     job, (shard, parts) = Job.of(key), sent
     if not job.step.there(shard, job.out):
-        parts = sorted(parts, key=lambda part: part[0][:1].tolist())
-        ids, vectors = map(np.concatenate, zip(*parts))
         with tempfile.TemporaryDirectory() as made:
-            job.step.division(Path(made)).build_of(shard, ids, vectors)
+            job.step.division(Path(made)).build_sent(shard, list(parts))
             copy(Path(made), job.out)
     job.put(shard, {}, {})
 

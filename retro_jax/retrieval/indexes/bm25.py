@@ -16,7 +16,7 @@ ordered by exact BM25 (`retrieval.rerank`). A chunk in none of the lists is no n
 
 import filecmp
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,9 @@ _BLOCK = 2**16  # chunks that are read at a time
 _HELD = 2**24  # pairs of word and chunk
 _SCALE = 256  # of a score, in a list; no score of one word reaches 2^16 of them
 _ARRAYS = ("words", "shares", "ends", "chunks", "impacts")
+
+
+Scored = tuple[np.ndarray, np.ndarray, np.ndarray]  # words [p], chunks [p], scores [p]
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,19 @@ class Bm25(Index):
     @classmethod
     def build(cls, vectors: np.ndarray, directory: Path, settings, given: Given) -> dict:
         """Writes the lists of chunks [N, W] of words, scored with the statistics of the database."""
-        made = lists(vectors, given.statistics, settings.postings, *given.part)
+        begins = range(0, len(vectors), _BLOCK)
+        blocks = (cls.scored(vectors[b : b + _BLOCK], b, given) for b in begins)
+        return cls.build_scored(blocks, directory, settings, given)
+
+    @classmethod
+    def scored(cls, vectors: np.ndarray, first: int, given: Given) -> Scored:
+        """See `scored`; for workers, which do it of blocks."""
+        return scored(vectors, first, given.statistics, *given.part)
+
+    @classmethod
+    def build_scored(cls, parts: Iterable[Scored], directory: Path, settings, given: Given) -> dict:
+        """As `build`, of what `scored` made of all blocks."""
+        made = lists(parts, given.statistics, settings.postings)
         for name, array in zip(_ARRAYS, made):
             np.save(directory / f"{name}.npy", array)
         return {"kind": "bm25", "recall": 1.0, "postings": settings.postings}
@@ -100,6 +115,10 @@ class Bm25(Index):
         ends = np.cumsum([len(at) for at, *_ in found])[:-1]
         parts = zip(self._lists, found, np.split(takes, ends))
         return np.concatenate([own.read(at, take) for own, (at, *_), take in parts])
+
+    def read_by(self, queries: np.ndarray) -> float:
+        """How many postings a query [W] of these [Q, W] reads, on average."""
+        return float(np.mean([len(self._of(query)) for query in queries]))
 
     def postings(self, words: np.ndarray, takes: np.ndarray) -> np.ndarray:
         """The first `takes` [n] of the lists of words [n]: chunk << 16 | score [p] int64."""
@@ -207,30 +226,35 @@ def top(chunks: np.ndarray, sums: np.ndarray, k: int) -> tuple[np.ndarray, np.nd
     return chunks[order], sums[order]
 
 
-def lists(
-    chunks: np.ndarray, of: Statistics, postings: int, part: int = 0, parts: int = 1
-) -> tuple[np.ndarray, ...]:
-    """The lists of chunks [N, W] of words, of every `parts`-th word.
+def scored(chunks: np.ndarray, first: int, of: Statistics, part: int = 0, parts: int = 1) -> Scored:
+    """The pairs of a word and a chunk, of every `parts`-th word of chunks [n, W], and their scores; the first chunk
+    is number `first`."""
+    made = pairs(chunks, of)
+    if parts > 1:
+        made = Pairs(*(array[made.word % parts == part] for array in made))
+    score = np.rint(made.saturation * of.idf(made.word) * _SCALE).astype(np.uint16)
+    return made.word, made.chunk + first, score
+
+
+def lists(parts: Iterable[Scored], of: Statistics, postings: int) -> tuple[np.ndarray, ...]:
+    """The lists of words, of pairs in any order.
 
     Returns:
       words [V] int32 in order; in what share of the chunks each is [V] float64; where the list of each begins, and
-      where the last one ends [V + 1] int64; chunks [P] int32 and scores [P] uint16, one list after another.
+      where the last one ends [V + 1] int64; chunks [P] int32 (or int64, where a number needs it) and scores [P]
+      uint16, one list after another.
     """
-    number = np.int32 if len(chunks) < 2**31 else np.int64
-    held = [(np.zeros(0, np.int32), np.zeros(0, number), np.zeros(0, np.uint16))]
-    for begin in range(0, len(chunks), _BLOCK):
-        made = pairs(chunks[begin : begin + _BLOCK], of)
-        if parts > 1:
-            made = Pairs(*(array[made.word % parts == part] for array in made))
-        score = np.rint(made.saturation * of.idf(made.word) * _SCALE).astype(np.uint16)
-        held.append((made.word, (made.chunk + begin).astype(number), score))
+    held = [(np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.uint16))]
+    for part in parts:
+        held.append(part)
         # What is cut early need not be held; rarely, because each cut sorts all.
         if sum(len(h[0]) for h in held[1:]) > max(_HELD, len(held[0][0])):
             held = [_cut(held, postings)]
     word, chunk, score = _cut(held, postings)
     words, begins = np.unique(word, return_index=True)
     ends = np.append(begins, len(word)).astype(np.int64)
-    return words, of.share(words), ends, chunk, score
+    number = np.int32 if chunk.max(initial=0) < 2**31 else np.int64
+    return words, of.share(words), ends, chunk.astype(number), score
 
 
 def _cut(held: list[tuple], postings: int) -> tuple:
