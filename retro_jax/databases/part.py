@@ -64,8 +64,9 @@ class Part:
             return self._exactly(queries, k, allowed)
         valid = functools.partial(self._valid, allowed, where)
         ids, distances, left = neighbours.nearest_valid(
-            self._index.search, queries, len(self.table), k, valid, most=_FEW
-        )
+            self._index.search, queries, len(self.table), k, valid, most=_FEW,
+            complete=self._index.complete,
+        )  # fmt: skip
         if len(left):
             allowed = self._allowed(alive, where) if where else allowed
             ids[left], distances[left] = self._exactly(queries[left], k, allowed)
@@ -100,9 +101,17 @@ class Part:
             return neighbours.among(
                 self._index.compared, queries, lambda rows: allowed[of[rows]], k
             )
-        size, valid = len(self.table), functools.partial(self._valid, allowed, None)
-        found = neighbours.nearest_valid(self._index.search, queries, size, k, valid, fetch=size)
-        return found[:2]
+        valid, complete = functools.partial(self._valid, allowed, None), self._index.complete
+        size = len(self.table)
+        return neighbours.nearest_valid(
+            self._index.search,
+            queries,
+            size,
+            k,
+            valid,
+            None if complete else size,
+            complete=complete,
+        )[:2]
 
     def _valid(self, allowed, where, rows: np.ndarray, found: np.ndarray) -> np.ndarray:
         """Which candidates [n, C] are of documents that are allowed and match."""

@@ -95,8 +95,7 @@ class Division:
         begin = block * routing.BLOCK
         vectors = np.asarray(self._vectors[begin : begin + routing.BLOCK])
         if self.by_words:
-            for shard in range(self.shards):
-                yield shard, self._index.scored(vectors, begin, self._given_for(shard))
+            yield from enumerate(self._index.scored(vectors, begin, self._given, self.shards))
             return
         placed = routing.place(vectors.astype(np.float32), self.centres)
         # The first block speaks of every shard, so that one that is empty is built too.
@@ -178,7 +177,7 @@ class Division:
         Returns:
           kind, what distances are, whether it is approximate, size (of the database), shards, their sizes,
           probes (shards that a query is sent to, 0 being all), and the recall@k: the lowest of the shards, or
-          that of the whole route.
+          that of the whole route, or None, where it is not measured.
 
         Raises:
           UserError: the recall of the route is too low.
@@ -194,7 +193,7 @@ class Division:
             "sizes": [r["size"] for r in reports],
             "probes": self.shards if self.routed else 0,
             "k": self._given.k,
-            "recall": min(r["recall"] for r in reports),
+            "recall": None if self.by_words else min(r["recall"] for r in reports),
         }
         path = self._out / "index.json"
         files.write_json(path, report)

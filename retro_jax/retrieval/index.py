@@ -56,7 +56,8 @@ class Index:
     Attributes:
       Settings: a dataclass, its own settings (retrieval.settings.NAME).
       takes: what it searches; an embedder `gives` the same. distance: what its distances are.
-      approximate: whether it may miss a neighbour; then its recall is measured.
+      approximate: whether it may miss a neighbour; then it has a setting `min_recall`, which its recall must
+        reach.
       compares: whether vectors can be compared with a query directly (`nearest_among`).
       growth: the time of a search grows as the number of vectors to this power.
       small: the name of the index for few vectors, of documents that are added later.
@@ -76,8 +77,8 @@ class Index:
         """Writes the index of vectors [N, E], or of words [N, W], into an existing directory.
 
         Returns:
-          `recall` at k, whatever `open` needs, and `kind`, the name of the class that opens it, where
-          that is another one.
+          `recall` at k (None: not measured), whatever `open` needs, and `kind`, the name of the class that opens it,
+          where that is another one.
 
         Raises:
           UserError: the index cannot be built here, or its recall is too low.
@@ -151,10 +152,13 @@ def merge(found: list[Found], k: int) -> Found:
 
 
 def distinct(found: list[Found]) -> list[Found]:
-    """Two searches' findings, less what the second found and the first has too."""
-    (ids, distances), (more, d) = found
-    known = (more[:, :, None] == ids[:, None]).any(axis=-1)
-    return [(ids, distances), (np.where(known, -1, more), np.where(known, np.float32(np.inf), d))]
+    """What several searches found, together, each id once: where it was found first."""
+    ids, distances = (np.concatenate(x, axis=1) for x in zip(*found))
+    order = np.argsort(ids, axis=1, kind="stable")
+    ordered = np.take_along_axis(ids, order, 1)
+    again = np.zeros(ids.shape, bool)
+    np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], 1)
+    return [(np.where(again, -1, ids), np.where(again, np.float32(np.inf), distances))]
 
 
 def finite(vectors: np.ndarray, ids: np.ndarray) -> np.ndarray:

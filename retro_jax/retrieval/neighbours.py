@@ -64,7 +64,8 @@ def find(
     progress: Callable[[int], None] = lambda done: None,
     block: int = BLOCK,
 ) -> Found:
-    """Searches k neighbours a query outside its forbidden documents, in every shard that it is sent to.
+    """Searches k neighbours a query outside its forbidden documents, in every shard that it is sent to; and in all,
+    where these have fewer than k.
 
     Args:
       queries: vectors [Q, E].
@@ -85,8 +86,21 @@ def find(
             return find_in(shard, queries[at][rows], forbidden[at][rows], owners.within(shard), k)
 
         ids[at], distances[at] = index.each(queries[at], k, inside)
+        few = start + np.flatnonzero(short(index, ids[at]))
+
+        def everywhere(shard: Shard, rows: np.ndarray, few=few) -> Found:
+            own = few[rows]
+            return find_in(shard, queries[own], forbidden[own], owners.within(shard), k)
+
+        if len(few):
+            ids[few], distances[few] = index.each(queries[few], k, everywhere, index.shards)
         progress(at.stop - start)
     return ids, distances
+
+
+def short(index: ShardedIndex, ids: np.ndarray) -> np.ndarray:
+    """Which queries [Q] found fewer than they were to [Q, k], and were not searched everywhere."""
+    return (ids < 0).any(axis=1) & index.routed
 
 
 def find_in(
@@ -106,7 +120,7 @@ def find_in(
     """
     ids, distances = nothing(len(queries), k)
     pending = np.arange(len(queries))
-    if shard.compares:
+    if shard.compares and len(queries):
         sets, of = _sets(forbidden)
         large = [owners.chunks[s].sum() > max(_MANY, len(owners) // 8) for s in sets]
         for i in np.flatnonzero(large):
@@ -115,7 +129,9 @@ def find_in(
             ids[rows], distances[rows] = among(shard.compared, queries[rows], outside, k)
         pending = pending[~np.array(large)[of]]
     allowed = functools.partial(_allowed, owners, forbidden[pending])
-    near, d, _ = nearest_valid(shard.search, queries[pending], len(owners), k, allowed)
+    near, d, _ = nearest_valid(
+        shard.search, queries[pending], len(owners), k, allowed, complete=shard.complete
+    )
     ids[pending], distances[pending] = near, d
     return shard.numbers(ids), distances
 
@@ -128,6 +144,7 @@ def nearest_valid(
     valid: Callable[[np.ndarray, np.ndarray], np.ndarray],
     fetch: int | None = None,
     most: int | None = None,
+    complete: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Searches the k nearest that are valid; candidates grow until there are k, or none is left.
 
@@ -139,6 +156,7 @@ def nearest_valid(
         what it says of -1 does not count.
       fetch: candidates at first; by default a few more than k.
       most: candidates after which a query is given up; by default all.
+      complete: whether `search` has found all that there are where it finds fewer than it is asked for.
 
     Returns:
       ids [Q, k] int64, distances [Q, k] float32, nearest first; -1 and +inf where missing; and the
@@ -158,7 +176,7 @@ def nearest_valid(
             width = first.shape[1]  # fewer than k where the database is smaller than k
             ids[rows, :width] = np.where(taken, np.take_along_axis(found, first, 1), -1)
             distances[rows, :width] = np.where(taken, np.take_along_axis(d, first, 1), np.inf)
-            missing.append(rows[good.sum(1) < k])
+            missing.append(rows[(good.sum(1) < k) & ~(complete & (found[:, -1] < 0))])
         if fetch >= size:
             break
         pending, fetch = np.concatenate(missing), 4 * fetch

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-_SAMPLE = 256  # vectors a partition that the centres are fitted on
+_SAMPLE = 256  # vectors of a run; the centres are fitted on a run for each partition
 BLOCK = 4096  # vectors that are placed at a time
 TWICE = 2  # partitions of a vector
 
@@ -20,9 +20,10 @@ def fit(vectors: np.ndarray, parts: int) -> np.ndarray:
     """The centres of so many partitions of vectors [N, E]: [P, E] float32."""
     from sklearn.cluster import BisectingKMeans  # heavy, and for large databases only
 
-    count = min(len(vectors), _SAMPLE * parts)
-    rows = np.arange(count) * len(vectors) // count  # evenly spread
-    sample = np.asarray(vectors[rows], np.float32)
+    runs = [
+        len(vectors) * n // parts for n in range(parts)
+    ]  # evenly spread, and read in one go each
+    sample = np.concatenate([vectors[begin : begin + _SAMPLE] for begin in runs]).astype(np.float32)
     # A few vectors moved a little: k-means wants as many different ones as centres.
     spread = 1e-6 * (1 + np.abs(sample).mean())
     sample = sample + spread * np.random.default_rng(0).normal(size=sample.shape)

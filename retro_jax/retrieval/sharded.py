@@ -26,11 +26,15 @@ class Shard:
     Args:
       vectors: of the whole database [N, E], of which its own are compared; None: none are.
       ids: their numbers in the database [n], or the first one, where they are in order.
+
+    Attributes:
+      complete: whether a search that finds fewer than it is asked for has found all that there are.
     """
 
     def __init__(self, index: Index, vectors: np.ndarray | None, ids: np.ndarray | int = 0):
         self.index, self._vectors, self._ids = index, vectors, ids
         self.compares = type(index).compares and vectors is not None
+        self.complete = type(index).takes == "words"
 
     def __len__(self) -> int:
         return len(self.index)
@@ -87,6 +91,16 @@ class ShardedIndex:
     def compares(self) -> bool:
         """Whether vectors can be compared with a query directly; see `compared`."""
         return self._of.compares and self._vectors is not None
+
+    @property
+    def complete(self) -> bool:
+        """As `Shard.complete`."""
+        return self._of.takes == "words"
+
+    @property
+    def routed(self) -> bool:
+        """Whether a query is searched in some of the shards only."""
+        return self._probes > 0
 
     @property
     def compared(self) -> np.ndarray:

@@ -20,7 +20,7 @@ _SCRIPTS = ("Han", "Hiragana", "Katakana", "Bopomofo", "Yi", "Thai", "Lao", "Khm
             "Tai_Tham", "New_Tai_Lue", "Tai_Le", "Tibetan", "Javanese", "Balinese")  # fmt: skip
 _NO_SPACES = "".join(rf"\p{{Script={name}}}" for name in _SCRIPTS) + "\u30fc"  # the long vowel
 _RUNS = regex.compile(
-    rf"(?:[{_NO_SPACES}]\p{{M}}*)+|(?:(?![{_NO_SPACES}])[\p{{L}}\p{{M}}\p{{N}}_])+"
+    rf"(?:(?=[\p{{L}}\p{{M}}\p{{N}}])[{_NO_SPACES}]\p{{M}}*)+|(?:(?![{_NO_SPACES}])[\p{{L}}\p{{M}}\p{{N}}_])+"
 )
 _WITHOUT = regex.compile(rf"[{_NO_SPACES}]")
 

@@ -290,7 +290,8 @@ def test_a_build_of_partitions_that_was_killed_goes_on_to_the_same_bytes(vectors
         assert (killed / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
-def test_a_route_that_cannot_reach_the_recall_is_refused(vectors, routed, tmp_path, monkeypatch):
+def test_a_route_that_cannot_reach_the_recall_is_refused(routed, tmp_path, monkeypatch):
+    vectors = np.random.default_rng(0).normal(size=(2000, 16)).astype("f4")  # without clusters
     monkeypatch.setattr(division, "_MOST", 1)
     with pytest.raises(UserError, match=r"min_recall = 1\.0: the index reaches recall@5 0\."):
         division.build(vectors, tmp_path, *routed(1.0, 300))

@@ -5,6 +5,7 @@ import numpy as np
 from retro_jax.config import RetrievalConfig
 from retro_jax.retrieval import division, neighbours
 from retro_jax.retrieval.index import Given
+from retro_jax.retrieval.indexes import scann
 from retro_jax.retrieval.indexes.exact import Exact
 from retro_jax.retrieval.sharded import Shard, ShardedIndex
 
@@ -116,3 +117,24 @@ def test_where_most_is_forbidden_the_rest_is_compared_directly_and_exactly(monke
     none, _ = neighbours.find_in(index, vectors[:2], np.array([[0, 1], [0, 1]]),
                               neighbours.Owners(np.repeat([0, 1], 100)), 2)  # fmt: skip
     assert (none == -1).all()
+
+
+def test_where_a_route_holds_only_what_is_forbidden_all_partitions_are_searched(
+    tmp_path, monkeypatch
+):
+    """A document fills the partitions that its chunks are sent to; what is left lies elsewhere."""
+    monkeypatch.setattr(Exact, "approximate", True)
+    monkeypatch.setattr(Exact, "Settings", scann.Settings)
+    rng = np.random.default_rng(0)
+    own = rng.normal(size=(600, 8))
+    vectors = np.concatenate([own, 50 + rng.normal(size=(600, 8))]).astype("f4")
+    document = np.repeat([0, 1], 600)
+    config = RetrievalConfig(
+        index="exact", index_shard=200, settings={"exact": {"min_recall": 0.5}}
+    )
+    report = division.build(vectors, tmp_path, config, Given(2))
+    assert report["probes"] < report["shards"] / 2
+    index, owners = ShardedIndex(tmp_path, vectors), neighbours.Owners(document)
+    ids, _ = neighbours.find(index, vectors[:50], np.zeros((50, 1), int), owners, 3)
+    assert (document[ids] == 1).all()
+    assert (ids >= 0).all()

@@ -77,6 +77,10 @@ class Job:
         found = self._found()
         return [found[n] for n in range(count)]
 
+    def is_done(self, number: int) -> bool:
+        """Whether a part is complete."""
+        return (self.part(number) / _COUNTS).exists()
+
     def counts_of(self, number: int) -> dict:
         """What `put` was told of one part."""
         return json.loads((self.part(number) / _COUNTS).read_bytes())

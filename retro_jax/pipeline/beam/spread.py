@@ -20,6 +20,7 @@ from retro_jax.pipeline.step import Files, Rows
 from retro_jax.pipeline.steps.index import BuildIndex
 from retro_jax.pipeline.steps.neighbours import FindNeighbours
 from retro_jax.pipeline.steps.shards import WriteShards
+from retro_jax.retrieval import sharded
 from retro_jax.store import columns
 from retro_jax.store.bucket import copy
 
@@ -97,9 +98,9 @@ def _index(job: Job) -> dict:
         division = job.step.division(Path(made))
         if not division.routed and not division.by_words:
             return _files(job)
-        if division.routed:
+        if division.routed and not (job.out / sharded.ROUTES).exists():
             division.centres  # noqa: B018 - made here, once
-        copy(Path(made), job.out)
+            copy(Path(made), job.out)
     job.make(
         range(division.shards),
         lambda missing: (
@@ -122,40 +123,53 @@ def _place(key, block):
 
 def _build(key, sent):
     job, (shard, parts) = Job.of(key), sent
-    if not job.step.there(shard, job.out):
-        with tempfile.TemporaryDirectory() as made:
-            job.step.division(Path(made)).build_sent(shard, list(parts))
-            copy(Path(made), job.out)
+    if job.is_done(shard):
+        return
+    with tempfile.TemporaryDirectory() as made:
+        job.step.division(Path(made)).build_sent(shard, list(parts))
+        copy(Path(made), job.out)
     job.put(shard, {}, {})
 
 
 def _neighbours(job: Job) -> dict:
-    """Queries are sent to the shards that they are searched in, and what these found to the queries' block."""
+    """Queries are sent to the shards that they are searched in, and what these found to the queries' block; once more,
+    to all shards, those that found too few."""
     import apache_beam as beam
 
     blocks = job.step.parts()
-    job.make(
-        range(blocks),
-        lambda numbers: (
-            numbers
+
+    def searched(elements, again):
+        return (
+            elements
             | "send" >> beam.FlatMap(functools.partial(_send, job.key))
             | "by index shard" >> beam.GroupByKey()
             | "search" >> beam.FlatMap(functools.partial(_search, job.key))
             | "by block" >> beam.GroupByKey()
-            | "rank" >> beam.Map(functools.partial(_rank, job.key))
-        ),
+            | "rank" >> beam.Map(functools.partial(_rank, job.key, again))
+        )
+
+    job.make(
+        range(blocks), functools.partial(searched, again=False), element=lambda block: (block, ())
+    )
+    few = {block: counts["few"] for block, counts in enumerate(job.counts(blocks))}
+    job.make(
+        range(blocks),
+        functools.partial(searched, again=True),
+        lambda counts: not counts["few"],
+        lambda block: (block, few[block]),
     )
     total = {}
     for counts in job.counts(blocks):
-        total |= added(total, counts)
+        total |= added(total, {name: n for name, n in counts.items() if name != "few"})
     progress.say(f"{job.step.name}: {total.pop('sent'):,} bytes came from the index's shards")
     job.join(blocks, total)
     return job.step.finish(job.out, total)
 
 
-def _send(key, block):
+def _send(key, element):
     """(shard, (block, which of its queries, these))."""
-    for shard, rows, queries in Job.of(key).step.search.requests(block):
+    block, few = element
+    for shard, rows, queries in Job.of(key).step.search.requests(block, few):
         yield shard, (block, rows, queries)
 
 
@@ -166,13 +180,14 @@ def _search(key, sent):
         yield block, (shard, rows, search.answer(shard, block, rows, queries))
 
 
-def _rank(key, found):
+def _rank(key, again, found):
     job, (block, answers) = Job.of(key), found
     step, ordered = job.step, sorted(answers, key=lambda answer: answer[0])
     together = step.search.together(block, ((rows, said) for _, rows, said in ordered))
     sent = sum(array.nbytes for _, rows, said in ordered for array in (rows, *said))
     rows, counts = step.ranked(block, together)
-    job.put(block, columns.encode(step.layout, rows, {}), counts | {"sent": sent})
+    counts |= {"sent": sent, "few": [] if again else step.search.few(together)}
+    job.put(block, columns.encode(step.layout, rows, {}), counts)
 
 
 def _shards(job: Job) -> dict:

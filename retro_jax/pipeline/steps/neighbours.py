@@ -1,7 +1,7 @@
 """The steps `neighbours/SPLIT`: the k nearest of every chunk, none of its own sequence's documents."""
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +71,8 @@ class FindNeighbours(Rows):
     @property
     def block(self) -> int:
         """Chunks of a part: whole sequences, and many where each block opens every shard."""
-        size = neighbours.BLOCK if self.shards == 1 else _MANY
+        words = INDEXES[self._config.index].takes == "words"  # whose shards stay open
+        size = neighbours.BLOCK if self.shards == 1 or words else _MANY
         return self.together * -(-size // self.together)
 
     def total(self) -> int:
@@ -178,14 +179,22 @@ class Search:
             self._index, queries, none_of, self._owners, s.candidates, advance, s.block
         )
 
-    def requests(self, part: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Of a block: numbers of shards, which of its queries are searched there [n], and these [n, E]."""
+    def requests(
+        self, part: int, few: Sequence[int] = ()
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Of a block: numbers of shards, which of its queries are searched there [n], and these [n, E].
+
+        few: of its queries those that are searched everywhere, because they found too few before.
+        """
         queries = np.asarray(self._queries[slice(*self._bounds(part))])
         for number, rows in enumerate(self._index.routes(queries)):
+            rows = np.union1d(rows, np.array(few, np.int64))
             yield number, rows, queries[rows]
 
     def answer(self, number: int, part: int, rows: np.ndarray, queries: np.ndarray) -> Found:
         """What one shard finds for a request."""
+        if not len(rows):
+            return nothing(0, self._step.candidates)
         if number not in self._answering:
             self._answering = {number: self._index.shard(number)}
         shard = self._answering[number]
@@ -199,11 +208,17 @@ class Search:
         begin, end = self._bounds(part)
         return self._index.joined(end - begin, self._step.candidates, answers)
 
+    def few(self, candidates: Found) -> list[int]:
+        """Which queries of a block are to be searched everywhere."""
+        return np.flatnonzero(neighbours.short(self._index, candidates[0])).tolist()
+
 
 class SearchWords(Search):
     """Apart, each shard has the lists of some words, so what it finds are not candidates yet."""
 
-    def requests(self, part: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    def requests(
+        self, part: int, few: Sequence[int] = ()
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Of a block: numbers of shards, which of its queries ask them something [n], and what [n, 2, W']."""
         queries = np.asarray(self._queries[slice(*self._bounds(part))])
         index = self._step.at("index")
@@ -217,7 +232,8 @@ class SearchWords(Search):
             path = self._step.at("index") / sharded.shard_name(number)
             self._answering = {number: sharded.open_shard(local(path), 0)}
         found = [self._answering[number].index.postings(*asked) for asked in queries]
-        return np.cumsum([len(f) for f in found]), np.concatenate(found)
+        ends = np.cumsum([len(f) for f in found], dtype=np.int64)
+        return ends, np.concatenate([np.zeros(0, np.int64), *found])
 
     def together(self, part: int, answers: Iterable[tuple[np.ndarray, tuple]]) -> Found:
         """The candidates of a block, of what the shards' lists say for rows of it."""

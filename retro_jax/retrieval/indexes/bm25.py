@@ -1,6 +1,6 @@
 """Lists of the best chunks of every word: search by words whose work does not grow with the database.
 
-A query reads at most `postings` pairs of a word and a chunk, whatever the database: its rarest word first, then the
+A query reads about `postings` pairs of a word and a chunk, whatever the database: its rarest word first, then the
 next, until they are used up; of a word the chunks that score highest for it (bm25.py). Rare words say most, and
 a list that is read whole misses nothing. Reading equally few of every word finds less: measured in docs/pipeline.md.
 Lists in the order of scores are those of JASS (Lin and Trotman 2015); as there scores are rounded to whole numbers,
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from retro_jax.config.fields import require_at_least, setting
-from retro_jax.retrieval.bm25 import Pairs, Statistics, pairs
+from retro_jax.retrieval.bm25 import Statistics, pairs
 from retro_jax.retrieval.index import Given, Index, nothing
 from retro_jax.retrieval.words import NONE
 
@@ -59,13 +59,15 @@ class Bm25(Index):
     def build(cls, vectors: np.ndarray, directory: Path, settings, given: Given) -> dict:
         """Writes the lists of chunks [N, W] of words, scored with the statistics of the database."""
         begins = range(0, len(vectors), _BLOCK)
-        blocks = (cls.scored(vectors[b : b + _BLOCK], b, given) for b in begins)
-        return cls.build_scored(blocks, directory, settings, given)
+        blocks = (scored(vectors[b : b + _BLOCK], b, given.statistics) for b in begins)
+        own = (share(block, *given.part) for block in blocks)
+        return cls.build_scored(own, directory, settings, given)
 
     @classmethod
-    def scored(cls, vectors: np.ndarray, first: int, given: Given) -> Scored:
-        """See `scored`; for workers, which do it of blocks."""
-        return scored(vectors, first, given.statistics, *given.part)
+    def scored(cls, vectors: np.ndarray, first: int, given: Given, parts: int) -> list[Scored]:
+        """Of a block of chunks, what each of so many shards is built of; for workers."""
+        made = scored(vectors, first, given.statistics)
+        return [share(made, part, parts) for part in range(parts)]
 
     @classmethod
     def build_scored(cls, parts: Iterable[Scored], directory: Path, settings, given: Given) -> dict:
@@ -73,7 +75,7 @@ class Bm25(Index):
         made = lists(parts, given.statistics, settings.postings)
         for name, array in zip(_ARRAYS, made):
             np.save(directory / f"{name}.npy", array)
-        return {"kind": "bm25", "recall": 1.0, "postings": settings.postings}
+        return {"kind": "bm25", "recall": None, "postings": settings.postings}
 
     @classmethod
     def open(cls, directory: Path, report: dict) -> "Bm25":
@@ -121,9 +123,8 @@ class Bm25(Index):
         return float(np.mean([len(self._of(query)) for query in queries]))
 
     def postings(self, words: np.ndarray, takes: np.ndarray) -> np.ndarray:
-        """The first `takes` [n] of the lists of words [n]: chunk << 16 | score [p] int64."""
-        order = np.argsort(words)
-        parts = []
+        """The first `takes` [n] of the lists of different words [n]: chunk << 16 | score [p] int64."""
+        order, parts = np.argsort(words), [np.zeros(0, np.int64)]
         for own in self._lists:
             at, known, _ = own.find(words[order])
             parts.append(own.read(at, takes[order][np.isin(words[order], known)]))
@@ -162,20 +163,20 @@ class _Lists:
 
 
 def allot(words: np.ndarray, shares: np.ndarray, size: int, most: int) -> np.ndarray:
-    """How much of the list of each of a query's words is read [n].
+    """How much of the list of each of a query's words is read at most [n].
 
-    The rarest words come first, and take as many chunks as have them, until `most` are used up. A word that the
-    statistics do not know (they may be of a sample) has a short list, and takes it all.
+    The rarest words come first, and count as the chunks that have them, by the statistics, until `most` are used up.
+    Where the statistics are of a sample, or of another database (of documents that were added), a list may be
+    longer than they say; what they do not know counts nothing.
 
     Args:
       shares: of the chunks that have each word [n]. size: chunks of the database.
     """
-    wanted = np.minimum(np.ceil(shares * size), most).astype(np.int64)
     order = np.lexsort((words, shares))
-    before = np.cumsum(wanted[order]) - wanted[order]
+    wanted = np.minimum(np.ceil(shares[order] * size), most).astype(np.int64)
     takes = np.empty(len(words), np.int64)
-    takes[order] = np.clip(most - before, 0, wanted[order])
-    return np.where(shares > 0, takes, most)
+    takes[order] = np.maximum(0, most - (np.cumsum(wanted) - wanted))
+    return takes
 
 
 def sent(
@@ -226,14 +227,16 @@ def top(chunks: np.ndarray, sums: np.ndarray, k: int) -> tuple[np.ndarray, np.nd
     return chunks[order], sums[order]
 
 
-def scored(chunks: np.ndarray, first: int, of: Statistics, part: int = 0, parts: int = 1) -> Scored:
-    """The pairs of a word and a chunk, of every `parts`-th word of chunks [n, W], and their scores; the first chunk
-    is number `first`."""
+def scored(chunks: np.ndarray, first: int, of: Statistics) -> Scored:
+    """The pairs of a word and a chunk of chunks [n, W], and their scores; the first chunk is number `first`."""
     made = pairs(chunks, of)
-    if parts > 1:
-        made = Pairs(*(array[made.word % parts == part] for array in made))
     score = np.rint(made.saturation * of.idf(made.word) * _SCALE).astype(np.uint16)
     return made.word, made.chunk + first, score
+
+
+def share(of: Scored, part: int, parts: int) -> Scored:
+    """The pairs of every `parts`-th word."""
+    return tuple(array[of[0] % parts == part] for array in of)
 
 
 def lists(parts: Iterable[Scored], of: Statistics, postings: int) -> tuple[np.ndarray, ...]:
