@@ -261,17 +261,20 @@ def plot(rows: list[dict], title: str, file: Path):
     """Quality against microseconds a query."""
     from matplotlib.figure import Figure
 
-    figure = Figure((8, 5), layout="constrained")
+    figure = Figure((9, 5), layout="constrained")
     axes = figure.subplots()
-    timed = [row for row in rows if row["candidates µs"]]
-    for row in timed:
+    families = {"BM25, whole": "C7", "postings": "C0", "lexical": "C1", "tfidf": "C2"}
+    for number, row in enumerate((row for row in rows if row["candidates µs"]), 1):
         spent = row["candidates µs"] + (row["rerank µs"] or 0)
-        axes.plot(spent, row["rare"], "s" if row["rerank µs"] else "o", color="C0")
-        axes.annotate(row["neighbours"], (spent, row["rare"]), xytext=(4, 4), fontsize=8,
-                      textcoords="offset points")  # fmt: skip
+        colour = next((c for f, c in families.items() if f in row["neighbours"]), "C4")
+        marker = "s" if row["rerank µs"] else "o"
+        label = f"{number}  {row['neighbours']}"
+        axes.plot(spent, row["rare"], marker, color=colour, label=label)
+        axes.annotate(str(number), (spent, row["rare"]), xytext=(4, 4), textcoords="offset points")
     axes.set(xscale="log", xlabel="microseconds a query, candidates and re-ranking",
              ylabel="rare: share of the next chunk's rare tokens that is found", title=title)  # fmt: skip
-    axes.margins(0.15)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=9)
     figure.savefig(file, dpi=120)
 
 
