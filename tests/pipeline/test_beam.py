@@ -15,7 +15,8 @@ from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.pipeline import prepare, sequences, verify
 from retro_jax.pipeline.beam import run
 from retro_jax.pipeline.steps import embeddings, words
-from retro_jax.retrieval import neighbours, routing
+from retro_jax.pipeline.steps import neighbours as neighbours_step
+from retro_jax.retrieval import division, neighbours, routing
 from retro_jax.retrieval.indexes import scann
 from retro_jax.retrieval.indexes.exact import Exact
 from retro_jax.store import artefact, columns, records
@@ -98,12 +99,23 @@ def test_partitions_too(experiment, small_blocks, tmp_path, monkeypatch):
     monkeypatch.setattr(Exact, "approximate", True)
     monkeypatch.setattr(Exact, "Settings", scann.Settings)
     monkeypatch.setattr(routing, "BLOCK", 100)
+    monkeypatch.setattr(neighbours_step, "_MANY", 30)  # blocks that do not reach every partition
     settings = experiment.retrieval.settings | {"exact": {"min_recall": 0.9}}
     retrieval = dataclasses.replace(experiment.retrieval, settings=settings)
     e = dataclasses.replace(experiment, retrieval=retrieval)
     prepare.prepare(WorkDir(tmp_path / "one", e))
     assert artefact.read(tmp_path / "one" / "prepare" / "index")["counts"]["probes"] > 0
     many = UPath(f"memory://{uuid.uuid4()}")
+    finish = division.Division.finish
+
+    def killed(made):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(division.Division, "finish", killed)  # when all partitions are built
+    with pytest.raises(KeyboardInterrupt):
+        run.run(WorkDir(many, e))
+    monkeypatch.setattr(division.Division, "finish", finish)
+    monkeypatch.setattr(routing, "fit", None)  # the centres are there
     run.run(WorkDir(many, e))
     one, many = contents(tmp_path / "one" / "prepare"), contents(many / "prepare")
     assert one[0].keys() == many[0].keys()

@@ -218,7 +218,17 @@ def test_a_sketch_has_nearly_the_products_of_bm25():
     np.testing.assert_allclose(made @ made.T, weights @ weights.T, atol=5 / np.sqrt(2048))
     alone = np.concatenate([Lexical(2048, of).embed(chunks[i : i + 1]) for i in range(20)])
     np.testing.assert_array_equal(alone, made[:20])
-    assert not Lexical(64, of).embed(words_of(["+"], W)).any()
+
+
+def test_a_chunk_without_words_is_nobodys_neighbour():
+    """However many there are: a vector of 0 would be nearer than a chunk that shares a word or two."""
+    chunks = words_of(prose(300) + ["+ -"] * 300, W)
+    of = bm25.statistics(chunks)
+    vectors = Lexical(512, of).embed(chunks)
+    ids, _ = Exact(vectors).search(vectors[:300], 50)
+    assert (ids < 300).mean() > 0.95
+    ids, _ = Exact(vectors).search(vectors[300:301], 50)
+    assert (ids >= 300).all()
 
 
 def test_signs_are_as_often_minus_as_plus_and_of_no_two_words_alike():

@@ -132,7 +132,8 @@ class FindNeighbours(Rows):
         return int((ids < 0).any(axis=1).sum())
 
     def finish(self, out: Path, counts: dict) -> dict:
-        """What share of the chunks has fewer than K."""
+        """What share of the chunks has fewer than K; lets go of the index."""
+        self.__dict__.pop("search", None)
         return {"share_with_fewer_than_k": counts["fewer"] / self.total()}
 
     @functools.cached_property
