@@ -201,13 +201,15 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
     row, visited, size = vectors.shape[1] * vectors.dtype.itemsize, shards, database / shards
     growth = kind.growth if clusters or not kind.approximate else 1.0  # without a tree
     if kind.takes == "words":
-        search, visited = search * max(1.0, most / max(1.0, read)), 1
-        sent = row + 8 * most
+        search *= max(1.0, most / max(1.0, read))
+        asked = np.asarray(queries.searched)
+        visited = min(shards, float(np.mean([len(np.unique(q[q >= 0])) for q in asked])))
+        sent, times = row + 8 * most, 1
     else:
         if shards > 1 and kind.approximate and clusters:
             shards, build = routing.TWICE * shards, routing.TWICE * build
             visited = _probes(vectors[:sample], r, given, name, shards)
-        sent = visited * (row + given.k * _PAIR)
+        sent, times = visited * (row + given.k * _PAIR), visited
     return {
         "kind": name,
         "shards": shards,
@@ -215,7 +217,7 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
         "shard_vectors": size,
         "shard_bytes": size * row,
         "build_cpu_seconds_a_vector": build,
-        "cpu_seconds_a_query": search * (size / len(vectors)) ** growth * visited + ranking,
+        "cpu_seconds_a_query": search * (size / len(vectors)) ** growth * times + ranking,
         "sent_bytes_a_query": sent,
     }
 
