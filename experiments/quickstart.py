@@ -2,7 +2,7 @@
 
     retro run --config=experiments/quickstart.py
 
-Hardware: 2 cores, no accelerator, 1.9 GiB of memory; 6 to 14 minutes.
+Hardware: 2 cores, no accelerator, 2.2 GiB of memory; 6 to 15 minutes.
 Expected: held-out bits per byte on 1.76, off 1.80, random 1.81, language_model 1.77 (docs/quickstart.md). The
 retriever is a sketch of BM25 that ScaNN searches, and exact BM25 for the order of what it finds (docs/pipeline.md).
 
