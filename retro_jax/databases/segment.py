@@ -12,7 +12,7 @@ from retro_jax.corpus.sources import BadDocument, Document
 from retro_jax.databases.part import Part
 from retro_jax.errors import UserError
 from retro_jax.pipeline.prepared import Prepared
-from retro_jax.pipeline.steps import embeddings
+from retro_jax.pipeline.steps import chunk_blocks
 from retro_jax.retrieval import division
 from retro_jax.retrieval.embedder import EMBEDDERS
 from retro_jax.retrieval.index import INDEXES, Given
@@ -59,7 +59,7 @@ class Builder:
             chunk = self._e.model.reading.chunk
             tokens, entries = chunks.encode(good, self._tokenizer, chunk, refuse=None)
             texts = [self._tokenizer.decode(row) for row in tokens.tolist()]
-            size = embeddings.EMBEDDED
+            size = chunk_blocks.BLOCK
             for begin in range(0, len(texts), size):
                 self._vectors.append(**self._encoder(texts[begin : begin + size]))
             self._append(tokens, entries)

@@ -14,7 +14,7 @@ from retro_jax.corpus import sources
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.pipeline import prepare, sequences, verify
 from retro_jax.pipeline.beam import run
-from retro_jax.pipeline.steps import embeddings, words
+from retro_jax.pipeline.steps import chunk_blocks, embeddings
 from retro_jax.pipeline.steps import neighbours as neighbours_step
 from retro_jax.retrieval import division, neighbours, routing
 from retro_jax.retrieval.indexes import scann
@@ -51,8 +51,7 @@ def experiment(tmp_path_factory):
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(sources, "BLOCK", 7)
-    monkeypatch.setattr(embeddings, "EMBEDDED", 64)
-    monkeypatch.setattr(words, "BLOCK", 50)
+    monkeypatch.setattr(chunk_blocks, "BLOCK", 50)
     monkeypatch.setattr(neighbours, "BLOCK", 40)
     monkeypatch.setattr(records, "_SHARD_BYTES", 20_000)
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from conftest import small_experiment
 from lives import CHANGES, live, nth
 from retro_jax.pipeline import prepare
-from retro_jax.pipeline.steps import embeddings
+from retro_jax.pipeline.steps import chunk_blocks
 from retro_jax.store import records
 from retro_jax.store.workdir import WorkDir
 from retro_jax.corpus import sources
 from retro_jax.retrieval import neighbours
 
-sources.BLOCK, embeddings.EMBEDDED, neighbours.BLOCK = 5, 32, 32
+sources.BLOCK, chunk_blocks.BLOCK, neighbours.BLOCK = 5, 32, 32
 records._SHARD_BYTES = 12_000
 corpus, whole, killed = map(Path, sys.argv[1:4])
 kind = sys.argv[4]
