@@ -4,10 +4,8 @@
     python benchmarks/growth.py --source='jsonl:corpus.jsonl#text' --plot=growth.png
     python benchmarks/growth.py --smoke      # does it run?
 
-The chunks are those of the quickstart's `prepare` of --source. Where there are fewer than a size, more are made:
-the words of one chunk's first half and of another's second half, at random, so that words are as frequent
-as in the text and no two chunks are the same; a chunk's vector is the sum of two vectors, of unit length again.
-Queries are held-out chunks. Each size is a process of its own, and what it told is kept in WORKDIR/growth, so
+The chunks are those of the quickstart's `prepare` of --source, and more made of them (larger.py). Queries are
+held-out chunks. Each size is a process of its own, and what it told is kept in WORKDIR/growth, so
 that a run goes on where it was stopped.
 
 Every way finds 50 candidates, in batches of 1,024 queries, on one thread:
@@ -34,50 +32,11 @@ from pathlib import Path
 
 import common
 import numpy as np
+from larger import Data, K, recall
 
-SIZES = (50_000, 200_000, 1_000_000, 4_000_000)
-K, CANDIDATES, BATCH = 10, 50, 1024
+SIZES = (50_000, 100_000, 200_000, 1_000_000, 4_000_000)
+CANDIDATES, BATCH = 50, 1024
 FORMATS = {"µs": ",.0f", "queries/s": ",.0f", "recall@10": ".3f", "build s": ",.0f", "MB": ",.0f"}
-
-
-class Data:
-    """The words [N, W] and vectors [N, E] of a database of any size, and of queries."""
-
-    def __init__(self, prepared, size: int, queries: int):
-        from retro_jax.retrieval import bm25
-
-        rng = np.random.default_rng(0)
-        own, held = prepared.words("train"), prepared.words("heldout")
-        vectors, asked = prepared.searched("train"), prepared.searched("heldout")
-        used = int((own[:4096] >= 0).sum(axis=1).max()) + 8
-        rows = np.linspace(0, len(held) - 1, min(queries, len(held))).astype(int)
-        self.queries, self.asked = np.asarray(held[rows]), np.asarray(asked[rows])
-        many = max(0, size - len(own))
-        one, two = (rng.integers(0, len(own), many) for _ in range(2))
-        self.words = np.full((size, used), -1, np.int32)
-        self.vectors = np.empty((size, vectors.shape[1]), np.float32)
-        first = min(size, len(own))
-        self.words[:first], self.vectors[:first] = own[:first, :used], vectors[:first]
-        for begin in range(0, many, 2**16):
-            at = slice(begin, begin + 2**16)
-            out = slice(first + begin, first + min(many, begin + 2**16))
-            self.words[out] = _mixed(own[one[at], :used], own[two[at], :used])
-            both = vectors[one[at]] + vectors[two[at]]
-            norms = np.linalg.norm(both, axis=1, keepdims=True)
-            self.vectors[out] = both / np.maximum(norms, 1e-6)
-        self.statistics = bm25.statistics(self.words)
-
-
-def _mixed(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The first half of the words of one chunk and the second half of another's, words at the front."""
-    width = first.shape[1]
-    half = [(x >= 0).sum(axis=1, keepdims=True) // 2 for x in (first, second)]
-    place = np.arange(width)
-    a = np.where(place < half[0], first, -1)
-    b = np.where((place >= half[1]) & (second >= 0), second, -1)
-    both = np.concatenate([a, b], axis=1)
-    order = np.argsort(both < 0, axis=1, kind="stable")[:, :width]
-    return np.take_along_axis(both, order, 1)
 
 
 def timed(search: Callable[[np.ndarray], np.ndarray], queries: np.ndarray, rounds: int):
@@ -90,40 +49,6 @@ def timed(search: Callable[[np.ndarray], np.ndarray], queries: np.ndarray, round
             ids.append(search(queries[begin : begin + BATCH]))
         seconds.append(time.perf_counter() - start)
     return np.concatenate(ids), 1e6 * statistics.median(seconds) / len(queries)
-
-
-def recall(ids: np.ndarray, truth: np.ndarray) -> float:
-    """Share of the ten best that are among the candidates."""
-    found = [len(set(a) & set(b[b >= 0])) / max(1, (b >= 0).sum()) for a, b in zip(ids, truth)]
-    return float(np.mean(found))
-
-
-def by_score(data: Data) -> np.ndarray:
-    """The ten best of a query by exact BM25, of all chunks [Q, 10]."""
-    from scipy import sparse
-
-    from retro_jax.retrieval.bm25 import pairs
-
-    known = np.unique(data.queries[data.queries >= 0])
-    asked = [np.searchsorted(known, np.unique(q[q >= 0])) for q in data.queries]
-    ends = np.cumsum([0, *map(len, asked)])
-    wants = sparse.csr_array((np.ones(ends[-1], np.float32), np.concatenate(asked), ends),
-                             (len(asked), len(known)))  # fmt: skip
-    best = np.zeros((len(asked), 0)), np.zeros((len(asked), 0), int)
-    for begin in range(0, len(data.words), 2**15):
-        made = pairs(data.words[begin : begin + 2**15], data.statistics)
-        at = np.minimum(np.searchsorted(known, made.word), len(known) - 1)
-        has = known[at] == made.word
-        value = made.saturation[has] * data.statistics.idf(made.word[has])
-        size = len(data.words[begin : begin + 2**15])
-        block = sparse.csr_array((value, (at[has], made.chunk[has])), (len(known), size))
-        scores = (wants @ block).toarray()
-        top = np.argpartition(-scores, min(K, size - 1), axis=1)[:, :K]
-        scores = np.concatenate([best[0], np.take_along_axis(scores, top, 1)], axis=1)
-        ids = np.concatenate([best[1], top + begin], axis=1)
-        keep = np.argsort(-scores, axis=1, kind="stable")[:, :K]
-        best = np.take_along_axis(scores, keep, 1), np.take_along_axis(ids, keep, 1)
-    return best[1]
 
 
 def ours(column, data: Data, out: Path, embedder: str, index: str, shard: int, **settings) -> tuple:
@@ -160,16 +85,41 @@ def _one_thread(shard, queries):
     return tuple(np.concatenate(x) for x in zip(*found))
 
 
+def reranked(data: Data, found: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from numbers of queries to their ten best candidates, of those that were found [Q, 50]."""
+    from retro_jax.config import RetrievalConfig
+    from retro_jax.retrieval.ranking import Queries, Ranking
+
+    ranking = Ranking.of(RetrievalConfig(), data.statistics)
+    queries, distances = Queries(data.queries, data.queries), np.zeros(found.shape)
+    return lambda rows: ranking.order(
+        queries.rows(rows), data.words, (found[rows], distances[rows]), K
+    )[0]
+
+
+class Numbered:
+    """Chunks as lists of the numbers of their words, each made when it is read: all at once are gigabytes."""
+
+    def __init__(self, words: np.ndarray, known: np.ndarray):
+        self._words, self._known = words, known
+
+    def __len__(self):
+        return len(self._words)
+
+    def __iter__(self):
+        return (np.searchsorted(self._known, row[row >= 0]).tolist() for row in self._words)
+
+
 def whole(data: Data) -> tuple:
     """bm25s, every posting of every word."""
     from bm25s import BM25
 
     start = time.perf_counter()
-    known = np.unique(data.words)
-    known = known[known >= 0]
-    numbers = [np.searchsorted(known, row[row >= 0]).tolist() for row in data.words]
+    known = data.statistics.words
     index = BM25()
-    index.index((numbers, {str(i): i for i in range(len(known))}), show_progress=False)
+    index.scores = index.build_index_from_ids(
+        range(len(known)), Numbered(data.words, known), show_progress=False
+    )
     seconds = time.perf_counter() - start
 
     def search(queries):
@@ -186,7 +136,7 @@ def whole(data: Data) -> tuple:
     return search, seconds, sum(a.nbytes for a in index.scores.values() if hasattr(a, "nbytes")), ""
 
 
-def by_faiss(data: Data, truth, reached: float) -> tuple:
+def by_faiss(data: Data, truth: np.ndarray, reached: float) -> tuple:
     """IVF-PQ with exact reordering, the fewest lists that reach a recall."""
     import faiss
 
@@ -206,12 +156,12 @@ def by_faiss(data: Data, truth, reached: float) -> tuple:
         return lambda queries: index.search(queries, CANDIDATES, params=parameters)[1]
 
     probes = 1
-    while recall(searching(probes)(data.asked), truth) < reached and probes < lists:
+    while recall(data.distances(searching(probes)(data.asked)), truth) < reached and probes < lists:
         probes *= 2
     return searching(probes), seconds, index.ntotal * (width * 4 + width // 4), f"nprobe {probes}"
 
 
-def by_usearch(data: Data, truth, reached: float) -> tuple:
+def by_usearch(data: Data, truth: np.ndarray, reached: float) -> tuple:
     """HNSW, the narrowest beam that reaches a recall."""
     from usearch.index import Index
 
@@ -224,7 +174,10 @@ def by_usearch(data: Data, truth, reached: float) -> tuple:
         return index.search(queries, CANDIDATES, threads=1).keys.astype(np.int64)
 
     index.expansion_search = CANDIDATES
-    while recall(search(data.asked), truth) < reached and index.expansion_search < 4096:
+    while (
+        recall(data.distances(search(data.asked)), truth) < reached
+        and index.expansion_search < 4096
+    ):
         index.expansion_search *= 2
     return search, seconds, index.memory_usage, f"beam {index.expansion_search}"
 
@@ -233,76 +186,53 @@ def measure(args, size: int) -> list[dict]:
     """The rows of one size."""
     from by_faiss import threads
 
-    from retro_jax.config import RetrievalConfig
-    from retro_jax.retrieval.bm25 import Statistics  # noqa: F401 - what `Data` has
     from retro_jax.retrieval.embedders.lexical import Lexical
-    from retro_jax.retrieval.indexes.exact import Exact
-    from retro_jax.retrieval.ranking import Queries, Ranking
 
     data, rows = Data(common.prepare(args, "reranked"), size, args.queries), []
+    best, nearest = data.best(), data.nearest()
+    by_words, by_vectors = (data.scores, best), (data.distances, nearest)
 
-    def row(name, made, queries, truth):
+    def row(way, made, queries, judged) -> np.ndarray:
         search, seconds, held, note = made
         threads(1)
         ids, micros = timed(search, queries, args.rounds)
         threads(common.THREADS)
         rows.append({
-            "way": name, "chunks": size, "µs": micros, "queries/s": 1e6 / micros,
-            "recall@10": recall(ids, truth), "build s": seconds, "MB": held / 1e6, "note": note,
+            "way": way, "chunks": size, "µs": micros, "queries/s": 1e6 / micros,
+            "recall@10": recall(judged[0](ids), judged[1]),
+            "build s": seconds, "MB": held / 1e6, "note": note,
         })  # fmt: skip
-        print(rows[-1], file=sys.stderr, flush=True)
         return ids
 
     with tempfile.TemporaryDirectory(dir=args.workdir) as root:
 
-        def out(name):
-            path = Path(root, name)
-            path.mkdir()
-            return path
+        def built(name, column, embedder, index, shard):
+            (out := Path(root, name)).mkdir()
+            return ours(column, data, out, embedder, index, shard)
 
-        truth = by_score(data)
-        lists = ours(data.words, data, out("lists"), "words", "bm25", size)
-        ids = row("lists", lists, data.queries, truth)
-        ranking = Ranking.of(RetrievalConfig(), data.statistics)
-        asked, near = Queries(data.queries, data.queries), (ids, np.zeros(ids.shape))
-
-        def rerank(queries):
-            del queries
-            return ranking.order(asked, data.words, near, K)[0]
-
-        started = [time.perf_counter()]
-        for _ in range(args.rounds):
-            best = rerank(None)
-            started.append(time.perf_counter())
-        micros = 1e6 * statistics.median(np.diff(started)) / len(data.queries)
-        rows.append({
-            "way": "re-ranking", "chunks": size, "µs": micros, "queries/s": 1e6 / micros,
-            "recall@10": recall(best, truth), "build s": None, "MB": None, "note": "of the lists' 50",
-        })  # fmt: skip
+        lists = built("lists", data.words, "words", "bm25", size)
+        found = row("lists", lists, data.queries, by_words)
+        rerank = reranked(data, found), 0, 0, "of the 50 of the lists"
+        row("re-ranking", rerank, np.arange(len(found)), by_words)
         if common.installed("bm25s", "bm25s"):
-            row("BM25, whole", whole(data), data.queries, truth)
+            row("BM25, whole", whole(data), data.queries, by_words)
         if size <= args.sketches:
-            made = Lexical(512, data.statistics)
+            lexical = Lexical(512, data.statistics)
             blocks = (data.words[i : i + 2**14] for i in range(0, size, 2**14))
-            sketches = np.concatenate([made.embed(b) for b in blocks])
-            found = ours(sketches, data, out("sketch"), "lexical", "scann", size)
-            row("sketch", found, made.embed(data.queries), truth)
-            del sketches, found
-        near = Exact(data.vectors).search(data.asked, K)[0]
-        routed = ours(data.vectors, data, out("routed"), "tfidf", "scann", args.partition)
-        row("routed", routed, data.asked, near)
+            sketches = np.concatenate([lexical.embed(b) for b in blocks])
+            sketch = built("sketch", sketches, "lexical", "scann", size)
+            row("sketch", sketch, lexical.embed(data.queries), by_words)
+            del sketches, sketch
+        routed = built("routed", data.vectors, "tfidf", "scann", args.partition)
+        row("routed", routed, data.asked, by_vectors)
         reached = rows[-1]["recall@10"]
         if size <= args.graphs:
-            row(
-                "ScaNN",
-                ours(data.vectors, data, out("scann"), "tfidf", "scann", size),
-                data.asked,
-                near,
-            )
+            one = built("scann", data.vectors, "tfidf", "scann", size)
+            row("ScaNN", one, data.asked, by_vectors)
         if common.installed("faiss", "faiss"):
-            row("faiss", by_faiss(data, near, reached), data.asked, near)
+            row("faiss", by_faiss(data, nearest, reached), data.asked, by_vectors)
         if size <= args.graphs and common.installed("usearch", "usearch"):
-            row("usearch", by_usearch(data, near, reached), data.asked, near)
+            row("usearch", by_usearch(data, nearest, reached), data.asked, by_vectors)
     return rows
 
 
