@@ -59,9 +59,7 @@ def get_config(size: str = "172m"):
                 vocab=sizes.VOCAB,
                 bad_documents="skip",
             ),
-            retrieval=RetrievalConfig(
-                embedder="bert", settings={"bert": {"directory": "bert"}}, index_shard=50_000_000
-            ),
+            retrieval=RetrievalConfig(embedder="bert", settings={"bert": {"directory": "bert"}}),
             model=model,
             train=TrainConfig(
                 learning_rate=rate,

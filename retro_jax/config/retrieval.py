@@ -26,7 +26,7 @@ class RetrievalConfig:
     )
     candidates: int = setting(50, "candidates of a chunk, where they are ordered by rerank")
     index_shard: int = setting(
-        2_000_000, "vectors in memory at a time; a larger database is searched in shards"
+        250_000, "vectors in memory at a time; a larger database is searched in shards"
     )
 
     def __post_init__(self):

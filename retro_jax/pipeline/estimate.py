@@ -8,7 +8,8 @@ the text; the search for neighbours to the number of queries times what one take
   by words    the time that the sample takes, in proportion to the postings that a query may read at most
 
 and in every case the re-ranking of its candidates. How many partitions a query is sent to is measured on the sample
-cut into _PARTS, and grows as their number to the power of _PROBES.
+cut into _PARTS, at neighbours that are a hundredth of a partition at most, and grows as their number to the power of
+_PROBES (benchmarks/partitions.py); finding them, and those of a vector, is a comparison with every centre.
 """
 
 import dataclasses
@@ -38,7 +39,8 @@ _SAMPLE = 2**21  # bytes of text
 _DOCUMENT = 20_000  # characters; longer documents are cut, so that there are some to hold out
 _VOCAB = 4096  # of a trained tokenizer at most: more would not be found in the sample
 _VECTORS, _QUERIES = 50_000, 2000  # of the index whose search is timed
-_PARTS, _PROBES = 16, 0.5  # see above
+_PARTS, _PROBES = 16, 0.35  # see above
+_CENTRES = 4096  # that queries are compared with; the time of more is in proportion
 _PAIR = 12  # bytes of an id and a distance
 _FIXED = ("tokenizer", "statistics", "embedder")  # of a sample, whatever the corpus
 
@@ -207,8 +209,10 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
         sent, times = row + 8 * most, 1
     else:
         if shards > 1 and kind.approximate and clusters:
-            shards, build = routing.TWICE * shards, routing.TWICE * build
+            shards = routing.TWICE * shards
             visited = _probes(vectors[:sample], r, given, name, shards)
+            route, place = _routing(vectors, visited, shards)
+            build, ranking = routing.TWICE * build + place, ranking + route
         sent, times = visited * (row + given.k * _PAIR), visited
     return {
         "kind": name,
@@ -227,8 +231,20 @@ def _probes(vectors: np.ndarray, r: RetrievalConfig, given: Given, name: str, pa
     with tempfile.TemporaryDirectory() as directory:
         shard = -(-routing.TWICE * len(vectors) // _PARTS)
         few = dataclasses.replace(r, index_shard=shard)
+        given = given._replace(k=max(r.neighbours, min(given.k, shard // 100)))
         report = division.build(vectors, Path(directory), few, given, name)
-    return report["probes"] * max(1.0, parts / report["shards"]) ** _PROBES
+    return min(parts, report["probes"] * max(1.0, parts / report["shards"]) ** _PROBES)
+
+
+def _routing(vectors: np.ndarray, probes: float, parts: int) -> tuple[float, float]:
+    """CPU seconds that it takes to find the partitions that a query is sent to, and those of a vector."""
+    centres, asked = vectors[:_CENTRES], vectors[-_QUERIES:]
+    start = time.process_time()
+    routing.nearest(asked, centres, min(len(centres), int(probes)))
+    middle = time.process_time()
+    routing.place(asked, centres)
+    scale = parts / len(centres) / len(asked)
+    return (middle - start) * scale, (time.process_time() - middle) * scale
 
 
 def _bytes(size: float) -> str:

@@ -74,13 +74,14 @@ class Division:
         return read_routes(self._out)
 
     @functools.cached_property
-    def _placed(self) -> np.ndarray:
-        return np.concatenate(list(routing.placed(self._vectors, self.centres)))
+    def _members(self) -> list[np.ndarray]:
+        placed = np.concatenate(list(routing.placed(self._vectors, self.centres)))
+        return routing.members(placed, self.shards)
 
     def ids(self, shard: int) -> np.ndarray:
         """The numbers of the vectors of a shard, in order [n]."""
         if self.routed:
-            return np.flatnonzero((self._placed == shard).any(axis=1))
+            return self._members[shard]
         if self.by_words:
             return np.arange(len(self._vectors))
         begin, end = (len(self._vectors) * n // self.shards for n in (shard, shard + 1))
@@ -99,9 +100,9 @@ class Division:
             return
         placed = routing.place(vectors.astype(np.float32), self.centres)
         # The first block speaks of every shard, so that one that is empty is built too.
-        for shard in range(self.shards) if not block else np.unique(placed).tolist():
-            rows = np.flatnonzero((placed == shard).any(axis=1))
-            yield shard, (rows + begin, vectors[rows])
+        for shard, rows in enumerate(routing.members(placed, self.shards)):
+            if len(rows) or not block:
+                yield shard, (rows + begin, vectors[rows])
 
     @property
     def blocks(self) -> int:
@@ -244,9 +245,9 @@ def measure(directory: Path, vectors: np.ndarray, k: int, min_recall: float) -> 
     most = min(_MOST, opened.shards)
     sent = routing.nearest(queries, read_routes(directory), most)
     found = [nothing(len(queries), k + 1) for _ in range(most)]
-    for number in range(opened.shards):
-        at, place = np.nonzero(sent == number)
+    for number, at in enumerate(routing.members(sent, opened.shards)):
         if len(at):
+            place = (sent[at] == number).argmax(axis=1)
             shard = opened.shard(number)
             ids, distances = shard.search(queries[at], k + 1)
             for p in np.unique(place):

@@ -7,11 +7,13 @@ vector's difference to the second centre, the share that points where its differ
 twice. A query is sent to the partitions of its nearest centres; how many it takes is measured (sharded.py).
 """
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 
-_SAMPLE = 256  # vectors of a run; the centres are fitted on a run for each partition
+_SAMPLE = 256  # vectors of a run at most; the centres are fitted on a run for each partition
+_FITTED = 2**21  # vectors that the centres are fitted on at most: 2 GB of 256 numbers
 BLOCK = 4096  # vectors that are placed at a time
 TWICE = 2  # partitions of a vector
 
@@ -23,12 +25,13 @@ def fit(vectors: np.ndarray, parts: int) -> np.ndarray:
     runs = [
         len(vectors) * n // parts for n in range(parts)
     ]  # evenly spread, and read in one go each
-    sample = np.concatenate([vectors[begin : begin + _SAMPLE] for begin in runs]).astype(np.float32)
+    run = max(1, min(_SAMPLE, _FITTED // parts))
+    sample = np.concatenate([vectors[begin : begin + run] for begin in runs]).astype(np.float32)
     # A few vectors moved a little: k-means wants as many different ones as centres.
-    spread = 1e-6 * (1 + np.abs(sample).mean())
-    sample = sample + spread * np.random.default_rng(0).normal(size=sample.shape)
+    spread = np.float32(1e-6 * (1 + np.abs(sample[: 2**16]).mean()))
+    sample += spread * np.random.default_rng(0).standard_normal(sample.shape, np.float32)
     made = BisectingKMeans(parts, random_state=0, bisecting_strategy="largest_cluster")
-    return made.fit(sample.astype(np.float32)).cluster_centers_.astype(np.float32)
+    return made.fit(sample).cluster_centers_.astype(np.float32)
 
 
 def place(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -53,7 +56,21 @@ def placed(vectors: np.ndarray, centres: np.ndarray) -> Iterator[np.ndarray]:
 
 def nearest(queries: np.ndarray, centres: np.ndarray, probes: int) -> np.ndarray:
     """The partitions that queries [Q, E] are sent to: [Q, probes], nearest first."""
-    return np.argsort(_distances(queries, centres), axis=1, kind="stable")[:, :probes]
+    probes, sent = min(probes, len(centres)), []
+    for begin in range(0, len(queries), BLOCK):
+        d = _distances(queries[begin : begin + BLOCK], centres)
+        near = np.argpartition(d, probes - 1, axis=1)[:, :probes]
+        order = np.argsort(np.take_along_axis(d, near, 1), axis=1, kind="stable")
+        sent.append(np.take_along_axis(near, order, 1))
+    return np.concatenate([np.zeros((0, probes), np.int64), *sent])
+
+
+def members(sent: np.ndarray, parts: int) -> list[np.ndarray]:
+    """Of each partition, which rows of sent [n, p] name it, in order."""
+    order = np.argsort(sent, axis=None, kind="stable")
+    ends = np.searchsorted(sent.ravel()[order], np.arange(parts + 1))
+    rows = order // sent.shape[1]
+    return [np.unique(rows[begin:end]) for begin, end in itertools.pairwise(ends)]
 
 
 def _distances(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:

@@ -133,7 +133,7 @@ class ShardedIndex:
         if not self._probes:
             return [np.arange(len(queries))] * self.shards
         sent = routing.nearest(queries, self._centres, probes or self._probes)
-        return [np.flatnonzero((sent == n).any(axis=1)) for n in range(self.shards)]
+        return routing.members(sent, self.shards)
 
     def search(self, queries: np.ndarray, k: int) -> Found:
         """The k nearest of queries [Q, E]; see index.py.

@@ -10,7 +10,7 @@ import pytest
 
 from retro_jax.config import RetrievalConfig
 from retro_jax.errors import UserError
-from retro_jax.retrieval import division, index
+from retro_jax.retrieval import division, index, routing
 from retro_jax.retrieval.index import INDEXES, Given
 from retro_jax.retrieval.indexes import scann
 from retro_jax.retrieval.indexes.exact import Exact
@@ -256,6 +256,12 @@ def test_routes_find_what_is_asked_for_in_a_share_of_the_database(vectors, route
         assert all(len(set(row)) == 5 for row in ids.tolist())  # none twice
         assert (np.diff(distances, axis=1) >= 0).all()
     np.testing.assert_array_equal(opened.search(queries, len(vectors))[0][:, :5], truth)
+
+
+def test_a_partition_is_told_who_names_it_once_and_in_order():
+    sent = np.array([[2, 0], [0, 0], [3, 2]])
+    found = [rows.tolist() for rows in routing.members(sent, 5)]
+    assert found == [[0, 1], [], [0, 2], [2], []]
 
 
 def test_a_partition_holds_half_one_is_empty_and_k_is_larger_than_one(routed, tmp_path):

@@ -53,10 +53,17 @@ class Tfidf(Embedder):
         return self._components.shape[1]
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts -> [n, E] float32 of length 1 (0 for a text of unknown words only)."""
+        """Texts -> [n, E] float32 of length 1.
+
+        A text of unknown words only lies opposite to the first component, which has one sign for nearly all texts:
+        far from them. A vector of 0 would be nearer to many than what they have neighbours among.
+        """
         if not len(texts):
             return np.empty((0, self.width), np.float32)
-        vectors = safe_sparse_dot(self._tfidf.transform(texts), self._components)
+        weights = self._tfidf.transform(texts)
+        vectors = np.asarray(safe_sparse_dot(weights, self._components))
+        unknown = np.diff(weights.indptr) == 0
+        vectors[unknown, 0] = -np.sign(self._components[:, 0].sum())
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.ascontiguousarray(vectors / np.maximum(norms, 1e-6), np.float32)
 

@@ -173,7 +173,7 @@ def build(scann, vectors, directory, min_recall: float, given: Given) -> tuple[S
     def at(*setting):
         return Scann(searcher, size, width, leaves, *setting)
 
-    setting = before = max(1, leaves // 10), _REORDER
+    setting, before = (max(1, leaves // 10), _REORDER), (0, _REORDER)
     index = at(*setting)
     recall = measure(index)
     while recall < min_recall and setting != (leaves, size):
