@@ -32,16 +32,17 @@ from retro_jax.pipeline.prepare import prepare
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.retrieval import division, routing, sharded
 from retro_jax.retrieval.embedder import EMBEDDERS
-from retro_jax.retrieval.index import INDEXES, Given
+from retro_jax.retrieval.index import INDEXES, Found, Given, distinct, merge
 from retro_jax.store.workdir import WorkDir
 
 _SAMPLE = 2**21  # bytes of text
 _DOCUMENT = 20_000  # characters; longer documents are cut, so that there are some to hold out
 _VOCAB = 4096  # of a trained tokenizer at most: more would not be found in the sample
 _VECTORS, _QUERIES = 50_000, 2000  # of the index whose search is timed
-_PARTS, _PROBES = 16, 0.35  # see above
+_PARTS, _PROBES = 16, 0.5  # see above
 _CENTRES = 4096  # that queries are compared with; the time of more is in proportion
 _PAIR = 12  # bytes of an id and a distance
+_POSTING = 14  # of a word, a chunk and a score
 _FIXED = ("tokenizer", "statistics", "embedder")  # of a sample, whatever the corpus
 
 
@@ -99,7 +100,8 @@ def estimate(experiment: Experiment, size: float) -> dict:
         "tokens": tokens * scale,
         "chunks": chunks * scale,
         "index": search,
-        "sent_bytes": chunks * scale * search["sent_bytes_a_query"],
+        "sent_bytes": chunks * scale * search["sent_bytes_a_query"]
+        + database * search["sent_bytes_a_vector"],
         "steps": costs,
         "vcpu_hours": sum(c["vcpu_hours"] for c in costs.values()),
         "bytes": sum(c["bytes"] for c in costs.values()),
@@ -129,7 +131,8 @@ def show(result: dict):
         f"measured on {_bytes(result['sample_bytes'])} of the source, on this machine's processor; "
         f"{found['shards']:,} index shards of {found['shard_vectors']:,.0f} vectors ({found['kind']}), "
         f"{found['visited']:,.0f} of them searched for each chunk, which sends at most "
-        f"{_bytes(found['sent_bytes_a_query'])} between workers, {_bytes(result['sent_bytes'])} in all; a shard's "
+        f"{_bytes(found['sent_bytes_a_query'])} between workers, {_bytes(result['sent_bytes'])} in all with what the "
+        "index is built of; a shard's "
         f"vectors take {_bytes(found['shard_bytes'])} of memory, and building an approximate index of them two to "
         "three times that",
         soft_wrap=True,
@@ -169,7 +172,7 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
     r = e.retrieval
     vectors, words = np.asarray(made.searched("train")), made.words("train")
     sample, queries = len(vectors), made.queries("train").rows(slice(_QUERIES))
-    shards = max(1, int(-(-database // r.index_shard)))
+    shards = division.shards(database, r)
     kind = INDEXES[r.index].kind_for(int(database / shards))
     name = next(n for n in INDEXES if INDEXES[n] is kind)
     clusters = EMBEDDERS[r.embedder].clusters
@@ -201,18 +204,22 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
             most = sharded.read_report(Path(directory) / sharded.shard_name(0))["postings"]
             read = opened.shard(0).index.read_by(queries.searched)
     row, visited, size = vectors.shape[1] * vectors.dtype.itemsize, shards, database / shards
+    placed = 0.0  # bytes of a chunk that are sent to where an index is built
     growth = kind.growth if clusters or not kind.approximate else 1.0  # without a tree
     if kind.takes == "words":
         search *= max(1.0, most / max(1.0, read))
         asked = np.asarray(queries.searched)
         visited = min(shards, float(np.mean([len(np.unique(q[q >= 0])) for q in asked])))
         sent, times = row + 8 * most, 1
+        placed = _POSTING * float(np.mean([len(np.unique(w[w >= 0])) for w in words]))
     else:
         if shards > 1 and kind.approximate and clusters:
             shards = routing.TWICE * shards
             visited = _probes(vectors[:sample], r, given, name, shards)
             route, place = _routing(vectors, visited, shards)
             build, ranking = routing.TWICE * build + place, ranking + route
+            ranking += visited * _merging(found, given.k)
+            placed = routing.TWICE * row
         sent, times = visited * (row + given.k * _PAIR), visited
     return {
         "kind": name,
@@ -223,6 +230,7 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
         "build_cpu_seconds_a_vector": build,
         "cpu_seconds_a_query": search * (size / len(vectors)) ** growth * times + ranking,
         "sent_bytes_a_query": sent,
+        "sent_bytes_a_vector": placed,
     }
 
 
@@ -234,6 +242,14 @@ def _probes(vectors: np.ndarray, r: RetrievalConfig, given: Given, name: str, pa
         given = given._replace(k=max(r.neighbours, min(given.k, shard // 100)))
         report = division.build(vectors, Path(directory), few, given, name)
     return min(parts, report["probes"] * max(1.0, parts / report["shards"]) ** _PROBES)
+
+
+def _merging(found: Found, k: int) -> float:
+    """CPU seconds that it takes to put what one partition found for a query [Q, C] to what others did."""
+    near = found[0][:, :k], found[1][:, :k]
+    start = time.process_time()
+    merge(distinct([near, near]), k)
+    return (time.process_time() - start) / len(near[0])
 
 
 def _routing(vectors: np.ndarray, probes: float, parts: int) -> tuple[float, float]:

@@ -5,13 +5,14 @@ in order     a shard holds the vectors from one number to another, at most `retr
 by routes    a shard is a partition (routing.py): `routes.npy` has the centres, `ids.npy` of a shard the numbers
              of its vectors. A query is searched in the partitions of its nearest centres, as many as it takes
              for the recall that is asked for. So it is for vectors that cluster and an index that may miss a
-             neighbour, where there is more than one shard: what is searched does not grow with the database
+             neighbour, where there is more than one shard: what is searched grows more slowly than the database
+by words     a shard has the lists of some words (indexes/bm25.py), of _WORDS times as many chunks
 """
 
 import dataclasses
 import functools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,15 @@ from retro_jax.retrieval.sharded import (
 from retro_jax.store import files
 
 _SAMPLE = 1000  # vectors that the recall of a route is measured on
-_MOST = 64  # partitions that a query is sent to
+_MOST = 64  # partitions that a query is sent to at most, or one in _SHARE of all
+_SHARE = 16
+_WORDS = 16  # chunks whose lists take the memory of one vector: 55 to 180 bytes a chunk (benchmarks/growth.py)
+
+
+def shards(count: float, config: RetrievalConfig) -> int:
+    """How many shards hold so many chunks, each once."""
+    by_words = INDEXES[config.index].takes == "words"
+    return max(1, int(-(-count // (config.index_shard * (_WORDS if by_words else 1)))))
 
 
 class Division:
@@ -56,11 +65,11 @@ class Division:
         self._kind = kind or config.index
         self._index = INDEXES[self._kind]
         self._settings = INDEXES.settings_of(self._kind, config.settings)
-        shards = -(-len(vectors) // config.index_shard)
-        approximate = self._index.kind_for(len(vectors) // shards).approximate
         self.by_words = self._index.takes == "words"
-        self.routed = shards > 1 and approximate and given.clusters
-        self.shards = routing.TWICE * shards if self.routed else shards
+        count = shards(len(vectors), config)
+        approximate = self._index.kind_for(len(vectors) // count).approximate
+        self.routed = count > 1 and approximate and given.clusters
+        self.shards = routing.TWICE * count if self.routed else count
 
     @functools.cached_property
     def centres(self) -> np.ndarray:
@@ -95,11 +104,12 @@ class Division:
         """
         begin = block * routing.BLOCK
         vectors = np.asarray(self._vectors[begin : begin + routing.BLOCK])
+        # The first block speaks of every shard, so that one that is empty is built too.
         if self.by_words:
-            yield from enumerate(self._index.scored(vectors, begin, self._given, self.shards))
+            scored = self._index.scored(vectors, begin, self._given, self.shards)
+            yield from (part for part in enumerate(scored) if len(part[1][0]) or not block)
             return
         placed = routing.place(vectors.astype(np.float32), self.centres)
-        # The first block speaks of every shard, so that one that is empty is built too.
         for shard, rows in enumerate(routing.members(placed, self.shards)):
             if len(rows) or not block:
                 yield shard, (rows + begin, vectors[rows])
@@ -148,8 +158,8 @@ class Division:
 
         self._put(shard, len(ids), make)
 
-    def build_sent(self, shard: int, parts: list[tuple]):
-        """Builds a shard of what `sent` gave of all blocks, in any order."""
+    def build_sent(self, shard: int, parts: Iterable[tuple]):
+        """Builds a shard of what `sent` gave of all blocks, in any order; of words not all is held at a time."""
         if self.by_words:
             given = self._given_for(shard)
             self._put(
@@ -242,7 +252,7 @@ def measure(directory: Path, vectors: np.ndarray, k: int, min_recall: float) -> 
     truth = Exact(vectors).search(queries, k + 1)[1][:, -1:]
     truth = np.where(np.isinf(truth), np.finfo(np.float32).max, truth)
     slack = 1e-5 * (1 + np.square(queries).sum(axis=1, keepdims=True))
-    most = min(_MOST, opened.shards)
+    most = min(opened.shards, max(_MOST, opened.shards // _SHARE))
     sent = routing.nearest(queries, read_routes(directory), most)
     found = [nothing(len(queries), k + 1) for _ in range(most)]
     for number, at in enumerate(routing.members(sent, opened.shards)):

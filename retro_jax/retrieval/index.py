@@ -58,7 +58,7 @@ class Index:
       takes: what it searches; an embedder `gives` the same. distance: what its distances are.
       approximate: whether it may miss a neighbour; then it has a setting `min_recall`, which its recall must
         reach.
-      compares: whether vectors can be compared with a query directly (`nearest_among`).
+      compares: whether vectors can be compared with a query directly (`neighbours.among`).
       growth: the time of a search grows as the number of vectors to this power.
       small: the name of the index for few vectors, of documents that are added later.
     """

@@ -86,21 +86,8 @@ def find(
             return find_in(shard, queries[at][rows], forbidden[at][rows], owners.within(shard), k)
 
         ids[at], distances[at] = index.each(queries[at], k, inside)
-        few = start + np.flatnonzero(short(index, ids[at]))
-
-        def everywhere(shard: Shard, rows: np.ndarray, few=few) -> Found:
-            own = few[rows]
-            return find_in(shard, queries[own], forbidden[own], owners.within(shard), k)
-
-        if len(few):
-            ids[few], distances[few] = index.each(queries[few], k, everywhere, index.shards)
         progress(at.stop - start)
     return ids, distances
-
-
-def short(index: ShardedIndex, ids: np.ndarray) -> np.ndarray:
-    """Which queries [Q] found fewer than they were to [Q, k], and were not searched everywhere."""
-    return (ids < 0).any(axis=1) & index.routed
 
 
 def find_in(

@@ -4,7 +4,7 @@ A coarse k-means over a sample of the database cuts it into partitions of nearly
 largest is halved. Every vector lies in two: that of the nearest centre, and a second one, chosen so that it is
 near for queries to which the first is not (SOAR, Sun et al. 2023, "Orthogonality-Enhanced Residuals"): of the
 vector's difference to the second centre, the share that points where its difference to the first does counts
-twice. A query is sent to the partitions of its nearest centres; how many it takes is measured (sharded.py).
+twice. A query is sent to the partitions of its nearest centres; how many it takes is measured (division.py).
 """
 
 import itertools
@@ -21,6 +21,7 @@ TWICE = 2  # partitions of a vector
 def fit(vectors: np.ndarray, parts: int) -> np.ndarray:
     """The centres of so many partitions of vectors [N, E]: [P, E] float32."""
     from sklearn.cluster import BisectingKMeans  # heavy, and for large databases only
+    from threadpoolctl import threadpool_limits
 
     runs = [
         len(vectors) * n // parts for n in range(parts)
@@ -31,7 +32,10 @@ def fit(vectors: np.ndarray, parts: int) -> np.ndarray:
     spread = np.float32(1e-6 * (1 + np.abs(sample[: 2**16]).mean()))
     sample += spread * np.random.default_rng(0).standard_normal(sample.shape, np.float32)
     made = BisectingKMeans(parts, random_state=0, bisecting_strategy="largest_cluster")
-    return made.fit(sample).cluster_centers_.astype(np.float32)
+    with threadpool_limits(
+        1
+    ):  # threads add up in the order in which they end: other bits each time
+        return made.fit(sample).cluster_centers_.astype(np.float32)
 
 
 def place(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:

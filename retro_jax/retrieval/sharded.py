@@ -125,42 +125,51 @@ class ShardedIndex:
         parts = [self._read(number).index for number in range(len(self._sizes))]
         return Shard(self._of.joined(parts) if len(parts) > 1 else parts[0], None)
 
-    def routes(self, queries: np.ndarray, probes: int | None = None) -> list[np.ndarray]:
-        """Of each shard, which of the queries [Q, E] are searched in it [n].
+    def routes(self, queries: np.ndarray, k: int) -> list[np.ndarray]:
+        """Of each shard, which of the queries [Q, E] are searched in it for k neighbours [n].
 
-        probes: shards of a query; by default as many as were measured to be needed.
+        As many shards as were measured to be needed. Whoever asks for many neighbours is about to discard most:
+        then shards are visited in proportion, all of them long before k is N.
         """
         if not self._probes:
             return [np.arange(len(queries))] * self.shards
-        sent = routing.nearest(queries, self._centres, probes or self._probes)
+        probes = max(self._probes, -(-10 * k * self.shards // len(self)))
+        sent = routing.nearest(queries, self._centres, probes)
         return routing.members(sent, self.shards)
 
     def search(self, queries: np.ndarray, k: int) -> Found:
-        """The k nearest of queries [Q, E]; see index.py.
-
-        Whoever asks for many is about to discard most: shards are visited in proportion, all of them long
-        before k is N.
-        """
-        probes = max(self._probes, -(-10 * k * self.shards // len(self)))
+        """The k nearest of queries [Q, E]; see index.py."""
 
         def find(shard: Shard, rows: np.ndarray) -> Found:
             ids, distances = shard.search(queries[rows], k)
             return shard.numbers(ids), distances
 
-        return self.each(queries, k, find, min(self.shards, probes))
+        return self.each(queries, k, find)
 
     def each(
-        self, queries: np.ndarray, k: int, find: Callable[[Shard, np.ndarray], Found],
-        probes: int | None = None,
-    ) -> Found:  # fmt: skip
+        self, queries: np.ndarray, k: int, find: Callable[[Shard, np.ndarray], Found]
+    ) -> Found:
         """The k nearest of what `find` gives, of a shard and of the numbers of the queries that are searched in
-        it."""
+        it: those of the query's route; and all, for queries that found fewer than k there."""
+        found = self._each(self.routes(queries, k), len(queries), k, find)
+        few = np.flatnonzero(self.short(found[0]))
+        if len(few):
+            again = self._each([few] * self.shards, len(queries), k, find)
+            for best, more in zip(found, again):
+                best[few] = more[few]
+        return found
+
+    def _each(self, routes: list[np.ndarray], count: int, k: int, find) -> Found:
         answers = (
             (rows, find(self.shard(number), rows))
-            for number, rows in enumerate(self.routes(queries, probes))
+            for number, rows in enumerate(routes)
             if len(rows)
         )
-        return self.joined(len(queries), k, answers)
+        return self.joined(count, k, answers)
+
+    def short(self, ids: np.ndarray) -> np.ndarray:
+        """Which queries [Q] found fewer than they were to [Q, k], and were not searched everywhere."""
+        return (ids < 0).any(axis=1) & self.routed & (ids.shape[1] <= len(self))
 
     def joined(self, count: int, k: int, answers: Iterable[tuple[np.ndarray, Found]]) -> Found:
         """The k nearest of what shards found for some of `count` queries, [(rows [n], found [n, k'])]."""

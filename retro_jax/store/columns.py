@@ -21,6 +21,7 @@ from retro_jax.store import files
 JOURNAL = "columns.json"
 LINES = "lines"  # in place of (dtype, shape of a row)
 _AT_ONCE = 16  # files
+_READ = 2**26  # bytes of a bucket that scattered rows are picked from
 _ANEW = "delete the folder that it is in, and run the same stage again"
 
 
@@ -175,15 +176,27 @@ class Ranges:
         return self.shape[0]
 
     def __getitem__(self, rows):
-        """Rows of a slice, a number or an array of numbers (all between the first and last are read)."""
+        """Rows of a slice, a number or an array of numbers: of these all between the first and the last of each
+        _READ bytes are read."""
         if isinstance(rows, slice):
             begin, end, _ = rows.indices(len(self))
             return self._read(begin, max(begin, end))
         rows = np.asarray(rows)
         if not rows.size:
             return np.zeros((*rows.shape, *self.shape[1:]), self.dtype)
-        first = int(rows.min())
-        return self._read(first, int(rows.max()) + 1)[rows - first]
+        flat = rows.reshape(-1)
+        out = np.empty((len(flat), *self.shape[1:]), self.dtype)
+        run = flat // max(1, _READ // self._row)
+        order = np.argsort(run, kind="stable")
+        for at in np.split(order, np.flatnonzero(np.diff(run[order])) + 1):
+            first = int(flat[at].min())
+            out[at] = self._read(first, int(flat[at].max()) + 1)[flat[at] - first]
+        return out.reshape(*rows.shape, *self.shape[1:])
+
+    @property
+    def _row(self) -> int:
+        """Bytes of a row."""
+        return self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=int))
 
     def part(self, begin: int, end: int) -> "Ranges":
         """Rows begin .. end - 1, not read yet."""
@@ -194,10 +207,9 @@ class Ranges:
 
     def _read(self, begin: int, end: int) -> np.ndarray:
         shape = (end - begin, *self.shape[1:])
-        row = self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=int))
         with self._path.open("rb") as file:
-            file.seek((self._first + begin) * row)
-            return np.frombuffer(file.read((end - begin) * row), self.dtype).reshape(shape)
+            file.seek((self._first + begin) * self._row)
+            return np.frombuffer(file.read((end - begin) * self._row), self.dtype).reshape(shape)
 
 
 class Lines(Sequence):

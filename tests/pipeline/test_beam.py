@@ -75,7 +75,7 @@ def contents(root):
         ("folder", {}),
         ("bucket", {"embedder": "lexical"}),
         ("folder", {"rerank": "none"}),
-        ("folder", {"embedder": "words", "index": "bm25", "index_shard": 200}),
+        ("bucket", {"embedder": "words", "index": "bm25", "index_shard": 12}),
     ],
 )
 def test_its_output_is_that_of_one_machine(experiment, small_blocks, tmp_path, where, fields):

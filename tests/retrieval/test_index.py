@@ -10,7 +10,7 @@ import pytest
 
 from retro_jax.config import RetrievalConfig
 from retro_jax.errors import UserError
-from retro_jax.retrieval import division, index, routing
+from retro_jax.retrieval import division, index, neighbours, routing
 from retro_jax.retrieval.index import INDEXES, Given
 from retro_jax.retrieval.indexes import scann
 from retro_jax.retrieval.indexes.exact import Exact
@@ -270,14 +270,34 @@ def test_a_partition_holds_half_one_is_empty_and_k_is_larger_than_one(routed, tm
     vectors = np.concatenate([np.ones((1000, 4)), 5 + rng.normal(size=(40, 4))]).astype("f4")
     report = division.build(vectors, tmp_path, *routed(0.9, 260, k=50))
     assert report["recall"] >= 0.9
+    assert max(report["sizes"]) >= 1000
+    assert min(report["sizes"]) < 60
     ids, distances = ShardedIndex(tmp_path).search(vectors[1000:1010], 60)
     assert (ids[:, 0] == np.arange(1000, 1010)).all()
-    assert ((ids >= 0) == np.isfinite(distances)).all()
+    assert (ids >= 0).all()  # the 40, and 20 of the thousand that lie elsewhere
+    assert np.isfinite(distances).all()
     built = division.Division(vectors, tmp_path, *routed(0.9, 260, k=50))
     built.build_of(0, np.zeros(0, int), np.zeros((0, 4), np.float32))  # as if nothing lay there
     opened = ShardedIndex(tmp_path)
     assert len(opened.shard(0)) == 0
     assert (opened.search(vectors[1000:1010], 60)[0][:, 0] >= 0).all()
+
+
+def test_who_lies_far_from_all_is_given_as_many_neighbours(routed, tmp_path):
+    """Two groups of six have partitions of their own; what a query lacks there is searched everywhere."""
+    rng = np.random.default_rng(0)
+    far = np.concatenate([100 + rng.normal(size=(6, 4)), -100 + rng.normal(size=(6, 4))])
+    vectors = np.concatenate([rng.normal(size=(3000, 4)), far]).astype("f4")
+    report = division.build(vectors, tmp_path, *routed(0.9, 400, k=10))
+    assert report["probes"] < 4
+    opened = ShardedIndex(tmp_path)
+    ids, _ = opened.search(vectors[-12:], 10)
+    assert (ids >= 0).all()
+    nobody = np.full((12, 1), -1)
+    same, _ = neighbours.find(
+        opened, vectors[-12:], nobody, neighbours.Owners(np.arange(len(vectors))), 10
+    )
+    np.testing.assert_array_equal(ids, same)  # live and `prepare`
 
 
 def test_a_build_of_partitions_that_was_killed_goes_on_to_the_same_bytes(vectors, routed, tmp_path):

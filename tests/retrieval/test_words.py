@@ -164,7 +164,7 @@ def test_lists_are_cut_and_hold_the_best(monkeypatch):
 def test_the_rarest_words_are_read_first_and_no_more_than_was_said(tmp_path):
     """Of words in 100, 2 and 30 of 300 chunks, and of one that the statistics do not know."""
     words, shares = np.array([7, 8, 9, 10]), np.array([100, 2, 30, 0]) / 300
-    for most, takes in ((200, [168, 200, 198, 200]), (40, [8, 40, 38, 40]), (20, [0, 20, 18, 20])):
+    for most, takes in ((200, [168, 200, 198, 13]), (40, [8, 40, 38, 3]), (20, [0, 20, 18, 2])):
         assert inverted.allot(words, shares, 300, most).tolist() == takes
     chunks, _, lists, _ = built(prose(300), tmp_path, postings=20)
     for query in chunks[:50]:
@@ -174,11 +174,11 @@ def test_the_rarest_words_are_read_first_and_no_more_than_was_said(tmp_path):
 def test_one_shard_or_many_find_the_same(tmp_path):
     """Each has the lists of some words, so a cut is the same cut."""
     found = []
-    for shard in (10**6, 50):
+    for shard in (10**6, 4):  # vectors, of which lists of 16 chunks take the memory of one
         (tmp_path / str(shard)).mkdir()
         chunks, _, lists, report = built(prose(300), tmp_path / str(shard), 25, shard)
         found.append(lists.search(chunks, 20))
-    assert report["shards"] == 6
+    assert report["shards"] == 5
     for one, many in zip(*found):
         np.testing.assert_array_equal(one, many)
 

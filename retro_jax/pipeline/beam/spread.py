@@ -126,7 +126,7 @@ def _build(key, sent):
     if job.is_done(shard):
         return
     with tempfile.TemporaryDirectory() as made:
-        job.step.division(Path(made)).build_sent(shard, list(parts))
+        job.step.division(Path(made)).build_sent(shard, parts)
         copy(Path(made), job.out)
     job.put(shard, {}, {})
 

@@ -156,9 +156,10 @@ class Search:
         database = ChunkTable(step.at(f"chunks/{step.database}"))
         number = forbidden.copies(database)
         self._own = forbidden.own_documents(step.table, database, number)
-        self._owners = neighbours.Owners(database.document, number)
+        # 4 bytes a chunk, which in a bucket would be read again for each query.
+        self._owners = neighbours.Owners(np.asarray(database.document), number)
         self._queries = step.searched(step.split)
-        self._answering: dict[int, Shard] = {}
+        self._answering: dict[int, tuple[Shard, neighbours.Owners]] = {}
 
     @functools.cached_property
     def _index(self) -> ShardedIndex:
@@ -183,23 +184,25 @@ class Search:
     def requests(
         self, part: int, few: Sequence[int] = ()
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Of a block: numbers of shards, which of its queries are searched there [n], and these [n, E].
+        """Of a block: numbers of shards, which of its queries are searched there [n], and these [n, E]; where
+        none is, nothing but that the first shard is asked nothing.
 
         few: of its queries those that are searched everywhere, because they found too few before.
         """
         queries = np.asarray(self._queries[slice(*self._bounds(part))])
-        for number, rows in enumerate(self._index.routes(queries)):
+        for number, rows in enumerate(self._index.routes(queries, self._step.candidates)):
             rows = np.union1d(rows, np.array(few, np.int64))
-            yield number, rows, queries[rows]
+            if len(rows) or not number:
+                yield number, rows, queries[rows]
 
     def answer(self, number: int, part: int, rows: np.ndarray, queries: np.ndarray) -> Found:
         """What one shard finds for a request."""
         if not len(rows):
             return nothing(0, self._step.candidates)
         if number not in self._answering:
-            self._answering = {number: self._index.shard(number)}
-        shard = self._answering[number]
-        owners = self._owners.within(shard)
+            shard = self._index.shard(number)
+            self._answering = {number: (shard, self._owners.within(shard))}
+        shard, owners = self._answering[number]
         return neighbours.find_in(
             shard, queries, self._forbidden(part)[rows], owners, self._step.candidates
         )
@@ -211,7 +214,7 @@ class Search:
 
     def few(self, candidates: Found) -> list[int]:
         """Which queries of a block are to be searched everywhere."""
-        return np.flatnonzero(neighbours.short(self._index, candidates[0])).tolist()
+        return np.flatnonzero(self._index.short(candidates[0])).tolist()
 
 
 class SearchWords(Search):
@@ -222,17 +225,24 @@ class SearchWords(Search):
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Of a block: numbers of shards, which of its queries ask them something [n], and what [n, 2, W']."""
         queries = np.asarray(self._queries[slice(*self._bounds(part))])
+        shards, size, most = self._reports
+        yield 0, np.zeros(0, np.int64), np.zeros((0, 2, 0), np.int32)  # though it asks nothing
+        yield from bm25.sent(queries, shards, self._step.statistics, size, most)
+
+    @functools.cached_property
+    def _reports(self) -> tuple[int, int, int]:
+        """Shards of the index, chunks, and pairs that a query reads."""
         index = self._step.at("index")
-        most = sharded.read_report(index / sharded.shard_name(0))["postings"]
-        report = sharded.read_report(index)
-        yield from bm25.sent(queries, report["shards"], self._step.statistics, report["size"], most)
+        report, first = (sharded.read_report(d) for d in (index, index / sharded.shard_name(0)))
+        return report["shards"], report["size"], first["postings"]
 
     def answer(self, number: int, part: int, rows: np.ndarray, queries: np.ndarray) -> tuple:
         """What the lists of one shard say for a request: where the postings of each row end, and these."""
         if number not in self._answering:
             path = self._step.at("index") / sharded.shard_name(number)
-            self._answering = {number: sharded.open_shard(local(path), 0)}
-        found = [self._answering[number].index.postings(*asked) for asked in queries]
+            self._answering = {number: (sharded.open_shard(local(path), 0), self._owners)}
+        lists = self._answering[number][0].index
+        found = [lists.postings(*asked) for asked in queries]
         ends = np.cumsum([len(f) for f in found], dtype=np.int64)
         return ends, np.concatenate([np.zeros(0, np.int64), *found])
 

@@ -30,6 +30,7 @@ from retro_jax.retrieval.words import NONE
 _BLOCK = 2**16  # chunks that are read at a time
 _HELD = 2**24  # pairs of word and chunk
 _SCALE = 256  # of a score, in a list; no score of one word reaches 2^16 of them
+_UNKNOWN = 16  # see `allot`
 _ARRAYS = ("words", "shares", "ends", "chunks", "impacts")
 
 
@@ -67,7 +68,10 @@ class Bm25(Index):
     def scored(cls, vectors: np.ndarray, first: int, given: Given, parts: int) -> list[Scored]:
         """Of a block of chunks, what each of so many shards is built of; for workers."""
         made = scored(vectors, first, given.statistics)
-        return [share(made, part, parts) for part in range(parts)]
+        shard = made[0] % parts
+        order = np.argsort(shard, kind="stable")
+        ends = np.searchsorted(shard[order], np.arange(1, parts))
+        return list(zip(*(np.split(array[order], ends) for array in made)))
 
     @classmethod
     def build_scored(cls, parts: Iterable[Scored], directory: Path, settings, given: Given) -> dict:
@@ -167,7 +171,8 @@ def allot(words: np.ndarray, shares: np.ndarray, size: int, most: int) -> np.nda
 
     The rarest words come first, and count as the chunks that have them, by the statistics, until `most` are used up.
     Where the statistics are of a sample, or of another database (of documents that were added), a list may be
-    longer than they say; what they do not know counts nothing.
+    longer than they say; a word that they do not know counts nothing, and of its list one in _UNKNOWN of `most` is
+    read.
 
     Args:
       shares: of the chunks that have each word [n]. size: chunks of the database.
@@ -176,29 +181,31 @@ def allot(words: np.ndarray, shares: np.ndarray, size: int, most: int) -> np.nda
     wanted = np.minimum(np.ceil(shares[order] * size), most).astype(np.int64)
     takes = np.empty(len(words), np.int64)
     takes[order] = np.maximum(0, most - (np.cumsum(wanted) - wanted))
-    return takes
+    return np.where(shares > 0, takes, np.minimum(takes, -(-most // _UNKNOWN)))
 
 
 def sent(
     queries: np.ndarray, shards: int, of: Statistics, size: int, most: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """What is asked of each shard for queries [Q, W]: the shard, the rows of queries that ask it something [n], and
+    """What is asked of the shards for queries [Q, W]: the shard, the rows of queries that ask it something [n], and
     pairs of words and of how much of their lists is read [n, 2, W'], the rest being -1 and 0."""
     asked = [np.unique(query) for query in queries]
     asked = [words[words != NONE] for words in asked]
     shares = np.split(of.share(np.concatenate(asked)), np.cumsum([len(w) for w in asked])[:-1])
     takes = [allot(w, s, size, most) for w, s in zip(asked, shares)]
-    for shard in range(shards):
-        here = [(w % shards == shard) & (t > 0) for w, t in zip(asked, takes)]
-        rows = np.flatnonzero([h.any() for h in here])
-        pairs = np.zeros(
-            (len(rows), 2, max((int(here[r].sum()) for r in rows), default=0)), np.int32
-        )
+    row = np.repeat(np.arange(len(asked)), [len(words) for words in asked])
+    word, take = np.concatenate(asked), np.concatenate(takes)
+    row, word, take = (x[take > 0] for x in (row, word, take))
+    shard = word % shards
+    order = np.argsort(shard, kind="stable")  # within a shard by row
+    numbers, begins = np.unique(shard[order], return_index=True)
+    for number, at in zip(numbers.tolist(), np.split(order, begins[1:])):
+        rows, of_row, counts = np.unique(row[at], return_inverse=True, return_counts=True)
+        place = np.arange(len(at)) - np.repeat(np.cumsum(counts) - counts, counts)
+        pairs = np.zeros((len(rows), 2, counts.max()), np.int32)
         pairs[:, 0] = NONE
-        for out, row in zip(pairs, rows):
-            count = here[row].sum()
-            out[0, :count], out[1, :count] = asked[row][here[row]], takes[row][here[row]]
-        yield shard, rows, pairs
+        pairs[of_row, 0, place], pairs[of_row, 1, place] = word[at], take[at]
+        yield number, rows, pairs
 
 
 def distance(sums: np.ndarray) -> np.ndarray:

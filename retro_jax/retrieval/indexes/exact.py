@@ -27,6 +27,8 @@ _GROUP = 32  # vectors that are looked at one by one only if the nearest of them
 class Exact(Index):
     """Compares a query with every vector."""
 
+    small = "exact"
+
     @classmethod
     def build(cls, vectors: np.ndarray, directory: Path, settings, given: Given) -> dict:
         """Writes the vectors and their norms."""

@@ -36,7 +36,7 @@ class Faiss(Index):
     """About 4 sqrt(N) lists, 4 bits for every two numbers, exact reordering."""
 
     Settings = Settings
-    approximate = True
+    approximate, small = True, "faiss"
     growth = 0.63  # as ScaNN's, which it is built like
 
     @classmethod

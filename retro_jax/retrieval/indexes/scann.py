@@ -93,12 +93,9 @@ class Scann(Index):
         found = min(k, len(self))
         if not found or not len(queries):
             return ids, distances
-        # Whoever asks for many neighbours is about to discard most: search leaves in proportion, all of
-        # them long before k = N, so that a larger k can reach every vector.
-        share = min(1.0, 10 * found / len(self))
         many = len(queries) > _BATCH
         search = self._searcher.search_batched_parallel if many else self._searcher.search_batched
-        visited = max(self.leaves_to_search, int(np.ceil(share * self.leaves)))
+        visited = max(self.leaves_to_search, _visited(found, len(self), self.leaves))
         near, d = search(
             queries,
             final_num_neighbors=found,
@@ -110,6 +107,15 @@ class Scann(Index):
         ids[:, :found] = np.where(missing, -1, near.astype(np.int64))
         distances[:, :found] = np.where(missing, np.inf, np.maximum(d, 0))
         return ids, distances
+
+
+def _visited(k: int, size: int, leaves: int) -> int:
+    """How many leaves are searched at least.
+
+    Whoever asks for many neighbours is about to discard most: leaves are searched in proportion, all of them long
+    before k is the size, so that a larger k can reach every vector.
+    """
+    return min(leaves, -(-10 * k * leaves // size))
 
 
 def library():
@@ -173,7 +179,8 @@ def build(scann, vectors, directory, min_recall: float, given: Given) -> tuple[S
     def at(*setting):
         return Scann(searcher, size, width, leaves, *setting)
 
-    setting, before = (max(1, leaves // 10), _REORDER), (0, _REORDER)
+    least = _visited(k + 1, size, leaves)  # by whatever is measured below
+    setting, before = (max(least, leaves // 10), _REORDER), (least - 1, _REORDER)
     index = at(*setting)
     recall = measure(index)
     while recall < min_recall and setting != (leaves, size):
