@@ -221,6 +221,8 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
             ranking += visited * _merging(found, given.k)
             placed = routing.TWICE * row
         sent, times = visited * (row + given.k * _PAIR), visited
+    if r.rerank != "none":  # a query's words are sent to where each candidate's are
+        sent += given.k * 4 * float((np.asarray(queries.words) >= 0).sum(axis=1).mean())
     return {
         "kind": name,
         "shards": shards,

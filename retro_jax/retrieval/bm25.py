@@ -8,8 +8,9 @@ where tf is how often the chunk has w, and idf(w) = log(1 + (N - df + 0.5) / (df
 having w. A word counts once, however often the query repeats it: a chunk is a long query, and what it repeats
 is mostly what every chunk repeats.
 
-The statistics are those of the whole database, once: so a score does not depend on which part of the database a
-chunk lies in, and the scores of chunks that are added later compare with those of before.
+The statistics are those of the whole database (of a million chunks of it, where it has more), once: so a score does
+not depend on which part of the database a chunk lies in, and the scores of chunks that are added later compare with
+those of before.
 """
 
 from pathlib import Path

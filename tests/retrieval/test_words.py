@@ -216,6 +216,10 @@ def test_a_sketch_has_nearly_the_products_of_bm25():
     weights[chunk, column] = saturation * np.sqrt(of.idf(word))
     weights /= np.linalg.norm(weights, axis=1, keepdims=True)
     np.testing.assert_allclose(made @ made.T, weights @ weights.T, atol=5 / np.sqrt(2048))
+    # And so the chunks that BM25 likes best are among the nearest.
+    for query, near in zip(chunks[:50], np.argsort(-(made[:50] @ made.T), axis=1)[:, :20]):
+        best = np.argsort(-bm25.scores(query, chunks, of), kind="stable")[:5]
+        assert len(set(best) & set(near)) >= 3
     alone = np.concatenate([Lexical(2048, of).embed(chunks[i : i + 1]) for i in range(20)])
     np.testing.assert_array_equal(alone, made[:20])
 

@@ -132,21 +132,29 @@ def _build(key, sent):
 
 
 def _neighbours(job: Job) -> dict:
-    """Queries are sent to the shards that they are searched in, and what these found to the queries' block; once more,
-    to all shards, those that found too few."""
+    """Queries are sent to the shards that they are searched in, what these found to the queries' block, and from there
+    to where the words of the candidates lie; once more, to all shards, those that found too few."""
     import apache_beam as beam
 
     blocks = job.step.parts()
 
     def searched(elements, again):
-        return (
+        found = (
             elements
             | "send" >> beam.FlatMap(functools.partial(_send, job.key))
             | "by index shard" >> beam.GroupByKey()
             | "search" >> beam.FlatMap(functools.partial(_search, job.key))
             | "by block" >> beam.GroupByKey()
-            | "rank" >> beam.Map(functools.partial(_rank, job.key, again))
+            | "together" >> beam.Map(functools.partial(_together, job.key, again))
         )
+        scores = (
+            found
+            | "ask" >> beam.FlatMap(functools.partial(_ask_words, job.key))
+            | "by place" >> beam.GroupByKey()
+            | "score" >> beam.FlatMap(functools.partial(_score, job.key))
+        )
+        ranked = {"found": found, "scores": scores} | beam.CoGroupByKey()
+        return ranked | "rank" >> beam.Map(functools.partial(_rank, job.key))
 
     job.make(
         range(blocks), functools.partial(searched, again=False), element=lambda block: (block, ())
@@ -180,14 +188,39 @@ def _search(key, sent):
         yield block, (shard, rows, search.answer(shard, block, rows, queries))
 
 
-def _rank(key, again, found):
-    job, (block, answers) = Job.of(key), found
-    step, ordered = job.step, sorted(answers, key=lambda answer: answer[0])
-    together = step.search.together(block, ((rows, said) for _, rows, said in ordered))
+def _together(key, again, found):
+    """(block, its candidates, and counts)."""
+    search, (block, answers) = Job.of(key).step.search, found
+    ordered = sorted(answers, key=lambda answer: answer[0])
+    together = search.together(block, ((rows, said) for _, rows, said in ordered))
     sent = sum(array.nbytes for _, rows, said in ordered for array in (rows, *said))
-    rows, counts = step.ranked(block, together)
-    counts |= {"sent": sent, "few": [] if again else step.search.few(together)}
-    job.put(block, columns.encode(step.layout, rows, {}), counts)
+    return block, (together, {"sent": sent, "few": [] if again else search.few(together)})
+
+
+def _ask_words(key, found):
+    """(place of the database, (block, what is asked there))."""
+    block, (candidates, _) = found
+    for place, asked in Job.of(key).step.asked(block, candidates[0]):
+        yield place, (block, asked)
+
+
+def _score(key, asked):
+    """(block, (queries, numbers of their candidates, scores))."""
+    step, (place, requests) = Job.of(key).step, asked
+    for block, request in requests:
+        yield block, (*request[:2], step.scored(place, request))
+
+
+def _rank(key, grouped):
+    job, (block, parts) = Job.of(key), grouped
+    ((candidates, counts),) = parts["found"]
+    scores = None
+    if job.step.reranks:
+        scores = np.zeros(candidates[0].shape, np.float32)
+        for query, number, score in parts["scores"]:
+            scores[query, number] = score
+    rows, told = job.step.ranked(block, candidates, scores)
+    job.put(block, columns.encode(job.step.layout, rows, {}), told | counts)
 
 
 def _shards(job: Job) -> dict:

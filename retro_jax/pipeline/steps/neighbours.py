@@ -9,15 +9,17 @@ import numpy as np
 from retro_jax.config import RetrievalConfig
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.pipeline.step import Advance, Rows, nothing_done
-from retro_jax.retrieval import forbidden, neighbours, sharded
+from retro_jax.retrieval import bm25, forbidden, neighbours, sharded
 from retro_jax.retrieval.bm25 import Statistics
 from retro_jax.retrieval.index import INDEXES, Found, nothing
-from retro_jax.retrieval.indexes import bm25
+from retro_jax.retrieval.indexes import bm25 as lists
 from retro_jax.retrieval.ranking import Queries, Ranking
 from retro_jax.retrieval.sharded import Shard, ShardedIndex
+from retro_jax.retrieval.words import NONE
 from retro_jax.store.bucket import local
 from retro_jax.store.columns import Columns
 
+_PLACE = 4096  # chunks of the database whose words are read at a time, to score some of them
 _MANY = 2**16  # queries of a block where each block opens every shard of an index
 
 
@@ -36,6 +38,8 @@ class FindNeighbours(Rows):
     ):  # fmt: skip
         super().__init__(base, name, settings, inputs)
         self.database, self._config = database, config
+        self._opened: dict[str, np.ndarray] = {}
+        self._placed: dict[int, np.ndarray] = {}  # words of the place that was asked last
 
     @property
     def doing(self) -> str:
@@ -91,16 +95,55 @@ class FindNeighbours(Rows):
         """The neighbours of a block, [n, K] each."""
         return self.ranked(part, self.search.find(part, advance))
 
-    def ranked(self, part: int, candidates: Found) -> tuple[dict, dict]:
-        """What `make` returns, of the candidates of a block."""
-        at = slice(self.begins(part), self.begins(part + 1))
-        ids, distances = self._ranking.order(
-            Queries(candidates[0], self._words(self.split, at)),
-            self._database_words,
-            candidates,
-            self.k,
-        )
+    def ranked(
+        self, part: int, candidates: Found, scores: np.ndarray | None = None
+    ) -> tuple[dict, dict]:
+        """What `make` returns, of the candidates of a block; `scores` [n, C] if they were scored where their words
+        lie (see `asked`)."""
+        if scores is not None:
+            ids, distances = self._ranking.best(candidates[0], scores, self.k)
+        else:
+            words = self._words(self.split, self._at(part)), self._words(self.database)
+            queries = Queries(candidates[0], None if words[0] is None else np.asarray(words[0]))
+            ids, distances = self._ranking.order(queries, words[1], candidates, self.k)
         return {"ids": ids, "distances": distances}, {"fewer": self.fewer(ids)}
+
+    def _at(self, part: int) -> slice:
+        return slice(self.begins(part), self.begins(part + 1))
+
+    def asked(self, part: int, ids: np.ndarray) -> Iterator[tuple[int, tuple]]:
+        """What is asked of places of the database to score the candidates [n, C] of a block: the place, and
+        (queries [p] and numbers of their candidates [p], ids [p], words of different queries [q, W], and which of
+        these each is of [p]). For who cannot hold the words of the database."""
+        if not self.reranks:
+            return
+        words = np.asarray(self._words(self.split, self._at(part)))
+        words = words[:, : max(1, (words != NONE).sum(axis=1).max(initial=0))]
+        query, number = np.nonzero(ids >= 0)
+        place = ids[query, number] // _PLACE
+        order = np.argsort(place, kind="stable")
+        for at in np.split(order, np.flatnonzero(np.diff(place[order])) + 1):
+            if len(at):
+                own, of = np.unique(query[at], return_inverse=True)
+                said = query[at], number[at], ids[query[at], number[at]], words[own], of
+                yield int(place[at[0]]), said
+
+    def scored(self, place: int, asked: tuple) -> np.ndarray:
+        """The scores [p] of the candidates that `asked` names."""
+        ids, words, of = asked[2:]
+        if place not in self._placed:
+            rows = self._words(self.database)[place * _PLACE : (place + 1) * _PLACE]
+            self._placed = {place: np.asarray(rows)}
+        chunks = self._placed[place][ids - place * _PLACE]
+        out = np.zeros(len(ids), np.float32)
+        for number, query in enumerate(words):
+            out[of == number] = bm25.scores(query, chunks[of == number], self.statistics)
+        return out
+
+    @property
+    def reranks(self) -> bool:
+        """Whether candidates are ordered by their words."""
+        return self._config.rerank != "none"
 
     @property
     def candidates(self) -> int:
@@ -118,14 +161,13 @@ class FindNeighbours(Rows):
             return None
         return Statistics.load(local(self.at("statistics")))
 
-    @functools.cached_property
-    def _database_words(self) -> np.ndarray | None:
-        return self._words(self.database, slice(None))
-
-    def _words(self, split: str, rows: slice) -> np.ndarray | None:
-        if self._config.rerank == "none":
+    def _words(self, split: str, rows: slice | None = None):
+        """The words of a split, or of rows of it [n, W], where candidates are ordered by them."""
+        if not self.reranks:
             return None
-        return Columns(self.at(f"words/{split}"))["words"][rows]
+        if split not in self._opened:
+            self._opened[split] = Columns(self.at(f"words/{split}"))["words"]
+        return self._opened[split] if rows is None else self._opened[split][rows]
 
     def fewer(self, ids: np.ndarray) -> int:
         """How many chunks have fewer than K."""
@@ -227,7 +269,7 @@ class SearchWords(Search):
         queries = np.asarray(self._queries[slice(*self._bounds(part))])
         shards, size, most = self._reports
         yield 0, np.zeros(0, np.int64), np.zeros((0, 2, 0), np.int32)  # though it asks nothing
-        yield from bm25.sent(queries, shards, self._step.statistics, size, most)
+        yield from lists.sent(queries, shards, self._step.statistics, size, most)
 
     @functools.cached_property
     def _reports(self) -> tuple[int, int, int]:
@@ -241,8 +283,8 @@ class SearchWords(Search):
         if number not in self._answering:
             path = self._step.at("index") / sharded.shard_name(number)
             self._answering = {number: (sharded.open_shard(local(path), 0), self._owners)}
-        lists = self._answering[number][0].index
-        found = [lists.postings(*asked) for asked in queries]
+        index = self._answering[number][0].index
+        found = [index.postings(*asked) for asked in queries]
         ends = np.cumsum([len(f) for f in found], dtype=np.int64)
         return ends, np.concatenate([np.zeros(0, np.int64), *found])
 
@@ -255,8 +297,8 @@ class SearchWords(Search):
                 said[row].append(own)
         ids, distances = nothing(len(said), s.candidates)
         for row, own in enumerate(said):
-            chunks, sums = bm25.summed(own)
+            chunks, sums = lists.summed(own)
             valid = ~np.isin(self._owners(chunks), none_of[row])
-            near, sums = bm25.top(chunks[valid], sums[valid], s.candidates)
-            ids[row, : len(near)], distances[row, : len(near)] = near, bm25.distance(sums)
+            near, sums = lists.top(chunks[valid], sums[valid], s.candidates)
+            ids[row, : len(near)], distances[row, : len(near)] = near, lists.distance(sums)
         return ids, distances

@@ -1,9 +1,10 @@
 """A sketch of BM25: the words of a chunk, weighted as BM25 does, in few numbers that an index of vectors searches.
 
-A chunk's vector has sqrt(idf) * saturation for each of its words (bm25.py), so that the product of two such
-vectors is nearly the BM25 score of one for the other. Multiplied by random signs it becomes E numbers whose
-products are nearly the same (Johnson and Lindenstrauss 1984; signs: Achlioptas 2003). Nothing is fitted but the
-statistics of words, and rare words weigh the most, which a reduction by SVD throws away.
+A chunk's vector has sqrt(idf) * saturation for each of its words (bm25.py). The product of two is what BM25 gives,
+but that the words of a query are saturated too; and vectors are of length 1, so that a short chunk is as near as
+a long one. Both are made good by exact BM25, which orders the candidates. Multiplied by random signs a vector becomes
+E numbers whose products are nearly the same (Johnson and Lindenstrauss 1984; signs: Achlioptas 2003). Nothing is
+fitted but the statistics of words, and rare words weigh the most, which a reduction by SVD throws away.
 
 As candidates that exact BM25 then orders (`retrieval.rerank`), the 50 nearest of 512 numbers give the neighbours
 that whole BM25 gives; docs/pipeline.md has the figures.
