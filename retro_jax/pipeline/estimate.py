@@ -129,12 +129,12 @@ def show(result: dict):
     found = result["index"]
     out.print(
         f"measured on {_bytes(result['sample_bytes'])} of the source, on this machine's processor; "
-        f"{found['shards']:,} index shards of {found['shard_vectors']:,.0f} vectors ({found['kind']}), "
+        f"{found['shards']:,} index shards of {found['shard_vectors']:,.0f} chunks ({found['kind']}), "
         f"{found['visited']:,.0f} of them searched for each chunk, which sends at most "
         f"{_bytes(found['sent_bytes_a_query'])} between workers, {_bytes(result['sent_bytes'])} in all with what the "
-        "index is built of; a shard's "
-        f"vectors take {_bytes(found['shard_bytes'])} of memory, and building an approximate index of them two to "
-        "three times that",
+        "index is built of; a shard "
+        f"takes {_bytes(found['shard_bytes'])} of memory, and building one of ScaNN or faiss two to three "
+        "times that",
         soft_wrap=True,
     )
 
@@ -200,7 +200,9 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
         candidates = found[0][:, : given.k] % sample, found[1][:, : given.k]
         made.ranking.order(queries, words, candidates, r.neighbours)
         ranking = (time.process_time() - start) / len(queries.searched)
+        held = vectors.shape[1] * vectors.dtype.itemsize
         if kind.takes == "words":
+            held = sum(f.stat().st_size for f in Path(directory).rglob("*.npy")) / len(vectors)
             most = sharded.read_report(Path(directory) / sharded.shard_name(0))["postings"]
             read = opened.shard(0).index.read_by(queries.searched)
     row, visited, size = vectors.shape[1] * vectors.dtype.itemsize, shards, database / shards
@@ -228,7 +230,7 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
         "shards": shards,
         "visited": visited,
         "shard_vectors": size,
-        "shard_bytes": size * row,
+        "shard_bytes": size * held,
         "build_cpu_seconds_a_vector": build,
         "cpu_seconds_a_query": search * (size / len(vectors)) ** growth * times + ranking,
         "sent_bytes_a_query": sent,
