@@ -1,5 +1,8 @@
+import uuid
+
 import numpy as np
 import pytest
+from upath import UPath
 
 from retro_jax.corpus import collect
 from retro_jax.store import columns
@@ -85,3 +88,30 @@ def test_repeated_rows_are_all_but_the_first(most):
             expected.append(row)
         seen.add(value)
     assert sorted(collect.repeated(values, most)) == expected
+
+
+def test_scattered_rows_of_a_bucket_are_read_in_pieces(monkeypatch):
+    """Memory is that of what is asked for, however far apart the rows lie."""
+    directory, rows = UPath(f"memory://{uuid.uuid4()}"), np.arange(3000).reshape(1000, 3)
+    layout = {"x": ("<i4", (3,))}
+    part = directory / "part"
+    part.mkdir(parents=True)
+    for name, data in columns.encode(layout, {"x": rows}, {}).items():
+        (part / name).write_bytes(data)
+    columns.join(directory, layout, [part], {})
+    array, sizes, read = columns.Columns(directory)["x"], [], columns.Ranges._read
+    monkeypatch.setattr(columns, "_READ", 10 * 12)
+
+    def told(self, begin, end):
+        sizes.append(end - begin)
+        return read(self, begin, end)
+
+    monkeypatch.setattr(columns.Ranges, "_read", told)
+    for wanted in (
+        np.array([999, 3, 3, 500, 12]),
+        np.array([[7, 8], [991, 990]]),
+        np.array([], int),
+    ):
+        np.testing.assert_array_equal(array[wanted], rows[wanted])
+    assert max(sizes) <= 10
+    np.testing.assert_array_equal(array[5], rows[5])
