@@ -189,17 +189,21 @@ def build(scann, vectors, directory, min_recall: float, given: Given) -> tuple[S
         tried = [at(*wide) for wide in sorted(wider - {setting})]
         recall, index = max(((measure(t), t) for t in tried), key=lambda pair: pair[0])
         setting = index.leaves_to_search, index.reorder
-    # Then back, halving the way between too narrow and wide enough: what is searched is time.
-    which = 0 if setting[0] != before[0] else 1
-    low, high = before[which], setting[which]
-    while recall >= min_recall and high - low > max(1, low // 8):
-        middle = (low + high) // 2
-        narrower = at(*(middle, setting[1]) if which == 0 else (setting[0], middle))
-        reached = measure(narrower)
-        if reached < min_recall:
-            low = middle
-        else:
-            high, recall, index = middle, reached, narrower
+    # Then back, halving the way between too narrow and wide enough: what is searched is time. What was widened last
+    # was too narrow before; the other may have been widened in vain.
+    last = 0 if setting[0] != before[0] else 1
+    lows = {last: before[last], 1 - last: (least, _REORDER)[1 - last] - 1}
+    for which, low in lows.items():
+        setting = [index.leaves_to_search, index.reorder]
+        high = setting[which]
+        while recall >= min_recall and high - low > max(1, low // 8):
+            setting[which] = (low + high) // 2
+            narrower = at(*setting)
+            reached = measure(narrower)
+            if reached < min_recall:
+                low = setting[which]
+            else:
+                high, recall, index = setting[which], reached, narrower
     if recall < min_recall:
         raise UserError(
             f"config field retrieval.settings.scann.min_recall = {min_recall}: the ScaNN index reaches recall@{k} "
