@@ -165,9 +165,14 @@ class FindNeighbours(Rows):
         """The words of a split, or of rows of it [n, W], where candidates are ordered by them."""
         if not self.reranks:
             return None
-        if split not in self._opened:
-            self._opened[split] = Columns(self.at(f"words/{split}"))["words"]
-        return self._opened[split] if rows is None else self._opened[split][rows]
+        words = self._column(f"words/{split}", "words")
+        return words if rows is None else words[rows]
+
+    def _column(self, step: str, name: str):
+        """A column of a step's output, opened once: what is mapped twice counts twice."""
+        if step not in self._opened:
+            self._opened[step] = Columns(self.at(step))[name]
+        return self._opened[step]
 
     def fewer(self, ids: np.ndarray) -> int:
         """How many chunks have fewer than K."""
@@ -187,7 +192,7 @@ class FindNeighbours(Rows):
         """What the index takes, of a split [N, E]."""
         takes = INDEXES[self._config.index].takes
         step = "embeddings" if takes == "vectors" else "words"
-        return Columns(self.at(f"{step}/{split}"))[takes]
+        return self._column(f"{step}/{split}", takes)
 
 
 class Search:
