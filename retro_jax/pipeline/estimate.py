@@ -200,12 +200,12 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
         candidates = found[0][:, : given.k] % sample, found[1][:, : given.k]
         made.ranking.order(queries, words, candidates, r.neighbours)
         ranking = (time.process_time() - start) / len(queries.searched)
-        held = vectors.shape[1] * vectors.dtype.itemsize
+        held = row = vectors.shape[1] * vectors.dtype.itemsize
         if kind.takes == "words":
             held = sum(f.stat().st_size for f in Path(directory).rglob("*.npy")) / len(vectors)
             most = sharded.read_report(Path(directory) / sharded.shard_name(0))["postings"]
             read = opened.shard(0).index.read_by(queries.searched)
-    row, visited, size = vectors.shape[1] * vectors.dtype.itemsize, shards, database / shards
+    visited, size = shards, database / shards
     placed = 0.0  # bytes of a chunk that are sent to where an index is built
     growth = kind.growth if clusters or not kind.approximate else 1.0  # without a tree
     if kind.takes == "words":
@@ -213,7 +213,7 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
         asked = np.asarray(queries.searched)
         visited = min(shards, float(np.mean([len(np.unique(q[q >= 0])) for q in asked])))
         sent, times = row + 8 * most, 1
-        placed = _POSTING * float(np.mean([len(np.unique(w[w >= 0])) for w in words]))
+        placed = _POSTING * float(made.statistics.frequencies.sum() / made.statistics.chunks)
     else:
         if shards > 1 and kind.approximate and clusters:
             shards = routing.TWICE * shards

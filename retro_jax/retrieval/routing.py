@@ -23,18 +23,16 @@ def fit(vectors: np.ndarray, parts: int) -> np.ndarray:
     from sklearn.cluster import BisectingKMeans  # heavy, and for large databases only
     from threadpoolctl import threadpool_limits
 
-    runs = [
-        len(vectors) * n // parts for n in range(parts)
-    ]  # evenly spread, and read in one go each
+    # Runs that are evenly spread, and read in one go each.
+    runs = [len(vectors) * n // parts for n in range(parts)]
     run = max(1, min(_SAMPLE, _FITTED // parts))
     sample = np.concatenate([vectors[begin : begin + run] for begin in runs]).astype(np.float32)
     # A few vectors moved a little: k-means wants as many different ones as centres.
     spread = np.float32(1e-6 * (1 + np.abs(sample[: 2**16]).mean()))
     sample += spread * np.random.default_rng(0).standard_normal(sample.shape, np.float32)
     made = BisectingKMeans(parts, random_state=0, bisecting_strategy="largest_cluster")
-    with threadpool_limits(
-        1
-    ):  # threads add up in the order in which they end: other bits each time
+    # Threads add up in the order in which they end: other bits each time.
+    with threadpool_limits(1):
         return made.fit(sample).cluster_centers_.astype(np.float32)
 
 
