@@ -33,6 +33,7 @@ setup(
         "ml-dtypes>=0.5",
         "scikit-learn>=1.6",
         "scipy>=1.13",
+        "threadpoolctl>=3.1",
         "regex>=2024.5",  # what is a letter, in every script
         "datasketch>=1.6",
         "google-crc32c>=1.6",
