@@ -70,7 +70,9 @@ def ours(column, data: Data, out: Path, embedder: str, index: str, shard: int, *
     report = division.build(column, out, config, given)
     seconds = time.perf_counter() - start
     opened = sharded.ShardedIndex(out)
-    note = f"{report['probes']} of {report['shards']} partitions" if report["probes"] else ""
+    note = ""
+    if report["probes"]:
+        note = f"{report['probes']:.1f} of {report['shards']} partitions, {report['share']:.3f} of each"
 
     def search(queries):
         return opened.each(

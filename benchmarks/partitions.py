@@ -6,8 +6,8 @@
 The vectors are those of the quickstart's `prepare` of --source with TF-IDF; a smaller database is a random part of
 them. Partitions are cut and vectors placed as `retro prepare` does it (retro_jax/retrieval/routing.py), and each
 partition is searched exactly, so that what is missed is missed by the route alone. Queries are vectors of the
-database, whose own place does not count. `probes` is the number of partitions that hold the share --recall of the k
-nearest, the last one in part: 1.5 is one and half of what a second one adds.
+database, whose own place does not count. `probes` is the number of partitions that a query is sent to on average,
+with the slack at which they hold the share --recall of the k nearest.
 
 The exponents are slopes of log probes over log partitions, by least squares: of the largest database cut ever
 finer, and of partitions that keep their size while the database grows.
@@ -21,23 +21,22 @@ FORMATS = {"chunks": ",d", "partitions": ",d", "a partition": ",.0f", "probes, k
            "probes, k=50": ".2f", "largest, of the mean": ".1f", "k=10": ".2f", "k=50": ".2f"}  # fmt: skip
 
 
-def probes(place: np.ndarray, near: np.ndarray, truth: np.ndarray, recall: float) -> float:
-    """How many partitions hold a share of the nearest.
+def probes(
+    place: np.ndarray, near: np.ndarray, farther: np.ndarray, truth: np.ndarray, recall: float
+) -> float:
+    """How many partitions are visited to see a share of the nearest.
 
     Args:
       place: the partitions of each vector [N, 2].
-      near: the partitions that queries are sent to, nearest first [Q, P].
+      near, farther: the partitions that queries may be sent to, and how far these are [Q, p]: `routing.nearest`.
       truth: their neighbours [Q, k].
     """
-    seen = np.zeros(truth.shape, bool)
-    before, homes = 0.0, place[truth]
-    for searched in range(near.shape[1]):
-        seen |= (homes == near[:, searched, None, None]).any(axis=-1)
-        share = float(seen.mean())
-        if share >= recall:
-            return searched + (recall - before) / (share - before)
-        before = share
-    return float("nan")
+    far = np.full((len(near), place.max() + 1), np.inf)
+    np.put_along_axis(far, near, farther, axis=1)
+    homes = place[truth]
+    reached = np.take_along_axis(far, homes.reshape(len(far), -1), axis=1).reshape(homes.shape)
+    slack = np.quantile(reached.min(axis=-1), recall, method="higher")
+    return float((farther <= slack).sum(axis=1).mean()) if np.isfinite(slack) else float("nan")
 
 
 def measure(vectors: np.ndarray, parts: int, queries: int, recall: float) -> dict:
@@ -49,9 +48,9 @@ def measure(vectors: np.ndarray, parts: int, queries: int, recall: float) -> dic
     place = np.concatenate(list(routing.placed(vectors, centres)))
     asked = vectors[np.linspace(0, len(vectors) - 1, queries).astype(int)]
     truth = Exact(vectors).search(asked, max(KS) + 1)[0][:, 1:]
-    near = routing.nearest(asked, centres, parts)
+    route = routing.nearest(asked, centres)
     sizes = np.bincount(place.ravel(), minlength=parts)
-    found = {f"probes, k={k}": probes(place, near, truth[:, :k], recall) for k in KS}
+    found = {f"probes, k={k}": probes(place, *route, truth[:, :k], recall) for k in KS}
     return {"chunks": len(vectors), "partitions": parts, "a partition": sizes.mean()} | found | {
         "largest, of the mean": sizes.max() / sizes.mean()
     }  # fmt: skip

@@ -4,7 +4,7 @@ Every step is run on the first megabytes of the source, and what it takes is sca
 the text; the search for neighbours to the number of queries times what one takes:
 
   in order    the time of a shard of `retrieval.index_shard` vectors, times the shards
-  by routes   the time of a partition, times the partitions that a query is sent to
+  by routes   the time of a partition, searched as widely as the route wants, times those that a query is sent to
   by words    the time that the sample takes, in proportion to the postings that a query may read at most
 
 and in every case the re-ranking of its candidates. How many partitions a query is sent to is measured on the sample
@@ -172,8 +172,8 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
     r = e.retrieval
     vectors, words = np.asarray(made.searched("train")), made.words("train")
     sample, queries = len(vectors), made.queries("train").rows(slice(_QUERIES))
-    shards = division.shards(database, r)
-    kind = INDEXES[r.index].kind_for(int(database / shards))
+    size = database / division.shards(database, r)
+    kind = INDEXES[r.index].kind_for(int(size))
     name = next(n for n in INDEXES if INDEXES[n] is kind)
     clusters = EMBEDDERS[r.embedder].clusters
     given = Given(made.ranking.fetch(r.neighbours), clusters, made.statistics)
@@ -184,17 +184,23 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
         parts = itertools.islice(itertools.cycle([vectors]), -(-_VECTORS // len(vectors)))
         parts = [v + spread * rng.normal(size=v.shape) for v in parts]
         vectors = np.concatenate(parts)[:_VECTORS].astype(np.float32)
+    shards = visited = division.shards(database, r)
+    routed = kind.takes == "vectors" and shards > 1 and kind.approximate and clusters
+    if routed:
+        shards *= routing.TWICE
+        visited, share = _route(vectors[:sample], r, given, name, shards)
     progress.say(f"timing {name} search in {len(vectors):,} chunks")
     with tempfile.TemporaryDirectory() as directory:
         start = time.process_time()
         whole = dataclasses.replace(r, index_shard=len(vectors))
         division.build(vectors, Path(directory), whole, given, name)
         build = (time.process_time() - start) / len(vectors)
-        opened = sharded.ShardedIndex(Path(directory))
+        opened = sharded.ShardedIndex(Path(directory)).shard(0).index
+        if routed:
+            opened = opened.wide(share)
         start = time.process_time()
-        found = opened.search(
-            queries.searched, 2 * given.k + 12
-        )  # as `nearest_valid` asks at first
+        # As many as `nearest_valid` asks for at first.
+        found = opened.search(queries.searched, 2 * given.k + 12)
         search = (time.process_time() - start) / len(queries.searched)
         start = time.process_time()
         candidates = found[0][:, : given.k] % sample, found[1][:, : given.k]
@@ -204,8 +210,7 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
         if kind.takes == "words":
             held = sum(f.stat().st_size for f in Path(directory).rglob("*.npy")) / len(vectors)
             most = sharded.read_report(Path(directory) / sharded.shard_name(0))["postings"]
-            read = opened.shard(0).index.read_by(queries.searched)
-    visited, size = shards, database / shards
+            read = opened.read_by(queries.searched)
     placed = 0.0  # bytes of a chunk that are sent to where an index is built
     growth = kind.growth if clusters or not kind.approximate else 1.0  # without a tree
     if kind.takes == "words":
@@ -215,10 +220,8 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
         sent, times = row + 8 * most, 1
         placed = _POSTING * float(made.statistics.frequencies.sum() / made.statistics.chunks)
     else:
-        if shards > 1 and kind.approximate and clusters:
-            shards = routing.TWICE * shards
-            visited = _probes(vectors[:sample], r, given, name, shards)
-            route, place = _routing(vectors, visited, shards)
+        if routed:
+            route, place = _routing(vectors, shards)
             build, ranking = routing.TWICE * build + place, ranking + route
             ranking += visited * _merging(found, given.k)
             placed = routing.TWICE * row
@@ -238,14 +241,17 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
     }
 
 
-def _probes(vectors: np.ndarray, r: RetrievalConfig, given: Given, name: str, parts: int) -> float:
-    """Of so many partitions, how many a query is sent to."""
+def _route(
+    vectors: np.ndarray, r: RetrievalConfig, given: Given, name: str, parts: int
+) -> tuple[float, float]:
+    """Of so many partitions, how many a query is sent to, and what share of each is searched."""
     with tempfile.TemporaryDirectory() as directory:
         shard = -(-routing.TWICE * len(vectors) // _PARTS)
         few = dataclasses.replace(r, index_shard=shard)
         given = given._replace(k=max(r.neighbours, min(given.k, shard // 100)))
         report = division.build(vectors, Path(directory), few, given, name)
-    return min(parts, report["probes"] * max(1.0, parts / report["shards"]) ** _PROBES)
+    more = max(1.0, parts / report["shards"]) ** _PROBES
+    return min(parts, report["probes"] * more), report["share"]
 
 
 def _merging(found: Found, k: int) -> float:
@@ -256,11 +262,11 @@ def _merging(found: Found, k: int) -> float:
     return (time.process_time() - start) / len(near[0])
 
 
-def _routing(vectors: np.ndarray, probes: float, parts: int) -> tuple[float, float]:
+def _routing(vectors: np.ndarray, parts: int) -> tuple[float, float]:
     """CPU seconds that it takes to find the partitions that a query is sent to, and those of a vector."""
     centres, asked = vectors[:_CENTRES], vectors[-_QUERIES:]
     start = time.process_time()
-    routing.nearest(asked, centres, min(len(centres), int(probes)))
+    routing.nearest(asked, centres)
     middle = time.process_time()
     routing.place(asked, centres)
     scale = parts / len(centres) / len(asked)

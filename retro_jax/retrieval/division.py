@@ -9,10 +9,9 @@ by routes    a shard is a partition (routing.py): `routes.npy` has the centres, 
 by words     a shard has the lists of some words (indexes/bm25.py), of _WORDS times as many chunks
 """
 
-import dataclasses
 import functools
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +33,12 @@ from retro_jax.retrieval.sharded import (
 from retro_jax.store import files
 
 _SAMPLE = 1000  # vectors that the recall of a route is measured on
-_MOST = 64  # partitions that a query is sent to at most, or one in _SHARE of all
-_SHARE = 16
+# How much farther than the nearest a centre may be whose partition is visited too (squared distances).
+_SLACKS = (0.0, 0.02, 0.05, 0.08, 0.12, 0.16, 0.2, 0.25, 0.3, 0.4, 0.6, 1.0, 1e30)
+# What of a partition may be searched: first these are tried, and the second ones where none of them is enough.
+_WIDTHS = ((1 / 64, 1 / 32, 1 / 16, 1 / 8), (1 / 4, 1 / 2, 1.0))
+# What a visit costs however little is searched, as a share of searching a whole partition (of 50,000, in 0.5 ms).
+_VISIT = 1 / 5
 _WORDS = 16  # chunks whose lists take the memory of one vector: 55 to 180 bytes a chunk (benchmarks/growth.py)
 
 
@@ -137,7 +140,9 @@ class Division:
         return np.asarray(self._vectors[ids[0] : ids[-1] + 1])
 
     def _given_for(self, shard: int) -> Given:
-        return self._given._replace(part=(shard, self.shards)) if self.by_words else self._given
+        if self.by_words:
+            return self._given._replace(part=(shard, self.shards))
+        return self._given._replace(tuned=not self.routed)
 
     def build_of(self, shard: int, ids: np.ndarray, vectors: np.ndarray):
         """Builds a shard of vectors [n, E] of these numbers [n].
@@ -147,14 +152,11 @@ class Division:
         """
         if self._index.takes == "vectors":
             vectors = finite(vectors, ids)
-        settings = self._settings
-        if self.routed:  # what the shard misses and what the route misses add up
-            settings = dataclasses.replace(settings, min_recall=(1 + settings.min_recall) / 2)
 
         def make(out: Path) -> dict:
             if self.routed:
                 np.save(out / IDS, ids)
-            return self._index.build(vectors, out, settings, self._given_for(shard))
+            return self._index.build(vectors, out, self._settings, self._given_for(shard))
 
         self._put(shard, len(ids), make)
 
@@ -187,8 +189,9 @@ class Division:
 
         Returns:
           kind, what distances are, whether it is approximate, size (of the database), shards, their sizes,
-          probes (shards that a query is sent to, 0 being all), and the recall@k: the lowest of the shards, or
-          that of the whole route, or None, where it is not measured.
+          probes (shards that a query is sent to on average, 0 being all), slack (see routing.py), share (what of each
+          is searched, 0 where each shard says that itself), and the recall@k: the lowest of the shards, or that of
+          the whole route, or None, where it is not measured.
 
         Raises:
           UserError: the recall of the route is too low.
@@ -203,8 +206,10 @@ class Division:
             "shards": self.shards,
             "sizes": [r["size"] for r in reports],
             "probes": self.shards if self.routed else 0,
+            "slack": 0.0,
+            "share": 0.0,
             "k": self._given.k,
-            "recall": None if self.by_words else min(r["recall"] for r in reports),
+            "recall": None if self.by_words or self.routed else min(r["recall"] for r in reports),
         }
         path = self._out / "index.json"
         files.write_json(path, report)
@@ -218,8 +223,16 @@ class Division:
         ids = self.ids(shard)
         if self.routed and not np.array_equal(np.load(self._out / shard_name(shard) / IDS), ids):
             return "its vectors are others", False
-        opened = open_shard(self._out / shard_name(shard), 0).index
+        # Of a partition, whether it finds its vectors at all: how widely it is searched is a matter of the route.
+        opened = open_shard(self._out / shard_name(shard), 0, share=float(self.routed)).index
         return opened.again(self._of(ids), self._settings, self._given_for(shard))
+
+    def route_again(self) -> tuple[str, bool]:
+        """What `retro verify` asks of the whole route: its recall, and whether that is enough."""
+        report = read_report(self._out)
+        asked = (report["share"],), (report["slack"],)
+        (found,) = recalls(self._out, self._vectors, self._given.k, *asked)
+        return f"recall {found['recall']:.3f}", found["recall"] >= self._settings.min_recall
 
 
 def build(
@@ -235,42 +248,64 @@ def build(
 
 
 def measure(directory: Path, vectors: np.ndarray, k: int, min_recall: float) -> dict:
-    """How many partitions a query has to be sent to.
-
-    A sample of the vectors is searched in the partitions of its nearest centres, each opened once, and compared
-    with exact search in the whole database; that a vector finds itself does not count.
+    """To which partitions a query has to be sent, and how widely each is to be searched: together, because either
+    can make up for the other. What reaches the recall with the least work is taken.
 
     Returns:
-      probes, and the recall@k with them.
+      probes, slack, share, and the recall@k with them.
 
     Raises:
       UserError: the recall is too low even with many.
+    """
+    for shares in _WIDTHS:
+        ways = recalls(directory, vectors, k, shares, _SLACKS)
+        if enough := [way for way in ways if way["recall"] >= min_recall]:
+            return min(enough, key=lambda way: way["probes"] * (way["share"] + _VISIT))
+    best, report = max(ways, key=lambda way: way["recall"]), read_report(directory)
+    raise UserError(
+        f"config field retrieval.settings.*.min_recall = {min_recall}: the index reaches recall@{k} "
+        f"{best['recall']:.3f} with {best['probes']:.0f} of {report['shards']} partitions searched; lower it, or "
+        "make retrieval.index_shard larger"
+    )
+
+
+def recalls(
+    directory: Path, vectors: np.ndarray, k: int, shares: Sequence[float], slacks: Sequence[float]
+) -> list[dict]:
+    """What a route reaches, {probes, slack, share, recall}, for each pair of slacks [S], which rise, and shares.
+
+    A sample of the vectors is searched in the partitions of its nearest centres, each opened once, and compared
+    with exact search in the whole database; that a vector finds itself does not count.
     """
     opened = ShardedIndex(directory, keep=False)
     rows = np.arange(min(len(vectors), _SAMPLE)) * len(vectors) // min(len(vectors), _SAMPLE)
     queries = np.asarray(vectors[rows], np.float32)
     truth = Exact(vectors).search(queries, k + 1)[1][:, -1:]
     truth = np.where(np.isinf(truth), np.finfo(np.float32).max, truth)
-    slack = 1e-5 * (1 + np.square(queries).sum(axis=1, keepdims=True))
-    most = min(opened.shards, max(_MOST, opened.shards // _SHARE))
-    sent = routing.nearest(queries, read_routes(directory), most)
-    found = [nothing(len(queries), k + 1) for _ in range(most)]
+    within = truth + 1e-5 * (1 + np.square(queries).sum(axis=1, keepdims=True))
+    near, farther = routing.nearest(queries, read_routes(directory))
+    # The first slack with which a query is sent to a partition.
+    first = np.searchsorted(slacks, np.where(np.arange(near.shape[1]), farther, -1))
+    sent = np.where(first < len(slacks), near, -1)
+    found = {share: [nothing(len(queries), k + 1) for _ in slacks] for share in shares}
     for number, at in enumerate(routing.members(sent, opened.shards)):
-        if len(at):
-            place = (sent[at] == number).argmax(axis=1)
-            shard = opened.shard(number)
-            ids, distances = shard.search(queries[at], k + 1)
-            for p in np.unique(place):
-                own = place == p
-                found[p][0][at[own]], found[p][1][at[own]] = shard.numbers(ids[own]), distances[own]
-    best, recall = nothing(len(queries), k + 1), 0.0
-    for probes in range(1, most + 1):
-        best = merge(distinct([best, found[probes - 1]]), k + 1)
-        have = min(k, len(vectors) - 1)
-        recall = float((best[1][:, 1 : have + 1] <= truth + slack).mean())
-        if recall >= min_recall:
-            return {"probes": probes, "recall": recall}
-    raise UserError(
-        f"config field retrieval.settings.*.min_recall = {min_recall}: the index reaches recall@{k} {recall:.3f} "
-        f"with {most} of {opened.shards} partitions searched; lower it, or make retrieval.index_shard larger"
-    )
+        if not len(at):
+            continue
+        added = first[at, (sent[at] == number).argmax(axis=1)]
+        shard = opened.shard(number)
+        for share, by_slack in found.items():
+            ids, distances = shard.index.wide(share).search(queries[at], k + 1)
+            ids = shard.numbers(ids)
+            for s in np.unique(added):
+                rows, best = at[added == s], by_slack[s]
+                both = (best[0][rows], best[1][rows]), (ids[added == s], distances[added == s])
+                best[0][rows], best[1][rows] = merge(distinct(both), k + 1)
+    have, ways = min(k, len(vectors) - 1), []
+    for share, by_slack in found.items():
+        best = nothing(len(queries), k + 1)
+        for s, more in enumerate(by_slack):
+            best = merge(distinct([best, more]), k + 1)
+            recall = float((best[1][:, 1 : have + 1] <= within).mean())
+            probes = float((first <= s).sum(axis=1).mean())
+            ways.append({"probes": probes, "slack": slacks[s], "share": share, "recall": recall})
+    return ways

@@ -42,12 +42,15 @@ class Given(NamedTuple):
       clusters: whether near vectors lie together (`Embedder.clusters`).
       statistics: of the words of the whole database, for an index that takes words.
       part: for such a one, which share of the words it is to have: its number, and how many there are.
+      tuned: whether it chooses itself how widely it is searched, as its `min_recall` asks; for a partition the
+        route chooses.
     """
 
     k: int
     clusters: bool = True
     statistics: Statistics | None = None
     part: tuple[int, int] = (0, 1)
+    tuned: bool = True
 
 
 class Index:
@@ -111,6 +114,10 @@ class Index:
         """What `retro verify` asks: whether it is the index of these vectors [N, E], and in a few words
         what was looked at."""
         raise NotImplementedError
+
+    def wide(self, share: float) -> "Index":
+        """The same index, which compares a query with about this share of its vectors, if it may miss some."""
+        return self
 
     @classmethod
     def kind_for(cls, size: int) -> type["Index"]:

@@ -4,7 +4,8 @@ A coarse k-means over a sample of the database cuts it into partitions of nearly
 largest is halved. Every vector lies in two: that of the nearest centre, and a second one, chosen so that it is
 near for queries to which the first is not (SOAR, Sun et al. 2023, "Orthogonality-Enhanced Residuals"): of the
 vector's difference to the second centre, the share that points where its difference to the first does counts
-twice. A query is sent to the partitions of its nearest centres; how many it takes is measured (division.py).
+twice. A query is sent to the partition of its nearest centre, and to those of centres that are nearly as near
+(query-aware pruning: SPANN, Chen et al. 2021); how near that is, is measured (division.py).
 """
 
 import itertools
@@ -16,6 +17,8 @@ _SAMPLE = 256  # vectors of a run at most; the centres are fitted on a run for e
 _FITTED = 2**21  # vectors that the centres are fitted on at most: 2 GB of 256 numbers
 BLOCK = 4096  # vectors that are placed at a time
 TWICE = 2  # partitions of a vector
+_MOST = 64  # partitions that a query is sent to at most, or one in _SHARE of all
+_SHARE = 16
 
 
 def fit(vectors: np.ndarray, parts: int) -> np.ndarray:
@@ -56,19 +59,37 @@ def placed(vectors: np.ndarray, centres: np.ndarray) -> Iterator[np.ndarray]:
         yield place(np.asarray(vectors[begin : begin + BLOCK], np.float32), centres)
 
 
-def nearest(queries: np.ndarray, centres: np.ndarray, probes: int) -> np.ndarray:
-    """The partitions that queries [Q, E] are sent to: [Q, probes], nearest first."""
-    probes, sent = min(probes, len(centres)), []
+def nearest(queries: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The partitions that queries [Q, E] may be sent to.
+
+    Returns:
+      partitions [Q, p], nearest first, and how much farther the centre of each is than the nearest: the ratio of
+      squared distances, less 1 [Q, p].
+    """
+    most = min(len(centres), max(_MOST, len(centres) // _SHARE))
+    found = [(np.zeros((0, most), np.int64), np.zeros((0, most), np.float32))]
     for begin in range(0, len(queries), BLOCK):
-        d = _distances(queries[begin : begin + BLOCK], centres)
-        near = np.argpartition(d, probes - 1, axis=1)[:, :probes]
-        order = np.argsort(np.take_along_axis(d, near, 1), axis=1, kind="stable")
-        sent.append(np.take_along_axis(near, order, 1))
-    return np.concatenate([np.zeros((0, probes), np.int64), *sent])
+        block = queries[begin : begin + BLOCK]
+        d = _distances(block, centres) + np.square(block).sum(axis=1, keepdims=True)
+        near = np.argpartition(d, most - 1, axis=1)[:, :most]
+        d = np.maximum(np.take_along_axis(d, near, 1), 1e-12)
+        order = np.argsort(d, axis=1, kind="stable")
+        near, d = (np.take_along_axis(x, order, 1) for x in (near, d))
+        found.append((near, d / d[:, :1] - 1))
+    return tuple(map(np.concatenate, zip(*found)))
+
+
+def sent(queries: np.ndarray, centres: np.ndarray, slack: float, least: int = 1) -> np.ndarray:
+    """The partitions that queries [Q, E] are sent to: [Q, p], nearest first, -1 after the last.
+
+    slack: how much farther a centre may be than the nearest. least: partitions, however far they are.
+    """
+    near, farther = nearest(queries, centres)
+    return np.where((farther <= slack) | (np.arange(near.shape[1]) < least), near, -1)
 
 
 def members(sent: np.ndarray, parts: int) -> list[np.ndarray]:
-    """Of each partition, which rows of sent [n, p] name it, in order."""
+    """Of each partition, which rows of sent [n, p] name it, in order; -1 is none."""
     order = np.argsort(sent, axis=None, kind="stable")
     ends = np.searchsorted(sent.ravel()[order], np.arange(parts + 1))
     rows = order // sent.shape[1]

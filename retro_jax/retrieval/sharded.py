@@ -71,9 +71,10 @@ class ShardedIndex:
     def __init__(self, directory: Path, vectors: np.ndarray | None = None, keep: bool = True):
         self._directory, self._vectors = directory, vectors
         report = read_report(directory)
-        self._sizes, self._size, self._probes = (report[n] for n in ("sizes", "size", "probes"))
+        self._sizes, self._size = report["sizes"], report["size"]
+        self._slack, self._share = report["slack"], report["share"]
         self._of = INDEXES[report["kind"]]
-        self._centres = read_routes(directory) if self._probes else None
+        self._centres = read_routes(directory) if report["probes"] else None
         self._open, self._lock = {}, threading.Lock()
         self._keep = keep or self.shards == 1
         for number in range(self.shards if keep else 0):
@@ -100,7 +101,7 @@ class ShardedIndex:
     @property
     def routed(self) -> bool:
         """Whether a query is searched in some of the shards only."""
-        return self._probes > 0
+        return self._centres is not None
 
     @property
     def compared(self) -> np.ndarray:
@@ -119,7 +120,7 @@ class ShardedIndex:
 
     def _read(self, number: int) -> Shard:
         path = local(self._directory / shard_name(number))
-        return open_shard(path, sum(self._sizes[:number]), self._vectors)
+        return open_shard(path, sum(self._sizes[:number]), self._vectors, self._share)
 
     def _joined(self) -> Shard:
         parts = [self._read(number).index for number in range(len(self._sizes))]
@@ -128,13 +129,13 @@ class ShardedIndex:
     def routes(self, queries: np.ndarray, k: int) -> list[np.ndarray]:
         """Of each shard, which of the queries [Q, E] are searched in it for k neighbours [n].
 
-        As many shards as were measured to be needed. Whoever asks for many neighbours is about to discard most:
-        then shards are visited in proportion, all of them long before k is N.
+        Those that were measured to be needed. Whoever asks for many neighbours is about to discard most: then
+        shards are visited in proportion, all of them long before k is N.
         """
-        if not self._probes:
+        least = -(-10 * k * self.shards // len(self))
+        if not self.routed or least >= self.shards:
             return [np.arange(len(queries))] * self.shards
-        probes = max(self._probes, -(-10 * k * self.shards // len(self)))
-        sent = routing.nearest(queries, self._centres, probes)
+        sent = routing.sent(queries, self._centres, self._slack, least)
         return routing.members(sent, self.shards)
 
     def search(self, queries: np.ndarray, k: int) -> Found:
@@ -176,7 +177,7 @@ class ShardedIndex:
         best = nothing(count, k)
         for rows, found in answers:
             both = [(best[0][rows], best[1][rows]), found]
-            ids, distances = merge(distinct(both) if self._probes else both, k)
+            ids, distances = merge(distinct(both) if self.routed else both, k)
             best[0][rows], best[1][rows] = ids, distances
         return best
 
@@ -186,10 +187,18 @@ def shard_name(number: int) -> str:
     return f"{number:05d}"
 
 
-def open_shard(directory: Path, first: int, vectors: np.ndarray | None = None) -> Shard:
-    """Opens one shard; `first` is the number of its first vector, where they are in order."""
+def open_shard(
+    directory: Path, first: int, vectors: np.ndarray | None = None, share: float = 0.0
+) -> Shard:
+    """Opens one shard.
+
+    Args:
+      first: the number of its first vector, where they are in order.
+      share: how much of it is searched; 0: as it was built.
+    """
     report = read_report(directory)
     index = INDEXES[report["kind"]].open(directory, report)
+    index = index.wide(share) if share else index
     return Shard(index, vectors, np.load(directory / IDS) if report["routed"] else first)
 
 

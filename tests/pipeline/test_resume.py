@@ -6,12 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from conftest import write_corpus
 
 # In a process of its own, because it forks. Blocks are made small, so that every step has many.
 SCRIPT = r"""
-import dataclasses, json, random, re, shutil, sys
+import dataclasses, json, random, re, sys
 from pathlib import Path
 from conftest import small_experiment
 from lives import CHANGES, live, nth
@@ -26,14 +25,14 @@ from retro_jax.retrieval.indexes.exact import Exact
 
 sources.BLOCK, chunk_blocks.BLOCK, neighbours.BLOCK = 5, 32, 32
 records._SHARD_BYTES = 12_000
-corpus, whole, killed = map(Path, sys.argv[1:4])
-kind = sys.argv[4]
+corpus, whole, killed = map(Path, sys.argv[1:])
 experiment = small_experiment(corpus)
-retrieval = dataclasses.replace(experiment.retrieval, index="exact" if kind == "partitions" else kind)
-if kind == "partitions":  # searched exactly, because no two ScaNN indexes are the same
-    Exact.approximate, Exact.Settings = True, scann.Settings
-    settings = retrieval.settings | {"exact": {"min_recall": 0.9}}
-    retrieval = dataclasses.replace(retrieval, rerank="bm25", index_shard=60, settings=settings)
+# Partitions, searched exactly, because no two ScaNN indexes are the same.
+Exact.approximate, Exact.Settings = True, scann.Settings
+settings = experiment.retrieval.settings | {"exact": {"min_recall": 0.9}}
+retrieval = dataclasses.replace(
+    experiment.retrieval, index="exact", rerank="bm25", index_shard=60, settings=settings
+)
 experiment = dataclasses.replace(experiment, retrieval=retrieval)
 
 def run(root, *killed_at):
@@ -45,10 +44,6 @@ def begun(partial):  # with something to build on
     return rows or any(partial.glob("*.tfrecord"))
 
 assert not run(whole)
-if kind == "scann":  # built once and kept: no two are the same
-    shutil.copytree(whole, killed)
-    for step in ("neighbours", "shards"):
-        shutil.rmtree(killed / "prepare" / step)
 framed = records.framed  # of a shard, many are written before the next change
 def told(example):
     sys.audit("a.record", f"{killed}/prepare/shards/a record")
@@ -76,14 +71,11 @@ STEPS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("kind", "steps"), [("partitions", STEPS), ("scann", {"neighbours", "shards"})]
-)
-def test_killed_before_changes_on_disk_it_ends_with_the_same_bytes(tmp_path, kind, steps):
+def test_killed_before_changes_on_disk_it_ends_with_the_same_bytes(tmp_path):
     write_corpus(tmp_path / "corpus", documents=30)
     names = ("corpus", "whole", "killed")
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *(str(tmp_path / n) for n in names), kind],
+        [sys.executable, "-c", SCRIPT, *(str(tmp_path / n) for n in names)],
         cwd=Path(__file__).parents[1],  # where conftest is
         capture_output=True,
         text=True,
@@ -94,7 +86,7 @@ def test_killed_before_changes_on_disk_it_ends_with_the_same_bytes(tmp_path, kin
     assert len(kills) > 10
     assert sum(begun for _, begun in kills) >= 5, kills  # with something to build on
     assert any(where.startswith("record ") for where, _ in kills), kills  # half a shard
-    assert {step for where, _ in kills for step in re.findall(r"prepare/\.?(\w+)", where)} == steps
+    assert {step for where, _ in kills for step in re.findall(r"prepare/\.?(\w+)", where)} == STEPS
 
     def contents(name):
         root = tmp_path / name

@@ -136,9 +136,9 @@ def test_collectives_of_a_known_program():
 def model():
     """Small, and of widths that a TPU has: it compiles in seconds."""
     return ModelConfig(
-        decoder=DecoderConfig(d=128, layers=2, heads=2, head_size=64),
+        decoder=DecoderConfig(d=128, layers=1, heads=2, head_size=64),
         encoder=EncoderConfig(d=128, layers=1, heads=2, head_size=64),
-        reading=ReadingConfig(cca_layers=(2,)),
+        reading=ReadingConfig(cca_layers=(1,)),
         dtype="bfloat16",
         remat="full",
     )

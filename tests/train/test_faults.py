@@ -22,22 +22,22 @@ from retro_jax.train import loop, restore
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 corpus, whole, killed = map(Path, sys.argv[1:])
-e = small_experiment(corpus, steps=27, checkpoint_every=3, validate=1, methods=("retro",))
+e = small_experiment(corpus, steps=27, checkpoint_every=3, validate=1, methods=("language_model",))
 e = altered(
     e,
     model={"decoder": {"layers": 1}, "reading": {"cca_layers": (1,)}},
     mesh={"data": 2, "model": 1},
 )
-retro = method_of(e, "retro")
+method = method_of(e, "language_model")  # the loop is the same, and compiles in a third of the time
 
 def weights(root):
     mesh = make_mesh(1, 2, 1)
     with jax.set_mesh(mesh):
-        params = restore.restore_trained(WorkDir(root, e), retro, mesh)
+        params = restore.restore_trained(WorkDir(root, e), method, mesh)
     return {n: np.asarray(p) for n, p in params.items()}
 
 def to_the_end(root):
-    loop.train(WorkDir(root, e), retro)
+    loop.train(WorkDir(root, e), method)
     np.savez(root / "weights.npz", **weights(root))
 
 assert not live(lambda: prepare.prepare(WorkDir(whole, e)), whole)
@@ -60,19 +60,19 @@ moments = {
     "a step after a save": then(nth(2, "rename", path=saved), nth(2, "write", path=log)),
     "all steps are done": nth(1, "rename", path=manifest),
 }
-directory, reached = killed / "train" / "retro", {}
+directory, reached = killed / "train" / "language_model", {}
 for name, moment in moments.items():
-    assert live(lambda: loop.train(WorkDir(killed, e), retro), directory, moment), name
+    assert live(lambda: loop.train(WorkDir(killed, e), method), directory, moment), name
     steps = [int(p.name) for p in directory.glob("checkpoints/*") if p.name.isdecimal()]
     reached[name] = max(steps, default=0)
 assert not live(lambda: to_the_end(killed), killed)
-kept = [sorted(p.name for p in r.glob("train/retro/checkpoints/*")) for r in (whole, killed)]
+kept = [sorted(p.name for p in r.glob("train/language_model/checkpoints/*")) for r in (whole, killed)]
 assert kept[0] == kept[1], kept
 a, b = (np.load(root / "weights.npz") for root in (whole, killed))
 assert set(a) == set(b)
 for name in a:
     np.testing.assert_array_equal(a[name], b[name])
-rows = [[json.loads(line) for line in (r / "train/retro" / "metrics.jsonl").open()] for r in (whole, killed)]
+rows = [[json.loads(line) for line in (r / "train/language_model" / "metrics.jsonl").open()] for r in (whole, killed)]
 told = [[(r["step"], r.get("loss"), r.get("heldout_loss")) for r in found] for found in rows]
 assert told[0] == told[1], told
 print(reached)

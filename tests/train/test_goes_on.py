@@ -32,14 +32,16 @@ def runs(tmp_path_factory):
     """(experiment of 12 steps, directory that was given more steps, directory that had them at once)."""
     root = tmp_path_factory.mktemp("runs")
     write_corpus(root / "corpus", 30)
-    e = small_experiment(root / "corpus", ("retro",), 0.0, steps=8, schedule="constant", decay=0.25)
+    e = small_experiment(
+        root / "corpus", ("language_model",), 0.0, steps=8, schedule="constant", decay=0.25
+    )
     e = altered(e, train={"checkpoint_every": 3})
     longer = altered(e, train={"steps": 12})
     for name, first in (("twice", e), ("once", longer)):
         prepare.prepare(WorkDir(root / name, first))
         for experiment in dict.fromkeys((first.train.steps, 12)):
             of = altered(e, train={"steps": experiment})
-            loop.train(WorkDir(root / name, of), method_of(of, "retro"))
+            loop.train(WorkDir(root / name, of), method_of(of, "language_model"))
     return longer, root / "twice", root / "once"
 
 
@@ -48,7 +50,8 @@ def test_a_finished_run_goes_on_from_before_its_rate_fell(runs):
     mesh = make_mesh(1, 4, 2)
     with jax.set_mesh(mesh):
         twice, once = (
-            restore.restore_trained(WorkDir(root, e), method_of(e, "retro"), mesh) for root in roots
+            restore.restore_trained(WorkDir(root, e), method_of(e, "language_model"), mesh)
+            for root in roots
         )
     for name, value in once.items():
         # Two programs, of which each knows its number of steps, round otherwise; where a gradient is near
@@ -65,9 +68,11 @@ def test_fewer_steps_than_it_has_are_refused_and_other_fields_too(runs):
     ):
         other = dataclasses.replace(e, train=dataclasses.replace(e.train, **changed))
         with pytest.raises(UserError, match=message):
-            loop.train(WorkDir(root, other), method_of(other, "retro"))
+            loop.train(WorkDir(root, other), method_of(other, "language_model"))
     before = (root / "config.json").read_bytes()
     assert cli.main(["train", str(root), "--config.train.steps=5"]) == 2
     assert (root / "config.json").read_bytes() == before  # what is refused is not stored
     same = altered(e, train={"log_every": 5, "keep": 7, "validate": 3, "checkpoint_every": 2})
-    loop.train(WorkDir(root, same), method_of(same, "retro"))  # complete: these never count
+    loop.train(
+        WorkDir(root, same), method_of(same, "language_model")
+    )  # complete: these never count

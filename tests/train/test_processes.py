@@ -28,7 +28,9 @@ def undisturbed(tmp_path_factory):
     """(experiment, config file, prepared directory, losses of a run in one process)."""
     corpus, root = tmp_path_factory.mktemp("corpus"), tmp_path_factory.mktemp("whole")
     write_corpus(corpus)
-    e = small_experiment(corpus, steps=STEPS, checkpoint_every=5, methods=("retro",), validate=1)
+    e = small_experiment(
+        corpus, steps=STEPS, checkpoint_every=5, methods=("language_model",), validate=1
+    )
     e = altered(
         e,
         model={"decoder": {"layers": 1}, "reading": {"cca_layers": (1,)}},
@@ -41,12 +43,12 @@ def undisturbed(tmp_path_factory):
         "def get_config():\n    return ml_collections.ConfigDict(fields)\n"
     )
     prepare.prepare(WorkDir(root, e))
-    loop.train(WorkDir(root, e), method_of(e, "retro"))
+    loop.train(WorkDir(root, e), method_of(e, "language_model"))
     return e, config, root, losses(root)
 
 
 def losses(root: Path) -> dict[int, float]:
-    rows = map(json.loads, (root / "train/retro/metrics.jsonl").read_text().splitlines())
+    rows = map(json.loads, (root / "train/language_model/metrics.jsonl").read_text().splitlines())
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
@@ -85,7 +87,7 @@ def start(config: Path, root: Path, line: int = 0) -> list[subprocess.Popen]:
         "JAX_COMPILATION_CACHE_DIR": str(tests / ".jax_cache"),
         "PYTHONPATH": os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")]),
     }
-    command = [sys.executable, "-c", PAUSED, str(root / "train/retro"), str(line), "train",
+    command = [sys.executable, "-c", PAUSED, str(root / "train/language_model"), str(line), "train",
                "--distributed", f"--config={config}", f"--workdir={root}"]  # fmt: skip
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     processes = [
@@ -113,9 +115,11 @@ def test_two_processes_are_stopped_and_one_goes_on_with_the_same_losses(undistur
     errors = ended(processes)
     assert [p.returncode for p in processes] == [75, 75], errors
     assert "run the same command to continue" in errors[0]
-    stopped = Checkpoints(root / "train/retro/checkpoints").latest()
+    stopped = Checkpoints(root / "train/language_model/checkpoints").latest()
     assert 10 <= stopped < STEPS
-    loop.train(WorkDir(root, e), method_of(e, "retro"))  # here, in one process of eight devices
+    loop.train(
+        WorkDir(root, e), method_of(e, "language_model")
+    )  # here, in one process of eight devices
     same(losses(root), expected)
 
 
@@ -129,7 +133,7 @@ def test_after_a_kill_both_use_what_both_can_read_and_end_well_and_one_speaks(
     for process in processes:
         process.kill()
     ended(processes)
-    checkpoints = root / "train/retro/checkpoints"
+    checkpoints = root / "train/language_model/checkpoints"
     newest = Checkpoints(checkpoints).latest()
     assert 10 <= newest < STEPS
     (written,) = (checkpoints / str(newest)).glob("state/ocdbt.process_1")
@@ -145,7 +149,9 @@ def test_after_a_kill_both_use_what_both_can_read_and_end_well_and_one_speaks(
     same(losses(root), expected)
     assert "parameters" in errors[0]
     assert "step" not in errors[1]
-    manifests = [json.loads((r / "train/retro/manifest.json").read_text()) for r in (root, whole)]
+    manifests = [
+        json.loads((r / "train/language_model/manifest.json").read_text()) for r in (root, whole)
+    ]
     assert manifests[0]["counts"]["best"]["step"] == manifests[1]["counts"]["best"]["step"]
 
 

@@ -73,3 +73,6 @@ class BuildIndex(Files):
         for number in range(division.shards):
             told, same = division.again(number)
             yield f"shard {number}" + (f", {told}" if told else ""), same
+        if division.routed:
+            told, same = division.route_again()
+            yield f"the route, {told}", same

@@ -4,6 +4,7 @@ For who has it already, or no ScaNN: `pip install 'retro_jax[faiss]'`.
 """
 
 import importlib.util
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,11 +62,11 @@ class Faiss(Index):
         made = faiss.index_factory(width, f"IVF{lists},{quantized},RFlat")
         made.train(vectors)
         made.add(vectors)
-        measure = recall_of(vectors, given.k)
-        probes, factor = 1, max(4, -(-_COMPARED // given.k))
+        probes, factor, recall = 1, max(4, -(-_COMPARED // given.k)), None
         index = cls(made, lists, probes, factor)
+        measure = recall_of(vectors, given.k) if given.tuned else None
         # First more lists, then more candidates; what is searched is time.
-        while (recall := measure(index)) < settings.min_recall:
+        while measure and (recall := measure(index)) < settings.min_recall:
             if probes < lists:
                 probes = min(lists, 2 * probes)
             elif factor * given.k < size:
@@ -100,6 +101,11 @@ class Faiss(Index):
 
     def __len__(self) -> int:
         return self._index.ntotal
+
+    def wide(self, share: float) -> "Faiss":
+        """See `Index.wide`."""
+        factor = max(self._factor, int(share**3 * len(self) / _COMPARED))
+        return Faiss(self._index, self._lists, math.ceil(share * self._lists), factor)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """queries [Q, E] -> ids [Q, k] int64, distances [Q, k] float32."""

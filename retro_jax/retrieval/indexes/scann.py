@@ -1,7 +1,9 @@
 """ScaNN: approximate search in a tree with asymmetric hashing, for databases too large to be compared."""
 
 import importlib.util
+import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +87,12 @@ class Scann(Index):
     def __len__(self) -> int:
         return self._size
 
+    def wide(self, share: float) -> "Scann":
+        """See `Index.wide`; the wider it is searched, the larger a part of that is compared exactly."""
+        searched = math.ceil(share * self.leaves)
+        reorder = max(_REORDER, int(share**3 * self._size))
+        return Scann(self._searcher, self._size, self._width, self.leaves, searched, reorder)
+
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """queries [Q, E] -> ids [Q, k] int64, distances [Q, k] float32."""
         queries = checked(queries, self._width)
@@ -155,8 +163,8 @@ def recall_of(vectors: np.ndarray, k: int):
     return recall
 
 
-def build(scann, vectors, directory, min_recall: float, given: Given) -> tuple[Scann, float]:
-    """Builds and writes the index of vectors [N, E]; returns it and the recall it reached.
+def build(scann, vectors, directory, min_recall: float, given: Given) -> tuple[Scann, float | None]:
+    """Builds and writes the index of vectors [N, E]; returns it and the recall it reached, if it is tuned.
 
     Vectors that do not cluster get no tree, most of whose leaves a search would visit: every vector's hash is
     looked at.
@@ -171,14 +179,40 @@ def build(scann, vectors, directory, min_recall: float, given: Given) -> tuple[S
         sample = min(size, 250_000)
         builder = builder.tree(leaves, max(1, leaves // 10), training_sample_size=sample)
     searcher = builder.score_ah(2 if given.clusters else 4).reorder(_REORDER).build()
-    measure = recall_of(vectors, k)
-    # How many leaves to search and how many candidates to compare exactly depends on the data (where
-    # much is nearly equal, on the second); double what helps more until the recall is reached.
+    least = _visited(k + 1, size, leaves)  # by whatever is measured below
 
     def at(*setting):
         return Scann(searcher, size, width, leaves, *setting)
 
-    least = _visited(k + 1, size, leaves)  # by whatever is measured below
+    index, recall = at(least, _REORDER), None
+    if given.tuned:
+        index, recall = _tuned(at, recall_of(vectors, k), index, min_recall)
+        if recall < min_recall:
+            raise UserError(
+                f"config field retrieval.settings.scann.min_recall = {min_recall}: the ScaNN index reaches recall@{k} "
+                f"{recall:.3f} with everything searched; lower it or use retrieval.index = 'exact'"
+            )
+    (directory / "scann").mkdir()
+    try:
+        searcher.serialize(str(directory / "scann"), relative_path=True)
+    except RuntimeError as error:
+        raise OSError(f"ScaNN cannot write its index: {error}") from error
+    return index, recall
+
+
+def _tuned(
+    at: Callable[[int, int], Scann],
+    measure: Callable[[Scann], float],
+    narrow: Scann,
+    min_recall: float,
+) -> tuple[Scann, float]:
+    """The narrowest search that reaches the recall, or everything; and its recall.
+
+    at: an index of so many leaves to search, and so many candidates to compare exactly. narrow: the narrowest.
+    """
+    size, leaves, least = len(narrow), narrow.leaves, narrow.leaves_to_search
+    # How many leaves to search and how many candidates to compare exactly depends on the data (where
+    # much is nearly equal, on the second); double what helps more until the recall is reached.
     setting, before = (max(least, leaves // 10), _REORDER), (least - 1, _REORDER)
     index = at(*setting)
     recall = measure(index)
@@ -203,14 +237,4 @@ def build(scann, vectors, directory, min_recall: float, given: Given) -> tuple[S
                 low = setting[which]
             else:
                 high, recall, index = setting[which], reached, narrower
-    if recall < min_recall:
-        raise UserError(
-            f"config field retrieval.settings.scann.min_recall = {min_recall}: the ScaNN index reaches recall@{k} "
-            f"{recall:.3f} with everything searched; lower it or use retrieval.index = 'exact'"
-        )
-    (directory / "scann").mkdir()
-    try:
-        searcher.serialize(str(directory / "scann"), relative_path=True)
-    except RuntimeError as error:
-        raise OSError(f"ScaNN cannot write its index: {error}") from error
     return index, recall
