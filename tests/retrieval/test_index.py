@@ -258,6 +258,34 @@ def test_routes_find_what_is_asked_for_in_a_share_of_the_database(vectors, route
     np.testing.assert_array_equal(opened.search(queries, len(vectors))[0][:, :5], truth)
 
 
+def test_the_wider_an_index_is_searched_the_more_it_finds(vectors, kind, tmp_path):
+    """To all of it, where nothing is left to miss."""
+    built = build(vectors, tmp_path, kind, 0.5, 5)[0].shard(0).index
+    queries = vectors[:300] + np.float32(0.01)
+    truth, _ = brute_force(vectors, queries, 5)
+    recall = [
+        np.mean([len(set(a) & set(b)) / 5 for a, b in zip(built.wide(share).search(queries, 5)[0], truth)])
+        for share in (1 / 64, 1.0)
+    ]  # fmt: skip
+    assert recall[1] > 0.999
+    assert (recall[0] < recall[1]) == INDEXES[kind].approximate
+
+
+def test_a_query_is_sent_to_the_nearest_centre_and_to_those_that_are_nearly_as_near():
+    centres = np.array([[0, 0], [3, 0], [0, 4], [9, 9]], np.float32)
+    queries = np.array(
+        [[1.4, 0], [0.1, 0.1]], np.float32
+    )  # squared distances 1.96, 2.56, 17.96, ..
+    for slack, least, expected in (
+        (0.0, 1, [[0, -1, -1, -1], [0, -1, -1, -1]]),
+        (0.31, 1, [[0, 1, -1, -1], [0, -1, -1, -1]]),
+        (0.0, 2, [[0, 1, -1, -1], [0, 1, -1, -1]]),
+        (1e30, 1, [[0, 1, 2, 3], [0, 1, 2, 3]]),
+    ):
+        np.testing.assert_array_equal(routing.sent(queries, centres, slack, least), expected)
+    assert routing.sent(queries[:0], centres, 0.0).shape == (0, 4)
+
+
 def test_a_partition_is_told_who_names_it_once_and_in_order():
     sent = np.array([[2, 0], [0, 0], [3, 2]])
     found = [rows.tolist() for rows in routing.members(sent, 5)]
