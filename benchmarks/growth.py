@@ -256,7 +256,8 @@ def main():
         ways = worker.ask("measure")["result"]
         worker.close()
         rows += [json.loads(kept(args, size, way).read_text()) for way in ways]
-    tables = {"growth": exponents(rows)}
+    grown = exponents(rows)
+    tables = {"growth": grown} if grown else {}
     tables |= {f"{size:,} chunks": [r for r in rows if r["chunks"] == size] for size in args.sizes}
     common.show(
         tables, FORMATS | {"exponent": ".2f", "times as long": ".2f", "chunks": ",d"}, args.json

@@ -28,15 +28,15 @@ def probes(
 
     Args:
       place: the partitions of each vector [N, 2].
-      near, farther: the partitions that queries may be sent to, and how far these are [Q, p]: `routing.nearest`.
+      near, farther: all partitions, the nearest first, and how far these are [Q, P]: `routing.nearest`.
       truth: their neighbours [Q, k].
     """
-    far = np.full((len(near), place.max() + 1), np.inf)
+    far = np.zeros(near.shape, farther.dtype)
     np.put_along_axis(far, near, farther, axis=1)
     homes = place[truth]
     reached = np.take_along_axis(far, homes.reshape(len(far), -1), axis=1).reshape(homes.shape)
     slack = np.quantile(reached.min(axis=-1), recall, method="higher")
-    return float((farther <= slack).sum(axis=1).mean()) if np.isfinite(slack) else float("nan")
+    return float((farther <= slack).sum(axis=1).mean())
 
 
 def measure(vectors: np.ndarray, parts: int, queries: int, recall: float) -> dict:
@@ -48,7 +48,7 @@ def measure(vectors: np.ndarray, parts: int, queries: int, recall: float) -> dic
     place = np.concatenate(list(routing.placed(vectors, centres)))
     asked = vectors[np.linspace(0, len(vectors) - 1, queries).astype(int)]
     truth = Exact(vectors).search(asked, max(KS) + 1)[0][:, 1:]
-    route = routing.nearest(asked, centres)
+    route = routing.nearest(asked, centres, parts)
     sizes = np.bincount(place.ravel(), minlength=parts)
     found = {f"probes, k={k}": probes(place, *route, truth[:, :k], recall) for k in KS}
     return {"chunks": len(vectors), "partitions": parts, "a partition": sizes.mean()} | found | {

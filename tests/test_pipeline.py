@@ -126,7 +126,7 @@ def test_the_summary_holds_what_was_measured(finished):
     )
 
 
-# The program, to which SIGTERM comes when it writes line 14 of the log.
+# `retro`, to which SIGTERM comes when it writes line 14 of the log.
 STOPPED = """
 import os, signal, sys
 from pathlib import Path
@@ -144,7 +144,7 @@ def test_a_stopped_training_continues_to_the_same_weights(tmp_path):
     (Stopped outright: train/test_faults.py.)"""
     corpus = tmp_path / "corpus"
     write_corpus(corpus)
-    experiment = small_experiment(corpus, steps=24, checkpoint_every=5, methods=("language_model",))
+    experiment = small_experiment(corpus, steps=24, checkpoint_every=5, methods=("retro",))
     config = tmp_path / "config.py"
     config.write_text(
         "import json, ml_collections\n"
@@ -153,8 +153,8 @@ def test_a_stopped_training_continues_to_the_same_weights(tmp_path):
     )
     prepare.prepare(WorkDir(tmp_path / "whole", experiment))
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
-    loop.train(WorkDir(tmp_path / "whole", experiment), method_of(experiment, "language_model"))
-    directory = tmp_path / "resumed" / "train" / "language_model"
+    loop.train(WorkDir(tmp_path / "whole", experiment), method_of(experiment, "retro"))
+    directory = tmp_path / "resumed" / "train" / "retro"
     command = [sys.executable, "-c", STOPPED, str(directory), "train", f"--config={config}",
                f"--workdir={tmp_path}/resumed"]  # fmt: skip
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
@@ -169,12 +169,12 @@ def test_a_stopped_training_continues_to_the_same_weights(tmp_path):
     log = directory / "metrics.jsonl"
     with log.open("a") as file:
         file.write('{"step": 4')  # as a crash in the middle of a line leaves it
-    loop.train(WorkDir(tmp_path / "resumed", experiment), method_of(experiment, "language_model"))
+    loop.train(WorkDir(tmp_path / "resumed", experiment), method_of(experiment, "retro"))
     mesh = make_mesh(1, 4, 2)
     with jax.set_mesh(mesh):
         whole, resumed = (
             restore.restore_trained(
-                WorkDir(tmp_path / name, experiment), method_of(experiment, "language_model"), mesh
+                WorkDir(tmp_path / name, experiment), method_of(experiment, "retro"), mesh
             )
             for name in ("whole", "resumed")
         )

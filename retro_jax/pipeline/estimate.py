@@ -4,7 +4,8 @@ Every step is run on the first megabytes of the source, and what it takes is sca
 the text; the search for neighbours to the number of queries times what one takes:
 
   in order    the time of a shard of `retrieval.index_shard` vectors, times the shards
-  by routes   the time of a partition, searched as widely as the route wants, times those that a query is sent to
+  by routes   the time of a partition, searched so widely that half of what may be missed is missed in it, times the
+              partitions that a query is sent to
   by words    the time that the sample takes, in proportion to the postings that a query may read at most
 
 and in every case the re-ranking of its candidates. How many partitions a query is sent to is measured on the sample
@@ -188,16 +189,18 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
     routed = kind.takes == "vectors" and shards > 1 and kind.approximate and clusters
     if routed:
         shards *= routing.TWICE
-        visited, share = _route(vectors[:sample], r, given, name, shards)
+        visited = _probes(vectors[:sample], r, given, name, shards)
     progress.say(f"timing {name} search in {len(vectors):,} chunks")
     with tempfile.TemporaryDirectory() as directory:
         start = time.process_time()
         whole = dataclasses.replace(r, index_shard=len(vectors))
+        if routed:
+            own = INDEXES.settings_of(name, r.settings)
+            half = {name: {"min_recall": (1 + own.min_recall) / 2}}
+            whole = dataclasses.replace(whole, settings=dict(r.settings) | half)
         division.build(vectors, Path(directory), whole, given, name)
         build = (time.process_time() - start) / len(vectors)
         opened = sharded.ShardedIndex(Path(directory)).shard(0).index
-        if routed:
-            opened = opened.wide(share)
         start = time.process_time()
         # As many as `nearest_valid` asks for at first.
         found = opened.search(queries.searched, 2 * given.k + 12)
@@ -241,17 +244,14 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
     }
 
 
-def _route(
-    vectors: np.ndarray, r: RetrievalConfig, given: Given, name: str, parts: int
-) -> tuple[float, float]:
-    """Of so many partitions, how many a query is sent to, and what share of each is searched."""
+def _probes(vectors: np.ndarray, r: RetrievalConfig, given: Given, name: str, parts: int) -> float:
+    """Of so many partitions, how many a query is sent to."""
     with tempfile.TemporaryDirectory() as directory:
         shard = -(-routing.TWICE * len(vectors) // _PARTS)
         few = dataclasses.replace(r, index_shard=shard)
         given = given._replace(k=max(r.neighbours, min(given.k, shard // 100)))
         report = division.build(vectors, Path(directory), few, given, name)
-    more = max(1.0, parts / report["shards"]) ** _PROBES
-    return min(parts, report["probes"] * more), report["share"]
+    return min(parts, report["probes"] * max(1.0, parts / report["shards"]) ** _PROBES)
 
 
 def _merging(found: Found, k: int) -> float:

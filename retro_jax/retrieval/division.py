@@ -3,15 +3,16 @@
 in order     a shard holds the vectors from one number to another, at most `retrieval.index_shard`; every shard
              is searched for every query
 by routes    a shard is a partition (routing.py): `routes.npy` has the centres, `ids.npy` of a shard the numbers
-             of its vectors. A query is searched in the partitions of its nearest centres, as many as it takes
-             for the recall that is asked for. So it is for vectors that cluster and an index that may miss a
-             neighbour, where there is more than one shard: what is searched grows more slowly than the database
+             of its vectors. A query is searched in the partition of its nearest centre and in those whose
+             centres are nearly as near, and of each a share is searched (recall.py chooses both). So it is for
+             vectors that cluster and an index that may miss a neighbour, where there is more than one shard:
+             what is searched grows more slowly than the database
 by words     a shard has the lists of some words (indexes/bm25.py), of _WORDS times as many chunks
 """
 
 import functools
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,11 @@ import numpy as np
 from retro_jax.config import RetrievalConfig
 from retro_jax.errors import UserError
 from retro_jax.retrieval import routing
-from retro_jax.retrieval.index import INDEXES, Given, distinct, finite, merge, nothing
-from retro_jax.retrieval.indexes.exact import Exact
+from retro_jax.retrieval.index import INDEXES, Given, finite
+from retro_jax.retrieval.recall import measure, recalls
 from retro_jax.retrieval.sharded import (
     IDS,
     ROUTES,
-    ShardedIndex,
     open_shard,
     read_report,
     read_routes,
@@ -32,13 +32,6 @@ from retro_jax.retrieval.sharded import (
 )
 from retro_jax.store import files
 
-_SAMPLE = 1000  # vectors that the recall of a route is measured on
-# How much farther than the nearest a centre may be whose partition is visited too (squared distances).
-_SLACKS = (0.0, 0.02, 0.05, 0.08, 0.12, 0.16, 0.2, 0.25, 0.3, 0.4, 0.6, 1.0, 1e30)
-# What of a partition may be searched: first these are tried, and the second ones where none of them is enough.
-_WIDTHS = ((1 / 64, 1 / 32, 1 / 16, 1 / 8), (1 / 4, 1 / 2, 1.0))
-# What a visit costs however little is searched, as a share of searching a whole partition (of 50,000, in 0.5 ms).
-_VISIT = 1 / 5
 _WORDS = 16  # chunks whose lists take the memory of one vector: 55 to 180 bytes a chunk (benchmarks/growth.py)
 
 
@@ -142,7 +135,7 @@ class Division:
     def _given_for(self, shard: int) -> Given:
         if self.by_words:
             return self._given._replace(part=(shard, self.shards))
-        return self._given._replace(tuned=not self.routed)
+        return self._given._replace(tuned=self._given.tuned and not self.routed)
 
     def build_of(self, shard: int, ids: np.ndarray, vectors: np.ndarray):
         """Builds a shard of vectors [n, E] of these numbers [n].
@@ -224,7 +217,8 @@ class Division:
         if self.routed and not np.array_equal(np.load(self._out / shard_name(shard) / IDS), ids):
             return "its vectors are others", False
         # Of a partition, whether it finds its vectors at all: how widely it is searched is a matter of the route.
-        opened = open_shard(self._out / shard_name(shard), 0, share=float(self.routed)).index
+        share = 1.0 if self.routed else 0.0
+        opened = open_shard(self._out / shard_name(shard), 0, share=share).index
         return opened.again(self._of(ids), self._settings, self._given_for(shard))
 
     def route_again(self) -> tuple[str, bool]:
@@ -245,67 +239,3 @@ def build(
         if not division.there(shard):
             division.build(shard)
     return division.finish()
-
-
-def measure(directory: Path, vectors: np.ndarray, k: int, min_recall: float) -> dict:
-    """To which partitions a query has to be sent, and how widely each is to be searched: together, because either
-    can make up for the other. What reaches the recall with the least work is taken.
-
-    Returns:
-      probes, slack, share, and the recall@k with them.
-
-    Raises:
-      UserError: the recall is too low even with many.
-    """
-    for shares in _WIDTHS:
-        ways = recalls(directory, vectors, k, shares, _SLACKS)
-        if enough := [way for way in ways if way["recall"] >= min_recall]:
-            return min(enough, key=lambda way: way["probes"] * (way["share"] + _VISIT))
-    best, report = max(ways, key=lambda way: way["recall"]), read_report(directory)
-    raise UserError(
-        f"config field retrieval.settings.*.min_recall = {min_recall}: the index reaches recall@{k} "
-        f"{best['recall']:.3f} with {best['probes']:.0f} of {report['shards']} partitions searched; lower it, or "
-        "make retrieval.index_shard larger"
-    )
-
-
-def recalls(
-    directory: Path, vectors: np.ndarray, k: int, shares: Sequence[float], slacks: Sequence[float]
-) -> list[dict]:
-    """What a route reaches, {probes, slack, share, recall}, for each pair of slacks [S], which rise, and shares.
-
-    A sample of the vectors is searched in the partitions of its nearest centres, each opened once, and compared
-    with exact search in the whole database; that a vector finds itself does not count.
-    """
-    opened = ShardedIndex(directory, keep=False)
-    rows = np.arange(min(len(vectors), _SAMPLE)) * len(vectors) // min(len(vectors), _SAMPLE)
-    queries = np.asarray(vectors[rows], np.float32)
-    truth = Exact(vectors).search(queries, k + 1)[1][:, -1:]
-    truth = np.where(np.isinf(truth), np.finfo(np.float32).max, truth)
-    within = truth + 1e-5 * (1 + np.square(queries).sum(axis=1, keepdims=True))
-    near, farther = routing.nearest(queries, read_routes(directory))
-    # The first slack with which a query is sent to a partition.
-    first = np.searchsorted(slacks, np.where(np.arange(near.shape[1]), farther, -1))
-    sent = np.where(first < len(slacks), near, -1)
-    found = {share: [nothing(len(queries), k + 1) for _ in slacks] for share in shares}
-    for number, at in enumerate(routing.members(sent, opened.shards)):
-        if not len(at):
-            continue
-        added = first[at, (sent[at] == number).argmax(axis=1)]
-        shard = opened.shard(number)
-        for share, by_slack in found.items():
-            ids, distances = shard.index.wide(share).search(queries[at], k + 1)
-            ids = shard.numbers(ids)
-            for s in np.unique(added):
-                rows, best = at[added == s], by_slack[s]
-                both = (best[0][rows], best[1][rows]), (ids[added == s], distances[added == s])
-                best[0][rows], best[1][rows] = merge(distinct(both), k + 1)
-    have, ways = min(k, len(vectors) - 1), []
-    for share, by_slack in found.items():
-        best = nothing(len(queries), k + 1)
-        for s, more in enumerate(by_slack):
-            best = merge(distinct([best, more]), k + 1)
-            recall = float((best[1][:, 1 : have + 1] <= within).mean())
-            probes = float((first <= s).sum(axis=1).mean())
-            ways.append({"probes": probes, "slack": slacks[s], "share": share, "recall": recall})
-    return ways

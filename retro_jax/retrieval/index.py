@@ -42,8 +42,8 @@ class Given(NamedTuple):
       clusters: whether near vectors lie together (`Embedder.clusters`).
       statistics: of the words of the whole database, for an index that takes words.
       part: for such a one, which share of the words it is to have: its number, and how many there are.
-      tuned: whether it chooses itself how widely it is searched, as its `min_recall` asks; for a partition the
-        route chooses.
+      tuned: whether it chooses itself how widely it is searched, as its `min_recall` asks. False for a partition:
+        there the route says how widely (recall.py).
     """
 
     k: int
@@ -60,7 +60,7 @@ class Index:
       Settings: a dataclass, its own settings (retrieval.settings.NAME).
       takes: what it searches; an embedder `gives` the same. distance: what its distances are.
       approximate: whether it may miss a neighbour; then it has a setting `min_recall`, which its recall must
-        reach.
+        reach if it is `Given.tuned`, and a method `wide`.
       compares: whether vectors can be compared with a query directly (`neighbours.among`).
       growth: the time of a search grows as the number of vectors to this power.
       small: the name of the index for few vectors, of documents that are added later.
@@ -116,8 +116,8 @@ class Index:
         raise NotImplementedError
 
     def wide(self, share: float) -> "Index":
-        """The same index, which compares a query with about this share of its vectors, if it may miss some."""
-        return self
+        """The same index, which compares a query with about this share of its vectors; for one that may miss some."""
+        raise NotImplementedError
 
     @classmethod
     def kind_for(cls, size: int) -> type["Index"]:

@@ -17,8 +17,7 @@ _SAMPLE = 256  # vectors of a run at most; the centres are fitted on a run for e
 _FITTED = 2**21  # vectors that the centres are fitted on at most: 2 GB of 256 numbers
 BLOCK = 4096  # vectors that are placed at a time
 TWICE = 2  # partitions of a vector
-_MOST = 64  # partitions that a query is sent to at most, or one in _SHARE of all
-_SHARE = 16
+_MOST, _ONE_IN = 64, 16  # partitions that a query may be sent to: so many, or one in so many of all
 
 
 def fit(vectors: np.ndarray, parts: int) -> np.ndarray:
@@ -59,14 +58,18 @@ def placed(vectors: np.ndarray, centres: np.ndarray) -> Iterator[np.ndarray]:
         yield place(np.asarray(vectors[begin : begin + BLOCK], np.float32), centres)
 
 
-def nearest(queries: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def nearest(
+    queries: np.ndarray, centres: np.ndarray, least: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """The partitions that queries [Q, E] may be sent to.
+
+    least: how many there are to be at least, if there are as many.
 
     Returns:
       partitions [Q, p], nearest first, and how much farther the centre of each is than the nearest: the ratio of
       squared distances, less 1 [Q, p].
     """
-    most = min(len(centres), max(_MOST, len(centres) // _SHARE))
+    most = min(len(centres), max(_MOST, len(centres) // _ONE_IN, least))
     found = [(np.zeros((0, most), np.int64), np.zeros((0, most), np.float32))]
     for begin in range(0, len(queries), BLOCK):
         block = queries[begin : begin + BLOCK]
@@ -84,8 +87,16 @@ def sent(queries: np.ndarray, centres: np.ndarray, slack: float, least: int = 1)
 
     slack: how much farther a centre may be than the nearest. least: partitions, however far they are.
     """
-    near, farther = nearest(queries, centres)
-    return np.where((farther <= slack) | (np.arange(near.shape[1]) < least), near, -1)
+    found = [np.zeros((0, 1), np.int64)]
+    for begin in range(
+        0, len(queries), BLOCK
+    ):  # of all queries at once, with all that they may, it is large
+        near, farther = nearest(queries[begin : begin + BLOCK], centres, least)
+        goes = (farther <= slack) | (np.arange(near.shape[1]) < least)
+        found.append(np.where(goes, near, -1)[:, : goes.sum(axis=1).max()])
+    width = max(f.shape[1] for f in found)
+    padded = [np.pad(f, ((0, 0), (0, width - f.shape[1])), constant_values=-1) for f in found]
+    return np.concatenate(padded)
 
 
 def members(sent: np.ndarray, parts: int) -> list[np.ndarray]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from retro_jax.errors import UserError
 from retro_jax.retrieval import routing
 from retro_jax.retrieval.index import INDEXES, Found, Index, distinct, merge, nothing
 from retro_jax.store import files
@@ -72,6 +73,8 @@ class ShardedIndex:
         self._directory, self._vectors = directory, vectors
         report = read_report(directory)
         self._sizes, self._size = report["sizes"], report["size"]
+        if "slack" not in report:
+            raise UserError(f"{directory}: the index is of another version of retro_jax; {_ANEW}")
         self._slack, self._share = report["slack"], report["share"]
         self._of = INDEXES[report["kind"]]
         self._centres = read_routes(directory) if report["probes"] else None

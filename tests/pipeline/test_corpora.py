@@ -46,7 +46,7 @@ def experiment(texts, tmp_path_factory):
     write_lines(directory / "train.jsonl", {n: texts[n] for n in names[:40]})
     write_lines(directory / "database.jsonl", retrieved(texts))
     write_lines(directory / "other.jsonl", {f"other {n}": texts[n][::-1] for n in names[:3]})
-    base = small_experiment(directory, steps=1)
+    base = small_experiment(directory)  # trained as `finished`: compiled once
     return dataclasses.replace(
         base,
         corpus=dataclasses.replace(

@@ -33,7 +33,7 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     write_corpus(root / "corpus", 30)
     e = small_experiment(
-        root / "corpus", ("language_model",), 0.0, steps=8, schedule="constant", decay=0.25
+        root / "corpus", ("language_model",), steps=8, schedule="constant", decay=0.25
     )
     e = altered(e, train={"checkpoint_every": 3})
     longer = altered(e, train={"steps": 12})

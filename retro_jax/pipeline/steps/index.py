@@ -68,7 +68,7 @@ class BuildIndex(Files):
         return self.division(out).finish()
 
     def again(self, some: Some) -> Iterator[tuple[str, bool]]:
-        """Every shard, as its kind can be compared: see `Index.again`."""
+        """Every shard, as its kind can be compared (see `Index.again`), and the route to them."""
         division = self.division(self.out)
         for number in range(division.shards):
             told, same = division.again(number)

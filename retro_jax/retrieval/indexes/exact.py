@@ -66,6 +66,10 @@ class Exact(Index):
             list(pool.map(nearest, range(0, len(queries), block)))
         return ids, distances
 
+    def wide(self, share: float) -> "Exact":
+        """All of it, whatever the share: a partition of few vectors is searched exactly."""
+        return self
+
     def again(self, vectors: np.ndarray, settings, given: Given) -> tuple[str, bool]:
         """Whether it holds these vectors."""
         return "", np.array_equal(self.vectors, vectors)

@@ -62,25 +62,25 @@ class Faiss(Index):
         made = faiss.index_factory(width, f"IVF{lists},{quantized},RFlat")
         made.train(vectors)
         made.add(vectors)
-        probes, factor, recall = 1, max(4, -(-_COMPARED // given.k)), None
-        index = cls(made, lists, probes, factor)
+        probes, compared, recall = 1, max(_COMPARED, 4 * given.k), None
+        index = cls(made, lists, probes, compared)
         measure = recall_of(vectors, given.k) if given.tuned else None
         # First more lists, then more candidates; what is searched is time.
         while measure and (recall := measure(index)) < settings.min_recall:
             if probes < lists:
                 probes = min(lists, 2 * probes)
-            elif factor * given.k < size:
-                factor *= 2
+            elif compared < size:
+                compared *= 2
             else:
                 raise UserError(
                     f"config field retrieval.settings.faiss.min_recall = {settings.min_recall}: the faiss index "
                     f"reaches recall@{given.k} {recall:.3f} with everything searched; lower it or use "
                     "retrieval.index = 'exact'"
                 )
-            index = cls(made, lists, probes, factor)
+            index = cls(made, lists, probes, compared)
         faiss.write_index(made, str(directory / _FILE))
         report = {"kind": "faiss", "recall": recall, "lists": lists}
-        return report | {"probes": probes, "factor": factor}
+        return report | {"probes": probes, "compared": compared}
 
     @classmethod
     def open(cls, directory: Path, report: dict) -> "Faiss":
@@ -89,23 +89,23 @@ class Faiss(Index):
         import faiss
 
         made = faiss.read_index(str(directory / _FILE))
-        return cls(made, report["lists"], report["probes"], report["factor"])
+        return cls(made, report["lists"], report["probes"], report["compared"])
 
     def again(self, vectors: np.ndarray, settings, given: Given) -> tuple[str, bool]:
         """Its recall, measured again."""
         recall = recall_of(vectors, given.k)(self)
         return f"recall {recall:.3f}", recall >= settings.min_recall
 
-    def __init__(self, index, lists: int, probes: int, factor: int):
-        self._index, self._lists, self._probes, self._factor = index, lists, probes, factor
+    def __init__(self, index, lists: int, probes: int, compared: int):
+        self._index, self._lists, self._probes, self._compared = index, lists, probes, compared
 
     def __len__(self) -> int:
         return self._index.ntotal
 
     def wide(self, share: float) -> "Faiss":
         """See `Index.wide`."""
-        factor = max(self._factor, int(share**3 * len(self) / _COMPARED))
-        return Faiss(self._index, self._lists, math.ceil(share * self._lists), factor)
+        compared = max(_COMPARED, int(share**3 * len(self)))
+        return Faiss(self._index, self._lists, math.ceil(share * self._lists), compared)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """queries [Q, E] -> ids [Q, k] int64, distances [Q, k] float32."""
@@ -122,7 +122,7 @@ class Faiss(Index):
             nprobe=max(self._probes, int(np.ceil(share * self._lists)))
         )
         wide = faiss.IndexRefineSearchParameters(
-            k_factor=min(self._factor, len(self) / found), base_index_params=lists
+            k_factor=min(max(4, self._compared / found), len(self) / found), base_index_params=lists
         )
         d, near = self._index.search(queries, found, params=wide)
         ids[:, :found] = near

@@ -21,6 +21,7 @@ _MISSING = (
     "auto, faiss or exact"
 )
 _BATCH = 256  # queries that ScaNN gives to a thread
+_COMPARED = 2**22  # candidates that are held at a time, of all queries
 
 
 @dataclass(frozen=True)
@@ -100,19 +101,23 @@ class Scann(Index):
         found = min(k, len(self))
         if not found or not len(queries):
             return ids, distances
-        many = len(queries) > _BATCH
-        search = self._searcher.search_batched_parallel if many else self._searcher.search_batched
         visited = max(self.leaves_to_search, _visited(found, len(self), self.leaves))
-        near, d = search(
-            queries,
-            final_num_neighbors=found,
-            pre_reorder_num_neighbors=min(len(self), max(self.reorder, 4 * found)),
-            leaves_to_search=visited if self.leaves > 1 else None,
-        )
-        # Where the searched leaves held fewer than k, ScaNN writes id 0 with a NaN distance.
-        missing = ~np.isfinite(d)
-        ids[:, :found] = np.where(missing, -1, near.astype(np.int64))
-        distances[:, :found] = np.where(missing, np.inf, np.maximum(d, 0))
+        compared = min(len(self), max(self.reorder, 4 * found))
+        block = max(1, _COMPARED // compared)
+        for at in (slice(i, i + block) for i in range(0, len(queries), block)):
+            many = len(queries[at]) > _BATCH
+            searcher = self._searcher
+            search = searcher.search_batched_parallel if many else searcher.search_batched
+            near, d = search(
+                queries[at],
+                final_num_neighbors=found,
+                pre_reorder_num_neighbors=compared,
+                leaves_to_search=visited if self.leaves > 1 else None,
+            )
+            # Where the searched leaves held fewer than k, ScaNN writes id 0 with a NaN distance.
+            missing = ~np.isfinite(d)
+            ids[at, :found] = np.where(missing, -1, near.astype(np.int64))
+            distances[at, :found] = np.where(missing, np.inf, np.maximum(d, 0))
         return ids, distances
 
 
