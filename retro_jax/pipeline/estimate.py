@@ -31,7 +31,7 @@ from retro_jax.corpus import sources
 from retro_jax.errors import UserError
 from retro_jax.pipeline.prepare import prepare
 from retro_jax.pipeline.prepared import Prepared
-from retro_jax.retrieval import division, routing, sharded
+from retro_jax.retrieval import division, recall, routing, sharded
 from retro_jax.retrieval.embedder import EMBEDDERS
 from retro_jax.retrieval.index import INDEXES, Found, Given, distinct, merge
 from retro_jax.store.workdir import WorkDir
@@ -245,13 +245,15 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
 
 
 def _probes(vectors: np.ndarray, r: RetrievalConfig, given: Given, name: str, parts: int) -> float:
-    """Of so many partitions, how many a query is sent to."""
+    """Of so many partitions, how many a query is sent to, so that the other half of what may be missed is missed."""
+    shard = -(-routing.TWICE * len(vectors) // _PARTS)
+    k = max(r.neighbours, min(given.k, shard // 100))
+    least = (1 + INDEXES.settings_of(name, r.settings).min_recall) / 2
     with tempfile.TemporaryDirectory() as directory:
-        shard = -(-routing.TWICE * len(vectors) // _PARTS)
         few = dataclasses.replace(r, index_shard=shard)
-        given = given._replace(k=max(r.neighbours, min(given.k, shard // 100)))
-        report = division.build(vectors, Path(directory), few, given, name)
-    return min(parts, report["probes"] * max(1.0, parts / report["shards"]) ** _PROBES)
+        report = division.build(vectors, Path(directory), few, given._replace(k=k), name)
+        visited = recall.visits(Path(directory), vectors, k, least)
+    return min(parts, visited * max(1.0, parts / report["shards"]) ** _PROBES)
 
 
 def _merging(found: Found, k: int) -> float:

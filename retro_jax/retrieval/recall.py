@@ -44,6 +44,12 @@ def measure(directory: Path, vectors: np.ndarray, k: int, min_recall: float) -> 
     )
 
 
+def visits(directory: Path, vectors: np.ndarray, k: int, least: float) -> float:
+    """How many partitions a query visits on average, where each is searched whole, for a recall of at least that."""
+    ways = recalls(directory, vectors, k, (1.0,), (*_SLACKS, _ALL))
+    return next(way["probes"] for way in ways if way["recall"] >= least or way is ways[-1])
+
+
 def recalls(
     directory: Path, vectors: np.ndarray, k: int, shares: Sequence[float], slacks: Sequence[float]
 ) -> list[dict]:
