@@ -173,7 +173,8 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
     r = e.retrieval
     vectors, words = np.asarray(made.searched("train")), made.words("train")
     sample, queries = len(vectors), made.queries("train").rows(slice(_QUERIES))
-    size = database / division.shards(database, r)
+    shards = visited = division.shards(database, r)
+    size = database / shards
     kind = INDEXES[r.index].kind_for(int(size))
     name = next(n for n in INDEXES if INDEXES[n] is kind)
     clusters = EMBEDDERS[r.embedder].clusters
@@ -185,19 +186,18 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
         parts = itertools.islice(itertools.cycle([vectors]), -(-_VECTORS // len(vectors)))
         parts = [v + spread * rng.normal(size=v.shape) for v in parts]
         vectors = np.concatenate(parts)[:_VECTORS].astype(np.float32)
-    shards = visited = division.shards(database, r)
     routed = kind.takes == "vectors" and shards > 1 and kind.approximate and clusters
     if routed:
         shards *= routing.TWICE
-        visited = _probes(vectors[:sample], r, given, name, shards)
+        half = (1 + INDEXES.settings_of(name, r.settings).min_recall) / 2
+        visited = _probes(vectors[:sample], r, given, name, shards, half)
     progress.say(f"timing {name} search in {len(vectors):,} chunks")
     with tempfile.TemporaryDirectory() as directory:
         start = time.process_time()
         whole = dataclasses.replace(r, index_shard=len(vectors))
         if routed:
-            own = INDEXES.settings_of(name, r.settings)
-            half = {name: {"min_recall": (1 + own.min_recall) / 2}}
-            whole = dataclasses.replace(whole, settings=dict(r.settings) | half)
+            settings = dict(r.settings) | {name: {"min_recall": half}}
+            whole = dataclasses.replace(whole, settings=settings)
         division.build(vectors, Path(directory), whole, given, name)
         build = (time.process_time() - start) / len(vectors)
         opened = sharded.ShardedIndex(Path(directory)).shard(0).index
@@ -244,11 +244,12 @@ def _search(e: Experiment, made: Prepared, database: float) -> dict:
     }
 
 
-def _probes(vectors: np.ndarray, r: RetrievalConfig, given: Given, name: str, parts: int) -> float:
-    """Of so many partitions, how many a query is sent to, so that the other half of what may be missed is missed."""
+def _probes(
+    vectors: np.ndarray, r: RetrievalConfig, given: Given, name: str, parts: int, least: float
+) -> float:
+    """Of so many partitions, how many a query is sent to for a recall of at least that, each searched whole."""
     shard = -(-routing.TWICE * len(vectors) // _PARTS)
     k = max(r.neighbours, min(given.k, shard // 100))
-    least = (1 + INDEXES.settings_of(name, r.settings).min_recall) / 2
     with tempfile.TemporaryDirectory() as directory:
         few = dataclasses.replace(r, index_shard=shard)
         report = division.build(vectors, Path(directory), few, given._replace(k=k), name)

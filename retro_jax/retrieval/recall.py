@@ -31,9 +31,10 @@ def measure(directory: Path, vectors: np.ndarray, k: int, min_recall: float) -> 
     Raises:
       UserError: the recall is too low even with many.
     """
+    asked = _sample(vectors, k)
     for shares in _WIDTHS:
         slacks = (*_SLACKS, _ALL) if shares is _WIDTHS[-1] else _SLACKS
-        ways = recalls(directory, vectors, k, shares, slacks)
+        ways = _recalls(directory, *asked, k, shares, slacks)
         if enough := [way for way in ways if way["recall"] >= min_recall]:
             return min(enough, key=lambda way: way["probes"] * (way["share"] + _VISIT))
     best, report = max(ways, key=lambda way: way["recall"]), read_report(directory)
@@ -58,12 +59,28 @@ def recalls(
     A sample of the vectors is searched in the partitions of its nearest centres, each opened once, and compared
     with exact search in the whole database; that a vector finds itself does not count.
     """
-    opened = ShardedIndex(directory, keep=False)
-    rows = np.arange(min(len(vectors), _SAMPLE)) * len(vectors) // min(len(vectors), _SAMPLE)
-    queries = np.asarray(vectors[rows], np.float32)
+    return _recalls(directory, *_sample(vectors, k), k, shares, slacks)
+
+
+def _sample(vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Some of the vectors [Q, E], and the distance within which the k others lie that are nearest to each [Q, 1]."""
+    count = min(len(vectors), _SAMPLE)
+    queries = np.asarray(vectors[np.arange(count) * len(vectors) // count], np.float32)
     truth = Exact(vectors).search(queries, k + 1)[1][:, -1:]
     truth = np.where(np.isinf(truth), np.finfo(np.float32).max, truth)
-    within = truth + 1e-5 * (1 + np.square(queries).sum(axis=1, keepdims=True))
+    return queries, truth + 1e-5 * (1 + np.square(queries).sum(axis=1, keepdims=True))
+
+
+def _recalls(
+    directory: Path,
+    queries: np.ndarray,
+    within: np.ndarray,
+    k: int,
+    shares: Sequence[float],
+    slacks: Sequence[float],
+) -> list[dict]:
+    """As `recalls`, of what `_sample` gave."""
+    opened = ShardedIndex(directory, keep=False)
     near, farther = routing.nearest(queries, read_routes(directory))
     # The first slack with which a query is sent to a partition.
     first = np.searchsorted(slacks, np.where(np.arange(near.shape[1]), farther, -1))
@@ -81,7 +98,7 @@ def recalls(
                 rows, best = at[added == s], by_slack[s]
                 both = (best[0][rows], best[1][rows]), (ids[added == s], distances[added == s])
                 best[0][rows], best[1][rows] = merge(distinct(both), k + 1)
-    have, ways = min(k, len(vectors) - 1), []
+    have, ways = min(k, len(opened) - 1), []
     for share, by_slack in found.items():
         best = nothing(len(queries), k + 1)
         for s, more in enumerate(by_slack):

@@ -88,9 +88,8 @@ def sent(queries: np.ndarray, centres: np.ndarray, slack: float, least: int = 1)
     slack: how much farther a centre may be than the nearest. least: partitions, however far they are.
     """
     found = [np.zeros((0, 1), np.int64)]
-    for begin in range(
-        0, len(queries), BLOCK
-    ):  # of all queries at once, with all that they may, it is large
+    # Not of all queries at once: with all partitions that they may be sent to, that is large.
+    for begin in range(0, len(queries), BLOCK):
         near, farther = nearest(queries[begin : begin + BLOCK], centres, least)
         goes = (farther <= slack) | (np.arange(near.shape[1]) < least)
         found.append(np.where(goes, near, -1)[:, : goes.sum(axis=1).max()])

@@ -73,6 +73,5 @@ def test_fewer_steps_than_it_has_are_refused_and_other_fields_too(runs):
     assert cli.main(["train", str(root), "--config.train.steps=5"]) == 2
     assert (root / "config.json").read_bytes() == before  # what is refused is not stored
     same = altered(e, train={"log_every": 5, "keep": 7, "validate": 3, "checkpoint_every": 2})
-    loop.train(
-        WorkDir(root, same), method_of(same, "language_model")
-    )  # complete: these never count
+    # It is complete: these never count.
+    loop.train(WorkDir(root, same), method_of(same, "language_model"))

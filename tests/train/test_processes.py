@@ -117,9 +117,8 @@ def test_two_processes_are_stopped_and_one_goes_on_with_the_same_losses(undistur
     assert "run the same command to continue" in errors[0]
     stopped = Checkpoints(root / "train/language_model/checkpoints").latest()
     assert 10 <= stopped < STEPS
-    loop.train(
-        WorkDir(root, e), method_of(e, "language_model")
-    )  # here, in one process of eight devices
+    # Here, in one process of eight devices.
+    loop.train(WorkDir(root, e), method_of(e, "language_model"))
     same(losses(root), expected)
 
 
