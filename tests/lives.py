@@ -75,8 +75,9 @@ def nth(n: int, *operations: str, path: Callable[[str], object] = lambda path: T
 
     def now(what: str, where: str) -> bool:
         nonlocal seen
-        seen += what in operations and bool(path(where))
-        return seen == n
+        one = what in operations and bool(path(where))
+        seen += one
+        return one and seen == n
 
     return now
 
