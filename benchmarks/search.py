@@ -61,7 +61,7 @@ def true_distances(vectors, queries, k: int) -> np.ndarray:
 
 
 def recall(distances, truth, queries, k: int) -> float:
-    """Recall@k by distance, as `indexes.scann.recall_of` has it."""
+    """Recall@k by distance, as `retrieval.indexes.truth` has it."""
     slack = 1e-5 * (1 + np.square(queries).sum(axis=1, keepdims=True))
     return float((distances[:, :k] <= truth[:, k - 1 : k] + slack).mean())
 

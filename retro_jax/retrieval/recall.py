@@ -8,10 +8,9 @@ import numpy as np
 from retro_jax.errors import UserError
 from retro_jax.retrieval import routing
 from retro_jax.retrieval.index import distinct, merge, nothing
-from retro_jax.retrieval.indexes.exact import Exact
+from retro_jax.retrieval.indexes.truth import Truth
 from retro_jax.retrieval.sharded import ShardedIndex, read_report, read_routes
 
-_SAMPLE = 1000  # vectors that the recall of a route is measured on
 # What share of a partition may be searched: the next ones are tried only where none of these is enough.
 _WIDTHS = ((1 / 64, 1 / 32, 1 / 16, 1 / 8), (1 / 4,), (1 / 2,), (1.0,))
 # How much farther than the nearest a centre may be whose partition is visited too (squared distances).
@@ -31,10 +30,10 @@ def measure(directory: Path, vectors: np.ndarray, k: int, min_recall: float) -> 
     Raises:
       UserError: the recall is too low even with many.
     """
-    asked = _sample(vectors, k)
+    truth = Truth(vectors, k)
     for shares in _WIDTHS:
         slacks = (*_SLACKS, _ALL) if shares is _WIDTHS[-1] else _SLACKS
-        ways = _recalls(directory, *asked, k, shares, slacks)
+        ways = _recalls(directory, truth, shares, slacks)
         if enough := [way for way in ways if way["recall"] >= min_recall]:
             return min(enough, key=lambda way: way["probes"] * (way["share"] + _VISIT))
     best, report = max(ways, key=lambda way: way["recall"]), read_report(directory)
@@ -59,51 +58,37 @@ def recalls(
     A sample of the vectors is searched in the partitions of its nearest centres, each opened once, and compared
     with exact search in the whole database; that a vector finds itself does not count.
     """
-    return _recalls(directory, *_sample(vectors, k), k, shares, slacks)
-
-
-def _sample(vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Some of the vectors [Q, E], and the distance within which the k others lie that are nearest to each [Q, 1]."""
-    count = min(len(vectors), _SAMPLE)
-    queries = np.asarray(vectors[np.arange(count) * len(vectors) // count], np.float32)
-    truth = Exact(vectors).search(queries, k + 1)[1][:, -1:]
-    truth = np.where(np.isinf(truth), np.finfo(np.float32).max, truth)
-    return queries, truth + 1e-5 * (1 + np.square(queries).sum(axis=1, keepdims=True))
+    return _recalls(directory, Truth(vectors, k), shares, slacks)
 
 
 def _recalls(
-    directory: Path,
-    queries: np.ndarray,
-    within: np.ndarray,
-    k: int,
-    shares: Sequence[float],
-    slacks: Sequence[float],
+    directory: Path, truth: Truth, shares: Sequence[float], slacks: Sequence[float]
 ) -> list[dict]:
-    """As `recalls`, of what `_sample` gave."""
+    """As `recalls`."""
     opened = ShardedIndex(directory, keep=False)
+    queries, found_each = truth.queries, truth.k + 1
     near, farther = routing.nearest(queries, read_routes(directory))
     # The first slack with which a query is sent to a partition.
     first = np.searchsorted(slacks, np.where(np.arange(near.shape[1]), farther, -1))
     sent = np.where(first < len(slacks), near, -1)
-    found = {share: [nothing(len(queries), k + 1) for _ in slacks] for share in shares}
+    found = {share: [nothing(len(queries), found_each) for _ in slacks] for share in shares}
     for number, at in enumerate(routing.members(sent, opened.shards)):
         if not len(at):
             continue
         added = first[at, (sent[at] == number).argmax(axis=1)]
         shard = opened.shard(number)
         for share, by_slack in found.items():
-            ids, distances = shard.index.wide(share).search(queries[at], k + 1)
+            ids, distances = shard.index.wide(share).search(queries[at], found_each)
             ids = shard.numbers(ids)
             for s in np.unique(added):
                 rows, best = at[added == s], by_slack[s]
                 both = (best[0][rows], best[1][rows]), (ids[added == s], distances[added == s])
-                best[0][rows], best[1][rows] = merge(distinct(both), k + 1)
-    have, ways = min(k, len(opened) - 1), []
+                best[0][rows], best[1][rows] = merge(distinct(both), found_each)
+    ways = []
     for share, by_slack in found.items():
-        best = nothing(len(queries), k + 1)
+        best = nothing(len(queries), found_each)
         for s, more in enumerate(by_slack):
-            best = merge(distinct([best, more]), k + 1)
-            recall = float((best[1][:, 1 : have + 1] <= within).mean())
-            probes = float((first <= s).sum(axis=1).mean())
-            ways.append({"probes": probes, "slack": slacks[s], "share": share, "recall": recall})
+            best = merge(distinct([best, more]), found_each)
+            way = {"probes": float((first <= s).sum(axis=1).mean()), "slack": slacks[s]}
+            ways.append(way | {"share": share, "recall": truth.recall(best[1])})
     return ways

@@ -14,7 +14,7 @@ from retro_jax.config.fields import require_share, setting
 from retro_jax.errors import UserError
 from retro_jax.retrieval.index import Given, Index, checked, nothing
 from retro_jax.retrieval.indexes.exact import Exact
-from retro_jax.retrieval.indexes.scann import recall_of
+from retro_jax.retrieval.indexes.truth import Truth
 
 _NEEDS = 1000  # vectors; its quantizer cannot be trained on fewer than some hundreds
 _COMPARED = 100  # candidates that are compared exactly, at least
@@ -64,7 +64,7 @@ class Faiss(Index):
         made.add(vectors)
         probes, compared, recall = 1, max(_COMPARED, 4 * given.k), None
         index = cls(made, lists, probes, compared)
-        measure = recall_of(vectors, given.k) if given.tuned else None
+        measure = Truth(vectors, given.k).recall_of if given.tuned else None
         # First more lists, then more candidates; what is searched is time.
         while measure and (recall := measure(index)) < settings.min_recall:
             if probes < lists:
@@ -93,7 +93,7 @@ class Faiss(Index):
 
     def again(self, vectors: np.ndarray, settings, given: Given) -> tuple[str, bool]:
         """Its recall, measured again."""
-        recall = recall_of(vectors, given.k)(self)
+        recall = Truth(vectors, given.k).recall_of(self)
         return f"recall {recall:.3f}", recall >= settings.min_recall
 
     def __init__(self, index, lists: int, probes: int, compared: int):

@@ -13,6 +13,7 @@ from retro_jax.config.fields import require_share, setting
 from retro_jax.errors import UserError
 from retro_jax.retrieval.index import Given, Index, checked, nothing
 from retro_jax.retrieval.indexes.exact import Exact
+from retro_jax.retrieval.indexes.truth import Truth
 
 _REORDER = 100  # candidates that are compared exactly, at least
 _NEEDS = 100  # vectors; its hashing cannot be trained on fewer than a handful
@@ -75,7 +76,7 @@ class Scann(Index):
 
     def again(self, vectors: np.ndarray, settings, given: Given) -> tuple[str, bool]:
         """Its recall, measured again: no two indexes of the same vectors are the same."""
-        recall = recall_of(vectors, given.k)(self)
+        recall = Truth(vectors, given.k).recall_of(self)
         return f"recall {recall:.3f}", recall >= settings.min_recall
 
     def __init__(
@@ -151,23 +152,6 @@ def library():
     return scann
 
 
-def recall_of(vectors: np.ndarray, k: int):
-    """A function from an index of `vectors` to its recall@k, against exact search for 1,000 of them;
-    that a vector finds itself does not count."""
-    sample = np.random.default_rng(0).choice(len(vectors), min(len(vectors), 1000), replace=False)
-    queries = vectors[np.sort(sample)]
-    _, truth = Exact(vectors).search(queries, k + 1)
-    # Rounding of the distances that an index computes in float32.
-    slack = 1e-5 * (1 + np.square(queries).sum(axis=1, keepdims=True))
-
-    def recall(index) -> float:
-        _, distances = index.search(queries, k + 1)
-        # By distance, not by id: duplicate chunks are equally near, and either is right.
-        return float((distances[:, 1:] <= truth[:, -1:] + slack).mean())
-
-    return recall
-
-
 def build(scann, vectors, directory, min_recall: float, given: Given) -> tuple[Scann, float | None]:
     """Builds and writes the index of vectors [N, E]; returns it and the recall it reached, if it is tuned.
 
@@ -191,7 +175,7 @@ def build(scann, vectors, directory, min_recall: float, given: Given) -> tuple[S
 
     index, recall = at(least, _REORDER), None
     if given.tuned:
-        index, recall = _tuned(at, recall_of(vectors, k), index, min_recall)
+        index, recall = _tuned(at, Truth(vectors, k).recall_of, index, min_recall)
         if recall < min_recall:
             raise UserError(
                 f"config field retrieval.settings.scann.min_recall = {min_recall}: the ScaNN index reaches recall@{k} "
