@@ -119,7 +119,7 @@ def test_another_config_is_refused_with_the_fields(state, like, mesh, tmp_path):
 
 def test_a_fingerprint_is_the_same_on_every_mesh_and_another_for_other_numbers(tiny):
     prints, first = set(), None
-    for shape in ((1, 1, 1), (1, 4, 2), (2, 2, 2)):
+    for shape in ((1, 1, 1), (2, 2, 2)):
         mesh = make_mesh(*shape)
         with jax.set_mesh(mesh):
             drawn = init_state(Retro(tiny), TRAIN, VOCAB)

@@ -26,7 +26,8 @@ def prepared(tmp_path_factory):
 
 def exploding(corpus, **more):
     """A learning rate that no weight survives."""
-    given = {"learning_rate": 1e30, "warmup": 0, "clip": 1e30, "steps": 12, "methods": ("retro",)}
+    given = {"learning_rate": 1e30, "warmup": 0, "clip": 1e30, "steps": 12}
+    given["methods"] = ("language_model",)
     return small_experiment(corpus, **given | more)
 
 
@@ -44,12 +45,12 @@ def test_it_stops_with_step_records_and_a_dump_that_reproduces_it(prepared, tmp_
     corpus, root = prepared
     root, e = linked(root, tmp_path / "w"), exploding(corpus)
     with pytest.raises(failure.NotFinite, match=r"step (\d+): loss .* on records \d+, .*replay"):
-        loop.train(WorkDir(root, e), method_of(e, "retro"))
-    (found,) = root.glob("train/retro/failure-*")
+        loop.train(WorkDir(root, e), method_of(e, "language_model"))
+    (found,) = root.glob("train/language_model/failure-*")
     about = json.loads((found / "failure.json").read_text())
     assert len(about["records"]) == e.train.batch
     assert found.name == f"failure-{about['step']}"
-    assert not any((root / "train/retro/checkpoints").glob("[0-9]*"))
+    assert not any((root / "train/language_model/checkpoints").glob("[0-9]*"))
     again = replay(e, root)
     assert again["step"] == about["step"]
     assert not np.isfinite(again["loss"]) or again["gradients"]
@@ -76,7 +77,7 @@ def test_with_skip_it_goes_on_and_says_so_but_not_for_ever(prepared, tmp_path, c
     corpus, root = prepared
     e = exploding(corpus, nonfinite="skip", steps=30)
     with pytest.raises(failure.NotFinite, match=r"step 10: loss"):  # after one that was finite
-        loop.train(WorkDir(linked(root, tmp_path / "w"), e), method_of(e, "retro"))
+        loop.train(WorkDir(linked(root, tmp_path / "w"), e), method_of(e, "language_model"))
     assert capfd.readouterr().err.replace("\n", " ").count("skipped step ") == 9
 
 
