@@ -81,6 +81,7 @@ def make(step: Step, out: Path) -> dict:
                 advance(1)
             else:
                 step.make(part, out, advance)
+                columns.let_go()
     return step.finish(out)
 
 
@@ -96,6 +97,7 @@ def _make_rows(step: Rows, out: Path, count: int) -> dict:
             writer.append(**step.moved(rows, before))
             state |= {"parts": part + 1} | added(state, counts)
             writer.commit()
+            columns.let_go()
     writer.close()
     return step.finish(out, state)
 

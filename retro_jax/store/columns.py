@@ -9,7 +9,9 @@ The directory may lie in a bucket (a UPath): there it is read by ranges, and wri
 """
 
 import json
+import mmap
 import os
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +25,7 @@ LINES = "lines"  # in place of (dtype, shape of a row)
 _AT_ONCE = 16  # files
 _READ = 2**26  # bytes of a bucket that scattered rows are picked from
 _ANEW = "delete the folder that it is in, and run the same stage again"
+_MAPPED: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()  # that are open
 
 
 class Writer:
@@ -163,7 +166,19 @@ class Columns:
         path = self._directory / name
         if not isinstance(path, Path):
             return Ranges(path, dtype, (rows, *shape))
-        return np.memmap(path, dtype, "r", shape=(rows, *shape))
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        _MAPPED.add(mapped)
+        count = rows * int(np.prod(shape, dtype=int))  # a killed writer may have left more
+        return np.frombuffer(mapped, dtype, count).reshape(rows, *shape)
+
+
+def let_go():
+    """Gives the memory back into which mapped columns were read. What of them is asked for again comes from the
+    system's cache, or from the disk."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        for mapped in list(_MAPPED):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 class Ranges:
