@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -105,9 +106,11 @@ def ended(processes) -> list[str]:
         return [said[1] for said in pool.map(lambda p: p.communicate("\n"), processes)]
 
 
-def test_two_processes_are_stopped_and_one_goes_on_with_the_same_losses(undisturbed, tmp_path):
-    e, config, _, expected = undisturbed
-    root = tmp_path / "w"
+def test_two_processes_stop_together_and_go_on_as_one_or_as_two(undisturbed, tmp_path):
+    """As two, from a newest checkpoint that is damaged where only process 1 reads: both go back to the one
+    before, end well, and one speaks."""
+    e, config, whole, expected = undisturbed
+    root, alone = tmp_path / "w", tmp_path / "alone"
     # Step 16 is logged after the save of step 15 has begun, which has waited for that of step 10.
     processes = start(config, root, line=20)
     for process in processes:
@@ -115,36 +118,24 @@ def test_two_processes_are_stopped_and_one_goes_on_with_the_same_losses(undistur
     errors = ended(processes)
     assert [p.returncode for p in processes] == [75, 75], errors
     assert "run the same command to continue" in errors[0]
-    stopped = Checkpoints(root / "train/language_model/checkpoints").latest()
-    assert 10 <= stopped < STEPS
-    # Here, in one process of eight devices.
-    loop.train(WorkDir(root, e), method_of(e, "language_model"))
-    same(losses(root), expected)
-
-
-def test_after_a_kill_both_use_what_both_can_read_and_end_well_and_one_speaks(
-    undisturbed, tmp_path
-):
-    """Damage in the newest checkpoint where only process 1 reads: both go back to the one before."""
-    _, config, whole, expected = undisturbed
-    root = tmp_path / "w"
-    processes = start(config, root, line=20)
-    for process in processes:
-        process.kill()
-    ended(processes)
     checkpoints = root / "train/language_model/checkpoints"
-    newest = Checkpoints(checkpoints).latest()
-    assert 10 <= newest < STEPS
-    (written,) = (checkpoints / str(newest)).glob("state/ocdbt.process_1")
+    stopped = Checkpoints(checkpoints).latest()
+    assert 10 <= stopped < STEPS
+
+    shutil.copytree(root, alone, symlinks=True)  # and here, in one process of eight devices
+    loop.train(WorkDir(alone, e), method_of(e, "language_model"))
+    same(losses(alone), expected)
+
+    (written,) = (checkpoints / str(stopped)).glob("state/ocdbt.process_1")
     for file in written.rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
     processes = start(config, root)
     errors = ended(processes)
     assert [p.returncode for p in processes] == [0, 0], errors
-    said = f"/{newest}: the checkpoint is damaged (another process cannot read it)"
+    said = f"/{stopped}: the checkpoint is damaged (another process cannot read it)"
     assert said in errors[0].replace("\n", " ")
-    assert (checkpoints / f"damaged-{newest}").exists()
+    assert (checkpoints / f"damaged-{stopped}").exists()
     same(losses(root), expected)
     assert "parameters" in errors[0]
     assert "step" not in errors[1]
