@@ -138,3 +138,9 @@ def test_where_a_route_holds_only_what_is_forbidden_all_partitions_are_searched(
     ids, _ = neighbours.find(index, vectors[:50], np.zeros((50, 1), int), owners, 3)
     assert (document[ids] == 1).all()
     assert (ids >= 0).all()
+    one = neighbours.Owners(
+        np.zeros(1200, int)
+    )  # a database of one document, its own chunks' and others'
+    for forbidden, found in ((0, False), (-1, True)):
+        ids, _ = neighbours.find(index, vectors[:50], np.full((50, 1), forbidden), one, 3)
+        assert ((ids >= 0) == found).all()
