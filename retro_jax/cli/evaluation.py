@@ -38,6 +38,25 @@ def _evaluate(args, fields) -> int:
     return 0
 
 
+def _compare(args, fields) -> int:
+    from retro_jax.cli.training import stopping
+    from retro_jax.evaluate import compare
+    from retro_jax.methods.method import method_of
+    from retro_jax.report import comparison
+    from retro_jax.train.loop import train
+
+    work = ready(open_work(args, fields))
+    methods = compare.chosen(work.experiment, args.methods)
+
+    def run():
+        for name in dict.fromkeys(m.trained_as for m in methods):
+            train(work, method_of(work.experiment, name))
+        for split, manifest in compare.compare(keep(work), methods).items():
+            comparison.show(split, manifest["counts"])
+
+    return stopping(work, run, False)
+
+
 def _report(args, fields) -> int:
     from retro_jax import report
 
@@ -97,6 +116,20 @@ COMMANDS = (
             ),
             _METHOD,
         ),
+    ),
+    Command(
+        "compare",
+        "methods side by side on held-out text: bits per byte, what they gain, what they cost",
+        "retro compare runs/mine --methods=retro,rag,replug",
+        "DIR/compare/SPLIT with tokens.parquet and summary.json",
+        _compare,
+        (
+            Flag(
+                "--methods",
+                "names with commas between them; by default all (`retro config` lists them)",
+            ),
+        ),
+        more="What has to be trained and is not is trained first.",
     ),
     Command(
         "report",

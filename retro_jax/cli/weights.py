@@ -27,7 +27,7 @@ def _export(args, fields) -> int:
     with jax.set_mesh(mesh):
         params = restore_trained(work, method, mesh)
     evaluations = {path.name: artefact.read(path)["counts"] for path in work.evaluations()}
-    about = Card(e, method.reads, evaluations, method.notes)
+    about = Card(e, method.network, evaluations, method.notes)
     export(about, params, work.prepared("tokenizer"), to, args.decoder)
     print(to)
     return 0

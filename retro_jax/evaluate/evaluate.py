@@ -17,6 +17,7 @@ from retro_jax.databases.retriever import open_retriever
 from retro_jax.errors import UserError
 from retro_jax.evaluate import condition, leaks, likelihood, rows
 from retro_jax.evaluate.figures import figures
+from retro_jax.evaluate.likelihood import Column
 from retro_jax.evaluate.text import Text
 from retro_jax.evaluate.verbatim import verbatim
 from retro_jax.methods.method import Method, methods_of
@@ -47,32 +48,33 @@ def evaluate(work: WorkDir) -> dict[str, dict]:
         + [work.trained(m.trained_as) for m in (method, *others)]
         for split in splits
     }
-    results = {s: _done(work.evaluated(s), settings, inputs[s]) for s in splits}
+    results = {s: done(work.evaluated(s), settings, inputs[s]) for s in splits}
     if all(results.values()):
         return results
-    once = functools.cache(lambda: _leaks(work, "train"))  # the larger part
+    once = functools.cache(lambda: leaks_of(work, "train"))  # the larger part
     with work.lock("evaluate"):
         for split in (s for s in splits if not results[s]):
             make = functools.partial(_evaluate, work, split, once, prepared, method, others)
-            results[split] = _again(work.evaluated(split), settings, inputs[split], make)
+            results[split] = again(work.evaluated(split), settings, inputs[split], make)
     return results
 
 
 def compared(work: WorkDir) -> tuple[Method, list[Method]]:
-    """The method that is evaluated under all conditions, the first one that reads; and those that it is
-    compared with, each as it is.
+    """The method that is evaluated under all conditions, the first one whose network reads; and those that it
+    is compared with, each as it is.
 
     Raises:
-      UserError: none of the experiment's methods reads, one of them is not trained, or a condition is
+      UserError: no network of the experiment's methods reads, one of them is not trained, or a condition is
         asked for that there is not.
     """
     e = work.experiment
     methods = methods_of(e)
-    reading = [m for m in methods if m.reads]
+    reading = [m for m in methods if m.network]
     if not reading:
         raise UserError(
-            f"config field methods = {e.methods}: `retro evaluate` needs one that reads, retro for example; "
-            "to compare it with the language model, --config.methods=\"('retro', 'language_model')\""
+            f"config field methods = {e.methods}: `retro evaluate` needs one whose network reads, retro for "
+            "example; to compare it with the language model, --config.methods=\"('retro', 'language_model')\"; "
+            "other methods side by side: `retro compare`"
         )
     method, others = reading[0], [m for m in methods if m is not reading[0]]
     for m in (method, *others):
@@ -87,25 +89,25 @@ def settings_of(e: Experiment) -> dict:
     return binding(e.evaluate, "evaluate.") | {"methods": list(e.methods)}
 
 
-def _done(out: Path, settings: dict, inputs: list[Path]) -> dict | None:
+def done(out: Path, settings: dict, inputs: list[Path]) -> dict | None:
     """The manifest of an evaluation that need not be made again."""
-    name = f"evaluate/{out.name}"
+    name = f"{out.parent.name}/{out.name}"
     try:
-        done = artefact.read(out)
-        wrong = done and (
-            artefact.changes(out, done, settings, inputs) or list(artefact.damaged(out, done))
+        made = artefact.read(out)
+        wrong = made and (
+            artefact.changes(out, made, settings, inputs) or list(artefact.damaged(out, made))
         )
     except UserError as error:
         wrong = [str(error)]
     if wrong:
         progress.say(f"{name}: made again, because {'; '.join(wrong)}")
         return None
-    if done:
+    if made:
         progress.say(f"{name}: complete")
-    return done
+    return made
 
 
-def _again(out: Path, settings: dict, inputs: list[Path], make) -> dict:
+def again(out: Path, settings: dict, inputs: list[Path], make) -> dict:
     """Makes an evaluation again; the one before stays until the new one is complete."""
     before = out.with_name(f".{out.name}.before")
     shutil.rmtree(before, ignore_errors=True)
@@ -159,10 +161,11 @@ def evaluate_text(
     settings = settings_of(e) | {"text": source, "databases": list(databases)}
     inputs = [work.prepared("index"), *(work.trained(m.trained_as) for m in (method, *others))]
     with work.lock("evaluate"):
-        return _again(out, settings, inputs, make)  # the text or a database may have changed
+        return again(out, settings, inputs, make)  # the text or a database may have changed
 
 
-def _leaks(work: WorkDir, split: str) -> dict[str, int]:
+def leaks_of(work: WorkDir, split: str) -> dict[str, int]:
+    """How many leaks the shards of a split hold, by kind."""
     text = Text.prepared(work, split)
     with progress.bar(f"looking for leaks in {split}", len(text.records)) as advance:
         database = Prepared(work).database
@@ -178,7 +181,7 @@ def _evaluate(
     others: list[Method],
     out: Path,
 ) -> dict:
-    mine = _leaks(work, split)
+    mine = leaks_of(work, split)
     found = {name: n + mine[name] for name, n in in_train().items()}
     if any(found.values()):
         raise UserError(
@@ -229,7 +232,10 @@ def _score(
         "verbatim": verbatim(work, method, text),
     }
     file = out / "tokens.parquet"
-    likelihood.score(work, text, method, conditions, others, facts, file)
+    real = condition.CONDITIONS["on"]("on", text, method.k)
+    columns = [Column(c.name, method, c) for c in conditions]
+    columns += [Column(m.name, m, real if m.reads else None) for m in others]
+    likelihood.score(work, text, columns, method, facts, file)
     result = figures(rows.load(file))
     expected = {"documents": len(text.table.documents)} | {
         name: sum(d[name] for d in text.table.documents) for name in ("tokens", "bytes")

@@ -6,6 +6,7 @@ needs no model. See `schema` for its columns.
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -19,13 +20,22 @@ from retro_jax.corpus.tokenizer import PAD
 from retro_jax.evaluate import overlap
 from retro_jax.evaluate.condition import Condition
 from retro_jax.evaluate.text import Text
-from retro_jax.methods.method import Method
+from retro_jax.methods.method import Method, Retrieved
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.store.workdir import WorkDir
 from retro_jax.train import sharding
 from retro_jax.train.restore import restore_trained
 
 CONTEXT = 32  # tokens before a chunk with which a run that it shares may begin
+
+
+@dataclass(frozen=True)
+class Column:
+    """What tokens are scored by: a method, under a condition (None: it reads nothing)."""
+
+    name: str
+    method: Method
+    condition: Condition | None
 
 
 def schema(conditions, k: int, layers: int, facts: dict) -> pa.Schema:
@@ -40,11 +50,12 @@ def schema(conditions, k: int, layers: int, facts: dict) -> pa.Schema:
     runs: the longest run that its chunk shares with each of them. twins: how many of them are nearly the same as
       one before them: their N share a run of four fifths.
     ratio: of every CCA layer, |what it adds| / |what it adds to|. mass: its attention on N and F of each
-      neighbour, mean over layers [K, 2].
+      neighbour, mean over layers [K, 2]. Without layers there are neither.
     read: at the first row of a chunk, the tokens of its neighbours [K, R]; elsewhere empty. sources: there,
       the document and chunk of each, "" for none.
     """
     real = pa.float32()
+    inside = [("ratio", pa.list_(real, layers)), ("mass", pa.list_(real, 2 * k))] if layers else []
     return pa.schema(
         [
             ("document", pa.int32()), ("chunk", pa.int32()), ("position", pa.int32()),
@@ -52,8 +63,8 @@ def schema(conditions, k: int, layers: int, facts: dict) -> pa.Schema:
             *((f"logp_{name}", real) for name in conditions),
             ("copied", pa.int16()), ("overlap", pa.int16()),
             ("neighbours", pa.list_(pa.int64(), k)), ("distances", pa.list_(real, k)),
-            ("runs", pa.list_(pa.int16(), k)), ("twins", pa.int16()), ("ratio", pa.list_(real, layers)),
-            ("mass", pa.list_(real, 2 * k)), ("read", pa.list_(pa.int32())),
+            ("runs", pa.list_(pa.int16(), k)), ("twins", pa.int16()), *inside,
+            ("read", pa.list_(pa.int32())),
             ("sources", pa.list_(pa.string())),
         ],
         metadata={"retro_jax": json.dumps(facts)},
@@ -63,46 +74,43 @@ def schema(conditions, k: int, layers: int, facts: dict) -> pa.Schema:
 def score(
     work: WorkDir,
     text: Text,
-    method: Method,
-    conditions: Sequence[Condition],
-    others: Sequence[Method],
+    columns: Sequence[Column],
+    measured: Method | None,
     facts: dict,
     file: Path,
 ):
     """Writes the rows of every token of every document of a text; each is scored once.
 
     Args:
-      method: what is scored under the conditions. others: methods that it is compared with, each a condition
-        of its own name; those that read have their real neighbours.
+      columns: what each token is scored by. measured: whose cross-attention is measured, with real neighbours.
     """
     e, tokenizer = work.experiment, Prepared(work).tokenizer
     mesh = sharding.make_mesh(e.mesh)
     sharding.check_divides(mesh, e.model, tokenizer.vocab, evaluate_batch=e.evaluate.batch)
-    layers = len(e.model.reading.cca_layers)
-    names = [x.name for x in (*conditions, *others)]
-    out = schema(names, e.retrieval.neighbours, layers, facts)
+    layers = len(e.model.reading.cca_layers) if measured else 0
+    out = schema([c.name for c in columns], e.retrieval.neighbours, layers, facts)
+    methods = {c.method.name: c.method for c in columns}
 
-    def put(x):
-        return sharding.shard_batch(mesh, {"x": x.astype(np.int32)})["x"]
+    def put(x, dtype=np.int32):
+        return sharding.shard_batch(mesh, {"x": x.astype(dtype)})["x"]
 
     options = {"compression": "zstd", "write_page_checksum": True}
     with jax.set_mesh(mesh), pq.ParquetWriter(file, out, **options) as writer:
-        params = {m.name: restore_trained(work, m, mesh) for m in (method, *others)}
-        logprobs = {m.name: jax.jit(m.logprobs) for m in (method, *others)}
-        statistics = jax.jit(method.statistics)
+        weights = {m.trained_as: m for m in methods.values()}
+        params = {name: restore_trained(work, m, mesh) for name, m in weights.items()}
+        logprobs = {name: jax.jit(m.logprobs) for name, m in methods.items()}
+        statistics = jax.jit(measured.statistics) if measured else None
         with progress.bar(f"scoring {text.name} windows", len(text.records)) as advance:
             for batch, rows, count in _batches(e, text):
                 x, found = put(batch["tokens"]), {}
-                for condition in conditions:
-                    near = condition.neighbours(rows, batch["neighbours"])
-                    near = None if near is None else put(near)
-                    logp = logprobs[method.name](params[method.name], x, near)
-                    found[f"logp_{condition.name}"] = np.asarray(logp)
-                for other in others:
-                    near = put(batch["neighbours"]) if other.reads else None
-                    logp = logprobs[other.name](params[other.name], x, near)
-                    found[f"logp_{other.name}"] = np.asarray(logp)
-                seen = statistics(params[method.name], x, put(batch["neighbours"]))
+                distances = put(batch["distances"], np.float32)
+                real = Retrieved(put(batch["neighbours"]), distances)
+                for c in columns:
+                    near = c.condition and c.condition.neighbours(rows, batch["neighbours"])
+                    near = None if near is None else Retrieved(put(near), distances)
+                    logp = logprobs[c.method.name](params[c.method.trained_as], x, near)
+                    found[f"logp_{c.name}"] = np.asarray(logp)
+                seen = statistics(params[measured.trained_as], x, real) if measured else {}
                 seen = {name: np.asarray(v) for name, v in seen.items()}
                 writer.write_table(
                     _table(text, batch, rows, found, seen, tokenizer.byte_counts, out)
@@ -172,9 +180,10 @@ def _table(text: Text, batch, rows, found, seen, byte_counts, out: pa.Schema) ->
         "neighbours": spread(before(batch["neighbour_ids"], -1)),
         "distances": spread(before(batch["distances"], np.inf)), "runs": spread(of_each),
         "twins": spread(twins(read[..., :m])),
-        "ratio": moved(np.moveaxis(seen["ratio"], 0, -1)),
-        "mass": moved(seen["mass"].mean(axis=0).reshape(size, length, -1)),
     }  # fmt: skip
+    if seen:
+        arrays["ratio"] = moved(np.moveaxis(seen["ratio"], 0, -1))
+        arrays["mass"] = moved(seen["mass"].mean(axis=0).reshape(size, length, -1))
     made = [_array(arrays[f.name], f.type) for f in out if f.name in arrays]
     made.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1))))
     ids = arrays["neighbours"][first].reshape(-1).tolist()

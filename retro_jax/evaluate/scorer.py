@@ -21,7 +21,7 @@ from retro_jax.databases.retriever import open_retriever
 from retro_jax.errors import UserError
 from retro_jax.generate.lookup import window as tail
 from retro_jax.generate.sample import silent_of
-from retro_jax.methods.method import Method, method_of
+from retro_jax.methods.method import Method, Retrieved, method_of
 from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.store.workdir import WorkDir
@@ -217,13 +217,15 @@ class Scorer:
                 ids = np.full(
                     (self.rows, self.method.look_ups.count(size), near.ids.shape[1]), -1, np.int64
                 )
+                distances = np.full(ids.shape, np.inf, np.float32)
                 for row, i in enumerate(batch):
-                    ids[row, : len(near.rows[i])] = near.ids[near.rows[i]]
-                read = self.retriever.values(ids).astype(np.int32)
-            given = sharding.shard_batch(
-                self._mesh, {"x": tokens} | ({} if read is None else {"n": read})
-            )
-            out = self._scores(self._params, given["x"], given.get("n"))
+                    found = slice(len(near.rows[i]))
+                    ids[row, found] = near.ids[near.rows[i]]
+                    distances[row, found] = near.distances[near.rows[i]]
+                read = {"n": self.retriever.values(ids).astype(np.int32), "d": distances}
+            given = sharding.shard_batch(self._mesh, {"x": tokens} | (read or {}))
+            read = Retrieved(given["n"], given["d"]) if near else None
+            out = self._scores(self._params, given["x"], read)
             yield [windows[i] for i in batch], *(np.asarray(x) for x in out)
 
     def _padded(self, size: int) -> int:

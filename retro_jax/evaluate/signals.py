@@ -66,13 +66,13 @@ def gap_closed(bits: dict) -> float | None:
     return (bits["random"] - bits["on"]) / (bits["random"] - bits["self"])
 
 
-def harm(rows: Rows) -> dict:
-    """Where neighbours hurt, by token, nats of off less on.
+def harm(rows: Rows, worse: str = "off", better: str = "on") -> dict:
+    """Where neighbours hurt, by token, nats of `worse` less `better`.
 
     rate: share of tokens that lose more than EPS; help_rate: that gain more. help, harm: their sums;
     ratio: help / harm. concentration: share of all help that the best hundredth of the tokens has.
     """
-    delta = rows.nats["off"] - rows.nats["on"]
+    delta = rows.nats[worse] - rows.nats[better]
     gains, losses = np.maximum(delta, 0), np.maximum(-delta, 0)
     best = np.sort(gains)[::-1][: max(1, len(gains) // 100)].sum()
     return {

@@ -18,7 +18,7 @@ import numpy as np
 from retro_jax.corpus.tokenizer import BOS, PAD
 from retro_jax.generate import sample
 from retro_jax.generate.sample import TOP, Sampling
-from retro_jax.methods.method import Method
+from retro_jax.methods.method import Method, Retrieved
 from retro_jax.model.cache import Fresh
 from retro_jax.model.layers import ROWS
 from retro_jax.train import sharding
@@ -101,7 +101,7 @@ class Engine:
         m = self.model.reading.chunk
         sizes = {min(self.length, m << i) for i in range(self.length.bit_length())}
         for size in sorted(sizes):
-            self.admit(0, np.full(size, BOS, np.int32), np.zeros((0, self.k, 0), np.int32))
+            self.admit(0, np.full(size, BOS, np.int32), Retrieved(*(np.zeros((0, 0)),) * 2))
         still = np.zeros(self.rows, np.int32)
         self.advance(still)
         if self.k:
@@ -110,9 +110,10 @@ class Engine:
         for n in range(1, min(self.k + 1, self.rows)):
             self.copy(list(range(n)), 0)
 
-    def no_neighbours(self) -> np.ndarray:
-        """[K, R]: all missing."""
-        return np.full((self.k, self.model.reading.retrieved), PAD, np.int32)
+    def no_neighbours(self) -> Retrieved:
+        """Of one look-up: all missing."""
+        tokens = np.full((self.k, self.model.reading.retrieved), PAD, np.int32)
+        return Retrieved(tokens, np.full(self.k, np.inf, np.float32))
 
     def set(self, row: int, sampling: dict | None = None, leader: int | None = None, top=False):
         """How a row goes on from now on: as GREEDY, but for what `sampling` has; the tokens those of
@@ -122,38 +123,39 @@ class Engine:
         self._leader[row] = row if leader is None else leader
         self._top[row], self._ways = top, None
 
-    def admit(
-        self, row: int, tokens: np.ndarray, neighbours: np.ndarray, forced: int = -1
-    ) -> Drawn:
+    def admit(self, row: int, tokens: np.ndarray, neighbours: Retrieved, forced: int = -1) -> Drawn:
         """Reads a prompt into a row, whatever was there, and draws its first token.
 
         Args:
           tokens: [n], n <= J, PAD before the first where chunks are to end elsewhere.
-          neighbours: of every complete chunk [n // M, K, R], PAD where there is none.
+          neighbours: of every complete chunk, [n // M, K, R] and [n // M, K].
           forced: the token to go on with instead of the one drawn.
         """
         m, n = self.model.reading.chunk, len(tokens)
         chunks = min(self.length // m, 1 << (-(-n // m) - 1).bit_length())
         padded = np.full((1, chunks * m), PAD, np.int32)
         padded[0, :n] = tokens
-        near = np.full((1, chunks, self.k, self.model.reading.retrieved), PAD, np.int32)
-        if len(neighbours):
-            near[0, : len(neighbours)] = neighbours
+        near = [np.repeat(x[None, None], chunks, axis=1) for x in self.no_neighbours()]
+        if found := len(neighbours.tokens):
+            for filled, x in zip(near, neighbours):
+                filled[0, :found] = x
         # The row's own reading of BOS and PAD is no text, and can be drawn no more than any.
         with jax.set_mesh(self.mesh):
             count = np.array([n], np.int32)
-            logits, cache = self._prefill(self._leaves, self.length, padded, count, near)
+            logits, cache = self._prefill(
+                self._leaves, self.length, padded, count, Retrieved(*near)
+            )
             self._state, drawn = self._admit(
                 self._state, self._now(), cache, logits, np.int32(row), padded, np.int32(forced)
             )
             return _fetch(drawn)
 
-    def advance(self, steps: np.ndarray, fresh: dict[int, np.ndarray] | None = None) -> Drawn:
+    def advance(self, steps: np.ndarray, fresh: dict[int, Retrieved] | None = None) -> Drawn:
         """Has rows read what they drew and draw on.
 
         Args:
           steps: [B] how many tokens each row goes on, at most SEGMENT; with `fresh` 0 or 1.
-          fresh: the neighbours [K, R] of the rows that read anew with their next token.
+          fresh: the neighbours, [K, R] and [K], of the rows that read anew with their next token.
 
         Returns:
           What was drawn [max(steps), B]; of a row its first `steps` are.
@@ -169,10 +171,9 @@ class Engine:
             # As many as a power of two; the last one is named again.
             rows = list(fresh)
             rows += rows[-1:] * ((1 << (len(rows) - 1).bit_length()) - len(rows))
-            tokens = np.stack([fresh[row] for row in rows]).astype(np.int32)
-            self._state, drawn = self._step(
-                self._leaves, self._state, self._now(), steps > 0, np.array(rows, np.int32), tokens
-            )
+            tokens, distances = (np.stack(x) for x in zip(*(fresh[row] for row in rows)))
+            read = Fresh(np.array(rows, np.int32), tokens.astype(np.int32), distances)
+            self._state, drawn = self._step(self._leaves, self._state, self._now(), steps > 0, read)
             return _fetch(drawn)
 
     def copy(self, rows: list[int], source: int):
@@ -215,8 +216,8 @@ def _prefill(method: Method, net, length: int, tokens, count, near):
     def rows(x):
         return jax.sharding.reshard(x, jax.P(ROWS[0], *(None,) * (x.ndim - 1)))
 
-    cache = method.start(net, 1, length, near.shape[2])
-    return method.prefill(net, cache, rows(tokens), rows(count), rows(near))
+    cache = method.start(net, 1, length, near.tokens.shape[2])
+    return method.prefill(net, cache, rows(tokens), rows(count), jax.tree.map(rows, near))
 
 
 def _admit(method: Method, state: State, ways: Ways, cache, logits, row, tokens, forced):
@@ -230,8 +231,8 @@ def _admit(method: Method, state: State, ways: Ways, cache, logits, row, tokens,
     return state, jax.tree.map(lambda x: x[None], drawn)
 
 
-def _step(method: Method, net, state: State, ways: Ways, active, rows, tokens):
-    fresh = Fresh(*(jax.sharding.reshard(x, jax.P(ROWS[0])) for x in (rows, tokens)))
+def _step(method: Method, net, state: State, ways: Ways, active, fresh: Fresh):
+    fresh = jax.tree.map(lambda x: jax.sharding.reshard(x, jax.P(ROWS[0])), fresh)
     state, drawn = _advance(method, net, state, ways, fresh, active)
     return state, jax.tree.map(lambda x: x[None], drawn)
 

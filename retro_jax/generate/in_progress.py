@@ -32,7 +32,7 @@ class Work:
     Attributes:
       submitted: when it was, seconds of the performance counter.
       row, shadows: the row that it has, and those that read all neighbours but one.
-      near: the neighbours [K, R] with which it goes on, when they are known; waiting: the future of
+      near: the neighbours with which it goes on, and what is told of them, when they are known; waiting: the future of
       them, and its place in it.
     """
 

@@ -10,6 +10,7 @@ import numpy as np
 from retro_jax.generate.engine import SEGMENT, Engine
 from retro_jax.generate.in_progress import Work
 from retro_jax.generate.lookup import Lookup
+from retro_jax.methods.method import Retrieved
 
 _FEWEST = 4  # tokens of a segment, unless all rows have fewer to go: each costs a look of the host
 _SECONDS = 0.05  # that a segment takes at most, so that text flows and newcomers are let in
@@ -157,7 +158,8 @@ class Schedule:
             work.near = (self.engine.no_neighbours(), None)
         else:
             near, told = future.result()
-            work.near = near.tokens[place], told[place]
+            found = Retrieved(near.tokens[place], near.distances[place])
+            work.near = found, told[place]
 
     def _starts(self, work: Work, future, error):
         """Reads the prompt into the row."""
@@ -169,7 +171,7 @@ class Schedule:
             work.fails("off")
         if work.cancelled or not work.request.tokens:
             return work.finish()
-        r, near = work.request, prompt.near.tokens
+        r, near = work.request, Retrieved(prompt.near.tokens, prompt.near.distances)
         ways = {
             "temperature": r.temperature, "top_k": r.top_k, "top_p": r.top_p, "min_p": r.min_p,
             "penalty": r.repetition_penalty, "seed": r.seed,
@@ -180,9 +182,10 @@ class Schedule:
         without = []
         for j, row in enumerate(work.shadows):
             self.engine.set(row, leader=work.row)
-            if len(near):
-                one = near.copy()
-                one[-1, j] = 0
+            if len(near.tokens):
+                tokens = near.tokens.copy()
+                tokens[-1, j] = 0
+                one = near._replace(tokens=tokens)
                 forced = int(drawn.token[0, work.row])
                 without.append(self.engine.admit(row, ids, one, forced).logprob[0, row])
         self._take(work, drawn, 1, np.array([without]) if without else None)
@@ -190,17 +193,18 @@ class Schedule:
     def _advance(self, fresh: list[Work], others: list[Work]):
         steps, read = np.zeros(self.engine.rows, np.int32), {}
         for work in fresh:
-            (tokens, told), work.near = work.near, None
+            (found, told), work.near = work.near, None
             if told is None:
                 told = []
             else:
                 work.reads(told)
             if work.shadows:
                 self.engine.copy(work.shadows, work.row)
-            read[work.row] = tokens
+            read[work.row] = found
             for j, row in enumerate(work.shadows):
-                read[row] = tokens.copy()
-                read[row][j] = 0
+                tokens = found.tokens.copy()
+                tokens[j] = 0
+                read[row] = found._replace(tokens=tokens)
         most = 1 if fresh else self._most([w.steps for w in others])
         going = dict.fromkeys(fresh, 1) | {w: min(w.steps, most) for w in others}
         for work, n in going.items():

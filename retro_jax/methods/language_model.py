@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from retro_jax.config.fields import binding
-from retro_jax.methods.method import Method
+from retro_jax.methods.method import Method, Retrieved
 from retro_jax.model import cache, decode, functional, sizes
 from retro_jax.model.retro import PAD
 
@@ -17,7 +17,6 @@ class LanguageModel(Method):
 
     name = "language_model"
     meaning = "nothing: a language model trained without retrieval"
-    network = False  # whether the network has what retrieval adds
 
     def shapes(self, vocab: int) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every weight."""
@@ -39,12 +38,12 @@ class LanguageModel(Method):
     def loss(self, params: dict, batch: dict) -> tuple:
         """Of all tokens that are not padding; of a text the first is predicted by nothing."""
         counts = _counts(batch["tokens"])
-        logprobs = self.logprobs(params, batch["tokens"], batch.get("neighbours"))
+        logprobs = self.logprobs(params, batch["tokens"], _read(batch))
         return -(logprobs * counts).sum(), counts.sum()
 
     def row_losses(self, params: dict, batch: dict):
         """Of each row, [B]."""
-        logprobs = self.logprobs(params, batch["tokens"], batch.get("neighbours"))
+        logprobs = self.logprobs(params, batch["tokens"], _read(batch))
         return -jnp.where(_counts(batch["tokens"]), logprobs, 0).sum(axis=1)
 
     def flops(self, vocab: int, length: int) -> int:
@@ -53,11 +52,11 @@ class LanguageModel(Method):
 
     def logprobs(self, params: dict, tokens, retrieved=None):
         """See `functional.token_logprobs`."""
-        return functional.token_logprobs(self.model, params, tokens, retrieved)
+        return functional.token_logprobs(self.model, params, tokens, _tokens(retrieved))
 
     def scores(self, params: dict, tokens, retrieved=None, never: tuple[int, ...] = ()):
         """See `functional.token_scores`."""
-        return functional.token_scores(self.model, params, tokens, retrieved, never)
+        return functional.token_scores(self.model, params, tokens, _tokens(retrieved), never)
 
     def decoder(self, params: dict):
         """See `decode.decoder`."""
@@ -69,7 +68,7 @@ class LanguageModel(Method):
 
     def prefill(self, net, state, tokens, count, retrieved):
         """See `decode.prefill`."""
-        return decode.prefill(net, state, tokens, count, retrieved)
+        return decode.prefill(net, state, tokens, count, retrieved.tokens)
 
     def step(self, net, state, tokens, fresh=None, active=None):
         """See `decode.step`."""
@@ -78,6 +77,15 @@ class LanguageModel(Method):
     def place(self, state, rows, other, source):
         """See `cache.place`."""
         return cache.place(state, rows, other, source)
+
+
+def _tokens(retrieved: Retrieved | None):
+    return None if retrieved is None else retrieved.tokens
+
+
+def _read(batch: dict) -> Retrieved | None:
+    """What a batch of training has of neighbours."""
+    return Retrieved(batch["neighbours"]) if "neighbours" in batch else None
 
 
 def _counts(tokens):

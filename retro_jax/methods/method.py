@@ -8,7 +8,7 @@ know none by name. A method is one class in one file of this folder, and one lin
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,6 +24,8 @@ METHODS = Table(
     {
         "language_model": "retro_jax.methods.language_model:LanguageModel",
         "retro": "retro_jax.methods.retro:Retro",
+        "rag": "retro_jax.methods.rag:Rag",
+        "replug": "retro_jax.methods.replug:Replug",
     },
 )
 
@@ -44,17 +46,26 @@ class LookUps:
         return -(-length // self.every) if self.every else 1
 
 
+class Retrieved(NamedTuple):
+    """What look-ups found."""
+
+    tokens: jax.Array  # [B, Q, K, R], PAD where there is none
+    distances: jax.Array | None = (
+        None  # [B, Q, K], as `Neighbours` has them, +inf where there is none
+    )
+
+
 class Method:
     """A way to predict tokens, of a network and of what was looked up.
 
     Args:
       model: the network. k: K, neighbours of a look-up, 0 for a method that reads nothing.
-      settings: a `Settings`; by default its defaults.
+      settings: a `Settings`; by default its defaults. length: tokens of a sequence in training; 0: any number.
 
     Attributes:
       name: as in METHODS. meaning: what the model reads, in a few words.
       Settings: a dataclass, its own settings (method_settings.NAME).
-      reads: whether it reads what is retrieved.
+      reads: whether it reads what is retrieved. network: whether its network has weights for that.
       weights_of: the name of the method whose weights it uses; "" if it is trained itself.
       conditions: the names of evaluate/condition.py's table that make sense for it; None: all.
     """
@@ -62,11 +73,11 @@ class Method:
     name = ""
     meaning = ""
     Settings: type = NoSettings
-    reads, weights_of = False, ""
+    reads, network, weights_of = False, False, ""
     conditions: tuple[str, ...] | None = None
 
-    def __init__(self, model: ModelConfig, k: int = 0, settings=None):
-        self.model, self.k = model, k if self.reads else 0
+    def __init__(self, model: ModelConfig, k: int = 0, settings=None, length: int = 0):
+        self.model, self.k, self.length = model, k if self.reads else 0, length
         self.settings = self.Settings() if settings is None else settings
 
     @property
@@ -138,14 +149,14 @@ class Method:
         """FLOPs of the matrix products of one sequence's forward pass."""
         raise NotImplementedError
 
-    # Scoring. retrieved: tokens [B, Q, K, R], PAD where there is none; None for nothing.
+    # Scoring. retrieved: None for nothing.
 
-    def logprobs(self, params: dict, tokens: jax.Array, retrieved: jax.Array | None) -> jax.Array:
+    def logprobs(self, params: dict, tokens: jax.Array, retrieved: Retrieved | None) -> jax.Array:
         """log p(token t | earlier tokens, what was retrieved), nats: tokens [B, L] -> [B, L] float32."""
         raise NotImplementedError
 
     def scores(
-        self, params: dict, tokens: jax.Array, retrieved: jax.Array | None, never: tuple[int, ...]
+        self, params: dict, tokens: jax.Array, retrieved: Retrieved | None, never: tuple[int, ...]
     ) -> tuple[jax.Array, jax.Array]:
         """What `logprobs` gives, and whether each token is the most probable one: [B, L] float32 and bool.
 
@@ -154,7 +165,7 @@ class Method:
         raise NotImplementedError
 
     def statistics(
-        self, params: dict, tokens: jax.Array, retrieved: jax.Array
+        self, params: dict, tokens: jax.Array, retrieved: Retrieved
     ) -> dict[str, jax.Array] | None:
         """What its reading did (`cross.statistics_of`), first axis the layers that read; or None."""
         return None
@@ -169,7 +180,7 @@ class Method:
         """The state of `rows` empty sequences of at most `length` tokens that read k neighbours."""
         raise NotImplementedError
 
-    def prefill(self, net, state, tokens, count, retrieved):
+    def prefill(self, net, state, tokens, count, retrieved: Retrieved):
         """Reads prompts; returns logits [B, V] of the token after each, and the state."""
         raise NotImplementedError
 
@@ -189,7 +200,8 @@ def method_of(e: Experiment, name: str) -> Method:
       UserError: there is none of this name, or its settings cannot work.
     """
     cls = METHODS[name]
-    return cls(e.model, e.retrieval.neighbours, METHODS.settings_of(name, e.method_settings))
+    settings = METHODS.settings_of(name, e.method_settings)
+    return cls(e.model, e.retrieval.neighbours, settings, e.train.length)
 
 
 def methods_of(e: Experiment) -> list[Method]:

@@ -82,7 +82,7 @@ class Retro(LanguageModel):
 
     def statistics(self, params: dict, tokens, retrieved) -> dict:
         """Of every cross-attention; see `functional.statistics`."""
-        return functional.statistics(self.model, params, tokens, retrieved)
+        return functional.statistics(self.model, params, tokens, retrieved.tokens)
 
 
 def add_own_continuations(neighbours, tokens, documents, share: float, rng: np.random.Generator):

@@ -45,6 +45,7 @@ class Fresh(NamedTuple):
 
     rows: jax.Array  # [b] which sequences'; a row may be named twice
     tokens: jax.Array  # [b, K, R], PAD where there is none
+    distances: jax.Array | None = None  # [b, K]
 
 
 def place(cache: Cache, rows, other: Cache, source) -> Cache:

@@ -111,12 +111,12 @@ def prefill(net: Decoder, cache: Cache, tokens, count, neighbours):
     if reads:
         own, found = memory
         last = jnp.maximum(count // m - 1, 0)
-        own, mask = _pick(own, last), _pick(found, last) & (count >= m)[:, None, None]
+        own, mask = pick(own, last), pick(found, last) & (count >= m)[:, None, None]
         layers = [_reading(b, x, own) for b, x in zip(net.blocks, layers)]
         # The place of token t is t % M: which of the last M tokens is at each place.
         last = (count - 1)[:, None]
-        chunk = _pick(seen, jnp.maximum(last - (last - jnp.arange(m)) % m, 0))
-    logits = net.model.logits(net.model.norm(_pick(h, count - 1)[:, None]))[:, 0]
+        chunk = pick(seen, jnp.maximum(last - (last - jnp.arange(m)) % m, 0))
+    logits = net.model.logits(net.model.norm(pick(h, count - 1)[:, None]))[:, 0]
     return logits, Cache(tuple(layers), chunk, mask, count, begin, count // m * m)
 
 
@@ -151,14 +151,14 @@ def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None, active=
         if angles is not None:
             k, q = rotate(k, *angles), rotate(q, *(a[:, :, None] for a in angles))
         key, value = (
-            _put(x, jnp.swapaxes(y, 1, 2), t) for x, y in ((layer.key, k), (layer.value, v))
+            put(x, jnp.swapaxes(y, 1, 2), t) for x, y in ((layer.key, k), (layer.value, v))
         )
         layer = layer._replace(key=key, value=value)
         h = h + _attend(block.attention, q, key, value, own, layer.table, length - 1 - t)
         if layer.read is not None:
             if first:
                 own_chunk = block.retrieving(h)
-                first, chunk = False, _put(chunk[:, None], own_chunk[:, None], t % m)[:, 0]
+                first, chunk = False, put(chunk[:, None], own_chunk[:, None], t % m)[:, 0]
                 if fresh is not None:
                     memory, mask = _encode(net.model, table, cache, chunk, fresh)
             if fresh is not None:
@@ -184,7 +184,7 @@ def _encode(model: Retro, table, cache: Cache, chunk, fresh: Fresh):
 
     # The M last tokens in their order, and which of them there are.
     at = rows(cache.count)[:, None] - (m - 1) + jnp.arange(m)
-    h, real = _pick(rows(chunk), at % m), at >= rows(cache.begin)[:, None]
+    h, real = pick(rows(chunk), at % m), at >= rows(cache.begin)[:, None]
     memory, found = model.encode(table, fresh.tokens[:, None], h, real)
     return memory[:, 0], cache.mask.at[fresh.rows].set(found[:, 0], out_sharding=over_rows(3))
 
@@ -251,7 +251,7 @@ def _angles(c: DecoderConfig, length: int):
     return rotations(c, np.arange(length))
 
 
-def _put(kept, x, at):
+def put(kept, x, at):
     """x [B, N, 1, ...] at one place of each row of [B, N, J, ...]."""
 
     def put(kept, x, at):
@@ -265,6 +265,6 @@ def _slices(x, start, size: int):
     return jax.vmap(lambda x, at: jax.lax.dynamic_slice_in_dim(x, at, size, x.ndim - 1))(x, start)
 
 
-def _pick(x, at):
+def pick(x, at):
     """Entries of the second axis for each row: [B, C, ...], [B] -> [B, ...] or [B, n] -> [B, n, ...]."""
     return jax.vmap(lambda x, at: x.at[at].get(mode="promise_in_bounds"))(x, at)

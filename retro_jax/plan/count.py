@@ -28,7 +28,7 @@ class Step:
 
 def shapes(e: Experiment, vocab: int, mesh, method: Method) -> Step:
     """The arguments of a train step on a mesh, which has to be in context."""
-    base = base_shapes(e, vocab, method.reads)
+    base = base_shapes(e, vocab, method.network)
     state = jax.eval_shape(lambda base: init_state(method, e.train, vocab, base), base)
     rows = NamedSharding(mesh, ROWS)
 

@@ -102,6 +102,10 @@ class WorkDir:
         """The directory of an evaluation, of a held-out split or of a text."""
         return self.root / "evaluate" / name
 
+    def compared(self, split: str) -> Path:
+        """The directory of a comparison of methods on a held-out split."""
+        return self.root / "compare" / split
+
     def evaluations(self) -> list[Path]:
         """The directories of all evaluations that are there."""
         found = (self.root / "evaluate").glob("*/manifest.json")

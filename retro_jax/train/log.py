@@ -136,7 +136,7 @@ def step_flops(method: Trainable, train: TrainConfig, vocab: int) -> int:
     """
     m, length = method.model, train.length
     flops = method.flops(vocab, length)
-    if not (method.reads and train.base and train.freeze):
+    if not (method.network and train.base and train.freeze):
         return 3 * train.batch * flops
     alone = forward_flops(m, vocab, length, 0)
     layers = alone - 2 * length * m.decoder.d * vocab  # without the readout

@@ -38,7 +38,7 @@ def inputs_of(work: WorkDir) -> list[Path]:
 
 def trains(e: Experiment, method: Trainable) -> bool:
     """Whether there is anything to train; the language model of a frozen base alone is not."""
-    frozen = e.train.base and e.train.freeze and not method.reads
+    frozen = e.train.base and e.train.freeze and not method.network
     return e.train.steps > 0 and not frozen
 
 
@@ -50,7 +50,7 @@ def state_like(e: Experiment, method: Trainable, vocab: int, base: dict) -> Trai
 def weights_of_base(e: Experiment, work: WorkDir, method: Trainable, mesh) -> dict:
     """The weights of `train.base` that the method begins with, on the mesh in context; none without one."""
     opened = open_base(e, work.prepared("tokenizer"))
-    return base_weights(opened, e.model, method.reads, mesh)
+    return base_weights(opened, e.model, method.network, mesh)
 
 
 def has_all_steps(train: TrainConfig, counts: dict) -> bool:

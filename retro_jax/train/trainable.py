@@ -15,7 +15,7 @@ class Trainable(Protocol):
     name: str
     trained_as: str
     model: ModelConfig
-    reads: bool
+    network: bool
 
     def shapes(self, vocab: int) -> dict[str, tuple[int, ...]]: ...
 

@@ -34,7 +34,9 @@ def test_scores_and_steps_say_what_logprobs_says(name, tiny, mesh):
     none = np.zeros((2, -(-PROMPT // every), 0, tiny.reading.retrieved))
     state = m.start(net, 2, LENGTH + 1, 0)
     read = jax.jit(m.prefill)
-    logits, state = read(net, state, put(tokens[:, :PROMPT]), put([PROMPT] * 2), put(none))
+    logits, state = read(
+        net, state, put(tokens[:, :PROMPT]), put([PROMPT] * 2), method.Retrieved(put(none))
+    )
     step = jax.jit(lambda net, state, t: m.step(net, state, t, None, None))
     for t in range(PROMPT, LENGTH):
         said = np.asarray(jax.nn.log_softmax(jnp.asarray(logits)))

@@ -1,0 +1,21 @@
+"""RETRO, in-context RAG and REPLUG on one database and one language model, on two CPU cores.
+
+    retro prepare --config=experiments/compare.py
+    retro compare runs/compare
+
+The quickstart's corpus, decoder and number of training tokens, in sequences of 768 tokens: a prompt of two
+neighbours of 128 tokens leaves room for eight chunks of text. Every method that trains nothing uses the language
+model that is trained at that length.
+
+Hardware: 2 cores, no accelerator. Expected: the table of docs/compare.md.
+"""
+
+from retro_jax.config import experiment_beside
+
+
+def get_config():
+    config = experiment_beside(__file__, "quickstart").get_config()
+    config.name = "compare"
+    config.train.length, config.train.batch, config.train.steps = 768, 2, 480
+    config.evaluate.stride, config.evaluate.batch = 576, 4
+    return config

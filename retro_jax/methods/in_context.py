@@ -1,0 +1,297 @@
+"""Reading by the prompt: what was retrieved stands before the text, and the language model reads both as one.
+
+    B sequences, L tokens, C chunks of M tokens, K neighbours of R tokens, S streams, W window, J tokens that a row
+    can have, V vocabulary, T = K R / S tokens that a stream has before its text at most
+
+Each chunk has rows of its own, S for each, since what stands before its text is its own: the neighbours that the
+chunk before it retrieved, then as many of the tokens before it as there is room for, then the chunk. Padding is
+left out, so a row is what a language model would be given: no gaps, and positions from 0.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from retro_jax.config import ModelConfig
+from retro_jax.config.fields import setting
+from retro_jax.errors import UserError
+from retro_jax.methods.language_model import LanguageModel
+from retro_jax.methods.method import LookUps, Retrieved
+from retro_jax.model import cache, decode, functional, sizes
+from retro_jax.model.layers import ROWS
+from retro_jax.model.retro import PAD
+
+BUDGETS = ("window", "longer")
+_NONE = -1e30  # the logarithm of a weight of 0
+
+
+def budget_setting():
+    """The field `budget` of a method's settings."""
+    return setting(
+        "window",
+        "window: neighbours take the place of the oldest tokens; longer: they come on top of train.length",
+    )
+
+
+class State(NamedTuple):
+    """Rows that are decoded: their text, and a cache of the language model for each stream."""
+
+    cache: cache.Cache  # of B S rows
+    text: jax.Array  # [B, J] every token, PAD before the first where chunks are to end elsewhere
+    count: jax.Array  # [B] tokens of it so far
+    begin: jax.Array  # [B] how much of that is padding
+    weights: jax.Array  # [B, S] the logarithm of each stream's
+
+
+class InContext(LanguageModel):
+    """A language model with neighbours in its prompt. A subclass says how many streams there are, and how much
+    each of them counts."""
+
+    reads, weights_of = True, "language_model"
+
+    def __init__(self, model: ModelConfig, k: int = 0, settings=None, length: int = 0):
+        super().__init__(model, k, settings, length)
+        if length and k:
+            self._window(length, k)  # refuses what leaves no room
+
+    @property
+    def look_ups(self) -> LookUps:
+        """Every chunk is looked up with its own tokens."""
+        return LookUps(self.model.reading.chunk, self.model.reading.chunk)
+
+    def streams(self, k: int) -> int:
+        """S, the rows that k neighbours are spread over."""
+        raise NotImplementedError
+
+    def weigh(self, retrieved: Retrieved) -> jax.Array:
+        """The logarithm of the weight of each stream [..., S], of neighbours [..., K, R]."""
+        raise NotImplementedError
+
+    def flops(self, vocab: int, length: int) -> int:
+        """Of the rows of every chunk, each of the window's tokens, and of their last chunks' readout."""
+        m, streams = self.model.reading.chunk, self.streams(self.k)
+        row = sizes.forward_flops(self.model, vocab, self._window(length, self.k), 0)
+        unread = 2 * (self._window(length, self.k) - m) * self.model.decoder.d * vocab
+        return -(-length // m) * streams * (row - unread)
+
+    def _window(self, length: int, k: int) -> int:
+        """W, for sequences of so many tokens, which are whole chunks."""
+        before = k * self.model.reading.retrieved // self.streams(k)
+        room, window = length + before, self.length or length + before
+        if self.settings.budget == "longer":
+            window += before
+        elif window < before + 2 * self.model.reading.chunk:
+            raise UserError(
+                f"config field train.length = {window}: neighbours of {before} tokens leave no room for two chunks "
+                f"of text; make it longer, or set method_settings.{self.name}.budget=longer"
+            )
+        return min(window, room)
+
+    def _texts(self, near):
+        """What stands before each stream [..., S, T], of neighbours [..., K, R]; the nearest comes last."""
+        *rest, k, r = near.shape
+        streams = self.streams(k)
+        shape = (*rest, streams, k * r // streams)
+        return jnp.reshape(near[..., ::-1, :], shape, out_sharding=ROWS)
+
+    # Scoring.
+
+    def logprobs(self, params: dict, tokens, retrieved: Retrieved | None = None):
+        """log p of each token [B, L], those of a chunk given what the chunk before it retrieved."""
+        if retrieved is None or not retrieved.tokens.shape[2]:
+            return super().logprobs(params, tokens)
+        return self.scores(params, tokens, retrieved)[0]
+
+    def scores(
+        self, params: dict, tokens, retrieved: Retrieved | None = None, never: tuple[int, ...] = ()
+    ):
+        """And whether each is the most probable one."""
+        if retrieved is None or not retrieved.tokens.shape[2]:
+            return super().scores(params, tokens, None, never)
+        (b, length), m = tokens.shape, self.model.reading.chunk
+        chunks = retrieved.tokens.shape[1]
+        tokens = jnp.pad(tokens, ((0, 0), (0, chunks * m - length)))
+        # What a chunk retrieved is read by the next one.
+        before = jax.tree.map(lambda x: jnp.roll(x, 1, axis=1), retrieved)
+        first = (jnp.arange(chunks) == 0)[:, None]
+        before = before._replace(tokens=jnp.where(first[..., None], PAD, before.tokens))
+        texts = self._texts(before.tokens)  # [B, C, S, T]
+        weights = self.weigh(before)  # [B, C, S]
+        streams, window = texts.shape[2], self._window(chunks * m, retrieved.tokens.shape[2])
+        end = (jnp.arange(chunks)[None, :, None] + 1) * m
+        shape = (b, chunks, streams)
+        ends = jnp.broadcast_to(end, shape)
+        rows, places = _rows(
+            texts, jnp.broadcast_to(tokens[:, None, None], (*shape, chunks * m)), ends, ends, window
+        )
+        model = functional.network(self.model, params)
+        h = model(_flat(rows, 3))[0]  # [B C S, W, D]
+        own = ends[..., None] - m + jnp.arange(m)
+        at = jnp.take_along_axis(places, own, axis=-1) - 1  # where each target is in its row
+        predicts = _flat(jnp.maximum(at - 1, 0), 3)
+        h = jax.vmap(lambda x, i: x.at[i].get(mode="promise_in_bounds"))(h, predicts)
+        h = jnp.reshape(h, (*shape, m, h.shape[-1]), out_sharding=ROWS)
+        targets = jnp.reshape(tokens, (b, chunks, m), out_sharding=ROWS)
+
+        def read(chunk):
+            h, target, weights = chunk  # [B, S, M, D], [B, M], [B, S]
+            flat = jnp.reshape(h, (b, streams * m, h.shape[-1]), out_sharding=ROWS)
+            logits = jnp.reshape(model.logits(flat), (b, streams, m, -1), out_sharding=ROWS)
+            mixed = _mixed(logits, weights[:, :, None])
+            return _read_off(mixed, target, never)
+
+        logp, best = jax.lax.map(
+            read, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (h, targets, weights))
+        )
+        logp, best = (
+            jnp.reshape(jnp.moveaxis(x, 0, 1), (b, chunks * m), out_sharding=ROWS)[:, :length]
+            for x in (logp, best)
+        )
+        return jnp.where(jnp.arange(length) > 0, logp, 0), best & (jnp.arange(length) > 0)
+
+    # Generation.
+
+    def start(self, net, rows: int, length: int, k: int) -> State:
+        """Rows of at most `length` tokens, which read k neighbours."""
+        streams = self.streams(k) if k else 1
+        room = length + k * self.model.reading.retrieved // streams
+        none = jnp.zeros(rows, jnp.int32, out_sharding=cache.over_rows(1))
+        text = jnp.zeros((rows, length), jnp.int32, out_sharding=cache.over_rows(2))
+        weights = jnp.zeros((rows, streams), out_sharding=cache.over_rows(2))
+        return State(decode.start(net, rows * streams, room, 0), text, none, none, weights)
+
+    def prefill(self, net, state: State, tokens, count, retrieved: Retrieved):
+        """Reads prompts, each with what its last complete chunk retrieved before it."""
+        m, length = self.model.reading.chunk, tokens.shape[1]
+        begin = jnp.argmax(tokens != PAD, axis=1).astype(jnp.int32)
+        text = jnp.pad(tokens, ((0, 0), (0, state.text.shape[1] - length)))
+        near = jax.tree.map(lambda x: decode.pick(x, jnp.maximum(count // m - 1, 0)), retrieved)
+        near = near._replace(tokens=jnp.where((count >= m)[:, None, None], near.tokens, PAD))
+        logits, filled, weights = self._filled(net, state, tokens, count, count // m * m + m, near)
+        return logits, State(filled, text, count, begin, weights)
+
+    def step(self, net, state: State, tokens, fresh: cache.Fresh | None = None, active=None):
+        """Reads one token of each row; those that read anew begin their rows again."""
+        b, streams = state.weights.shape
+        text = decode.put(state.text[:, None, :, None], tokens[:, None, None, None], state.count)
+        text = text[:, 0, :, 0]
+
+        def each(x):
+            return jnp.repeat(
+                x, streams, axis=0, out_sharding=ROWS, total_repeat_length=b * streams
+            )
+
+        on = None if active is None else each(active)
+        logits, kept = decode.step(net, state.cache, each(tokens), None, on)
+        weights = state.weights
+        logits = _mixed(_split(logits, streams), weights)
+        if fresh is not None:
+
+            def rows(x):
+                return x.at[fresh.rows].get(out_sharding=ROWS)
+
+            count = rows(state.count) + 1
+            near = Retrieved(fresh.tokens, fresh.distances)
+            end = count + self.model.reading.chunk
+            own, filled, new = self._filled(net, state, rows(text), count, end, near)
+            where = (fresh.rows[:, None] * streams + jnp.arange(streams)).reshape(-1)
+            kept = cache.place(kept, where, filled, jnp.arange(len(where)))
+            weights = weights.at[fresh.rows].set(new, out_sharding=jax.typeof(weights).sharding)
+            logits = logits.at[fresh.rows].set(own, out_sharding=jax.typeof(logits).sharding)
+        count = state.count + 1 if active is None else state.count + active
+        return logits, State(kept, text, count, state.begin, weights)
+
+    def _filled(self, net, state: State, tokens, count, end, near: Retrieved):
+        """Of rows [b, L] of `count` tokens, whose chunk ends at `end`: the logits of the next token [b, V], the
+        cache of their streams, and the streams' weights."""
+        b, k = len(tokens), near.tokens.shape[1]
+        streams, room = state.weights.shape[1], state.cache.layers[0].key.shape[2]
+        if k:
+            texts, weights = self._texts(near.tokens), self.weigh(near)
+        else:
+            texts = jnp.zeros((b, 1, 0), jnp.int32, out_sharding=cache.over_rows(3))
+            weights = jnp.zeros((b, 1), out_sharding=cache.over_rows(2))
+        window = self._window(state.text.shape[1], k) if k else room
+        shape = (b, streams)
+        rows, places = _rows(
+            texts, jnp.broadcast_to(tokens[:, None], (*shape, tokens.shape[1])),
+            jnp.broadcast_to(count[:, None], shape), jnp.broadcast_to(end[:, None], shape),
+            min(window, texts.shape[-1] + tokens.shape[1]), window,
+        )  # fmt: skip
+        n = _flat(places[..., -1], 2)
+        empty = decode.start(net, b * streams, room, 0)
+        none = jnp.zeros(
+            (b * streams, -(-rows.shape[-1] // self.model.reading.chunk), 0, 0), jnp.int32
+        )
+        logits, filled = decode.prefill(net, empty, _flat(rows, 2), n, none)
+        return _mixed(_split(logits, streams), weights), filled, weights
+
+    def place(self, state: State, rows, other: State, source) -> State:
+        """See `cache.place`."""
+        streams = state.weights.shape[1]
+
+        def spread(x):
+            return (x[:, None] * streams + jnp.arange(streams)).reshape(-1)
+
+        def put(x, y):
+            return x.at[rows].set(
+                y.at[source].get(out_sharding=jax.typeof(y).sharding),
+                out_sharding=jax.typeof(x).sharding,
+            )
+
+        kept = cache.place(state.cache, spread(rows), other.cache, spread(source))
+        rest = (put(getattr(state, n), getattr(other, n)) for n in State._fields[1:])
+        return State(kept, *rest)
+
+
+def _rows(texts, tokens, count, end, width: int, window: int | None = None):
+    """What language models are given.
+
+    Args:
+      texts: [..., T], PAD where there is none. tokens: [..., L] the text. count: [...] how many of the tokens there
+        are. end: [...] where the chunk ends whose tokens come last. width: of a row. window: tokens that the whole
+        may have when the chunk is complete; `width` without it.
+
+    Returns:
+      rows [..., W], PAD at their ends, and for each of the L tokens how many of a row are up to it, itself included
+      [..., L].
+    """
+    before = (texts != PAD).sum(axis=-1)
+    at = jnp.arange(tokens.shape[-1])
+    kept = (at < count[..., None]) & (at >= (end - (window or width) + before)[..., None])
+    whole = jnp.concatenate([texts, jnp.where(kept, tokens, PAD)], axis=-1)
+    real = whole != PAD
+    order = jnp.argsort(~real, axis=-1, stable=True)
+    rows = jnp.take_along_axis(whole, order, axis=-1)[..., :width]
+    return rows, jnp.cumsum(real, axis=-1)[..., texts.shape[-1] :]
+
+
+def _flat(x, axes: int):
+    """Its first axes as one."""
+    size = int(np.prod(x.shape[:axes]))
+    return jnp.reshape(x, (size, *x.shape[axes:]), out_sharding=ROWS)
+
+
+def _split(logits, streams: int):
+    """[B S, V] -> [B, S, V]."""
+    return jnp.reshape(
+        logits, (len(logits) // streams, streams, logits.shape[-1]), out_sharding=cache.over_rows(3)
+    )
+
+
+def _mixed(logits, weights):
+    """log of the mixture of the streams' probabilities: logits [B, S, ..., V] and log weights [B, S, ...]; those of
+    one stream as they are."""
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    return jax.nn.logsumexp(jax.nn.log_softmax(logits) + weights[..., None], axis=1)
+
+
+def _read_off(logits, targets, never: tuple[int, ...]):
+    """log p of the targets [B, M], and whether each is the most probable one, of logits [B, M, V]."""
+    ids = jnp.arange(logits.shape[-1])
+    own = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    rivals = jnp.where(jnp.isin(ids, jnp.array(never, int)), -jnp.inf, logits)
+    return own - jax.nn.logsumexp(logits, axis=-1), rivals.argmax(axis=-1) == targets

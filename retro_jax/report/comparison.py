@@ -1,0 +1,32 @@
+"""The table of a comparison of methods, for a terminal."""
+
+from rich.console import Console
+from rich.table import Table
+
+_PARTS = {"all": "all text", "filtered": "little overlap", "novel": "no copy"}
+
+
+def show(split: str, summary: dict):
+    """Prints what `evaluate.compare.summary` says, a row a method."""
+    table = Table(title=f"{split}: {summary['documents']} documents, {summary['bytes']:,} bytes")
+    table.add_column("method")
+    for part in _PARTS.values():
+        table.add_column(f"bits/byte, {part}", justify="right")
+    for column in ("gain", "content", "content, little overlap", "GFLOP/token"):
+        table.add_column(column, justify="right")
+    for name, of in summary["methods"].items():
+        bits = [_number(of[p] and of[p]["bits_per_byte"]) for p in _PARTS]
+        effects = [_interval((of[p] or {}).get(e)) for p, e in
+                   (("all", "gain"), ("all", "content"), ("filtered", "content"))]  # fmt: skip
+        table.add_row(name, *bits, *effects, f"{of['gflops_per_token']:.3g}")
+    Console(highlight=False).print(table)
+
+
+def _number(x: float | None) -> str:
+    return "" if x is None else f"{x:.4f}"
+
+
+def _interval(effect: dict | None) -> str:
+    if not effect:
+        return ""
+    return f"{effect['value']:.4f} [{effect['low']:.4f}, {effect['high']:.4f}]"
