@@ -58,22 +58,28 @@ def pieces(s: Setup, rows: int):
     from retro_jax.generate.engine import SEGMENT, Engine
     from retro_jax.generate.lookup import Lookup
     from retro_jax.generate.sample import silent_of
+    from retro_jax.methods.method import Retrieved
 
     silent = silent_of(s.tokenizer.byte_counts)
     engine = Engine(s.method, s.params, rows, s.length, K, silent)
     lookup = Lookup(s.text, s.tokenizer, s.chunk, s.method.model.reading.retrieved, K)
     whole = s.size.prompt // s.chunk  # chunks of a prompt
     found = s.text.retrieve(s.text.some(max(rows, whole + 1)))
-    text, near = s.text.some(whole + 1).ravel(), dict(enumerate(found.tokens[:rows]))
+    text, every = s.text.some(whole + 1).ravel(), zip(found.tokens, found.distances)
+    near = {row: Retrieved(*one) for row, one in zip(range(rows), every)}
+
+    def first(chunks):
+        return Retrieved(found.tokens[:chunks], found.distances[:chunks])
+
     for row in range(rows):
-        engine.admit(row, text, found.tokens[: whole + 1])
+        engine.admit(row, text, first(whole + 1))
 
     def go_on(times, steps, fresh=None):
         for _ in range(times):
             engine.advance(np.full(rows, steps), fresh)
 
     def pass_():
-        engine.admit(0, text[: s.size.prompt], found.tokens[:whole])
+        engine.admit(0, text[: s.size.prompt], first(whole))
         engine.copy([0], rows - 1)
 
     work = {
