@@ -63,6 +63,7 @@ def retro_jax(s: dict, threads: int):
         ReadingConfig,
         TrainConfig,
     )
+    from retro_jax.methods.method import Retrieved
     from retro_jax.methods.retro import Retro
     from retro_jax.train import sharding
     from retro_jax.train.step import init_state, make_train_step
@@ -79,6 +80,7 @@ def retro_jax(s: dict, threads: int):
     )
     method, train = Retro(config, NEIGHBOURS), TrainConfig(length=s["length"], batch=s["batch"])
     tokens, neighbours = (jax.numpy.asarray(x, np.int32) for x in example(s))
+    read = Retrieved(neighbours)
     step, logprobs = make_train_step(method, train), jax.jit(method.logprobs)
     state = [init_state(method, train, s["vocab"])]
     a = jax.numpy.ones((s["product"], s["product"]))
@@ -88,7 +90,7 @@ def retro_jax(s: dict, threads: int):
         product(a).block_until_ready()
 
     def forward():
-        logprobs(state[0].params, tokens, neighbours).block_until_ready()
+        logprobs(state[0].params, tokens, read).block_until_ready()
 
     def train_step():
         state[0], metrics = step(state[0], {"tokens": tokens, "neighbours": neighbours})
