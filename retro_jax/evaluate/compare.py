@@ -8,8 +8,6 @@ tokens.parquet, with a column for each method and condition (`rag`, `rag random`
 import functools
 from pathlib import Path
 
-import numpy as np
-
 from retro_jax.config import Experiment
 from retro_jax.config.fields import binding
 from retro_jax.errors import UserError
@@ -140,7 +138,7 @@ def summary(found: rows.Rows, cost: dict[str, dict]) -> dict:
 
 def _figures(found: rows.Rows, name: str) -> dict:
     random = f"{name} random"
-    of = {"bits_per_byte": float(found.nats[name].sum() / np.log(2) / found["bytes"].sum())}
+    of = {"bits_per_byte": signals.bits_per_byte(found)[name]}
     if name != BASE:
         of["gain"] = signals.effect(found, BASE, name)
     if random in found.nats:

@@ -104,13 +104,15 @@ def score(
             for batch, rows, count in _batches(e, text):
                 x, found = put(batch["tokens"]), {}
                 distances = put(batch["distances"], np.float32)
-                real = Retrieved(put(batch["neighbours"]), distances)
                 for c in columns:
                     near = c.condition and c.condition.neighbours(rows, batch["neighbours"])
                     near = None if near is None else Retrieved(put(near), distances)
                     logp = logprobs[c.method.name](params[c.method.trained_as], x, near)
                     found[f"logp_{c.name}"] = np.asarray(logp)
-                seen = statistics(params[measured.trained_as], x, real) if measured else {}
+                seen = {}
+                if measured:
+                    real = Retrieved(put(batch["neighbours"]), distances)
+                    seen = statistics(params[measured.trained_as], x, real)
                 seen = {name: np.asarray(v) for name, v in seen.items()}
                 writer.write_table(
                     _table(text, batch, rows, found, seen, tokenizer.byte_counts, out)

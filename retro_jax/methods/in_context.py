@@ -24,7 +24,6 @@ from retro_jax.model.layers import ROWS
 from retro_jax.model.retro import PAD
 
 BUDGETS = ("window", "longer")
-_NONE = -1e30  # the logarithm of a weight of 0
 
 
 def budget_setting():
@@ -196,7 +195,7 @@ class InContext(LanguageModel):
             near = Retrieved(fresh.tokens, fresh.distances)
             end = count + self.model.reading.chunk
             own, filled, new = self._filled(net, state, rows(text), count, end, near)
-            where = (fresh.rows[:, None] * streams + jnp.arange(streams)).reshape(-1)
+            where = _spread(fresh.rows, streams)
             kept = cache.place(kept, where, filled, jnp.arange(len(where)))
             weights = weights.at[fresh.rows].set(new, out_sharding=jax.typeof(weights).sharding)
             logits = logits.at[fresh.rows].set(own, out_sharding=jax.typeof(logits).sharding)
@@ -232,16 +231,15 @@ class InContext(LanguageModel):
         """See `cache.place`."""
         streams = state.weights.shape[1]
 
-        def spread(x):
-            return (x[:, None] * streams + jnp.arange(streams)).reshape(-1)
-
         def put(x, y):
             return x.at[rows].set(
                 y.at[source].get(out_sharding=jax.typeof(y).sharding),
                 out_sharding=jax.typeof(x).sharding,
             )
 
-        kept = cache.place(state.cache, spread(rows), other.cache, spread(source))
+        kept = cache.place(
+            state.cache, _spread(rows, streams), other.cache, _spread(source, streams)
+        )
         rest = (put(getattr(state, n), getattr(other, n)) for n in State._fields[1:])
         return State(kept, *rest)
 
@@ -272,6 +270,11 @@ def _flat(x, axes: int):
     """Its first axes as one."""
     size = int(np.prod(x.shape[:axes]))
     return jnp.reshape(x, (size, *x.shape[axes:]), out_sharding=ROWS)
+
+
+def _spread(rows, streams: int):
+    """The numbers of the streams of rows: [b] -> [b S]."""
+    return (rows[:, None] * streams + jnp.arange(streams)).reshape(-1)
 
 
 def _split(logits, streams: int):

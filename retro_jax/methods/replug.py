@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from retro_jax.config.fields import require, require_one_of, setting
-from retro_jax.methods.in_context import _NONE, BUDGETS, InContext, budget_setting
+from retro_jax.methods.in_context import BUDGETS, InContext, budget_setting
 from retro_jax.model.retro import PAD
 
 _OF = "method_settings.replug."
+_NONE = -1e30  # the logarithm of a weight of 0
 
 
 @dataclass(frozen=True)
