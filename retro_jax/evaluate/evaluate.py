@@ -6,7 +6,7 @@ An evaluation has tokens.parquet, a row a token (likelihood.py), and result.json
 
 import functools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from retro_jax import progress
@@ -172,6 +172,22 @@ def leaks_of(work: WorkDir, split: str) -> dict[str, int]:
         return leaks.violations({split: text}, database, work.experiment, advance)
 
 
+def no_leaks(work: WorkDir, split: str, in_train: Callable[[], dict]) -> dict[str, int]:
+    """The leaks of a split and of the training shards, by kind: none.
+
+    Raises:
+      UserError: there is one.
+    """
+    mine = leaks_of(work, split)
+    found = {name: n + mine[name] for name, n in in_train().items()}
+    if any(found.values()):
+        raise UserError(
+            f"the shards of {work.prepared()} leak, so no result would mean anything: {found}; look at "
+            "what was prepared, and prepare anew in another working directory"
+        )
+    return found
+
+
 def _evaluate(
     work: WorkDir,
     split: str,
@@ -181,13 +197,7 @@ def _evaluate(
     others: list[Method],
     out: Path,
 ) -> dict:
-    mine = leaks_of(work, split)
-    found = {name: n + mine[name] for name, n in in_train().items()}
-    if any(found.values()):
-        raise UserError(
-            f"the shards of {work.prepared()} leak, so no result would mean anything: {found}; look at "
-            "what was prepared, and prepare anew in another working directory"
-        )
+    found = no_leaks(work, split, in_train)
     fewer = {
         s: prepared[f"neighbours/{s}"]["counts"]["share_with_fewer_than_k"]
         for s in ("train", split)
