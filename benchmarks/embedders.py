@@ -231,13 +231,15 @@ def ways(data: Data, bert: Path | None, dim: int) -> Iterator[tuple[str, Callabl
         yield f"{bert.name}, BM25 of 50", way("bert", **own)
 
 
-def compare(data: Data, bert: Path | None, dim: int) -> list[dict]:
-    """A row for each way, and one for random neighbours."""
+def compare(data: Data, bert: Path | None, dim: int, chosen: list[str]) -> list[dict]:
+    """A row for each way whose name has one of `chosen` in it (all without), and one for random neighbours."""
     rng = np.random.default_rng(0)
     chance = measures(data, rng.choice(data.database, (len(data.queries), K)))
     empty = {"chunks/s": None, "candidates µs": None, "rerank µs": None}
     results = []
     for name, find in ways(data, bert, dim):
+        if chosen and not any(part in name for part in chosen):
+            continue
         progress.say(name)
         with tempfile.TemporaryDirectory() as out:
             found = find(Path(out))
@@ -296,11 +298,14 @@ def main():
     parser.add_argument("--chunks", type=int, help="training chunks in the database")
     parser.add_argument("--dim", type=int, default=256, help="of tfidf's vectors")
     parser.add_argument("--queries", type=int, help="held-out chunks, spread evenly")
+    parser.add_argument(
+        "--ways", nargs="*", default=[], metavar="NAME", help="only those with one of these in it"
+    )
     parser.add_argument("--plot", type=Path, help="a PNG of quality against microseconds")
     args = common.parse(parser, chunks=150, queries=50, dim=16)
     set_up_cpu(DEVICES)
     data = Data(common.prepare(args), args.chunks, args.queries)
-    rows = compare(data, args.bert, args.dim)
+    rows = compare(data, args.bert, args.dim, args.ways)
     name = Path(args.source.partition("#")[0]).name
     title = (
         f"{name}: {len(data.queries):,} held-out chunks of "

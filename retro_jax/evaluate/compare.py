@@ -1,8 +1,8 @@
 """Methods side by side: the same held-out tokens, the same neighbours, the same weights where two share them.
 
 A token of a chunk is scored given what the chunk before it retrieved, by every method that reads; and once more
-given random chunks of the database, which is what tells reading from a longer prompt. A comparison has
-tokens.parquet, with a column for each method and condition (`rag`, `rag random`), and summary.json.
+given random chunks of the database, which is what tells reading from a longer prompt. What a method can choose is
+chosen on other documents (tuning.py). A comparison has tokens.parquet, with a column for each method and condition (`rag`, `rag random`), and summary.json.
 """
 
 import functools
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from retro_jax.config import Experiment
 from retro_jax.config.fields import binding
-from retro_jax.evaluate import likelihood, rows, signals
+from retro_jax.evaluate import likelihood, rows, signals, tuning
 from retro_jax.evaluate.condition import CONDITIONS
 from retro_jax.evaluate.evaluate import again, done, leaks_of, no_leaks, vocabulary
 from retro_jax.evaluate.likelihood import Column
@@ -72,9 +72,11 @@ def _compare(work: WorkDir, split: str, in_train, methods: list[Method], out: Pa
     found = no_leaks(work, split, in_train)
     columns = []
     for m in methods:
-        columns.append(Column(m.name, m, _condition("on", text, m)))
-        if m.reads:
-            columns.append(Column(f"{m.name} random", m, _condition("random", text, m)))
+        tuned = bool(m.choices())
+        columns.append(Column(m.name, m, _condition("on", text, m), tuned))
+        if m.reads or m.random is not m:
+            random = _condition("random", text, m)
+            columns.append(Column(f"{m.name} random", m.random, random, tuned))
     facts = {
         "name": e.name, "split": split, "chunk": e.model.reading.chunk,
         "neighbours": e.retrieval.neighbours, "filter_overlap": e.evaluate.filter_overlap,
@@ -82,8 +84,10 @@ def _compare(work: WorkDir, split: str, in_train, methods: list[Method], out: Pa
         "documents": [{"id": d["id"], "metadata": d["metadata"]} for d in text.table.documents],
         "vocabulary": vocabulary(Prepared(work).tokenizer), "versions": provenance.versions(),
     }  # fmt: skip
-    file = out / "tokens.parquet"
-    likelihood.score(work, text, columns, None, facts, file)
+    raw, file = out / "raw.parquet", out / "tokens.parquet"
+    likelihood.score(work, text, columns, None, facts, raw)
+    tuning.settle(raw, file, columns)
+    raw.unlink()
     result = summary(rows.load(file), {m.name: costs(work, m) for m in methods})
     files.write_json(out / "summary.json", result)
     return result
@@ -128,6 +132,7 @@ def summary(found: rows.Rows, cost: dict[str, dict]) -> dict:
         "filtered_share_of_bytes": float(clean["bytes"].sum() / found["bytes"].sum()),
         "novel_share_of_bytes": float(novel["bytes"].sum() / found["bytes"].sum()),
         "violations": facts["violations"],
+        "tuned": facts["tuned"],
     }
 
 

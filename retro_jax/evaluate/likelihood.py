@@ -26,24 +26,27 @@ from retro_jax.store.workdir import WorkDir
 from retro_jax.train import sharding
 from retro_jax.train.restore import restore_trained
 
+WRITING = {"compression": "zstd", "write_page_checksum": True}  # of a parquet file
 CONTEXT = 32  # tokens before a chunk with which a run that it shares may begin
 
 
 @dataclass(frozen=True)
 class Column:
-    """What tokens are scored by: a method, under a condition (None: it reads nothing)."""
+    """What tokens are scored by: a method, under a condition (None: it reads nothing); tuned: under each of the
+    settings that it can choose from."""
 
     name: str
     method: Method
     condition: Condition | None
+    tuned: bool = False
 
 
-def schema(conditions, k: int, layers: int, facts: dict) -> pa.Schema:
-    """The columns of the rows; `facts` go with them, as JSON.
+def schema(columns: Sequence[Column], k: int, layers: int, facts: dict) -> pa.Schema:
+    """What the rows have; `facts` go with them, as JSON.
 
     document: its number in the facts' `documents`. chunk: of the document. position: among the document's
       tokens, BOS being 0. target: the token. bytes: of it.
-    logp_CONDITION: log p of the target, nats.
+    logp_CONDITION: log p of the target, nats; of what is tuned under each setting (tuning.py chooses).
     copied: the longest run of tokens that ends with the target and stands in what was read for it.
     overlap: the longest run that the target's chunk shares with what it retrieves or reads, tokens.
     neighbours, distances: what is read for the target: what the chunk before retrieved; -1 for none.
@@ -60,7 +63,7 @@ def schema(conditions, k: int, layers: int, facts: dict) -> pa.Schema:
         [
             ("document", pa.int32()), ("chunk", pa.int32()), ("position", pa.int32()),
             ("target", pa.int32()), ("bytes", pa.int32()),
-            *((f"logp_{name}", real) for name in conditions),
+            *((f"logp_{c.name}", _kind(c)) for c in columns),
             ("copied", pa.int16()), ("overlap", pa.int16()),
             ("neighbours", pa.list_(pa.int64(), k)), ("distances", pa.list_(real, k)),
             ("runs", pa.list_(pa.int16(), k)), ("twins", pa.int16()), *inside,
@@ -69,6 +72,11 @@ def schema(conditions, k: int, layers: int, facts: dict) -> pa.Schema:
         ],
         metadata={"retro_jax": json.dumps(facts)},
     )  # fmt: skip
+
+
+def _kind(column: Column) -> pa.DataType:
+    real = pa.float32()
+    return pa.list_(real, len(column.method.choices())) if column.tuned else real
 
 
 def score(
@@ -88,26 +96,25 @@ def score(
     mesh = sharding.make_mesh(e.mesh)
     sharding.check_divides(mesh, e.model, tokenizer.vocab, evaluate_batch=e.evaluate.batch)
     layers = len(e.model.reading.cca_layers) if measured else 0
-    out = schema([c.name for c in columns], e.retrieval.neighbours, layers, facts)
-    methods = {c.method.name: c.method for c in columns}
+    out = schema(columns, e.retrieval.neighbours, layers, facts)
 
     def put(x, dtype=np.int32):
         return sharding.shard_batch(mesh, {"x": x.astype(dtype)})["x"]
 
-    options = {"compression": "zstd", "write_page_checksum": True}
-    with jax.set_mesh(mesh), pq.ParquetWriter(file, out, **options) as writer:
-        weights = {m.trained_as: m for m in methods.values()}
+    with jax.set_mesh(mesh), pq.ParquetWriter(file, out, **WRITING) as writer:
+        weights = {c.method.trained_as: c.method for c in columns}
         params = {name: restore_trained(work, m, mesh) for name, m in weights.items()}
-        logprobs = {name: jax.jit(m.logprobs) for name, m in methods.items()}
+        scores = [c.method.tried if c.tuned else c.method.logprobs for c in columns]
+        scores = [jax.jit(of) for of in scores]
         statistics = jax.jit(measured.statistics) if measured else None
         with progress.bar(f"scoring {text.name} windows", len(text.records)) as advance:
             for batch, rows, count in _batches(e, text):
                 x, found = put(batch["tokens"]), {}
                 distances = put(batch["distances"], np.float32)
-                for c in columns:
+                for c, of in zip(columns, scores):
                     near = c.condition and c.condition.neighbours(rows, batch["neighbours"])
                     near = None if near is None else Retrieved(put(near), distances)
-                    logp = logprobs[c.method.name](params[c.method.trained_as], x, near)
+                    logp = of(params[c.method.trained_as], x, near)
                     found[f"logp_{c.name}"] = np.asarray(logp)
                 seen = {}
                 if measured:

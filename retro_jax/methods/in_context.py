@@ -109,6 +109,33 @@ class InContext(LanguageModel):
         """And whether each is the most probable one."""
         if retrieved is None or not retrieved.tokens.shape[2]:
             return super().scores(params, tokens, None, never)
+        length = tokens.shape[1]
+
+        def of(logits, targets, weights):
+            return _read_off(_mixed(logits, weights[:, :, None]), targets, never)
+
+        logp, best = self._by_chunk(params, tokens, retrieved, self.weigh, of)
+        return jnp.where(jnp.arange(length) > 0, logp, 0), best & (jnp.arange(length) > 0)
+
+    def tried(self, params: dict, tokens, retrieved: Retrieved | None = None):
+        """log p of each token under each of `choices` [B, L, A]: of other weights of the same streams."""
+        others = [type(self)(self.model, self.k, s, self.length) for s in self.choices()]
+        if retrieved is None or not retrieved.tokens.shape[2]:
+            return jnp.stack([self.logprobs(params, tokens)] * len(others), axis=-1)
+
+        def weigh(near):
+            return jnp.stack([m.weigh(near) for m in others], axis=-1)  # [..., S, A]
+
+        def of(logits, targets, weights):
+            own = _at(logits, targets[:, None]) - jax.nn.logsumexp(logits, axis=-1)  # [B, S, M]
+            return jax.nn.logsumexp(own[..., None] + weights[:, :, None], axis=1)
+
+        logp = self._by_chunk(params, tokens, retrieved, weigh, of)
+        return jnp.where(jnp.arange(tokens.shape[1])[:, None] > 0, logp, 0)
+
+    def _by_chunk(self, params: dict, tokens, retrieved: Retrieved, weigh, of):
+        """What `of` makes of the logits of a chunk's tokens in its streams [B, S, M, V], of the tokens [B, M], and of
+        what `weigh` said of the streams [B, S, ...]: arrays [B, M, ...], of all chunks [B, L, ...]."""
         (b, length), m = tokens.shape, self.model.reading.chunk
         chunks = retrieved.tokens.shape[1]
         tokens = jnp.pad(tokens, ((0, 0), (0, chunks * m - length)))
@@ -117,7 +144,7 @@ class InContext(LanguageModel):
         first = (jnp.arange(chunks) == 0)[:, None]
         before = before._replace(tokens=jnp.where(first[..., None], PAD, before.tokens))
         texts = self._texts(before.tokens)  # [B, C, S, T]
-        weights = self.weigh(before)  # [B, C, S]
+        weights = weigh(before)  # [B, C, S, ...]
         streams, window = texts.shape[2], self._window(chunks * m, retrieved.tokens.shape[2])
         end = (jnp.arange(chunks)[None, :, None] + 1) * m
         shape = (b, chunks, streams)
@@ -138,17 +165,17 @@ class InContext(LanguageModel):
             h, target, weights = chunk  # [B, S, M, D], [B, M], [B, S]
             flat = jnp.reshape(h, (b, streams * m, h.shape[-1]), out_sharding=ROWS)
             logits = jnp.reshape(model.logits(flat), (b, streams, m, -1), out_sharding=ROWS)
-            mixed = _mixed(logits, weights[:, :, None])
-            return _read_off(mixed, target, never)
+            return of(logits, target, weights)
 
-        logp, best = jax.lax.map(
+        made = jax.lax.map(
             read, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (h, targets, weights))
         )
-        logp, best = (
-            jnp.reshape(jnp.moveaxis(x, 0, 1), (b, chunks * m), out_sharding=ROWS)[:, :length]
-            for x in (logp, best)
-        )
-        return jnp.where(jnp.arange(length) > 0, logp, 0), best & (jnp.arange(length) > 0)
+
+        def whole(x):  # [C, B, M, ...] -> [B, L, ...]
+            x = jnp.moveaxis(x, 0, 1)
+            return jnp.reshape(x, (b, chunks * m, *x.shape[3:]), out_sharding=ROWS)[:, :length]
+
+        return jax.tree.map(whole, made)
 
     # Generation.
 
@@ -295,6 +322,12 @@ def _mixed(logits, weights):
 def _read_off(logits, targets, never: tuple[int, ...]):
     """log p of the targets [B, M], and whether each is the most probable one, of logits [B, M, V]."""
     ids = jnp.arange(logits.shape[-1])
-    own = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     rivals = jnp.where(jnp.isin(ids, jnp.array(never, int)), -jnp.inf, logits)
+    own = _at(logits, targets)
     return own - jax.nn.logsumexp(logits, axis=-1), rivals.argmax(axis=-1) == targets
+
+
+def _at(logits, targets):
+    """The entries [..., M] of the targets [..., M], of logits [..., M, V]."""
+    targets = jnp.broadcast_to(targets, logits.shape[:-1])
+    return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]

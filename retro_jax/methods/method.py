@@ -26,6 +26,7 @@ METHODS = Table(
         "retro": "retro_jax.methods.retro:Retro",
         "rag": "retro_jax.methods.rag:Rag",
         "replug": "retro_jax.methods.replug:Replug",
+        "knn_lm": "retro_jax.methods.knn_lm:KnnLm",
     },
 )
 
@@ -101,6 +102,12 @@ class Method:
         """Makes in advance what it needs of a working directory whose weights are trained: a datastore of
         hidden states, say. It is called whenever the method is opened, and returns at once if all is there."""
 
+    @property
+    def random(self) -> "Method":
+        """The same method, of which what it looks up by itself is drawn at random; what it is given as retrieved is
+        the caller's."""
+        return self
+
     # Weights.
 
     def shapes(self, vocab: int) -> dict[str, tuple[int, ...]]:
@@ -162,6 +169,16 @@ class Method:
 
         never: tokens that are no rival, because nobody draws them.
         """
+        raise NotImplementedError
+
+    # Tuning: settings that a comparison chooses on one half of the held-out documents, for the other.
+
+    def choices(self) -> list:
+        """Settings to choose from, its own first; [] for a method that has nothing to choose."""
+        return []
+
+    def tried(self, params: dict, tokens: jax.Array, retrieved: Retrieved | None) -> jax.Array:
+        """What `logprobs` gives under each of the A `choices`: [B, L, A]."""
         raise NotImplementedError
 
     def statistics(

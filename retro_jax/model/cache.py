@@ -38,6 +38,7 @@ class Cache(NamedTuple):
     count: jax.Array  # [B] tokens read so far, the padding before the first included
     begin: jax.Array  # [B] how much of that is padding
     point: jax.Array  # [B] what `count` was when the chunk that is read of ended
+    fed: jax.Array  # [B, D] what the last feed-forward read of the last token
 
 
 class Fresh(NamedTuple):
@@ -50,7 +51,7 @@ class Fresh(NamedTuple):
 
 def place(cache: Cache, rows, other: Cache, source) -> Cache:
     """The cache with its rows [n] replaced by rows `source` [n] of another one, or of itself."""
-    names = ("chunk", "mask", "count", "begin", "point")
+    names = ("chunk", "mask", "count", "begin", "point", "fed")
 
     def put(x, y):
         return x.at[rows].set(

@@ -69,7 +69,8 @@ def start(net: Decoder, rows: int, length: int, k: int) -> Cache:
         layers.append(Layer(own, own, table, read))
     mask = jnp.zeros((rows, k, retrieved), bool, out_sharding=over_rows(3))
     none = jnp.zeros(rows, jnp.int32, out_sharding=over_rows(1))
-    return Cache(tuple(layers), zeros(rows, m, c.d, heads=False), mask, none, none, none)
+    chunk, fed = zeros(rows, m, c.d, heads=False), zeros(rows, c.d, heads=False)
+    return Cache(tuple(layers), chunk, mask, none, none, none, fed)
 
 
 def prefill(net: Decoder, cache: Cache, tokens, count, neighbours):
@@ -106,7 +107,10 @@ def prefill(net: Decoder, cache: Cache, tokens, count, neighbours):
         room = ((0, 0), (0, 0), (0, length - tokens.shape[1]), (0, 0))
         key, value = (jnp.pad(jnp.swapaxes(x, 1, 2), room) for x in (key, value))
         layers.append(layer._replace(key=key, value=value))
-        h = block(h, real, encode if reads else None, False)[0]
+        before = h
+        h = block.attended(h, real, encode if reads else None, False)[0]
+        fed = block.fed(before, h)
+        h = h + block.feed_forward(fed)
     chunk, mask = cache.chunk, cache.mask
     if reads:
         own, found = memory
@@ -117,7 +121,8 @@ def prefill(net: Decoder, cache: Cache, tokens, count, neighbours):
         last = (count - 1)[:, None]
         chunk = pick(seen, jnp.maximum(last - (last - jnp.arange(m)) % m, 0))
     logits = net.model.logits(net.model.norm(pick(h, count - 1)[:, None]))[:, 0]
-    return logits, Cache(tuple(layers), chunk, mask, count, begin, count // m * m)
+    last = pick(fed, count - 1)
+    return logits, Cache(tuple(layers), chunk, mask, count, begin, count // m * m, last)
 
 
 def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None, active=None):
@@ -168,11 +173,12 @@ def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None, active=
             seen = jnp.reshape(mask, (len(t), -1), out_sharding=ROWS)
             a = block.cca.attention
             h = h + _attend(a, q, near.key, near.value, seen, near.table, apart, mask.shape[1])
-        h = h + block.feed_forward(block.norm(x if c.parallel else h))
+        fed = block.fed(x, h)
+        h = h + block.feed_forward(fed)
         layers.append(layer)
     logits = net.model.logits(net.model.norm(h))[:, 0]
     count = t + 1 if active is None else t + active
-    return logits, Cache(tuple(layers), chunk, mask, count, cache.begin, point)
+    return logits, Cache(tuple(layers), chunk, mask, count, cache.begin, point, fed[:, 0])
 
 
 def _encode(model: Retro, table, cache: Cache, chunk, fresh: Fresh):

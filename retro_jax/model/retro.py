@@ -66,7 +66,13 @@ class Block(nnx.Module):
         Returns:
           h, what was read, and the statistics (see `statistics_of`) or None.
         """
-        x, read, found = h, None, None
+        before = h
+        h, read, found = self.attended(h, real, encode, statistics)
+        return h + self.feed_forward(self.fed(before, h)), read, found
+
+    def attended(self, h, real, encode, statistics: bool):
+        """All of a layer but its feed-forward; see `__call__`."""
+        read, found = None, None
         y = self.attention_norm(h)[:, None]
         h = h + self.attention(y, y[:, :, None], real[:, None, None], causal=True)[0][:, 0]
         if encode is not None and hasattr(self, "cca"):
@@ -75,8 +81,11 @@ class Block(nnx.Module):
             y, mass = chunked_cross_attention(self.cca, h, *read, m, statistics)
             found = statistics_of(h, y, mass) if statistics else None
             h = h + y
-        x = x if self.config.decoder.parallel else h
-        return h + self.feed_forward(self.norm(x)), read, found
+        return h, read, found
+
+    def fed(self, before, h):
+        """What its feed-forward reads, of what the layer was given and what its attentions made of it."""
+        return self.norm(before if self.config.decoder.parallel else h)
 
     def retrieving(self, h):
         """What the encoder is told of a chunk by its first CCA layer: h [B, L, D] -> [B, L, D]."""

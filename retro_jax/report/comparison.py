@@ -19,7 +19,15 @@ def show(split: str, summary: dict):
         effects = [_interval((of[p] or {}).get(e)) for p, e in
                    (("all", "gain"), ("all", "content"), ("filtered", "content"))]  # fmt: skip
         table.add_row(name, *bits, *effects, f"{of['gflops_per_token']:.3g}")
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    for name, halves in summary["tuned"].items():
+        said = (
+            ", ".join(f"{n} {v:g}" for n, v in half.items() if n != "budget") for half in halves
+        )
+        console.print(
+            f"{name}: chosen on one half of the documents for the other: {'; '.join(said)}"
+        )
 
 
 def _number(x: float | None) -> str:

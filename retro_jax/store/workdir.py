@@ -3,6 +3,7 @@
 config.json               the experiment, with every field
 prepare/STEP              text to shards (pipeline/recipe.py has the steps)
 train/METHOD              checkpoints and the log of a training run
+datastore/METHOD          what a method made of the database with a trained network
 evaluate/SPLIT            the rows of an evaluation, its figures and its report
 evaluate/tasks/NAME.json  the answers to a task
 databases/NAME            what was added to a database after it was prepared
@@ -97,6 +98,10 @@ class WorkDir:
     def trained(self, method: str) -> Path:
         """The directory of a training run."""
         return self.root / "train" / method
+
+    def datastore(self, method: str) -> Path:
+        """The directory of what a method made in advance, of the database and a trained network."""
+        return self.root / "datastore" / method
 
     def evaluated(self, name: str) -> Path:
         """The directory of an evaluation, of a held-out split or of a text."""

@@ -1,16 +1,25 @@
 """Methods side by side: from one command to one table."""
 
 import json
+from dataclasses import make_dataclass
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import altered
 
 from retro_jax.cli import main as cli
-from retro_jax.evaluate import rows
+from retro_jax.evaluate import likelihood, rows, tuning
+from retro_jax.evaluate.likelihood import Column
+from retro_jax.methods import knn_lm
+from retro_jax.methods.method import method_of
 from retro_jax.store.workdir import WorkDir
 
+One = make_dataclass("One", ["x"])
 READS = ("rag", "replug")
+ASKED = "--methods=retro,rag,replug,knn_lm"
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +31,9 @@ def compared(small, finished, tmp_path_factory):
     longer = {name: {"budget": "longer"} for name in READS}
     work = WorkDir(root, altered(small, method_settings=small.method_settings | longer))
     work.save()
-    assert cli.main(["compare", str(root), "--methods=retro,rag,replug"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(knn_lm, "_FLAT", 200)  # so that ScaNN searches, as in a datastore of any size
+        assert cli.main(["compare", str(root), ASKED]) == 0
     found = root / "compare" / "heldout"
     return (
         work,
@@ -35,8 +46,8 @@ def test_all_methods_score_the_tokens_that_evaluate_scores(compared, finished):
     _, found, summary = compared
     own = rows.load(finished / "evaluate" / "heldout" / "tokens.parquet")
     np.testing.assert_array_equal(found["target"], own["target"])
-    assert set(found.nats) == {"language_model", "retro", "retro random"} | {
-        f"{m}{c}" for m in READS for c in ("", " random")
+    assert set(found.nats) == {"language_model"} | {
+        f"{m}{c}" for m in (*READS, "retro", "knn_lm") for c in ("", " random")
     }
     for name, condition in (("retro", "on"), ("retro random", "random"), ("language_model",) * 2):
         np.testing.assert_allclose(found.nats[name], own.nats[condition], atol=1e-4)
@@ -55,11 +66,43 @@ def test_before_anything_was_retrieved_they_are_the_language_model(compared):
         assert (found.nats[name] != found.nats["language_model"])[~nothing].mean() > 0.9
 
 
+def test_what_is_tuned_is_said(compared):
+    work, found, summary = compared
+    assert set(summary["tuned"]) == {"replug", "knn_lm"}
+    for name, chosen in summary["tuned"].items():
+        choices = [vars(s) for s in method_of(work.experiment, name).choices()]
+        assert len(chosen) == 2 and all(c in choices for c in chosen)
+    # A datastore's values permuted are worth less than nothing.
+    assert found.nats["knn_lm random"].sum() > found.nats["knn_lm"].sum()
+
+
+def test_a_choice_is_made_without_the_half_that_is_scored(tmp_path):
+    rng = np.random.default_rng(0)
+    column = Column("m", SimpleNamespace(name="m", choices=lambda: [One(0), One(1)]), None, True)
+    ids = ["b", "a", "c"]  # the halves are (a, c) and (b)
+    facts = {"documents": [{"id": id} for id in ids]}
+    schema = likelihood.schema([column], 0, 0, facts)
+    schema = pa.schema([schema.field("document"), schema.field("logp_m")], schema.metadata)
+    documents = np.repeat([0, 1, 2], 4)
+    logp = np.where(documents == 0, -1.0, -2.0)[:, None] * [1.0, 1.0] + rng.normal(size=(12, 2)) / 9
+    logp[documents == 0, 1] += 0.5  # b is for the second choice, a and c for the first
+    logp[documents != 0, 0] += 0.5
+    raw = pa.array(list(logp.astype(np.float32)), schema.field("logp_m").type)
+    pq.write_table(pa.Table.from_arrays([pa.array(documents, pa.int32()), raw], schema=schema),
+                   tmp_path / "raw.parquet")  # fmt: skip
+    tuning.settle(tmp_path / "raw.parquet", tmp_path / "out.parquet", [column])
+    out = pq.read_table(tmp_path / "out.parquet")
+    expected = np.where(documents == 0, logp[:, 0], logp[:, 1])
+    np.testing.assert_allclose(out["logp_m"].to_numpy(), expected, rtol=1e-6)
+    facts = json.loads(out.schema.metadata[b"retro_jax"])
+    assert facts["tuned"] == {"m": [{"x": 1}, {"x": 0}]}
+
+
 def test_a_second_time_nothing_is_made(compared, capfd):
     work, _, _ = compared
     file = work.root / "compare" / "heldout" / "tokens.parquet"
     before = file.stat().st_mtime_ns
-    assert cli.main(["compare", str(work.root), "--methods=retro,rag,replug"]) == 0
+    assert cli.main(["compare", str(work.root), ASKED]) == 0
     assert file.stat().st_mtime_ns == before
     said = capfd.readouterr()
     assert "compare/heldout: complete" in said.err

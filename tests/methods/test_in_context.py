@@ -15,6 +15,7 @@ import foreign
 from retro_jax.config import ReadingConfig
 from retro_jax.corpus.tokenizer_json import FIRST
 from retro_jax.errors import UserError
+from retro_jax.methods.in_context import InContext
 from retro_jax.methods.method import METHODS, Retrieved
 from retro_jax.methods.rag import Rag
 from retro_jax.methods.replug import Replug
@@ -25,7 +26,7 @@ from retro_jax.weights.placement import place
 
 M, R, K, C = 4, 8, 3, 5
 LENGTH = M * C - 2  # the last chunk is not complete
-NAMES = [name for name in METHODS if METHODS[name].weights_of == "language_model"]
+NAMES = [name for name in METHODS if issubclass(METHODS[name], InContext)]
 READING = ReadingConfig(cca_layers=(1,), chunk=M, retrieved=R)
 
 
@@ -114,6 +115,18 @@ def test_it_is_what_transformers_says_in_plain_loops(llama, name, settings, leng
         temperature = settings.get("temperature")
         expected = in_loops(theirs, tokens[row], of_row, room, temperature)
         np.testing.assert_allclose(logp[row], expected, atol=1e-5)
+
+
+def test_what_is_tried_is_what_each_choice_says(tiny, mesh):
+    method = method_of("replug", tiny, LENGTH, budget="longer")
+    params = drawn(tiny, METHODS["language_model"](tiny).shapes(50))
+    tokens, near = examples(1, 50)
+    given = params, put(tokens), jax.tree.map(put, near)
+    tried = np.asarray(jax.jit(method.tried)(*given))
+    for i in (0, 2, len(method.choices()) - 1):
+        other = Replug(tiny, K, method.choices()[i], LENGTH)
+        np.testing.assert_allclose(tried[..., i], jax.jit(other.logprobs)(*given), atol=1e-5)
+    assert np.ptp(tried, axis=-1)[:, M:].max() > 1e-3
 
 
 @pytest.mark.parametrize("name", NAMES)
