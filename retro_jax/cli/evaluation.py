@@ -41,17 +41,18 @@ def _evaluate(args, fields) -> int:
 def _compare(args, fields) -> int:
     from retro_jax.cli.training import stopping
     from retro_jax.evaluate import compare
-    from retro_jax.methods.method import method_of
+    from retro_jax.methods.method import to_train
     from retro_jax.report import comparison
     from retro_jax.train.loop import train
 
     work = ready(open_work(args, fields))
     methods = compare.chosen(work.experiment, args.methods)
+    keep(work)
 
     def run():
-        for name in dict.fromkeys(m.trained_as for m in methods):
-            train(work, method_of(work.experiment, name))
-        for split, manifest in compare.compare(keep(work), methods).items():
+        for method in to_train(work.experiment, methods):
+            train(work, method)
+        for split, manifest in compare.compare(work, methods).items():
             comparison.show(split, manifest["counts"])
 
     return stopping(work, run, False)

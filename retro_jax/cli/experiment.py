@@ -115,11 +115,13 @@ def _refuse_contradictions(work: WorkDir):
         manifest = artefact.read(work.trained(name))
         if manifest is None:
             continue
-        settings = restore.settings_of(e, method.method_of(e, name))
+        of = method.method_of(e, name)
+        trained = of.trained_with(e)
+        settings = restore.settings_of(trained, of)
         more = "delete it (only a run with train.schedule = 'constant' can be given more steps)"
         _refuse(work.trained(name), manifest, settings, more)
         if manifest["counts"].get("complete"):
-            restore.has_all_steps(e.train, manifest["counts"])
+            restore.has_all_steps(trained.train, manifest["counts"])
 
 
 def _refuse(path: Path, manifest: dict, settings: dict, remedy: str):

@@ -35,12 +35,12 @@ def run_all(work) -> dict:
 
 def train_all(work):
     """Trains every method of the experiment that has weights of its own."""
-    from retro_jax.methods.method import methods_of
+    from retro_jax.methods.method import methods_of, to_train
     from retro_jax.train.loop import train
 
-    for method in methods_of(work.experiment):
-        if method.trained:
-            train(work, method)
+    e = work.experiment
+    for method in to_train(e, [m for m in methods_of(e) if m.trained]):
+        train(work, method)
 
 
 def _run(args, fields) -> int:

@@ -2,7 +2,8 @@
 
 A token of a chunk is scored given what the chunk before it retrieved, by every method that reads; and once more
 given random chunks of the database, which is what tells reading from a longer prompt. What a method can choose is
-chosen on other documents (tuning.py). A comparison has tokens.parquet, with a column for each method and condition (`rag`, `rag random`), and summary.json.
+chosen on other documents (tuning.py). A comparison has tokens.parquet, with a column for each method and condition
+(`rag`, `rag random`), and summary.json.
 """
 
 import functools
@@ -15,12 +16,13 @@ from retro_jax.evaluate.condition import CONDITIONS
 from retro_jax.evaluate.evaluate import again, done, leaks_of, no_leaks, vocabulary
 from retro_jax.evaluate.likelihood import Column
 from retro_jax.evaluate.text import Text
-from retro_jax.methods.method import METHODS, Method, method_of
+from retro_jax.methods.method import METHODS, Method, method_of, to_train
 from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.pipeline.recipe import shard_splits
 from retro_jax.store import artefact, files, provenance
 from retro_jax.store.workdir import WorkDir
+from retro_jax.train.log import step_flops
 from retro_jax.train.restore import check_trained
 
 BASE = "language_model"  # what every method is compared with
@@ -99,15 +101,16 @@ def _condition(name: str, text: Text, method: Method):
 
 def costs(work: WorkDir, method: Method) -> dict:
     """What a method takes: GFLOPs a token of a window of held-out text, forward; parameters, and FLOPs of training
-    (three times the forward pass's, of every token)."""
+    (`log.step_flops`), those of the weights that it began with included."""
     e, vocab = work.experiment, Prepared(work).tokenizer.vocab
-    trained = method_of(e, method.trained_as)
-    counts = artefact.read(work.trained(method.trained_as))["counts"]
-    sequences = counts["steps"] * e.train.batch
+    training = 0
+    for trained in to_train(e, [method]):
+        counts = artefact.read(work.trained(trained.name))["counts"]
+        training += counts["steps"] * step_flops(trained, e.train, vocab)
     return {
         "gflops_per_token": method.flops(vocab, e.train.length) / e.train.length / 1e9,
         "parameters": counts["parameters"],
-        "training_flops": 3 * trained.flops(vocab, e.train.length) * sequences,
+        "training_flops": training,
     }
 
 

@@ -1,6 +1,7 @@
 """kNN-LM (Khandelwal et al. 2020, arXiv 1911.00172): what followed where the language model was in a similar state.
 
-    p(y) = (1 - weight) p_LM(y) + weight * sum over the k nearest (key, value) of 1[value = y] softmax(-distance / temperature)
+    p(y) = (1 - weight) p_LM(y) + weight q(y)
+    q(y) = sum over the k nearest (key, value) of 1[value = y] softmax(-distance / temperature)
 
 A key is what the last feed-forward reads of a token of the database, its value the token after it; a distance is
 squared L2. The datastore is made of one pass over the database in sequences of train.length, once the language

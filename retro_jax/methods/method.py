@@ -6,7 +6,7 @@ know none by name. A method is one class in one file of this folder, and one lin
     B sequences, L tokens, Q look-ups, K neighbours, R retrieved length, V vocabulary
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,8 +23,10 @@ METHODS = Table(
     "method_settings",
     {
         "language_model": "retro_jax.methods.language_model:LanguageModel",
+        "language_model_longer": "retro_jax.methods.language_model_longer:LanguageModelLonger",
         "retro": "retro_jax.methods.retro:Retro",
         "rag": "retro_jax.methods.rag:Rag",
+        "rag_tuned": "retro_jax.methods.rag_tuned:RagTuned",
         "replug": "retro_jax.methods.replug:Replug",
         "knn_lm": "retro_jax.methods.knn_lm:KnnLm",
     },
@@ -68,6 +70,8 @@ class Method:
       Settings: a dataclass, its own settings (method_settings.NAME).
       reads: whether it reads what is retrieved. network: whether its network has weights for that.
       weights_of: the name of the method whose weights it uses; "" if it is trained itself.
+      begins_with: the name of the method with whose trained weights its training begins; "" for fresh ones.
+      freezes: whether those of the language model then stay as they are.
       conditions: the names of evaluate/condition.py's table that make sense for it; None: all.
     """
 
@@ -75,6 +79,7 @@ class Method:
     meaning = ""
     Settings: type = NoSettings
     reads, network, weights_of = False, False, ""
+    begins_with, freezes = "", False
     conditions: tuple[str, ...] | None = None
 
     def __init__(self, model: ModelConfig, k: int = 0, settings=None, length: int = 0):
@@ -90,6 +95,13 @@ class Method:
     def trained_as(self) -> str:
         """The name under which its weights were trained."""
         return self.weights_of or self.name
+
+    @property
+    def begins(self) -> "Method | None":
+        """The method with whose trained weights its training begins."""
+        if not self.begins_with:
+            return None
+        return METHODS[self.begins_with](self.model, self.k, None, self.length)
 
     # What is looked up, and made in advance.
 
@@ -132,6 +144,14 @@ class Method:
         raise NotImplementedError
 
     # Training.
+
+    def trained_with(self, e: Experiment) -> Experiment:
+        """The experiment as it is trained with: the same, or one of other `train.*`."""
+        return e
+
+    def training_flops(self, vocab: int, length: int) -> int:
+        """FLOPs of the matrix products of the forward pass of one example of training."""
+        return self.flops(vocab, length)
 
     def example(
         self, record: Mapping[str, np.ndarray], rng: np.random.Generator, done: float
@@ -221,6 +241,20 @@ def method_of(e: Experiment, name: str) -> Method:
     return cls(e.model, e.retrieval.neighbours, settings, e.train.length)
 
 
+def to_train(e: Experiment, methods: Iterable[Method]) -> list[Method]:
+    """The methods whose weights are needed, each after that with whose weights it begins."""
+    found: dict[str, Method] = {}
+
+    def need(method: Method):
+        if method.begins:
+            need(method_of(e, method.begins_with))
+        found.setdefault(method.name, method)
+
+    for method in methods:
+        need(method_of(e, method.trained_as))
+    return list(found.values())
+
+
 def methods_of(e: Experiment) -> list[Method]:
     """The methods that an experiment trains or compares, in the order of its config."""
     return [method_of(e, name) for name in e.methods]
@@ -236,5 +270,5 @@ def check(e: Experiment):
         f"must name methods once each, of {', '.join(METHODS)}",
     )
     for method in methods_of(e):
-        if method.weights_of:
-            METHODS[method.weights_of]  # refuses one that there is not
+        for name in filter(None, (method.weights_of, method.begins_with)):
+            METHODS[name]  # refuses one that there is not

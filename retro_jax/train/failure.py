@@ -99,13 +99,13 @@ def replay(work: WorkDir, methods: Callable[[str], Trainable]) -> dict:
     Raises:
       UserError: no step has failed there, or it was trained with other settings.
     """
-    e, found = work.experiment, work.failures()
+    found = work.failures()
     if not found:
         raise UserError(f"{work.root}: no training step has failed here")
     out = found[-1]
     about = files.read_json(out / "failure.json", "delete it, and train again")
     method, batch = methods(out.parent.name), dict(np.load(out / "batch.npz"))
-    vocab = Prepared(work).tokenizer.vocab
+    e, vocab = method.trained_with(work.experiment), Prepared(work).tokenizer.vocab
     mesh = sharding.make_mesh(e.mesh)
     with jax.set_mesh(mesh):
         base = restore.weights_of_base(e, work, method, mesh)

@@ -135,8 +135,9 @@ def step_flops(method: Trainable, train: TrainConfig, vocab: int) -> int:
     activations only, from its first cross-attention on.
     """
     m, length = method.model, train.length
-    flops = method.flops(vocab, length)
-    if not (method.network and train.base and train.freeze):
+    flops = method.training_flops(vocab, length)
+    frozen = method.freezes if method.begins else train.base and train.freeze
+    if not (method.network and frozen):
         return 3 * train.batch * flops
     alone = forward_flops(m, vocab, length, 0)
     layers = alone - 2 * length * m.decoder.d * vocab  # without the readout

@@ -41,9 +41,13 @@ def train(work: WorkDir, method: Trainable) -> dict:
       Interrupted: SIGTERM or Ctrl-C; it has saved.
       NotFinite: with train.nonfinite = stop.
     """
-    e, name, directory = work.experiment, method.name, work.trained(method.name)
+    e, name, directory = (
+        method.trained_with(work.experiment),
+        method.name,
+        work.trained(method.name),
+    )
     check_prepared(work)
-    settings, inputs = restore.settings_of(e, method), restore.inputs_of(work)
+    settings, inputs = restore.settings_of(e, method), restore.inputs_of(work, method)
     done = artefact.check(directory, settings, inputs)
     if done and done["counts"].get("complete") and restore.has_all_steps(e.train, done["counts"]):
         progress.say(f"train/{name}: complete")

@@ -31,14 +31,15 @@ def settings_of(e: Experiment, method: Trainable) -> dict:
     return settings
 
 
-def inputs_of(work: WorkDir) -> list[Path]:
+def inputs_of(work: WorkDir, method: Trainable) -> list[Path]:
     """The artefacts that a training run reads."""
-    return [work.prepared("shards/train"), work.prepared("tokenizer")]
+    begins = [work.trained(method.begins.trained_as)] if method.begins else []
+    return [work.prepared("shards/train"), work.prepared("tokenizer"), *begins]
 
 
 def trains(e: Experiment, method: Trainable) -> bool:
     """Whether there is anything to train; the language model of a frozen base alone is not."""
-    frozen = e.train.base and e.train.freeze and not method.network
+    frozen = e.train.base and e.train.freeze and not method.network and not method.begins
     return e.train.steps > 0 and not frozen
 
 
@@ -48,7 +49,9 @@ def state_like(e: Experiment, method: Trainable, vocab: int, base: dict) -> Trai
 
 
 def weights_of_base(e: Experiment, work: WorkDir, method: Trainable, mesh) -> dict:
-    """The weights of `train.base` that the method begins with, on the mesh in context; none without one."""
+    """The weights that the method begins with, those of `train.base` or another method's, on the mesh in context."""
+    if method.begins:
+        return restore_trained(work, method.begins, mesh)
     opened = open_base(e, work.prepared("tokenizer"))
     return base_weights(opened, e.model, method.network, mesh)
 
@@ -73,8 +76,9 @@ def check_trained(work: WorkDir, method: Trainable) -> Path:
     Raises:
       UserError: it is missing, unfinished, or of another config.
     """
-    directory, e = work.trained(method.trained_as), work.experiment
-    counts = artefact.require(directory, "train", settings_of(e, method), inputs_of(work))["counts"]
+    directory, e = work.trained(method.trained_as), method.trained_with(work.experiment)
+    inputs = inputs_of(work, method)
+    counts = artefact.require(directory, "train", settings_of(e, method), inputs)["counts"]
     if not counts.get("complete"):
         raise UserError(f"{directory}: training has not finished; run `retro train` to continue it")
     if counts["steps"] != e.train.steps and trains(e, method):
@@ -88,7 +92,7 @@ def check_trained(work: WorkDir, method: Trainable) -> Path:
 def restore_trained(work: WorkDir, method: Trainable, mesh: jax.sharding.Mesh) -> dict:
     """The parameters of a finished training run, on `mesh` (which must be in context): those of its
     last checkpoint, or with evaluate.checkpoint = best of that whose held-out loss was lowest."""
-    e, directory = work.experiment, check_trained(work, method)
+    e, directory = method.trained_with(work.experiment), check_trained(work, method)
     given = weights_of_base(e, work, method, mesh)
     vocab = Prepared(work).tokenizer.vocab
     if not trains(e, method):

@@ -44,14 +44,16 @@ def init_state(
     """Step 0, on the mesh in context.
 
     base: weights by name, on the mesh, that take the place of fresh ones: all those of the language model,
-      or of the whole. With train.freeze the language model's stay as they are (RETROfit), in their dtype.
+      or of the whole. With train.freeze the language model's stay as they are (RETROfit), in their dtype; of a
+      method that begins with another one's weights, if it says so.
     """
     base, whole = base or {}, set(method.shapes(vocab))
     language = whole - method.added(vocab)
     if base and set(base) not in (language, whole):
         raise ValueError(f"base has other weights than the model: {sorted(set(base) ^ whole)}")
     # A readout's bias says which tokens there are: nothing to learn.
-    stay = language if train.freeze else {"readout_bias"}
+    freeze = method.freezes if method.begins else train.freeze
+    stay = language if freeze else {"readout_bias"}
     frozen = {name: p for name, p in base.items() if name in stay}
     # (Donated: copies where the dtype is the same.)
     given = {n: jnp.array(p, jnp.float32) for n, p in base.items() if n not in frozen}

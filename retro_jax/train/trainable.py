@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from retro_jax.config import ModelConfig
+from retro_jax.config import Experiment, ModelConfig
 
 
 class Trainable(Protocol):
@@ -16,6 +16,10 @@ class Trainable(Protocol):
     trained_as: str
     model: ModelConfig
     network: bool
+    begins: "Trainable | None"
+    freezes: bool
+
+    def trained_with(self, e: Experiment) -> Experiment: ...
 
     def shapes(self, vocab: int) -> dict[str, tuple[int, ...]]: ...
 
@@ -31,6 +35,6 @@ class Trainable(Protocol):
 
     def loss(self, params: dict, batch: dict) -> tuple[jax.Array, jax.Array]: ...
 
-    def flops(self, vocab: int, length: int) -> int: ...
+    def training_flops(self, vocab: int, length: int) -> int: ...
 
     def row_losses(self, params: dict, batch: dict) -> jax.Array: ...

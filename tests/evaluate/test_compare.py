@@ -4,11 +4,13 @@ import json
 from dataclasses import make_dataclass
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import altered
+from conftest import altered, make_mesh
 
 from retro_jax.cli import main as cli
 from retro_jax.evaluate import likelihood, rows, tuning
@@ -16,18 +18,21 @@ from retro_jax.evaluate.likelihood import Column
 from retro_jax.methods import knn_lm
 from retro_jax.methods.method import method_of
 from retro_jax.store.workdir import WorkDir
+from retro_jax.train.restore import restore_trained
 
 One = make_dataclass("One", ["x"])
-READS = ("rag", "replug")
-ASKED = "--methods=retro,rag,replug,knn_lm"
+READS = ("rag", "replug", "rag_tuned")
+ASKED = "--methods=retro,rag,rag_tuned,replug,knn_lm,language_model_longer"
 
 
 @pytest.fixture(scope="module")
 def compared(small, finished, tmp_path_factory):
     """(working directory, rows, summary) of a comparison; the trained models are those of `finished`."""
     root = tmp_path_factory.mktemp("compared")
-    for stage in ("prepare", "train"):
-        (root / stage).symlink_to(finished / stage)
+    (root / "prepare").symlink_to(finished / "prepare")
+    (root / "train").mkdir()
+    for name in ("language_model", "retro"):
+        (root / "train" / name).symlink_to(finished / "train" / name)
     longer = {name: {"budget": "longer"} for name in READS}
     work = WorkDir(root, altered(small, method_settings=small.method_settings | longer))
     work.save()
@@ -46,7 +51,7 @@ def test_all_methods_score_the_tokens_that_evaluate_scores(compared, finished):
     _, found, summary = compared
     own = rows.load(finished / "evaluate" / "heldout" / "tokens.parquet")
     np.testing.assert_array_equal(found["target"], own["target"])
-    assert set(found.nats) == {"language_model"} | {
+    assert set(found.nats) == {"language_model", "language_model_longer"} | {
         f"{m}{c}" for m in (*READS, "retro", "knn_lm") for c in ("", " random")
     }
     for name, condition in (("retro", "on"), ("retro random", "random"), ("language_model",) * 2):
@@ -60,10 +65,27 @@ def test_all_methods_score_the_tokens_that_evaluate_scores(compared, finished):
 def test_before_anything_was_retrieved_they_are_the_language_model(compared):
     _, found, _ = compared
     nothing = found["position"] < found.facts["chunk"]
-    for name in READS:
+    for name in ("rag", "replug"):
         same = found.nats[name][nothing], found.nats["language_model"][nothing]
         np.testing.assert_allclose(*same, atol=1e-4)
         assert (found.nats[name] != found.nats["language_model"])[~nothing].mean() > 0.9
+
+
+def test_what_is_trained_on_begins_with_the_language_model(compared):
+    """And its FLOPs count: a language model twice as long has twice as many, and rag_tuned at least."""
+    work, _, summary = compared
+    flops = {name: of["training_flops"] for name, of in summary["methods"].items()}
+    assert flops["language_model_longer"] == 2 * flops["language_model"]
+    assert flops["rag_tuned"] > 2 * flops["language_model"]  # its rows are longer here
+    assert flops["rag"] == flops["knn_lm"] == flops["language_model"]
+    mesh = make_mesh(1, 1, 1)
+    with jax.set_mesh(mesh):
+        base = restore_trained(work, method_of(work.experiment, "language_model"), mesh)
+        for name in ("rag_tuned", "language_model_longer"):
+            params = restore_trained(work, method_of(work.experiment, name), mesh)
+            moved = [float(jnp.abs(params[n] - base[n]).max()) for n in base]
+            assert 0 < max(moved) < 1  # fresh weights would be elsewhere altogether
+            np.testing.assert_allclose(params["embedding"], base["embedding"], atol=0.1)
 
 
 def test_what_is_tuned_is_said(compared):
@@ -71,7 +93,7 @@ def test_what_is_tuned_is_said(compared):
     assert set(summary["tuned"]) == {"replug", "knn_lm"}
     for name, chosen in summary["tuned"].items():
         choices = [vars(s) for s in method_of(work.experiment, name).choices()]
-        assert len(chosen) == 2 and all(c in choices for c in chosen)
+        assert [c in choices for c in chosen] == [True, True]
     # A datastore's values permuted are worth less than nothing.
     assert found.nats["knn_lm random"].sum() > found.nats["knn_lm"].sum()
 
