@@ -4,6 +4,7 @@ The defaults are the paper's 172M model but for the vocabulary.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from retro_jax.config.fields import require, require_at_least, require_one_of, setting
 
@@ -128,6 +129,8 @@ class ReadingConfig:
         False, "the encoder reads chunks as the first cross-attention's norm gives them"
     )
     filled_chunk: bool = setting(False, "the encoder also attends zeros where a chunk has padding")
+    # What the first chunk retrieves is read by all tokens after it, and nothing else is (methods/atlas.py).
+    once: ClassVar[bool] = False
 
     def __post_init__(self):
         of = "model.reading."
@@ -140,6 +143,13 @@ class ReadingConfig:
             f"must be 2 x model.reading.chunk = {2 * self.chunk}: a neighbour and its continuation",
         )
         require(len(self.cca_layers) > 0, f"{of}cca_layers", self.cca_layers, "must name a layer")
+
+
+@dataclass(frozen=True)
+class ReadingOnce(ReadingConfig):
+    """Cross-attention of all tokens after the first chunk to what that retrieved, unchunked, without positions."""
+
+    once: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,7 @@ class Scorer:
         for window in windows:
             # What the last token retrieves nobody reads.
             whole = (len(window.tokens) - 1) // asks.every
+            whole = min(whole, asks.times or whole)
             ends = range(asks.every, whole * asks.every + 1, asks.every)
             before = [tail(window.tokens, end, asks.width) for end in ends]
             cut.append(np.array(before, np.int32).reshape(whole, asks.width))

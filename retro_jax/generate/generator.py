@@ -55,7 +55,8 @@ class Generator:
         self.retriever, self.tokenizer = retriever, tokenizer
         self.model = model
         chunk, retrieved = model.reading.chunk, model.reading.retrieved
-        self.lookup = Lookup(retriever, tokenizer, chunk, retrieved, self.k)
+        times = method.look_ups.times if method.look_ups else 0
+        self.lookup = Lookup(retriever, tokenizer, chunk, retrieved, self.k, times)
         silent = silent_of(tokenizer.byte_counts)
         engine = Engine(method, params, rows, length, self.k, silent)
         self._schedule = Schedule(engine, self.lookup)

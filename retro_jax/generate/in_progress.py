@@ -1,5 +1,6 @@
 """A request under way: where it is, what it has read, what it says so far."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -79,8 +80,9 @@ class Work:
         """It goes on when a look-up is there; place: its own in it, None for a prompt's."""
         self.waiting, self._asked = (future, place), time.perf_counter()
 
-    def starts(self, prompt: Prompt, chunk: int):
-        """The prompt has been looked up."""
+    def starts(self, prompt: Prompt, chunk: int, times: int):
+        """The prompt has been looked up; times: see `LookUps`."""
+        self._until = times * chunk or math.inf
         self.ids, self._padding, self._chunk = list(prompt.ids), prompt.padding, chunk
         self._prompt = self.completion.first = len(prompt.ids)
         self.completion.passage = prompt.passage
@@ -130,7 +132,8 @@ class Work:
         """How many tokens can be read before something is looked up or all are drawn; 0: neighbours are
         needed first."""
         left = self.request.tokens - len(self.completion.tokens)
-        return left if self._next is None else min(left, self._next - 1 - self._read)
+        over = self._next is None or self._next > self._until
+        return left if over else min(left, self._next - 1 - self._read)
 
     def window(self) -> np.ndarray:
         """The tokens [M] that retrieve."""

@@ -31,16 +31,17 @@ class Lookup:
 
     Args:
       retriever: has k, retrieve(chunks [n, M], k, where, databases) -> Neighbours, and source_of(id).
-      chunk: M. retrieved: R. most: K, neighbours that can be read at most.
+      chunk: M. retrieved: R. most: K, neighbours that can be read at most. times: only the first so many
+        look-ups of a text are read; 0: all.
 
     Attributes:
       ids: from a prompt to its token ids, BOS first; the last ones are remembered.
       looked_up, failed, seconds: chunks and lookups so far, for who watches.
     """
 
-    def __init__(self, retriever, tokenizer, chunk: int, retrieved: int, most: int):
+    def __init__(self, retriever, tokenizer, chunk: int, retrieved: int, most: int, times: int = 0):
         self._retriever, self._tokenizer = retriever, tokenizer
-        self._m, self._r, self._most = chunk, retrieved, most
+        self._m, self._r, self._most, self.times = chunk, retrieved, most, times
         self._longest = int(tokenizer.byte_counts.max())  # bytes of a token
         self.ids = functools.lru_cache(_PROMPTS)(lambda text: prompt_ids(tokenizer, text))
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="lookup")
@@ -101,6 +102,7 @@ class Lookup:
                 ids = [BOS, *text[text > 3].tolist(), *self._tokenizer.encode("\n"), *ids[1:]]
         padding = -len(ids) % self._m if request.align else 0
         whole = (padding + len(ids)) // self._m
+        whole = min(whole, self.times or whole)
         chunks = np.array([PAD] * padding + ids, np.int32)[: whole * self._m]
         near, told = self._of_windows([request] * whole, chunks.reshape(whole, self._m))
         return Prompt(ids, padding, near, told, passage)

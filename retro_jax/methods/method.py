@@ -25,6 +25,8 @@ METHODS = Table(
         "language_model": "retro_jax.methods.language_model:LanguageModel",
         "language_model_longer": "retro_jax.methods.language_model_longer:LanguageModelLonger",
         "retro": "retro_jax.methods.retro:Retro",
+        "atlas": "retro_jax.methods.atlas:Atlas",
+        "cepe": "retro_jax.methods.cepe:Cepe",
         "rag": "retro_jax.methods.rag:Rag",
         "rag_tuned": "retro_jax.methods.rag_tuned:RagTuned",
         "replug": "retro_jax.methods.replug:Replug",
@@ -38,11 +40,13 @@ class LookUps:
     """Which look-ups a text wants: at every multiple of `every` tokens, with the `width` tokens before it.
 
     What is found at a multiple can be read from the token before it on, which predicts the one after. With
-    `every` = 0 there is one look-up, where the prompt or the context ends.
+    `every` = 0 there is one look-up, where the prompt or the context ends. times: only the first so many are read;
+    0: all.
     """
 
     every: int
     width: int
+    times: int = 0
 
     def count(self, length: int) -> int:
         """Q, the look-ups of a sequence of so many tokens; the last one may be incomplete."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -12,13 +12,12 @@ from retro_jax.methods.method import LookUps
 from retro_jax.model import functional
 from retro_jax.model.retro import PAD
 
-_OF = "method_settings.retro."
-
 
 @dataclass(frozen=True)
 class Settings:
     """The fields `method_settings.retro.*`."""
 
+    of: ClassVar[str] = "method_settings.retro."
     # An augmentation of this project, not of the paper: `own_continuation` at first; from half of
     # `own_continuation_until` on it falls linearly, to be 0 there.
     own_continuation: float = setting(
@@ -27,7 +26,7 @@ class Settings:
     own_continuation_until: float = setting(0.5, "fraction of the run after which none is")
 
     def __post_init__(self):
-        require_share(_OF, self, "own_continuation", "own_continuation_until")
+        require_share(self.of, self, "own_continuation", "own_continuation_until")
 
     def share(self, done: float) -> float:
         """Of the chunks, when a fraction `done` of the run is done: constant, then it falls to 0."""
@@ -67,7 +66,7 @@ class Retro(LanguageModel):
 
     def binding(self) -> dict[str, Any]:
         """The whole network, and how reading is taught."""
-        return binding(self.model, "model.") | binding(self.settings, _OF)
+        return binding(self.model, "model.") | binding(self.settings, self.settings.of)
 
     def example(
         self, record: Mapping[str, np.ndarray], rng: np.random.Generator, done: float

@@ -50,6 +50,21 @@ def chunked_cross_attention(cross: CrossAttention, h, memory, mask, m: int, stat
     return back(y), None if mass is None else back(mass)
 
 
+def cross_attention_once(cross: CrossAttention, h, memory, mask, m: int, statistics=False):
+    """As `chunked_cross_attention`, but of all tokens from the last of the first chunk on to what that chunk retrieved:
+    memory [B, 1, K, R, E], mask [B, 1, K, R]."""
+    x = h[:, m - 1 :]
+    before = h.shape[1] - x.shape[1]
+    if not x.shape[1]:
+        return jnp.zeros_like(h), None
+    y, mass = full_cross_attention(cross, x, memory[:, 0], mask[:, 0], 0, statistics)
+
+    def back(rows):
+        return jnp.pad(rows, ((0, 0), (before, 0)) + ((0, 0),) * (rows.ndim - 2))
+
+    return back(y), None if mass is None else back(mass)
+
+
 def full_cross_attention(cross: CrossAttention, h, memory, mask, offset: int = 0, statistics=False):
     """Every token reads one memory: h [B, L, D], memory [B, K, R, E], mask [B, K, R] -> [B, L, D].
 

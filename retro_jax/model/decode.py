@@ -64,7 +64,7 @@ def start(net: Decoder, rows: int, length: int, k: int) -> Cache:
         if k and hasattr(block, "cca"):
             near = zeros(rows, c.heads, k * retrieved, c.head_size)
             steps = 2 * m - 1 - np.arange(m + retrieved)
-            relative = reading.positions == "relative"
+            relative = block.cca.attention.heads.positions == "relative"
             read = Read(near, near, _table(block.cca.attention, steps, dtype) if relative else None)
         layers.append(Layer(own, own, table, read))
     mask = jnp.zeros((rows, k, retrieved), bool, out_sharding=over_rows(3))
@@ -114,7 +114,7 @@ def prefill(net: Decoder, cache: Cache, tokens, count, neighbours):
     chunk, mask = cache.chunk, cache.mask
     if reads:
         own, found = memory
-        last = jnp.maximum(count // m - 1, 0)
+        last = jnp.minimum(jnp.maximum(count // m - 1, 0), own.shape[1] - 1)
         own, mask = pick(own, last), pick(found, last) & (count >= m)[:, None, None]
         layers = [_reading(b, x, own) for b, x in zip(net.blocks, layers)]
         # The place of token t is t % M: which of the last M tokens is at each place.

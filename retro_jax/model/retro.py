@@ -16,7 +16,12 @@ from jax.sharding import PartitionSpec as P
 
 from retro_jax.config import ModelConfig
 from retro_jax.model.attention import Attention, Heads
-from retro_jax.model.cross import CrossAttention, chunked_cross_attention, statistics_of
+from retro_jax.model.cross import (
+    CrossAttention,
+    chunked_cross_attention,
+    cross_attention_once,
+    statistics_of,
+)
 from retro_jax.model.einsum import product
 from retro_jax.model.encoder import Encoder
 from retro_jax.model.layers import (
@@ -49,7 +54,8 @@ class Block(nnx.Module):
         self.feed_forward = FeedForward(c, c.d, c.ffw or 4 * c.d, nnx.Param, scale)
         if cca:
             width, reading = config.encoder.d, config.reading
-            heads = Heads(c.d, width, c.heads, c.heads, c.head_size, reading.positions, cross=True)
+            at = "none" if reading.once else reading.positions
+            heads = Heads(c.d, width, c.heads, c.heads, c.head_size, at, cross=True)
             self.cca = CrossAttention(config, heads, 0.0 if reading.cca_zero else scale)
 
     def __call__(self, h, real, encode, statistics: bool):
@@ -77,8 +83,9 @@ class Block(nnx.Module):
         h = h + self.attention(y, y[:, :, None], real[:, None, None], causal=True)[0][:, 0]
         if encode is not None and hasattr(self, "cca"):
             read = encode(self.retrieving(h))
-            m = self.config.reading.chunk
-            y, mass = chunked_cross_attention(self.cca, h, *read, m, statistics)
+            reading = self.config.reading
+            attend = cross_attention_once if reading.once else chunked_cross_attention
+            y, mass = attend(self.cca, h, *read, reading.chunk, statistics)
             found = statistics_of(h, y, mass) if statistics else None
             h = h + y
         return h, read, found
@@ -219,14 +226,16 @@ class Retro(nnx.Module):
         return rows * rows.shape[-1] ** 0.5 if self.config.decoder.scale_embedding else rows
 
     def encode(self, table, neighbours, h, real):
-        """Memories of all chunks, [B, C, K, R, E], and their mask; h [B, L, D], real [B, L]."""
+        """Memories of all chunks, [B, C, K, R, E], or of the first one, and their mask; h [B, L, D], real [B, L]."""
         b, length, d = h.shape
         chunks, m = neighbours.shape[1], self.config.reading.chunk
         if chunks != -(-length // m):
             raise ValueError(
                 f"neighbours of {chunks} chunks for {length} tokens; {-(-length // m)} are needed"
             )
-        fill = chunks * m - length
+        if self.config.reading.once:
+            chunks, neighbours, h, real = 1, neighbours[:, :1], h[:, :m], real[:, :m]
+        fill = chunks * m - h.shape[1]
         # A batch of one: which of its axes of length 1 is the batch has to be said.
         rows = {"out_sharding": ROWS}
         h = jnp.reshape(jnp.pad(h, ((0, 0), (0, fill), (0, 0))), (b, chunks, m, d), **rows)

@@ -15,7 +15,6 @@ import foreign
 from retro_jax.config import ReadingConfig
 from retro_jax.corpus.tokenizer_json import FIRST
 from retro_jax.errors import UserError
-from retro_jax.methods.in_context import InContext
 from retro_jax.methods.method import METHODS, Retrieved
 from retro_jax.methods.rag import Rag
 from retro_jax.methods.replug import Replug
@@ -26,7 +25,7 @@ from retro_jax.weights.placement import place
 
 M, R, K, C = 4, 8, 3, 5
 LENGTH = M * C - 2  # the last chunk is not complete
-NAMES = [name for name in METHODS if issubclass(METHODS[name], InContext)]
+NAMES = ["rag", "replug"]
 READING = ReadingConfig(cca_layers=(1,), chunk=M, retrieved=R)
 
 
