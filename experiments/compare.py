@@ -1,4 +1,4 @@
-"""RETRO, in-context RAG and REPLUG on one database and one language model, on two CPU cores.
+"""RETRO and what else one could do, on one database and one language model, on two CPU cores.
 
     retro prepare --config=experiments/compare.py
     retro compare runs/compare
@@ -16,6 +16,8 @@ from retro_jax.config import experiment_beside
 def get_config():
     config = experiment_beside(__file__, "quickstart").get_config()
     config.name = "compare"
+    taught = config.method_settings.retro  # to read: what it gets, the other readers get
+    config.method_settings.update(atlas=taught, cepe=taught)
     config.train.length, config.train.batch, config.train.steps = 768, 2, 480
     config.evaluate.stride, config.evaluate.batch = 576, 4
     return config

@@ -42,9 +42,14 @@ def _compare(args, fields) -> int:
     from retro_jax.cli.training import stopping
     from retro_jax.evaluate import compare
     from retro_jax.methods.method import to_train
-    from retro_jax.report import comparison
+    from retro_jax.report import comparison, decision
+    from retro_jax.report.write import libraries
     from retro_jax.train.loop import train
 
+    with libraries("retro compare"):
+        from retro_jax.report import compared
+
+    stated = decision.Stated(args.may, args.latency_ms, args.database_changes)
     work = ready(open_work(args, fields))
     methods = compare.chosen(work.experiment, args.methods)
     keep(work)
@@ -53,7 +58,8 @@ def _compare(args, fields) -> int:
         for method in to_train(work.experiment, methods):
             train(work, method)
         for split, manifest in compare.compare(work, methods).items():
-            comparison.show(split, manifest["counts"])
+            comparison.show(split, manifest["counts"], decision.decide(manifest["counts"], stated))
+            print(compared.write(work.compared(split), stated))
 
     return stopping(work, run, False)
 
@@ -122,13 +128,21 @@ COMMANDS = (
         "compare",
         "methods side by side on held-out text: bits per byte, what they gain, what they cost",
         "retro compare runs/mine --methods=retro,rag,replug",
-        "DIR/compare/SPLIT with tokens.parquet and summary.json",
+        "DIR/compare/SPLIT with report.html, report.md, tokens.parquet and summary.json",
         _compare,
         (
             Flag(
                 "--methods",
                 "names with commas between them; by default all (`retro config` lists them)",
             ),
+            Flag(
+                "--may",
+                "train | logits | none: what can be done with the language model",
+                str,
+                "train",
+            ),
+            Flag("--latency-ms", "most milliseconds a token of one row; 0: any", float, 0.0),
+            Flag("--database-changes", "never | daily", str, "never"),
         ),
         more="What has to be trained and is not is trained first.",
     ),

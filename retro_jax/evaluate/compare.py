@@ -7,22 +7,28 @@ chosen on other documents (tuning.py). A comparison has tokens.parquet, with a c
 """
 
 import functools
+import json
+from collections.abc import Callable
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from retro_jax.config import Experiment
 from retro_jax.config.fields import binding
 from retro_jax.evaluate import likelihood, rows, signals, tuning
 from retro_jax.evaluate.condition import CONDITIONS
+from retro_jax.evaluate.costs import costs
 from retro_jax.evaluate.evaluate import again, done, leaks_of, no_leaks, vocabulary
 from retro_jax.evaluate.likelihood import Column
 from retro_jax.evaluate.text import Text
-from retro_jax.methods.method import METHODS, Method, method_of, to_train
+from retro_jax.evaluate.where import passages, where
+from retro_jax.methods.method import METHODS, Method, method_of
 from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.pipeline.recipe import shard_splits
 from retro_jax.store import artefact, files, provenance
 from retro_jax.store.workdir import WorkDir
-from retro_jax.train.log import step_flops
 from retro_jax.train.restore import check_trained
 
 BASE = "language_model"  # what every method is compared with
@@ -41,7 +47,8 @@ def chosen(e: Experiment, names: str | None) -> list[Method]:
 
 
 def compare(work: WorkDir, methods: list[Method]) -> dict[str, dict]:
-    """Scores every held-out split by every method; the manifests of the comparisons, by split.
+    """Scores every held-out split by every method; the manifests of the comparisons, by split. What a method said
+    is kept, and not asked again when others are added.
 
     Raises:
       UserError: an earlier stage is missing, a method is not trained, the shards hold a leak, or another
@@ -51,46 +58,83 @@ def compare(work: WorkDir, methods: list[Method]) -> dict[str, dict]:
     check_prepared(work)
     for method in methods:
         check_trained(work, method)
-        method.prepare(work)
-    settings = binding(e.evaluate, "evaluate.") | {
-        f"method_settings.{m.name}": dict(binding(m.settings, "")) for m in methods
-    }
     results, splits = {}, shard_splits(e)[1:]
     once = functools.cache(lambda: leaks_of(work, "train"))  # the larger part
-    for split in splits:
-        out = work.compared(split)
-        inputs = [work.prepared(f"shards/{s}") for s in ("train", split)]
-        inputs += [work.trained(name) for name in dict.fromkeys(m.trained_as for m in methods)]
-        results[split] = done(out, settings, inputs)
-        if not results[split]:
-            make = functools.partial(_compare, work, split, once, methods)
-            with work.lock("compare"):
-                results[split] = again(out, settings, inputs, make)
+    with work.lock("compare"):
+        for split in splits:
+            facts = functools.cache(functools.partial(_facts, work, split, once))
+            parts = [_scored(work, split, facts, method) for method in methods]
+            out, settings = work.compared(split), {"methods": [m.name for m in methods]}
+            results[split] = done(out, settings, parts)
+            if not results[split]:
+                make = functools.partial(_compare, work, split, methods)
+                results[split] = again(out, settings, parts, make)
     return results
 
 
-def _compare(work: WorkDir, split: str, in_train, methods: list[Method], out: Path) -> dict:
+def _scored(work: WorkDir, split: str, facts: Callable[[], dict], method: Method) -> Path:
+    """Where what a method says of a split is, made if it is not there."""
+    e, out = work.experiment, work.scored(split, method.name)
+    settings = binding(e.evaluate, "evaluate.") | {
+        f"method_settings.{method.name}": dict(binding(method.settings, ""))
+    }
+    inputs = [work.prepared(f"shards/{s}") for s in ("train", split)]
+    inputs.append(work.trained(method.trained_as))
+    if not done(out, settings, inputs):
+        make = functools.partial(_score, work, split, facts, method)
+        again(out, settings, inputs, make)
+    return out
+
+
+def _score(work: WorkDir, split: str, facts: Callable[[], dict], m: Method, out: Path) -> dict:
+    found, text = facts(), Text.prepared(work, split)
+    m.prepare(work)
+    tuned = bool(m.choices())
+    columns = [Column(m.name, m, _condition("on", text, m), tuned)]
+    if m.reads or m.random is not m:
+        random = _condition("random", text, m)
+        columns.append(Column(f"{m.name} random", m.random, random, tuned))
+    raw = out / "raw.parquet"
+    likelihood.score(work, text, columns, None, found, raw, whole=m.name == BASE)
+    tuning.settle(raw, out / "tokens.parquet", columns)
+    raw.unlink()
+    return costs(work, m, split)
+
+
+def _facts(work: WorkDir, split: str, in_train: Callable[[], dict]) -> dict:
     e, text = work.experiment, Text.prepared(work, split)
-    found = no_leaks(work, split, in_train)
-    columns = []
-    for m in methods:
-        tuned = bool(m.choices())
-        columns.append(Column(m.name, m, _condition("on", text, m), tuned))
-        if m.reads or m.random is not m:
-            random = _condition("random", text, m)
-            columns.append(Column(f"{m.name} random", m.random, random, tuned))
-    facts = {
+    return {
         "name": e.name, "split": split, "chunk": e.model.reading.chunk,
         "neighbours": e.retrieval.neighbours, "filter_overlap": e.evaluate.filter_overlap,
-        "methods": {m.name: m.meaning for m in methods}, "violations": found,
+        "violations": no_leaks(work, split, in_train),
         "documents": [{"id": d["id"], "metadata": d["metadata"]} for d in text.table.documents],
         "vocabulary": vocabulary(Prepared(work).tokenizer), "versions": provenance.versions(),
     }  # fmt: skip
-    raw, file = out / "raw.parquet", out / "tokens.parquet"
-    likelihood.score(work, text, columns, None, facts, raw)
-    tuning.settle(raw, file, columns)
-    raw.unlink()
-    result = summary(rows.load(file), {m.name: costs(work, m) for m in methods})
+
+
+def _compare(work: WorkDir, split: str, methods: list[Method], out: Path) -> dict:
+    """Puts what the methods say beside each other."""
+    parts = {m.name: pq.ParquetFile(work.scored(split, m.name) / "tokens.parquet") for m in methods}
+    schema, file = parts[BASE].schema_arrow, out / "tokens.parquet"
+    facts = json.loads(schema.metadata[b"retro_jax"]) | {"tuned": {}}
+    facts["methods"] = {m.name: m.meaning for m in methods}
+    said = {}
+    for name, part in parts.items():
+        facts["tuned"] |= json.loads(part.schema_arrow.metadata[b"retro_jax"])["tuned"]
+        if name != BASE:
+            columns = [n for n in part.schema_arrow.names if n.startswith("logp_")]
+            said |= {n: part.read([n])[n].combine_chunks() for n in columns}
+    schema = pa.schema(
+        [*schema, *((n, pa.float32()) for n in said)], {"retro_jax": json.dumps(facts)}
+    )
+    at = 0
+    with pq.ParquetWriter(file, schema, **likelihood.WRITING) as writer:
+        for batch in parts[BASE].iter_batches():
+            more = [column.slice(at, len(batch)) for column in said.values()]
+            writer.write_table(pa.Table.from_arrays([*batch.columns, *more], schema=schema))
+            at += len(batch)
+    cost = {m.name: artefact.read(work.scored(split, m.name))["counts"] for m in methods}
+    result = summary(rows.load(file), cost)
     files.write_json(out / "summary.json", result)
     return result
 
@@ -99,24 +143,10 @@ def _condition(name: str, text: Text, method: Method):
     return CONDITIONS[name](name, text, method.k) if method.reads else None
 
 
-def costs(work: WorkDir, method: Method) -> dict:
-    """What a method takes: GFLOPs a token of a window of held-out text, forward; parameters, and FLOPs of training
-    (`log.step_flops`), those of the weights that it began with included."""
-    e, vocab = work.experiment, Prepared(work).tokenizer.vocab
-    training = 0
-    for trained in to_train(e, [method]):
-        counts = artefact.read(work.trained(trained.name))["counts"]
-        training += counts["steps"] * step_flops(trained, e.train, vocab)
-    return {
-        "gflops_per_token": method.flops(vocab, e.train.length) / e.train.length / 1e9,
-        "parameters": counts["parameters"],
-        "training_flops": training,
-    }
-
-
 def summary(found: rows.Rows, cost: dict[str, dict]) -> dict:
     """Of each method: bits per byte, what it gains over the language model, what its neighbours' content is worth,
-    on all text, on what shares little with what was read, and on tokens that end no copy; help and harm; costs."""
+    on all text, on what shares little with what was read, and on tokens that end no copy; help and harm; costs. pairs:
+    bits per byte that the second is better than the first. where, passages: see where.py."""
     facts = found.facts
     clean = found.where(found["overlap"] < facts["filter_overlap"] * facts["chunk"])
     novel = found.where(found["copied"] == 0)
@@ -136,6 +166,11 @@ def summary(found: rows.Rows, cost: dict[str, dict]) -> dict:
         "novel_share_of_bytes": float(novel["bytes"].sum() / found["bytes"].sum()),
         "violations": facts["violations"],
         "tuned": facts["tuned"],
+        "pairs": {
+            a: {b: signals.effect(found, a, b) for b in out if b != a} for a in out if a != BASE
+        },
+        "where": where(found, BASE, [n for n in out if n != BASE]),
+        "passages": passages(found, list(out)),
     }
 
 

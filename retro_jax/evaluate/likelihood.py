@@ -41,8 +41,11 @@ class Column:
     tuned: bool = False
 
 
-def schema(columns: Sequence[Column], k: int, layers: int, facts: dict) -> pa.Schema:
-    """What the rows have; `facts` go with them, as JSON.
+def schema(
+    columns: Sequence[Column], k: int, layers: int, facts: dict, whole: bool = True
+) -> pa.Schema:
+    """What the rows have; `facts` go with them, as JSON. whole: all of the following, or just the document and the
+    log-probabilities.
 
     document: its number in the facts' `documents`. chunk: of the document. position: among the document's
       tokens, BOS being 0. target: the token. bytes: of it.
@@ -58,19 +61,23 @@ def schema(columns: Sequence[Column], k: int, layers: int, facts: dict) -> pa.Sc
       the document and chunk of each, "" for none.
     """
     real = pa.float32()
+    said = [(f"logp_{c.name}", _kind(c)) for c in columns]
+    metadata = {"retro_jax": json.dumps(facts)}
+    if not whole:
+        return pa.schema([("document", pa.int32()), *said], metadata=metadata)
     inside = [("ratio", pa.list_(real, layers)), ("mass", pa.list_(real, 2 * k))] if layers else []
     return pa.schema(
         [
             ("document", pa.int32()), ("chunk", pa.int32()), ("position", pa.int32()),
             ("target", pa.int32()), ("bytes", pa.int32()),
-            *((f"logp_{c.name}", _kind(c)) for c in columns),
+            *said,
             ("copied", pa.int16()), ("overlap", pa.int16()),
             ("neighbours", pa.list_(pa.int64(), k)), ("distances", pa.list_(real, k)),
             ("runs", pa.list_(pa.int16(), k)), ("twins", pa.int16()), *inside,
             ("read", pa.list_(pa.int32())),
             ("sources", pa.list_(pa.string())),
         ],
-        metadata={"retro_jax": json.dumps(facts)},
+        metadata=metadata,
     )  # fmt: skip
 
 
@@ -86,17 +93,19 @@ def score(
     measured: Method | None,
     facts: dict,
     file: Path,
+    whole: bool = True,
 ):
     """Writes the rows of every token of every document of a text; each is scored once.
 
     Args:
       columns: what each token is scored by. measured: whose cross-attention is measured, with real neighbours.
+      whole: see `schema`.
     """
     e, tokenizer = work.experiment, Prepared(work).tokenizer
     mesh = sharding.make_mesh(e.mesh)
     sharding.check_divides(mesh, e.model, tokenizer.vocab, evaluate_batch=e.evaluate.batch)
     layers = len(e.model.reading.cca_layers) if measured else 0
-    out = schema(columns, e.retrieval.neighbours, layers, facts)
+    out = schema(columns, e.retrieval.neighbours, layers, facts, whole)
 
     def put(x, dtype=np.int32):
         return sharding.shard_batch(mesh, {"x": x.astype(dtype)})["x"]
@@ -156,11 +165,16 @@ def _table(text: Text, batch, rows, found, seen, byte_counts, out: pa.Schema) ->
     def spread(x):  # of a chunk to its tokens
         return x.repeat(m, axis=1)[scored]
 
+    at = np.maximum(rows, 0)
+    number = text.table.document[at]
+    said = {name: value[scored] for name, value in found.items()}
+    if "target" not in out.names:
+        said["document"] = spread(number)
+        return pa.Table.from_arrays([_array(said[f.name], f.type) for f in out], schema=out)
+
     def before(x, none):
         return np.concatenate([np.full_like(x[:, :1], none), x[:, :-1]], axis=1)
 
-    at = np.maximum(rows, 0)
-    number = text.table.document[at]
     chunk = at - np.array([text.table.documents[int(n)]["first"] for n in number.flat]).reshape(
         at.shape
     )
@@ -184,7 +198,7 @@ def _table(text: Text, batch, rows, found, seen, byte_counts, out: pa.Schema) ->
         "document": spread(number), "chunk": spread(chunk),
         "position": spread(chunk) * m + np.broadcast_to(position % m, scored.shape)[scored],
         "target": tokens[scored], "bytes": byte_counts[tokens][scored],
-        **{name: value[scored] for name, value in found.items()},
+        **said,
         "copied": copied.reshape(size, length)[scored], "overlap": spread(longest),
         "neighbours": spread(before(batch["neighbour_ids"], -1)),
         "distances": spread(before(batch["distances"], np.inf)), "runs": spread(of_each),

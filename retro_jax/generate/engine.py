@@ -91,6 +91,10 @@ class Engine:
         self._silent = silent
         self._ways = None
 
+    def state_bytes(self) -> int:
+        """What is held of the rows, in bytes."""
+        return sum(x.nbytes for x in jax.tree.leaves(self._state))
+
     def programs(self) -> int:
         """How many programs have been compiled."""
         jitted = (self._prefill, self._admit, self._step, self._segment, self._copy)

@@ -164,6 +164,11 @@ class Generator:
         return work
 
     @property
+    def state_bytes(self) -> int:
+        """What it holds of all rows."""
+        return self._schedule.engine.state_bytes()
+
+    @property
     def waiting(self) -> int:
         """Requests without a row."""
         return self._schedule.waiting

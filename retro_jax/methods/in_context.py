@@ -48,7 +48,7 @@ class InContext(LanguageModel):
     """A language model with neighbours in its prompt. A subclass says how many streams there are, and how much
     each of them counts."""
 
-    reads, weights_of = True, "language_model"
+    reads, weights_of, follows = True, "language_model", True
 
     def __init__(self, model: ModelConfig, k: int = 0, settings=None, length: int = 0):
         super().__init__(model, k, settings, length)

@@ -18,6 +18,9 @@ from retro_jax.config.fields import require
 from retro_jax.config.table import NoSettings, Table, check_names
 from retro_jax.store.workdir import WorkDir
 
+# What a method needs of the language model: to train it (or to read its states), its probabilities, or a prompt.
+NEEDS = ("train", "logits", "none")
+
 METHODS = Table(
     "methods",
     "method_settings",
@@ -76,6 +79,8 @@ class Method:
       weights_of: the name of the method whose weights it uses; "" if it is trained itself.
       begins_with: the name of the method with whose trained weights its training begins; "" for fresh ones.
       freezes: whether those of the language model then stay as they are.
+      needs: of the language model, one of NEEDS. follows: whether a database that changes changes what it says, without
+        training and without a pass over the database.
       conditions: the names of evaluate/condition.py's table that make sense for it; None: all.
     """
 
@@ -84,6 +89,7 @@ class Method:
     Settings: type = NoSettings
     reads, network, weights_of = False, False, ""
     begins_with, freezes = "", False
+    needs, follows = "train", False
     conditions: tuple[str, ...] | None = None
 
     def __init__(self, model: ModelConfig, k: int = 0, settings=None, length: int = 0):

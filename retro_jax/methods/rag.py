@@ -25,6 +25,7 @@ class Rag(InContext):
     name = "rag"
     meaning = "its real neighbours, in the prompt of the language model"
     Settings = Settings
+    needs = "none"
 
     def streams(self, k: int) -> int:
         """One."""

@@ -24,7 +24,7 @@ class RagTuned(Rag):
 
     name = "rag_tuned"
     meaning = "its real neighbours, in the prompt of a language model trained with such prompts"
-    weights_of, begins_with = "", "language_model"
+    weights_of, begins_with, needs = "", "language_model", "train"
 
     def binding(self) -> dict[str, Any]:
         """The decoder, and what a row is."""

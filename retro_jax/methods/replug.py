@@ -38,6 +38,7 @@ class Replug(InContext):
     name = "replug"
     meaning = "each of its real neighbours, in a prompt of its own"
     Settings = Settings
+    needs = "logits"
 
     def streams(self, k: int) -> int:
         """One a neighbour."""

@@ -42,7 +42,7 @@ class Retro(LanguageModel):
     name = "retro"
     meaning = "its real neighbours"
     Settings = Settings
-    reads, network = True, True
+    reads, network, follows = True, True, True
 
     @property
     def look_ups(self) -> LookUps:

@@ -164,6 +164,26 @@ def histogram(name: str, label: str, edges, counts, x: str, y: str) -> str:
     return _drawn(name, label, 3.1, draw)
 
 
+def points(name: str, label: str, places: dict, x: str, y: str, best) -> str:
+    """Named points {name: (x, y)} with a logarithmic x axis; the names in `best` are joined by a line."""
+
+    def draw(axes):
+        for text, place in places.items():
+            colour = SERIES[0] if text in best else COLOUR["muted"]
+            axes.plot(*place, "o", color=colour, markersize=6)
+            axes.annotate(text, place, (5, 3), textcoords="offset points", fontsize=8)
+        edge = sorted(places[n] for n in best)
+        axes.plot(*zip(*edge), color=SERIES[0], linewidth=1)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
+        axes.xaxis.set_minor_formatter(lambda v, _: "")
+        axes.margins(x=0.25)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+
+    return _drawn(name, label, 3.6, draw)
+
+
 def lines(name: str, label: str, x, series: dict, xlabel: str, ylabel: str, bands=None, names=None):
     """Curves over x: series {label: values}, bands {label: (low, high)}; names: of the places of x."""
 

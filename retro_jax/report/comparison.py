@@ -3,11 +3,13 @@
 from rich.console import Console
 from rich.table import Table
 
+from retro_jax.report.decision import Decision
+
 _PARTS = {"all": "all text", "filtered": "little overlap", "novel": "no copy"}
 
 
-def show(split: str, summary: dict):
-    """Prints what `evaluate.compare.summary` says, a row a method."""
+def show(split: str, summary: dict, decision: Decision):
+    """Prints what `evaluate.compare.summary` says, a row a method, and what to deploy."""
     table = Table(title=f"{split}: {summary['documents']} documents, {summary['bytes']:,} bytes")
     table.add_column("method")
     for part in _PARTS.values():
@@ -28,6 +30,8 @@ def show(split: str, summary: dict):
         console.print(
             f"{name}: chosen on one half of the documents for the other: {'; '.join(said)}"
         )
+    for text in (decision.head, *decision.why, *decision.changes):
+        console.print(text, style="bold" if text == decision.head else "")
 
 
 def _number(x: float | None) -> str:

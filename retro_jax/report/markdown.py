@@ -17,9 +17,10 @@ def render(whole: dict) -> str:
     out.append("## Evidence")
     for section in whole["evidence"]:
         out += _section(section)
-    out.append("## Examples")
-    for e in whole["examples"]:
-        out += _example(e)
+    if whole["examples"] is not None:
+        out.append("## Examples")
+        for e in whole["examples"]:
+            out += _example(e)
     out.append("## Facts")
     for section in whole["facts"]:
         out += _section(section)

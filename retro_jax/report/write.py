@@ -1,7 +1,9 @@
 """tokens.parquet to report.html, report.json and report.md beside it."""
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from retro_jax.errors import UserError
@@ -33,6 +35,17 @@ def find(path: Path) -> list[Path]:
     )
 
 
+@contextlib.contextmanager
+def libraries(command: str) -> Iterator[None]:
+    """Where what draws pages is imported: a UserError for a library that is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("matplotlib", "jinja2", "markupsafe"):
+            raise
+        raise UserError(f"{command} needs {error.name}: pip install 'retro_jax[report]'") from error
+
+
 def report(file: Path) -> Path:
     """Writes report.html, report.json and report.md beside a file of rows; the page's path.
 
@@ -42,14 +55,8 @@ def report(file: Path) -> Path:
     Raises:
       UserError: the file is missing or none of ours, or holds no token; matplotlib or Jinja2 is missing.
     """
-    try:
+    with libraries("retro report"):
         from retro_jax.report import evidence, examples, markdown, page, setup, verdict
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("matplotlib", "jinja2", "markupsafe"):
-            raise
-        raise UserError(
-            f"retro report needs {error.name}: pip install 'retro_jax[report]'"
-        ) from error
     file = Path(file)
     file = file / ROWS if file.is_dir() else file
     read = rows.load(file)
@@ -58,6 +65,7 @@ def report(file: Path) -> Path:
     numbers, gathered = figures(read), chunks.gather(read)
     hubs = examples.begins(file, read, gathered, [i for i, _ in numbers["retrieval"]["hubs"]])
     whole = {
+        "question": "Does retrieval help?",
         "title": f"{read.facts['name']}, {read.facts['split']}",
         "verdict": verdict.verdict(numbers, read.facts),
         "evidence": evidence.sections(numbers, read, hubs),

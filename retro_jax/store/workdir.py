@@ -6,6 +6,8 @@ train/METHOD              checkpoints and the log of a training run
 datastore/METHOD          what a method made of the database with a trained network
 evaluate/SPLIT            the rows of an evaluation, its figures and its report
 evaluate/tasks/NAME.json  the answers to a task
+scores/SPLIT/METHOD       log-probabilities of a split's tokens, for a comparison
+compare/SPLIT             a comparison of methods: those beside each other, and its figures
 databases/NAME            what was added to a database after it was prepared
 completions/NAME          the continuations of a file of prompts
 generate.json summary.json
@@ -110,6 +112,10 @@ class WorkDir:
     def compared(self, split: str) -> Path:
         """The directory of a comparison of methods on a held-out split."""
         return self.root / "compare" / split
+
+    def scored(self, split: str, method: str) -> Path:
+        """The directory of what a comparison's method says of a held-out split's tokens."""
+        return self.root / "scores" / split / method
 
     def evaluations(self) -> list[Path]:
         """The directories of all evaluations that are there."""

@@ -60,6 +60,11 @@ def test_all_methods_score_the_tokens_that_evaluate_scores(compared, finished):
         bits = found.nats[name].sum() / np.log(2) / found["bytes"].sum()
         assert of["all"]["bits_per_byte"] == pytest.approx(bits)
         assert of["gflops_per_token"] > 0
+        assert of["state_bytes"] > 0
+        assert set(of["ms_per_token"]) == {"1", "8"}
+        assert (of["retrieved_per_token"] > 0) == (name in (*READS, "retro"))
+        assert (of["index_bytes"] > 0) == (name in (*READS, "retro", "knn_lm"))
+    assert summary["methods"]["knn_lm"]["index_bytes"] != summary["methods"]["rag"]["index_bytes"]
 
 
 def test_before_anything_was_retrieved_they_are_the_language_model(compared):
@@ -129,12 +134,20 @@ def test_a_second_time_nothing_is_made(compared, capfd):
     said = capfd.readouterr()
     assert "compare/heldout: complete" in said.err
     assert "replug" in said.out
+    assert "Deploy " in said.out
+    page = (work.root / "compare" / "heldout" / "report.html").read_text()
+    assert "Which method?" in page
+    assert page.count("<svg") == 7
+    for name in ("rag_tuned", "knn_lm", "language_model_longer"):
+        assert name in page
 
 
 def test_what_cannot_be_compared_is_said_first(compared, capfd):
     work, _, _ = compared
     for flags, message in (
         (["--methods=rag,rug"], "'rug': must be one of"),
+        (["--may=logit"], "--may=logit: must be one of train, logits, none"),
+        (["--latency-ms=-1"], "--latency-ms=-1.0: must be 0 (any) or more"),
         (["--methods=rag", "--config.method_settings.rag.budget=window"], "leave no room"),
     ):
         assert cli.main(["compare", str(work.root), *flags]) == 2

@@ -1,0 +1,78 @@
+"""Where methods gain: by what was copied, by how near the neighbours are, by the place in the chunk."""
+
+import numpy as np
+
+from retro_jax.evaluate.rows import Rows
+from retro_jax.evaluate.signals import BINS
+
+PARTS = 4  # of the nearest neighbours' distances, and of a chunk
+
+
+def where(rows: Rows, base: str, names: list[str]) -> dict[str, list[dict]]:
+    """Of each way to cut the tokens its parts: label, share (of the tokens), gain {method: nats a token of `base` less
+    the method's}.
+
+    copied: by the longest run that ends with the token and stands in what its chunk's neighbours say. distance: by the
+    nearest neighbour's, in quarters of the tokens that have one. place: in the chunk.
+    """
+    copied = {_named(low, high): _within(rows["copied"], low, high) for low, high in BINS}
+    chunk, near = rows.facts["chunk"], rows["distances"][:, 0]
+    there = np.isfinite(near)
+    by_distance = {"nothing found": ~there}
+    if there.any():
+        edges = np.quantile(near[there], np.arange(1, PARTS) / PARTS)
+        part = np.searchsorted(edges, near, side="right")
+        names_of = ("nearest quarter", "second", "third", "farthest")
+        by_distance |= {n: there & (part == i) for i, n in enumerate(names_of)}
+    size = -(-chunk // PARTS)
+    place = rows["position"] % chunk // size
+    by_place = {
+        f"{i * size}-{min(chunk, (i + 1) * size) - 1}": place == i for i in range(-(-chunk // size))
+    }
+    cuts = {"copied": copied, "distance": by_distance, "place": by_place}
+    return {name: _parts(rows, base, names, cut) for name, cut in cuts.items()}
+
+
+def _parts(rows: Rows, base: str, names: list[str], cut: dict[str, np.ndarray]) -> list[dict]:
+    out = []
+    for label, inside in cut.items():
+        if inside.any():
+            gain = {n: float((rows.nats[base] - rows.nats[n])[inside].mean()) for n in names}
+            out.append({"label": label, "share": float(inside.mean()), "gain": gain})
+    return out
+
+
+def _within(values, low: int, high: int | None) -> np.ndarray:
+    return (values >= low) & (values <= (np.inf if high is None else high))
+
+
+def _named(low: int, high: int | None) -> str:
+    return f"{low}" if low == high else f"{low}+" if high is None else f"{low}-{high}"
+
+
+def passages(rows: Rows, names: list[str], count: int = 5) -> list[dict]:
+    """The chunks about which the methods differ most, one of a document: document and chunk (numbers), first (its first
+    row), tokens (how many are scored), nats {method: a token}."""
+    key = rows["document"].astype(np.int64) << 32 | rows["chunk"]
+    _, first, of = np.unique(key, return_index=True, return_inverse=True)
+    size = np.bincount(of)
+    means = np.stack([np.bincount(of, rows.nats[n]) / size for n in names])
+    spread = np.where(size >= rows.facts["chunk"] // 2, means.max(axis=0) - means.min(axis=0), 0)
+    out, seen = [], set()
+    for i in np.argsort(-spread, kind="stable"):
+        document = int(rows["document"][first[i]])
+        if document in seen:
+            continue
+        seen.add(document)
+        out.append(
+            {
+                "document": document,
+                "chunk": int(rows["chunk"][first[i]]),
+                "first": int(first[i]),
+                "tokens": int(size[i]),
+                "nats": {n: float(x) for n, x in zip(names, means[:, i])},
+            }
+        )
+        if len(out) == count:
+            break
+    return out
