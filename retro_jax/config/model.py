@@ -169,6 +169,8 @@ class ModelConfig:
     attention_block: int = setting(
         256, "a longer self-attention goes by blocks of so many queries", free=True
     )
+    # Tables of n-grams beside the first layer that would read neighbours (methods/ngram_memory.py).
+    memory: ClassVar["MemoryConfig | None"] = None
 
     def __post_init__(self):
         require_at_least(1, "model.", self, "attention_block")
@@ -182,3 +184,19 @@ class ModelConfig:
             f"needs model.encoder.d = model.decoder.d, but they are {self.encoder.d} and "
             f"{self.decoder.d}",
         )
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """A memory of n-grams (model/ngrams.py)."""
+
+    size: int = setting(4096, "rows of a table")
+    width: int = setting(16, "numbers of a row")
+    hashes: int = setting(4, "tables of each kind of n-gram")
+
+
+@dataclass(frozen=True)
+class ModelWithMemory(ModelConfig):
+    """A network that has one."""
+
+    memory: MemoryConfig = setting(MemoryConfig(), "the memory")

@@ -27,6 +27,7 @@ METHODS = Table(
     {
         "language_model": "retro_jax.methods.language_model:LanguageModel",
         "language_model_longer": "retro_jax.methods.language_model_longer:LanguageModelLonger",
+        "ngram_memory": "retro_jax.methods.ngram_memory:NGramMemory",
         "retro": "retro_jax.methods.retro:Retro",
         "atlas": "retro_jax.methods.atlas:Atlas",
         "cepe": "retro_jax.methods.cepe:Cepe",

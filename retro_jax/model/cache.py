@@ -39,6 +39,7 @@ class Cache(NamedTuple):
     begin: jax.Array  # [B] how much of that is padding
     point: jax.Array  # [B] what `count` was when the chunk that is read of ended
     fed: jax.Array  # [B, D] what the last feed-forward read of the last token
+    recent: jax.Array  # [B, 2] the last tokens, for a memory of n-grams
 
 
 class Fresh(NamedTuple):
@@ -51,7 +52,7 @@ class Fresh(NamedTuple):
 
 def place(cache: Cache, rows, other: Cache, source) -> Cache:
     """The cache with its rows [n] replaced by rows `source` [n] of another one, or of itself."""
-    names = ("chunk", "mask", "count", "begin", "point", "fed")
+    names = ("chunk", "mask", "count", "begin", "point", "fed", "recent")
 
     def put(x, y):
         return x.at[rows].set(

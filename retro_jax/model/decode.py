@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from retro_jax.config import DecoderConfig, ModelConfig
-from retro_jax.model import functional
+from retro_jax.model import functional, ngrams
 from retro_jax.model.cache import Cache, Fresh, Layer, Read, over_rows
 from retro_jax.model.layers import ROWS, gather
 from retro_jax.model.positions import rotate, rotations
@@ -70,7 +70,8 @@ def start(net: Decoder, rows: int, length: int, k: int) -> Cache:
     mask = jnp.zeros((rows, k, retrieved), bool, out_sharding=over_rows(3))
     none = jnp.zeros(rows, jnp.int32, out_sharding=over_rows(1))
     chunk, fed = zeros(rows, m, c.d, heads=False), zeros(rows, c.d, heads=False)
-    return Cache(tuple(layers), chunk, mask, none, none, none, fed)
+    recent = jnp.zeros((rows, ngrams.BEFORE), jnp.int32, out_sharding=over_rows(2))
+    return Cache(tuple(layers), chunk, mask, none, none, none, fed, recent)
 
 
 def prefill(net: Decoder, cache: Cache, tokens, count, neighbours):
@@ -100,7 +101,9 @@ def prefill(net: Decoder, cache: Cache, tokens, count, neighbours):
         return memory
 
     reads = cache.mask.shape[1] > 0
-    for block, layer in zip(net.blocks, cache.layers):
+    for number, (block, layer) in enumerate(zip(net.blocks, cache.layers), 1):
+        if _remembers(config, number):
+            h = h + net.model.memory(tokens, h)
         key, value = block.attention.keys_values(block.attention_norm(h))
         if angles is not None:
             key = rotate(key, *(a[:, None] for a in angles))
@@ -121,8 +124,10 @@ def prefill(net: Decoder, cache: Cache, tokens, count, neighbours):
         last = (count - 1)[:, None]
         chunk = pick(seen, jnp.maximum(last - (last - jnp.arange(m)) % m, 0))
     logits = net.model.logits(net.model.norm(pick(h, count - 1)[:, None]))[:, 0]
-    last = pick(fed, count - 1)
-    return logits, Cache(tuple(layers), chunk, mask, count, begin, count // m * m, last)
+    at = (count - ngrams.BEFORE)[:, None] + jnp.arange(ngrams.BEFORE)
+    recent = jnp.where(at >= 0, pick(tokens, jnp.maximum(at, 0)), PAD)
+    held = count // m * m, pick(fed, count - 1), recent
+    return logits, Cache(tuple(layers), chunk, mask, count, begin, *held)
 
 
 def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None, active=None):
@@ -149,7 +154,9 @@ def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None, active=
     own = (before >= 0) & (before <= (t - cache.begin)[:, None])
     # Query i since the chunk's end and key j are M - 1 + i - j apart, the table's entry M - i + j.
     apart = m - 1 - t + point
-    for block, layer in zip(net.blocks, cache.layers):
+    for number, (block, layer) in enumerate(zip(net.blocks, cache.layers), 1):
+        if _remembers(config, number):
+            h = h + net.model.memory(tokens[:, None], h, cache.recent)
         x, y = h, block.attention_norm(h)
         q = block.attention.queries(y)  # [B, 1, N, A, H]
         k, v = block.attention.keys_values(y)
@@ -178,7 +185,16 @@ def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None, active=
         layers.append(layer)
     logits = net.model.logits(net.model.norm(h))[:, 0]
     count = t + 1 if active is None else t + active
-    return logits, Cache(tuple(layers), chunk, mask, count, cache.begin, point, fed[:, 0])
+    recent = jnp.concatenate([cache.recent[:, 1:], tokens[:, None].astype(jnp.int32)], axis=1)
+    if active is not None:
+        recent = jnp.where(active[:, None], recent, cache.recent)
+    held = count, cache.begin, point, fed[:, 0], recent
+    return logits, Cache(tuple(layers), chunk, mask, *held)
+
+
+def _remembers(config: ModelConfig, layer: int) -> bool:
+    """Whether a memory of n-grams stands before a layer, counted from 1."""
+    return config.memory is not None and layer == config.reading.cca_layers[0]
 
 
 def _encode(model: Retro, table, cache: Cache, chunk, fresh: Fresh):

@@ -35,6 +35,7 @@ from retro_jax.model.layers import (
     remat,
     weight,
 )
+from retro_jax.model.ngrams import NGramMemory
 
 PAD = 0
 
@@ -151,6 +152,8 @@ class Retro(nnx.Module):
         self.norm = Norm(c, c.d, nnx.Param)
         if retrieval:
             self.encoder = Encoder(config, vocab)
+        if config.memory:
+            self.memory = NGramMemory(config)
 
     def __call__(self, tokens, neighbours=None, statistics: bool = False):
         """The last layer's activations, from which `logits` predicts.
@@ -178,7 +181,10 @@ class Retro(nnx.Module):
         if c.positions == "learned":
             h = h + gather(self.positions, dtype)[: tokens.shape[1]]
         memory, found = None, []
+        remembers = self.config.memory is not None
         for (group, _), stack in zip(stacks(self.config), self.stacks):
+            if any(group) and remembers:
+                h, remembers = h + self.memory(tokens, h), False
             if any(group) and not off and memory is None:
                 # The first CCA layer: the encoder reads what its self-attention gave. Not under
                 # `remat`, which would run the encoder again; the encoder's own layers are.
