@@ -112,7 +112,7 @@ class InContext(LanguageModel):
         length = tokens.shape[1]
 
         def of(logits, targets, weights):
-            return _read_off(_mixed(logits, weights[:, :, None]), targets, never)
+            return read_off(_mixed(logits, weights[:, :, None]), targets, never)
 
         logp, best = self._by_chunk(params, tokens, retrieved, self.weigh, of)
         return jnp.where(jnp.arange(length) > 0, logp, 0), best & (jnp.arange(length) > 0)
@@ -319,7 +319,7 @@ def _mixed(logits, weights):
     return jax.nn.logsumexp(jax.nn.log_softmax(logits) + weights[..., None], axis=1)
 
 
-def _read_off(logits, targets, never: tuple[int, ...]):
+def read_off(logits, targets, never: tuple[int, ...]):
     """log p of the targets [B, M], and whether each is the most probable one, of logits [B, M, V]."""
     ids = jnp.arange(logits.shape[-1])
     rivals = jnp.where(jnp.isin(ids, jnp.array(never, int)), -jnp.inf, logits)

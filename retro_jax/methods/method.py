@@ -29,6 +29,7 @@ METHODS = Table(
         "language_model_longer": "retro_jax.methods.language_model_longer:LanguageModelLonger",
         "ngram_memory": "retro_jax.methods.ngram_memory:NGramMemory",
         "retro": "retro_jax.methods.retro:Retro",
+        "retro_pp": "retro_jax.methods.retro_pp:RetroPP",
         "atlas": "retro_jax.methods.atlas:Atlas",
         "cepe": "retro_jax.methods.cepe:Cepe",
         "rag": "retro_jax.methods.rag:Rag",
@@ -90,6 +91,7 @@ class Method:
     Settings: type = NoSettings
     reads, network, weights_of = False, False, ""
     begins_with, freezes = "", False
+    _trainer: "Method | None" = None
     needs, follows = "train", False
     conditions: tuple[str, ...] | None = None
 
@@ -106,6 +108,11 @@ class Method:
     def trained_as(self) -> str:
         """The name under which its weights were trained."""
         return self.weights_of or self.name
+
+    @property
+    def trainer(self) -> "Method":
+        """The method as which its weights were trained: itself, or that of `weights_of`."""
+        return self._trainer or self
 
     @property
     def begins(self) -> "Method | None":
@@ -249,7 +256,10 @@ def method_of(e: Experiment, name: str) -> Method:
     """
     cls = METHODS[name]
     settings = METHODS.settings_of(name, e.method_settings)
-    return cls(e.model, e.retrieval.neighbours, settings, e.train.length)
+    made = cls(e.model, e.retrieval.neighbours, settings, e.train.length)
+    if cls.weights_of:
+        made._trainer = method_of(e, cls.weights_of)
+    return made
 
 
 def to_train(e: Experiment, methods: Iterable[Method]) -> list[Method]:

@@ -76,6 +76,7 @@ def check_trained(work: WorkDir, method: Trainable) -> Path:
     Raises:
       UserError: it is missing, unfinished, or of another config.
     """
+    method = method.trainer
     directory, e = work.trained(method.trained_as), method.trained_with(work.experiment)
     inputs = inputs_of(work, method)
     counts = artefact.require(directory, "train", settings_of(e, method), inputs)["counts"]
@@ -92,6 +93,7 @@ def check_trained(work: WorkDir, method: Trainable) -> Path:
 def restore_trained(work: WorkDir, method: Trainable, mesh: jax.sharding.Mesh) -> dict:
     """The parameters of a finished training run, on `mesh` (which must be in context): those of its
     last checkpoint, or with evaluate.checkpoint = best of that whose held-out loss was lowest."""
+    method = method.trainer
     e, directory = method.trained_with(work.experiment), check_trained(work, method)
     given = weights_of_base(e, work, method, mesh)
     vocab = Prepared(work).tokenizer.vocab

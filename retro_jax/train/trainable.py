@@ -16,6 +16,7 @@ class Trainable(Protocol):
     trained_as: str
     model: ModelConfig
     network: bool
+    trainer: "Trainable"
     begins: "Trainable | None"
     freezes: bool
 

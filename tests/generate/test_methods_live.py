@@ -24,12 +24,13 @@ def work(finished, small, tmp_path_factory):
     root = tmp_path_factory.mktemp("live")
     for stage in ("prepare", "train"):
         (root / stage).symlink_to(finished / stage)
-    longer = {name: {"budget": "longer"} for name in ("rag", "replug")}
+    longer = {name: {"budget": "longer"} for name in ("rag", "replug", "retro_pp")}
     return WorkDir(root, altered(small, method_settings=small.method_settings | longer))
 
 
 @pytest.mark.parametrize(
-    ("name", "looks_up"), [("rag", True), ("replug", True), ("knn_lm", False), ("atlas", True)]
+    ("name", "looks_up"),
+    [("rag", True), ("replug", True), ("knn_lm", False), ("atlas", True), ("retro_pp", True)],
 )
 def test_live_it_says_what_it_says_of_the_whole_text(work, name, looks_up):
     """Past the end of the window, so that the oldest tokens have gone; two prompts in one batch."""
