@@ -20,6 +20,7 @@ SCRIPTS = {
     "embedding": ((), {"library", "texts/s", "largest difference"}),
     "overlap": ((), {"way", "pairs/s"}),
     "reading": ((), {"reader", "examples/s"}),
+    "methods": ((), {"way", "ms", "of predicted", "of k times one"}),
     "model": ((), {"library", "what", "tokens/s", "parameters"}),
     "generate": ((), {"retrieval", "tokens/s", "part", "share", "bytes", "times as long"}),
     "load": ((), {"number", "p95", "MiB"}),
@@ -38,7 +39,7 @@ def smoke(name: str, shared: Path, *words: str) -> subprocess.CompletedProcess:
     flags = [f"--json={shared / 'told.json'}"]
     if script == "load":
         flags.append(f"--workdir={shared / 'bm25'}")
-    elif script not in ("overlap", "reading", "model"):  # these prepare nothing
+    elif script not in ("overlap", "reading", "model", "methods"):  # these prepare nothing
         flags.append(f"--workdir={shared}")
     return subprocess.run(
         [sys.executable, f"benchmarks/{script}.py", "--smoke", *flags, *words],

@@ -40,7 +40,7 @@ def _evaluate(args, fields) -> int:
 
 def _compare(args, fields) -> int:
     from retro_jax.cli.training import stopping
-    from retro_jax.evaluate import compare
+    from retro_jax.evaluate import compare, compare_tasks, items
     from retro_jax.methods.method import to_train
     from retro_jax.report import comparison, decision
     from retro_jax.report.write import libraries
@@ -50,6 +50,8 @@ def _compare(args, fields) -> int:
         from retro_jax.report import compared
 
     stated = decision.Stated(args.may, args.latency_ms, args.database_changes)
+    if args.task:
+        items.read(*items.parse(args.task), args.limit)  # before anything is trained
     work = ready(open_work(args, fields))
     methods = compare.chosen(work.experiment, args.methods)
     keep(work)
@@ -57,6 +59,9 @@ def _compare(args, fields) -> int:
     def run():
         for method in to_train(work.experiment, methods):
             train(work, method)
+        if args.task:
+            compare_tasks.run(work, methods, args.task, args.limit)
+            return
         for split, manifest in compare.compare(work, methods).items():
             comparison.show(split, manifest["counts"], decision.decide(manifest["counts"], stated))
             print(compared.write(work.compared(split), stated))

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from retro_jax.config import Experiment
 from retro_jax.config.fields import binding
+from retro_jax.errors import UserError
 from retro_jax.evaluate import likelihood, rows, signals, tuning
 from retro_jax.evaluate.condition import CONDITIONS
 from retro_jax.evaluate.costs import costs
@@ -40,10 +41,15 @@ def chosen(e: Experiment, names: str | None) -> list[Method]:
     names: with commas between them.
 
     Raises:
-      UserError: there is none of this name, or its settings cannot work.
+      UserError: there is none of this name, its settings cannot work, or methods have unequal budgets.
     """
     asked = names.split(",") if names else list(METHODS)
-    return [method_of(e, name) for name in dict.fromkeys((BASE, *asked))]
+    methods = [method_of(e, name) for name in dict.fromkeys((BASE, *asked))]
+    budgets = {m.name: m.settings.budget for m in methods if hasattr(m.settings, "budget")}
+    if len(set(budgets.values())) > 1:
+        said = ", ".join(f"method_settings.{n}.budget = {b}" for n, b in budgets.items())
+        raise UserError(f"{said}: only methods of one budget can be compared; give all the same")
+    return methods
 
 
 def compare(work: WorkDir, methods: list[Method]) -> dict[str, dict]:

@@ -34,7 +34,11 @@ METRICS = {
         "perplexity": ("logp", metrics.perplexity),
     },
     "choice": {"accuracy": ("correct", metrics.mean), "by bytes": ("correct_by_bytes", metrics.mean)},
-    "qa": {"exact match": ("exact_match", metrics.mean), "F1": ("f1", metrics.mean)},
+    "qa": {
+        "exact match": ("exact_match", metrics.mean),
+        "F1": ("f1", metrics.mean),
+        "log p of the answer": ("gold_logp", metrics.mean),
+    },
 }  # fmt: skip
 _ANSWER = 32  # tokens at most
 _ROWS = 8  # questions that are answered together
@@ -169,7 +173,20 @@ def _ask(work: WorkDir, method: Method, found, conditions, databases) -> dict[st
     length = max(r.room(1 + len(tokenizer.encode(r.prompt)), method.model) for r in first)
     sizes = {"rows": _ROWS, "length": length, "k": max(conditions.values())}
     with Generator.open(work, method.name, **sizes) as generator:
-        return {c: answer(generator, found, requests[c], c) for c in conditions}
+        answers = {c: answer(generator, found, requests[c], c) for c in conditions}
+    scorer = Scorer.open(work, method.name, align=True, databases=databases)
+    for c, k in conditions.items():
+        for given, logp in zip(answers[c], gold(scorer, found, k)):
+            given.values["gold_logp"] = logp
+    return answers
+
+
+def gold(scorer: Scorer, found: Sequence[Item], k: int) -> list[float]:
+    """log p of the accepted answer that is most probable, of each question, nats: it moves in models that are too small
+    for exact matches."""
+    pairs = [Pair(item.context, f" {target}") for item in found for target in item.targets]
+    scores = iter(scorer.score(pairs, k))
+    return [max(next(scores).logp for _ in item.targets) for item in found]
 
 
 def answer(
@@ -253,7 +270,7 @@ def show(result: dict, file: Path):
         table.add_column(names[column], justify="right")
     for of, label in (("all", f"of all {count}"), ("unseen", f"of {count - seen} unseen")):
         for metric, values in (result[of] or {}).items():
-            cells = [_cell(values[c], "+" if c == "difference" else "") for c in columns]
+            cells = [cell(values[c], "+" if c == "difference" else "") for c in columns]
             table.add_row(f"{metric}\n{label}", *cells)
     out.print(table)
     what = "the answer" if result["task"] == "qa" else f"{RUN} tokens or more in a row"
@@ -266,7 +283,8 @@ def show(result: dict, file: Path):
         out.print(line, markup=False, soft_wrap=True)
 
 
-def _cell(x: dict, sign: str) -> str:
+def cell(x: dict, sign: str) -> str:
+    """A value and its interval; sign: "+" for a difference."""
     most = max(abs(v) for v in x.values())
     style = ".4f" if most < 10 else ".2f" if most < 1000 else ".2e"
     value, low, high = (f"{x[n]:{sign}{style}}" for n in ("value", "low", "high"))

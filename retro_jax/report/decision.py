@@ -113,6 +113,12 @@ def _copies(name: str, of: dict) -> str:
     few = of["filtered"] and of["filtered"]["gain"]
     if few is None:
         return "No text shares little with what was read: whether it does more than copy cannot be told."
+    content = of["filtered"].get("content")
+    if sign(few) > 0 and content and sign(content) <= 0:
+        return (
+            f"On text that shares little with what was read it gains {interval(few)}, but random neighbours would do "
+            f"as well there ({interval(content)})."
+        )
     if sign(few) > 0:
         return f"On text that shares little with what was read it gains {interval(few)} too."
     if sign(few) < 0:

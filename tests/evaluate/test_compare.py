@@ -142,10 +142,37 @@ def test_a_second_time_nothing_is_made(compared, capfd):
         assert name in page
 
 
+def test_a_task_by_several_methods_is_one_table(compared, tmp_path, capfd):
+    work, _, _ = compared
+    file = tmp_path / "last.jsonl"
+    file.write_text("".join(json.dumps({"text": f"def f(x): return x + {n}"}) + "\n" for n in "12"))
+    flags = ["--methods=knn_lm", f"--task=lambada:{file}"]
+    assert cli.main(["compare", str(work.root), *flags]) == 0
+    said = capfd.readouterr().out
+    for name in ("language_model", "knn_lm"):
+        assert name in said
+        made = json.loads(work.task(f"last-{name}").read_text())
+        assert made["items"] == 2
+        assert f"{made['all']['log p']['off']['value']:.2f}"[:4] in said
+    alone, near = (
+        json.loads(work.task(f"last-{n}").read_text()) for n in ("language_model", "knn_lm")
+    )
+    assert alone["results"][0]["off"]["logp"] != near["results"][0]["off"]["logp"]
+
+
 def test_what_cannot_be_compared_is_said_first(compared, capfd):
     work, _, _ = compared
     for flags, message in (
         (["--methods=rag,rug"], "'rug': must be one of"),
+        (
+            [
+                "--methods=rag,replug",
+                "--config.method_settings.rag.budget=window",
+                "--config.train.length=256",
+            ],
+            "only methods of one budget",
+        ),
+        (["--task=lambada:none.jsonl"], "none.jsonl"),
         (["--may=logit"], "--may=logit: must be one of train, logits, none"),
         (["--latency-ms=-1"], "--latency-ms=-1.0: must be 0 (any) or more"),
         (["--methods=rag", "--config.method_settings.rag.budget=window"], "leave no room"),

@@ -14,7 +14,7 @@ from retro_jax.config.request import Request
 from retro_jax.corpus import collect
 from retro_jax.errors import UserError
 from retro_jax.evaluate import items, metrics, tasks
-from retro_jax.evaluate.scorer import Pair, Score
+from retro_jax.evaluate.scorer import Pair, Score, Scorer
 from retro_jax.store.workdir import WorkDir
 
 CONFIG = "--config=experiments/quickstart.py"
@@ -150,6 +150,10 @@ def test_questions_are_answered_as_the_generator_answers_them(root, small, gener
         assert [v["exact_match"] for v in values] == right
         assert result["all"]["exact match"][condition]["value"] == pytest.approx(np.mean(right))
     assert result["results"][1]["on"]["exact_match"] == 0.0
+    scorer = Scorer.open(WorkDir(root, small), align=True)
+    for condition, k in (("on", 2), ("off", 0)):
+        logp = scorer.score([Pair(prompts[1], " xyzzy")], k)[0].logp
+        assert result["results"][1][condition]["gold_logp"] == pytest.approx(logp, abs=1e-3)
     read = [[n["document"] for c in x.chunks for n in c["neighbours"]] for x in on]
     assert [[n["document"] for n in r["read"]] for r in result["results"]] == read
     assert all(read)  # a question is shorter than a chunk, and yet reads something
