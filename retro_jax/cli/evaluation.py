@@ -140,6 +140,8 @@ COMMANDS = (
                 "--methods",
                 "names with commas between them; by default all (`retro config` lists them)",
             ),
+            Flag("--task", "lambada:FILE, choice:FILE or qa:FILE, instead of held-out text"),
+            Flag("--limit", "of --task: items", int),
             Flag(
                 "--may",
                 "train | logits | none: what can be done with the language model",

@@ -4,7 +4,7 @@ import collections
 import itertools
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from retro_jax.databases.part import Part, alive
 from retro_jax.errors import UserError
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.retrieval.index import nothing
+from retro_jax.retrieval.ranking import Queries
 from retro_jax.store.workdir import WorkDir
 
 _ROW_BITS = 40  # of an id; the rest is the number of its part
@@ -43,11 +44,13 @@ class Retriever:
     known until 64 parts more are gone.
 
     Args:
-      k: neighbours of a chunk by default.
+      k: neighbours of a chunk by default. change: what is done to queries before they are searched.
     """
 
-    def __init__(self, databases: Databases, k: int):
-        self.databases, self.k = databases, k
+    def __init__(
+        self, databases: Databases, k: int, change: Callable[[Queries], Queries] = lambda q: q
+    ):
+        self.databases, self.k, self._change = databases, k, change
         self._lock, self._numbers = threading.Lock(), itertools.count(1)
         self._parts: dict[int, tuple[str, Part]] = {}  # by the number in ids
         self._read = {}  # name -> (stamp, {key of a part: (number, Part, alive)})
@@ -77,7 +80,7 @@ class Retriever:
         """
         k, asked, found = self.k if k is None else k, self._asked(databases), []
         texts = [self._tokenizer.decode(c) for c in np.asarray(chunks).tolist()]
-        queries = self._encoder.queries(texts)
+        queries = self._change(self._encoder.queries(texts))
         for name, weight in asked.items():
             for number, part, living in self._now(name):
                 rows, d = part.search(queries, k, living, where)
@@ -206,6 +209,6 @@ class Retriever:
         self._read[name] = stamp, after
 
 
-def open_retriever(work: WorkDir) -> Retriever:
-    """The retriever of a working directory that is prepared."""
-    return Retriever(Databases(Prepared(work)), work.experiment.retrieval.neighbours)
+def open_retriever(work: WorkDir, change: Callable[[Queries], Queries] = lambda q: q) -> Retriever:
+    """The retriever of a working directory that is prepared; change: see `Retriever`."""
+    return Retriever(Databases(Prepared(work)), work.experiment.retrieval.neighbours, change)

@@ -95,6 +95,8 @@ def _scored(work: WorkDir, split: str, facts: Callable[[], dict], method: Method
 def _score(work: WorkDir, split: str, facts: Callable[[], dict], m: Method, out: Path) -> dict:
     found, text = facts(), Text.prepared(work, split)
     m.prepare(work)
+    if own := m.neighbours(work, text.queries):
+        text = text.retrieving(work.experiment, *own)
     tuned = bool(m.choices())
     columns = [Column(m.name, m, _condition("on", text, m), tuned)]
     if m.reads or m.random is not m:

@@ -17,7 +17,6 @@ import numpy as np
 
 from retro_jax import progress
 from retro_jax.corpus.tokenizer import BOS, PAD
-from retro_jax.databases.retriever import open_retriever
 from retro_jax.errors import UserError
 from retro_jax.generate.lookup import window as tail
 from retro_jax.generate.sample import silent_of
@@ -117,10 +116,10 @@ class Scorer:
         of, tokenizer = method_of(e, method), Prepared(work).tokenizer
         rows = e.evaluate.batch if rows is None else rows
         sharding.check_divides(mesh, e.model, tokenizer.vocab, rows=rows)
-        retriever = open_retriever(work)
         with jax.set_mesh(mesh):
             params = restore_trained(work, of, mesh)
         of.prepare(work)
+        retriever = of.retriever(work)
         length = e.train.length
         given = {"length": length, "context": length - e.evaluate.stride} | sizes
         return cls(of, params, tokenizer, retriever, mesh, rows, **given)

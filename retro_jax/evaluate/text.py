@@ -1,5 +1,6 @@
 """What is evaluated: a held-out split that is prepared, or any other text against any database."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -118,6 +119,12 @@ class Text:
         cuts = list(text.cuts(known.prepared.experiment))
         text.records = Windows(table, cuts, text.values, (ids, distances))
         return text
+
+    def retrieving(self, e: Experiment, ids: np.ndarray, distances: np.ndarray) -> "Text":
+        """The same text with other neighbours, ids [N, K] and distances [N, K], of the same database."""
+        made = dataclasses.replace(self, ids=ids, distances=distances)
+        made.records = Windows(self.table, list(self.cuts(e)), self.values, (ids, distances))
+        return made
 
     def cuts(self, e: Experiment) -> Iterator[tuple]:
         """What its records are cut from; see `sequences.cuts`."""

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from retro_jax.config import Request
-from retro_jax.databases.retriever import open_retriever
 from retro_jax.errors import UserError
 from retro_jax.generate.completion import Completion
 from retro_jax.generate.engine import Engine
@@ -77,7 +76,7 @@ class Generator:
         with jax.set_mesh(mesh):
             params = restore_trained(work, of, mesh)
         of.prepare(work)
-        return cls(of, params, Prepared(work).tokenizer, open_retriever(work), **sizes)
+        return cls(of, params, Prepared(work).tokenizer, of.retriever(work), **sizes)
 
     def warm_up(self):
         """Compiles all that any request can need, which otherwise happens when it is first needed; call it

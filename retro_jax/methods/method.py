@@ -16,6 +16,9 @@ import numpy as np
 from retro_jax.config import Experiment, ModelConfig
 from retro_jax.config.fields import require
 from retro_jax.config.table import NoSettings, Table, check_names
+from retro_jax.databases.retriever import Retriever, open_retriever
+from retro_jax.retrieval.index import Found
+from retro_jax.retrieval.ranking import Queries
 from retro_jax.store.workdir import WorkDir
 
 # What a method needs of the language model: to train it (or to read its states), its probabilities, or a prompt.
@@ -35,6 +38,7 @@ METHODS = Table(
         "rag": "retro_jax.methods.rag:Rag",
         "rag_tuned": "retro_jax.methods.rag_tuned:RagTuned",
         "replug": "retro_jax.methods.replug:Replug",
+        "replug_lsr": "retro_jax.methods.replug_lsr:ReplugLsr",
         "knn_lm": "retro_jax.methods.knn_lm:KnnLm",
     },
 )
@@ -131,6 +135,14 @@ class Method:
     def prepare(self, work: WorkDir):
         """Makes in advance what it needs of a working directory whose weights are trained: a datastore of
         hidden states, say. It is called whenever the method is opened, and returns at once if all is there."""
+
+    def neighbours(self, work: WorkDir, queries: Queries) -> Found | None:
+        """What it retrieves for chunks by itself, ids [Q, K] and distances [Q, K]; None: what was prepared."""
+        return None
+
+    def retriever(self, work: WorkDir) -> Retriever:
+        """What it looks texts up with, live."""
+        return open_retriever(work)
 
     @property
     def random(self) -> "Method":

@@ -15,7 +15,7 @@ from retro_jax.model.retro import PAD
 
 _OF = "method_settings.replug."
 _NONE = -1e30  # the logarithm of a weight of 0
-_TEMPERATURES = (1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
+TEMPERATURES = (1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Replug(InContext):
 
     def choices(self) -> list[Settings]:
         """Its own temperature first; then from nearly one neighbour to nearly all the same."""
-        return [self.settings, *(Settings(self.settings.budget, t) for t in _TEMPERATURES)]
+        return [self.settings, *(Settings(self.settings.budget, t) for t in TEMPERATURES)]
 
     def weigh(self, retrieved):
         """log softmax(-distance / temperature) over the neighbours that there are, in the order of the streams; of

@@ -167,13 +167,14 @@ def _costs(summary: dict) -> Section:
         "machine; FLOPs are counted in the programs. Training: of the weights that are used, those that they began "
         "with included."
     )
+    rows = next(iter(summary["methods"].values()))["ms_per_token"]
     head = [
-        "method", "ms, 1 row", "ms, 8 rows", "GFLOP a token", "retrieved a token", "state, MiB a row", "index, MiB",
-        "parameters", "training, PFLOP",
+        "method", *(f"ms, {n} rows" for n in rows), "GFLOP a token", "retrieved a token",
+        "state, MiB a row", "index, MiB", "parameters", "training, PFLOP",
     ]  # fmt: skip
     table = [
         [
-            n, plain(m["ms_per_token"]["1"]), plain(m["ms_per_token"]["8"]), plain(m["gflops_per_token"]),
+            n, *(plain(m["ms_per_token"][r]) for r in rows), plain(m["gflops_per_token"]),
             plain(m["retrieved_per_token"]), plain(m["state_bytes"] / 2**20), plain(m["index_bytes"] / 2**20),
             f"{m['parameters']:,}", plain(m["training_flops"] / 1e15),
         ]

@@ -112,6 +112,23 @@ def test_token_by_token_it_is_what_is_said_at_once(atlas, tiny, prompt):
         logits, state = step(net, state, put(tokens[:, t]), fresh)
 
 
+@pytest.mark.parametrize("cls", [Atlas, Retro])
+def test_a_neighbour_that_is_masked_is_one_that_is_left_out(tiny, mesh, cls):
+    """So that leaving documents out one at a time, as LOOP does, takes no other encodings."""
+    method = cls(tiny, K)
+    params = drawn(method.model, method.shapes(VOCAB))
+    tokens, near = examples(tiny, 14)
+    score = jax.jit(method.logprobs)
+    for j in range(K):
+        masked, out = near.tokens.copy(), np.delete(near.tokens, j, axis=2)
+        masked[:, :, j] = 0
+        found = [
+            score(params, put(tokens), Retrieved(put(x), put(near.distances[..., : x.shape[2]])))
+            for x in (masked, out)
+        ]
+        np.testing.assert_allclose(*found, atol=1e-5)
+
+
 def test_cepe_begins_as_the_language_model_that_it_stands_beside(tiny, mesh):
     method = Cepe(tiny, K)
     fresh = jax.jit(lambda: method.init(VOCAB, 0))()
