@@ -258,17 +258,10 @@ class InContext(LanguageModel):
         """See `cache.place`."""
         streams = state.weights.shape[1]
 
-        def put(x, y):
-            return x.at[rows].set(
-                y.at[source].get(out_sharding=jax.typeof(y).sharding),
-                out_sharding=jax.typeof(x).sharding,
-            )
-
         kept = cache.place(
             state.cache, _spread(rows, streams), other.cache, _spread(source, streams)
         )
-        rest = (put(getattr(state, n), getattr(other, n)) for n in State._fields[1:])
-        return State(kept, *rest)
+        return State(kept, *cache.replaced(state[1:], rows, other[1:], source))
 
 
 def _rows(texts, tokens, count, end, width: int, window: int | None = None):

@@ -177,14 +177,8 @@ class RetroPP(LanguageModel):
     def place(self, state: State, rows, other: State, source) -> State:
         """See `cache.place`."""
 
-        def put(x, y):
-            return x.at[rows].set(
-                y.at[source].get(out_sharding=jax.typeof(y).sharding),
-                out_sharding=jax.typeof(x).sharding,
-            )
-
         kept = cache.place(state.cache, rows, other.cache, source)
-        return State(kept, *(put(getattr(state, n), getattr(other, n)) for n in State._fields[1:]))
+        return State(kept, *cache.replaced(state[1:], rows, other[1:], source))
 
 
 def _row(text, near, u, window: int, m: int):

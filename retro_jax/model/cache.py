@@ -52,7 +52,22 @@ class Fresh(NamedTuple):
 
 def place(cache: Cache, rows, other: Cache, source) -> Cache:
     """The cache with its rows [n] replaced by rows `source` [n] of another one, or of itself."""
-    names = ("chunk", "mask", "count", "begin", "point", "fed", "recent")
+
+    def held(layer: Layer) -> tuple:  # tables of positions are the same for all rows
+        read = layer.read and (layer.read.key, layer.read.value)
+        return layer.key, layer.value, read
+
+    layers = []
+    for layer, from_ in zip(cache.layers, other.layers):
+        key, value, read = replaced(held(layer), rows, held(from_), source)
+        if read:
+            read = layer.read._replace(key=read[0], value=read[1])
+        layers.append(layer._replace(key=key, value=value, read=read))
+    return Cache(tuple(layers), *replaced(cache[1:], rows, other[1:], source))
+
+
+def replaced(arrays, rows, others, source):
+    """A pytree of arrays [B, ...] with rows [n] replaced by rows `source` [n] of others."""
 
     def put(x, y):
         return x.at[rows].set(
@@ -60,16 +75,7 @@ def place(cache: Cache, rows, other: Cache, source) -> Cache:
             out_sharding=jax.typeof(x).sharding,
         )
 
-    layers = []
-    for layer, from_ in zip(cache.layers, other.layers):
-        layer = layer._replace(key=put(layer.key, from_.key), value=put(layer.value, from_.value))
-        if layer.read is not None:
-            near = layer.read
-            key, value = put(near.key, from_.read.key), put(near.value, from_.read.value)
-            layer = layer._replace(read=near._replace(key=key, value=value))
-        layers.append(layer)
-    moved = {n: put(getattr(cache, n), getattr(other, n)) for n in names}
-    return cache._replace(layers=tuple(layers), **moved)
+    return jax.tree.map(put, arrays, others)
 
 
 def over_rows(rank: int, heads: bool = False) -> jax.P:
