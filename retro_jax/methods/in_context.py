@@ -19,7 +19,7 @@ from retro_jax.config.fields import setting
 from retro_jax.errors import UserError
 from retro_jax.methods.language_model import LanguageModel
 from retro_jax.methods.method import LookUps, Retrieved
-from retro_jax.model import cache, decode, functional, sizes
+from retro_jax.model import cache, decode, formulas, functional, sizes
 from retro_jax.model.layers import ROWS
 from retro_jax.model.retro import PAD
 
@@ -74,6 +74,13 @@ class InContext(LanguageModel):
         row = sizes.forward_flops(self.model, vocab, self._window(length, self.k), 0)
         unread = 2 * (self._window(length, self.k) - m) * self.model.decoder.d * vocab
         return -(-length // m) * streams * (row - unread)
+
+    def formula(self, vocab: int, length: int) -> float:
+        """Rows of the window for every chunk and stream; of each the last chunk is read out."""
+        m, window = self.model.reading.chunk, self._window(length, self.k)
+        row = formulas.decoder(self.model, vocab, window)
+        row -= 2 * (window - m) * self.model.decoder.d * vocab
+        return -(-length // m) * self.streams(self.k) * row
 
     def _window(self, length: int, k: int) -> int:
         """W, for sequences of so many tokens, which are whole chunks."""

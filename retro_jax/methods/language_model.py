@@ -8,7 +8,7 @@ import numpy as np
 
 from retro_jax.config.fields import binding
 from retro_jax.methods.method import Method, Retrieved
-from retro_jax.model import cache, decode, functional, sizes
+from retro_jax.model import cache, decode, formulas, functional, sizes
 from retro_jax.model.retro import PAD
 
 
@@ -49,6 +49,10 @@ class LanguageModel(Method):
     def flops(self, vocab: int, length: int) -> int:
         """See `sizes.forward_flops`."""
         return sizes.forward_flops(self.model, vocab, length, self.k)
+
+    def formula(self, vocab: int, length: int) -> float:
+        """See `formulas.decoder`."""
+        return formulas.decoder(self.model, vocab, length)
 
     def logprobs(self, params: dict, tokens, retrieved=None):
         """See `functional.token_logprobs`."""

@@ -203,7 +203,11 @@ class Method:
         raise NotImplementedError
 
     def flops(self, vocab: int, length: int) -> int:
-        """FLOPs of the matrix products of one sequence's forward pass."""
+        """FLOPs of the matrix products of one sequence's forward pass, counted in the traced program."""
+        raise NotImplementedError
+
+    def formula(self, vocab: int, length: int) -> float:
+        """The same in closed form (model/formulas.py), within a tenth."""
         raise NotImplementedError
 
     # Scoring. retrieved: None for nothing.

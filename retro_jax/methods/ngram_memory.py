@@ -9,7 +9,7 @@ from retro_jax.config import ModelConfig
 from retro_jax.config.fields import binding, require_at_least, setting
 from retro_jax.config.model import MemoryConfig, ModelWithMemory
 from retro_jax.methods.language_model import LanguageModel
-from retro_jax.model import functional
+from retro_jax.model import formulas, functional
 from retro_jax.model.ngrams import GRAMS
 
 _OF = "method_settings.ngram_memory."
@@ -49,6 +49,10 @@ class NGramMemory(LanguageModel):
     def added(self, vocab: int) -> set[str]:
         """The memory."""
         return {name for name in self.shapes(vocab) if name.startswith("memory.")}
+
+    def formula(self, vocab: int, length: int) -> float:
+        """The language model's, and `formulas.memory`."""
+        return super().formula(vocab, length) + formulas.memory(self.model, length)
 
     def binding(self) -> dict[str, Any]:
         """The decoder, the memory, and where it stands."""

@@ -9,7 +9,7 @@ import numpy as np
 from retro_jax.config.fields import binding, require_share, setting
 from retro_jax.methods.language_model import LanguageModel
 from retro_jax.methods.method import LookUps
-from retro_jax.model import functional
+from retro_jax.model import formulas, functional
 from retro_jax.model.retro import PAD
 
 
@@ -52,6 +52,10 @@ class Retro(LanguageModel):
     def added(self, vocab: int) -> set[str]:
         """Encoder and cross-attention."""
         return functional.added_by_retrieval(self.model, vocab)
+
+    def formula(self, vocab: int, length: int) -> float:
+        """The language model's, and `formulas.reading`."""
+        return super().formula(vocab, length) + formulas.reading(self.model, length, self.k)
 
     @property
     def notes(self) -> str:

@@ -19,7 +19,7 @@ from retro_jax.errors import UserError
 from retro_jax.methods.in_context import BUDGETS, budget_setting, read_off
 from retro_jax.methods.language_model import LanguageModel
 from retro_jax.methods.method import LookUps, Retrieved
-from retro_jax.model import cache, decode, functional, sizes
+from retro_jax.model import cache, decode, formulas, functional, sizes
 from retro_jax.model.layers import ROWS
 from retro_jax.model.retro import PAD
 
@@ -88,6 +88,14 @@ class RetroPP(LanguageModel):
         row = self._chunks(chunks) * m
         unread = 2 * (row - m) * self.model.decoder.d * vocab
         return chunks * (sizes.forward_flops(self.model, vocab, row, self.k) - unread)
+
+    def formula(self, vocab: int, length: int) -> float:
+        """A row of RETRO for every chunk, whose last chunk is read out."""
+        m = self.model.reading.chunk
+        chunks = -(-length // m)
+        row = self._chunks(chunks) * m
+        each = formulas.decoder(self.model, vocab, row) + formulas.reading(self.model, row, self.k)
+        return chunks * (each - 2 * (row - m) * self.model.decoder.d * vocab)
 
     # Scoring.
 

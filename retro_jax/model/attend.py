@@ -176,7 +176,7 @@ def attend_causal(q, k, v, mask, relative, block: int):
     k, v = (jnp.pad(x, ((0, 0),) * 3 + ((0, fill),) + ((0, 0),) * 2) for x in (k, v))
     mask = jnp.pad(mask, ((0, 0),) * 3 + ((0, fill),))
     outputs = []
-    for first, count in _segments(blocks):
+    for first, count in segments(blocks):
         end = (first + count) * block  # keys that the segment's last query can see
 
         def one(n, end=end):
@@ -198,7 +198,7 @@ def attend_causal(q, k, v, mask, relative, block: int):
     return y.reshape(*y.shape[:2], blocks * block, *y.shape[4:])[:, :, :length]
 
 
-def _segments(blocks: int) -> list[tuple[int, int]]:
+def segments(blocks: int) -> list[tuple[int, int]]:
     """(first block, how many) of each of at most _SEGMENTS segments."""
     size = -(-blocks // _SEGMENTS)
     return [(first, min(size, blocks - first)) for first in range(0, blocks, size)]
@@ -210,5 +210,5 @@ def self_distances(length: int, block: int) -> np.ndarray:
         return distances(length, length, 0, causal=True)
     blocks = -(-length // block)
     # A segment's first block reads keys that its last block needs: distances below 0, all masked.
-    below = (_segments(blocks)[0][1] - 1) * block
+    below = (segments(blocks)[0][1] - 1) * block
     return blocks * block - np.arange(blocks * block + below + 1)

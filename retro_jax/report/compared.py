@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 from retro_jax.evaluate import rows
+from retro_jax.methods.method import METHODS
+from retro_jax.model.sizes import LENGTH, PAPER, VOCAB
 from retro_jax.report import charts, markdown, page
 from retro_jax.report.decision import BASE, Decision, Stated, decide
 from retro_jax.report.examples import text
@@ -46,6 +48,7 @@ def content(summary: dict, read: rows.Rows, stated: Stated) -> dict:
     """All that the page says."""
     facts = read.facts
     made = [_table(summary), _gains(summary), *_pareto(summary), _costs(summary)]
+    made.append(_sizes(summary, facts))
     made += [s for name in _CUTS if (s := _where(summary, name))]
     return {
         "question": "Which method?",
@@ -181,6 +184,22 @@ def _costs(summary: dict) -> Section:
         for n, m in summary["methods"].items()
     ]  # fmt: skip
     return Section("costs", "Costs", caption, head, table, wide=True, open=True)
+
+
+def _sizes(summary: dict, facts: dict) -> Section:
+    k, head, columns = facts["neighbours"], ["method"], []
+    for name, _, config in PAPER:
+        head.append(name)
+        made = {n: METHODS[n](config, k, None, LENGTH) for n in summary["methods"]}
+        every = {n: m.formula(VOCAB, LENGTH) / LENGTH / 1e9 for n, m in made.items()}
+        columns.append([f"{plain(x)} ({x / every[BASE]:.2f})" for x in every.values()])
+    caption = (
+        f"GFLOP a token, and in brackets times the language model's, at the paper's sizes, in sequences of {LENGTH:,} "
+        f"tokens with {k} neighbours and default settings, by formula (model/formulas.py). What RETRO adds shrinks as the "
+        "decoder grows; a prompt is read again at every chunk, whatever the size."
+    )
+    table = [[n, *values] for n, *values in zip(summary["methods"], *columns)]
+    return Section("sizes", "At other sizes", caption, head, table, wide=True, open=True)
 
 
 def _where(summary: dict, name: str) -> Section | None:

@@ -9,6 +9,7 @@ import pytest
 from conftest import drawn, small_experiment
 from toys.cautious import Cautious
 
+from retro_jax.config import DecoderConfig, EncoderConfig, ModelConfig, ReadingConfig
 from retro_jax.errors import UserError
 from retro_jax.methods import method
 from retro_jax.methods.method import METHODS
@@ -43,6 +44,30 @@ def test_scores_and_steps_say_what_logprobs_says(name, tiny, mesh):
         np.testing.assert_allclose(said[range(2), tokens[:, t]], expected[:, t], atol=1e-4)
         np.testing.assert_array_equal(said.argmax(1) == tokens[:, t], np.asarray(best)[:, t])
         logits, state = step(net, state, put(tokens[:, t]))
+
+
+SIZES = {
+    "as small as the quickstart": (
+        {"d": 128, "layers": 4, "heads": 4, "head_size": 32}, {"d": 128, "layers": 1, "heads": 4, "head_size": 32},
+        (2,), 768, 4096,
+    ),
+    "rotary, gated, grouped heads": (
+        {"d": 96, "layers": 6, "heads": 6, "head_size": 16, "kv_heads": 2, "positions": "rotary", "gated": True},
+        {"d": 64, "layers": 2, "heads": 4, "head_size": 16}, (3, 6), 1536, 1000,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", METHODS)
+def test_the_formula_gives_what_the_traced_program_has(name, size):
+    """Within a tenth: the closed form leaves out what is filled up."""
+    decoder, encoder, cca, length, vocab = SIZES[size]
+    config = ModelConfig(
+        DecoderConfig(**decoder), EncoderConfig(**encoder), ReadingConfig(cca_layers=cca)
+    )
+    m = METHODS[name](config, 2, None, length)
+    assert m.formula(vocab, length) == pytest.approx(m.flops(vocab, length), rel=0.1)
 
 
 @pytest.mark.parametrize(
