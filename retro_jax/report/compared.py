@@ -195,8 +195,8 @@ def _sizes(summary: dict, facts: dict) -> Section:
         columns.append([f"{plain(x)} ({x / every[BASE]:.2f})" for x in every.values()])
     caption = (
         f"GFLOP a token, and in brackets times the language model's, at the paper's sizes, in sequences of {LENGTH:,} "
-        f"tokens with {k} neighbours and default settings, by formula (model/formulas.py). What RETRO adds shrinks as the "
-        "decoder grows; a prompt is read again at every chunk, whatever the size."
+        f"tokens with {k} neighbours and default settings, by formula (model/formulas.py). What RETRO adds shrinks as "
+        "the decoder grows; a prompt is read again at every chunk, whatever the size."
     )
     table = [[n, *values] for n, *values in zip(summary["methods"], *columns)]
     return Section("sizes", "At other sizes", caption, head, table, wide=True, open=True)
