@@ -168,10 +168,17 @@ def points(name: str, label: str, places: dict, x: str, y: str, best) -> str:
     """Named points {name: (x, y)} with a logarithmic x axis; the names in `best` are joined by a line."""
 
     def draw(axes):
-        for text, place in places.items():
+        height = np.ptp([y for _, y in places.values()]) or 1.0
+        ordered = sorted(places.items(), key=lambda item: -item[1][1])
+        for i, (text, place) in enumerate(ordered):
             colour = SERIES[0] if text in best else COLOUR["muted"]
             axes.plot(*place, "o", color=colour, markersize=6)
-            axes.annotate(text, place, (5, 3), textcoords="offset points", fontsize=8)
+            # Below the names of points that are almost at the same place.
+            above = sum(
+                abs(y - place[1]) < 0.05 * height and 1 / 3 < x / place[0] < 3
+                for _, (x, y) in ordered[:i]
+            )
+            axes.annotate(text, place, (5, 3 - 10 * above), textcoords="offset points", fontsize=8)
         edge = sorted(places[n] for n in best)
         axes.plot(*zip(*edge), color=SERIES[0], linewidth=1)
         axes.set_xscale("log")
