@@ -23,6 +23,11 @@ def _export(args, fields) -> int:
     check(to)
     e = work.experiment
     method = method_of(e, args.method or e.methods[0])
+    if method.trainer.model != e.model:
+        raise UserError(
+            f"retro export: the network of {method.name} is one of its own, which no other program reads; only the "
+            "weights of retro and of language models can be exported"
+        )
     mesh = sharding.make_mesh(e.mesh)
     with jax.set_mesh(mesh):
         params = restore_trained(work, method, mesh)

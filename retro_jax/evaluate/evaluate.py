@@ -69,7 +69,7 @@ def compared(work: WorkDir) -> tuple[Method, list[Method]]:
     """
     e = work.experiment
     methods = methods_of(e)
-    reading = [m for m in methods if m.network]
+    reading = [m for m in methods if m.network and m.trained]
     if not reading:
         raise UserError(
             f"config field methods = {e.methods}: `retro evaluate` needs one whose network reads, retro for "

@@ -239,6 +239,8 @@ def test_the_decoder_of_a_frozen_base_is_exported_as_it_came(
     assert "exists already" in capsys.readouterr().err
     assert cli.main(["export", *given]) == 2
     assert "--to is missing" in capsys.readouterr().err
+    assert cli.main(["export", *given, "--method=atlas", f"--to={tmp_path}/atlas"]) == 2
+    assert "the network of atlas is one of its own" in capsys.readouterr().err
 
 
 def exported(work, name, to) -> dict:
