@@ -9,8 +9,12 @@ from retro_jax.errors import UserError
 
 
 def _evaluate(args, fields) -> int:
-    if args.task is None and (args.limit is not None or args.k is not None or args.align):
-        raise UserError("--limit, --k and --align are for an evaluation of --task=KIND:FILE")
+    if args.task is None and (
+        args.limit is not None or args.k is not None or args.align or args.vote
+    ):
+        raise UserError(
+            "--limit, --k, --align and --vote are for an evaluation of --task=KIND:FILE"
+        )
     if args.task is not None and args.text is not None:
         raise UserError("--task and --text are two evaluations; give one of them")
     if args.task is None and args.text is None and (args.name or args.databases):
@@ -23,8 +27,9 @@ def _evaluate(args, fields) -> int:
         from retro_jax.evaluate import tasks
 
         tasks.run(
-            work, args.task, args.limit, args.k, args.align, args.name, databases, args.method
-        )
+            work, args.task, args.limit, args.k, args.align, args.name, databases, args.method,
+            args.vote,
+        )  # fmt: skip
         return 0
     from retro_jax.evaluate import evaluate as stage
     from retro_jax.report import summary
@@ -126,6 +131,7 @@ COMMANDS = (
                 "of --task: padding before the context, so that a chunk ends with it",
                 bool,
             ),
+            Flag("--vote", "of --task=qa, --method=replug: an answer a document, and a vote", bool),
             _METHOD,
         ),
     ),

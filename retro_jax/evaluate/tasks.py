@@ -18,6 +18,7 @@ from retro_jax.errors import UserError
 from retro_jax.evaluate import items, metrics
 from retro_jax.evaluate.items import Item
 from retro_jax.evaluate.scorer import Pair, Score, Scorer
+from retro_jax.evaluate.vote import vote as votes
 from retro_jax.generate.generator import Generator
 from retro_jax.methods.method import Method, method_of
 from retro_jax.pipeline.prepare import check_prepared
@@ -58,6 +59,7 @@ class Answer:
 def run(
     work: WorkDir, task: str, limit: int | None = None, k: int | None = None, align: bool = False,
     name: str | None = None, databases: Sequence[str] = ("prepared",), method: str = "retro",
+    vote: bool = False,
 ) -> dict:  # fmt: skip
     """Scores a task with retrieval and without; writes the working directory's evaluate/tasks/NAME.json and
     returns what is in it.
@@ -67,7 +69,7 @@ def run(
       k: neighbours of a chunk; by default as in training, 0 to run without retrieval only.
       align: padding before the context, so that a chunk ends where it does; qa always has it.
       name: by default the file's name without its endings. databases: what is searched.
-      method: the name of the method that answers.
+      method: the name of the method that answers. vote: REPLUG's vote over answers, see vote.py.
 
     Raises:
       UserError: an earlier stage is missing, or bad input; nothing is written.
@@ -82,6 +84,8 @@ def run(
     ):
         if not ok:
             raise UserError(f"--{flag}={value}: {must}")
+    if vote and (kind, method) != ("qa", "replug"):
+        raise UserError("--vote is for --task=qa:FILE with --method=replug")
     found = items.read(kind, file, limit)
     check_prepared(work, only_live=True)
     of = method_of(e, method)
@@ -90,7 +94,7 @@ def run(
         raise UserError(f"--k={k}: {method} reads nothing; leave it out")
     k = of.k if k is None else k
     conditions = {"on": k, "off": 0} if k else {"off": 0}
-    answers = _ask(work, of, found, conditions, databases) if kind == "qa" else None
+    answers = _ask(work, of, found, conditions, databases, vote) if kind == "qa" else None
     if not answers:
         scorer = Scorer.open(work, method, align=align, databases=databases)
         answers = {c: judge(kind, scorer, found, n) for c, n in conditions.items()}
@@ -101,6 +105,7 @@ def run(
         "items": len(found),
         "k": k,
         "align": align or kind == "qa",
+        "vote": vote,
         "databases": list(databases),
         "checkpoint": e.evaluate.checkpoint,
         **figures(kind, answers),
@@ -160,7 +165,9 @@ def _short(source: dict) -> dict:
     return {name: source[name] for name in ("database", "document", "chunk")}
 
 
-def _ask(work: WorkDir, method: Method, found, conditions, databases) -> dict[str, list[Answer]]:
+def _ask(
+    work: WorkDir, method: Method, found, conditions, databases, vote: bool
+) -> dict[str, list[Answer]]:
     """The answers to questions under each condition, as the model writes them, to the end of the line."""
     requests = {
         c: [
@@ -174,6 +181,11 @@ def _ask(work: WorkDir, method: Method, found, conditions, databases) -> dict[st
     sizes = {"rows": _ROWS, "length": length, "k": max(conditions.values())}
     with Generator.open(work, method.name, **sizes) as generator:
         answers = {c: answer(generator, found, requests[c], c) for c in conditions}
+    if vote and "on" in answers:
+        with Generator.open(work, "rag", **sizes) as generator:
+            texts = votes(generator, requests["on"], method.settings.temperature)
+        for item, text, given in zip(found, texts, answers["on"]):
+            given.values |= _right(text, item)
     scorer = Scorer.open(work, method.name, align=True, databases=databases)
     for c, k in conditions.items():
         for given, logp in zip(answers[c], gold(scorer, found, k)):
@@ -201,18 +213,21 @@ def answer(
             for item, completion in zip(found[block], done):
                 if completion.retrieval != condition and condition == "on":
                     raise RuntimeError(f"line {item.line}: retrieval {completion.retrieval}")
-                text, accepted = completion.text.strip(), item.targets
                 read = [n for chunk in completion.chunks for n in chunk["neighbours"]]
-                values = {
-                    "text": text,
-                    "exact_match": metrics.exact_match(text, accepted),
-                    "f1": metrics.f1(text, accepted),
-                }
                 sources = [_short(n) | {"distance": n["distance"]} for n in read]
-                seen = any(metrics.mentions(n["text"], accepted) for n in read)
-                answers.append(Answer(values, sources, seen))
+                seen = any(metrics.mentions(n["text"], item.targets) for n in read)
+                answers.append(Answer(_right(completion.text.strip(), item), sources, seen))
             advance(len(done))
     return answers
+
+
+def _right(text: str, item: Item) -> dict:
+    """An answer, and how right it is."""
+    return {
+        "text": text,
+        "exact_match": metrics.exact_match(text, item.targets),
+        "f1": metrics.f1(text, item.targets),
+    }
 
 
 def figures(kind: str, answers: dict[str, list[Answer]]) -> dict:

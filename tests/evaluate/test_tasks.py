@@ -207,7 +207,7 @@ def test_a_line_that_is_no_item_is_named(capfd, tmp_path, kind, line, message):
         (["--task=lambada:FILE", "--name=a/b"], "--name=a/b: must be the name of a file"),
         (["--task=lambada:FILE", "--text=text:x"], "--task and --text are two evaluations"),
         (["--task=lambada:FILE"], "run `retro prepare`"),
-        (["--limit=3"], "--limit, --k and --align are for an evaluation of --task"),
+        (["--limit=3"], "--limit, --k, --align and --vote are for an evaluation of --task"),
     ],
 )
 def test_bad_flags(capfd, tmp_path, flags, message):
