@@ -11,9 +11,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from retro_jax import progress
 from retro_jax.config import Experiment
 from retro_jax.config.fields import binding
 from retro_jax.errors import UserError
@@ -36,15 +38,21 @@ BASE = "language_model"  # what every method is compared with
 
 
 def chosen(e: Experiment, names: str | None) -> list[Method]:
-    """The methods of a comparison, the language model first; by default all.
+    """The methods of a comparison, the language model first; by default all that this experiment can have.
 
     names: with commas between them.
 
     Raises:
       UserError: there is none of this name, its settings cannot work, or methods have unequal budgets.
     """
-    asked = names.split(",") if names else list(METHODS)
-    methods = [method_of(e, name) for name in dict.fromkeys((BASE, *asked))]
+    methods = []
+    for name in dict.fromkeys((BASE, *(names.split(",") if names else METHODS))):
+        try:
+            methods.append(method_of(e, name))
+        except UserError as error:
+            if names:
+                raise
+            progress.say(f"{name} is left out: {error}")
     budgets = {m.name: m.settings.budget for m in methods if hasattr(m.settings, "budget")}
     if len(set(budgets.values())) > 1:
         said = ", ".join(f"method_settings.{n}.budget = {b}" for n, b in budgets.items())
@@ -135,16 +143,28 @@ def _compare(work: WorkDir, split: str, methods: list[Method], out: Path) -> dic
     schema = pa.schema(
         [*schema, *((n, pa.float32()) for n in said)], {"retro_jax": json.dumps(facts)}
     )
+    # What any method read: so all have the same tokens that share little, or end no copy.
+    shared = {n: _most(parts.values(), n) for n in ("copied", "overlap")}
     at = 0
     with pq.ParquetWriter(file, schema, **likelihood.WRITING) as writer:
         for batch in parts[BASE].iter_batches():
-            more = [column.slice(at, len(batch)) for column in said.values()]
-            writer.write_table(pa.Table.from_arrays([*batch.columns, *more], schema=schema))
+            now = slice(at, at + len(batch))
+            arrays = [
+                pa.array(shared[f.name][now]) if f.name in shared else batch[f.name]
+                for f in parts[BASE].schema_arrow
+            ]
+            arrays += [column.slice(at, len(batch)) for column in said.values()]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
             at += len(batch)
     cost = {m.name: artefact.read(work.scored(split, m.name))["counts"] for m in methods}
     result = summary(rows.load(file), cost)
     files.write_json(out / "summary.json", result)
     return result
+
+
+def _most(parts, name: str) -> np.ndarray:
+    """The largest value of a column in any of the files."""
+    return np.max([part.read([name])[name].to_numpy() for part in parts], axis=0)
 
 
 def _condition(name: str, text: Text, method: Method):

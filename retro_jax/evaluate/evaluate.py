@@ -78,6 +78,11 @@ def compared(work: WorkDir) -> tuple[Method, list[Method]]:
         )
     method, others = reading[0], [m for m in methods if m is not reading[0]]
     for m in (method, *others):
+        if m.retrieves:
+            raise UserError(
+                f"config field methods = {e.methods}: {m.name} retrieves by itself, and `retro evaluate` scores what "
+                "was prepared; leave it out, and see `retro compare`"
+            )
         check_trained(work, m)
         m.prepare(work)
     condition.check(e.evaluate.conditions, method.conditions, method.k, [m.name for m in others])
@@ -86,23 +91,21 @@ def compared(work: WorkDir) -> tuple[Method, list[Method]]:
 
 def settings_of(e: Experiment) -> dict:
     """{config field: value} of all that an evaluation depends on, beside what is evaluated."""
-    return binding(e.evaluate, "evaluate.") | {"methods": list(e.methods)}
+    own = {
+        f"method_settings.{m.name}": dict(binding(m.settings, ""))
+        for m in methods_of(e)
+        if not m.trained
+    }
+    return binding(e.evaluate, "evaluate.") | {"methods": list(e.methods)} | own
 
 
 def done(out: Path, settings: dict, inputs: list[Path]) -> dict | None:
     """The manifest of an evaluation that need not be made again."""
     name = f"{out.parent.name}/{out.name}"
-    try:
-        made = artefact.read(out)
-        wrong = made and (
-            artefact.changes(out, made, settings, inputs) or list(artefact.damaged(out, made))
-        )
-    except UserError as error:
-        wrong = [str(error)]
-    if wrong:
+    if wrong := artefact.outdated(out, settings, inputs):
         progress.say(f"{name}: made again, because {'; '.join(wrong)}")
         return None
-    if made:
+    if made := artefact.read(out):
         progress.say(f"{name}: complete")
     return made
 

@@ -44,8 +44,8 @@ class Column:
 def schema(
     columns: Sequence[Column], k: int, layers: int, facts: dict, whole: bool = True
 ) -> pa.Schema:
-    """What the rows have; `facts` go with them, as JSON. whole: all of the following, or just the document and the
-    log-probabilities.
+    """What the rows have; `facts` go with them, as JSON. whole: all of the following, or just the document, the
+    log-probabilities, and what was copied and shared.
 
     document: its number in the facts' `documents`. chunk: of the document. position: among the document's
       tokens, BOS being 0. target: the token. bytes: of it.
@@ -64,7 +64,8 @@ def schema(
     said = [(f"logp_{c.name}", _kind(c)) for c in columns]
     metadata = {"retro_jax": json.dumps(facts)}
     if not whole:
-        return pa.schema([("document", pa.int32()), *said], metadata=metadata)
+        own = [("copied", pa.int16()), ("overlap", pa.int16())]
+        return pa.schema([("document", pa.int32()), *said, *own], metadata=metadata)
     inside = [("ratio", pa.list_(real, layers)), ("mass", pa.list_(real, 2 * k))] if layers else []
     return pa.schema(
         [
@@ -105,6 +106,7 @@ def score(
     mesh = sharding.make_mesh(e.mesh)
     sharding.check_divides(mesh, e.model, tokenizer.vocab, evaluate_batch=e.evaluate.batch)
     layers = len(e.model.reading.cca_layers) if measured else 0
+    once = not whole and any(c.method.look_ups and c.method.look_ups.times for c in columns)
     out = schema(columns, e.retrieval.neighbours, layers, facts, whole)
 
     def put(x, dtype=np.int32):
@@ -131,7 +133,7 @@ def score(
                     seen = statistics(params[measured.trained_as], x, real)
                 seen = {name: np.asarray(v) for name, v in seen.items()}
                 writer.write_table(
-                    _table(text, batch, rows, found, seen, tokenizer.byte_counts, out)
+                    _table(text, batch, rows, found, seen, tokenizer.byte_counts, out, once)
                 )
                 advance(count)
 
@@ -152,8 +154,10 @@ def _batches(e: Experiment, text: Text) -> Iterator[tuple[dict, np.ndarray, int]
         yield {name: np.stack([x[name] for x in examples]) for name in blank}, rows, count
 
 
-def _table(text: Text, batch, rows, found, seen, byte_counts, out: pa.Schema) -> pa.Table:
-    """The scored tokens of a batch, one row each."""
+def _table(
+    text: Text, batch, rows, found, seen, byte_counts, out: pa.Schema, once: bool
+) -> pa.Table:
+    """The scored tokens of a batch, one row each; once: what the first chunk retrieved is read by all after it."""
     tokens, near = batch["tokens"], batch["neighbours"]
     (size, length), m, k = tokens.shape, near.shape[3] // 2, near.shape[2]
     position = np.arange(length)
@@ -168,9 +172,6 @@ def _table(text: Text, batch, rows, found, seen, byte_counts, out: pa.Schema) ->
     at = np.maximum(rows, 0)
     number = text.table.document[at]
     said = {name: value[scored] for name, value in found.items()}
-    if "target" not in out.names:
-        said["document"] = spread(number)
-        return pa.Table.from_arrays([_array(said[f.name], f.type) for f in out], schema=out)
 
     def before(x, none):
         return np.concatenate([np.full_like(x[:, :1], none), x[:, :-1]], axis=1)
@@ -179,7 +180,13 @@ def _table(text: Text, batch, rows, found, seen, byte_counts, out: pa.Schema) ->
         at.shape
     )
     read = before(near, PAD)  # what a chunk's tokens read is what the chunk before it retrieved
+    if once:  # or the first one
+        read[:, 1:] = near[:, :1]
     copied, of_each, longest = shared(tokens.reshape(size, -1, m), near, read)
+    if "target" not in out.names:
+        said |= {"document": spread(number), "overlap": spread(longest)}
+        said["copied"] = copied.reshape(size, length)[scored]
+        return pa.Table.from_arrays([_array(said[f.name], f.type) for f in out], schema=out)
     first = np.zeros_like(scored).reshape(size, -1, m)
     first[
         np.arange(size)[:, None], np.arange(first.shape[1]), scored.reshape(first.shape).argmax(-1)

@@ -12,7 +12,6 @@ would find itself.
 import copy
 import dataclasses
 import functools
-import importlib.util
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from retro_jax.pipeline import recipe, sequences
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.retrieval import division
 from retro_jax.retrieval.index import Found, Given, nothing
+from retro_jax.retrieval.indexes.scann import library
 from retro_jax.retrieval.sharded import ShardedIndex
 from retro_jax.store import artefact
 from retro_jax.store.workdir import WorkDir
@@ -42,6 +42,7 @@ from retro_jax.train.restore import check_trained, restore_trained
 _OF = "method_settings.knn_lm."
 _NONE = -1e30  # the logarithm of a weight of 0
 _BLOCK = 256  # tokens whose logits are held at a time
+_COMPARED = 2**24  # distances that are held at a time
 _FLAT, _SHARD = 20_000, 4_000_000  # keys that are compared one by one; keys of an index
 
 
@@ -227,7 +228,8 @@ class Flat:
         """See `Index.search`."""
         ids, distances = nothing(len(queries), k)
         found = min(k, len(self._keys))
-        for at in (slice(i, i + _BLOCK) for i in range(0, len(queries) * bool(found), _BLOCK)):
+        block = max(1, _COMPARED // max(1, len(self._keys)))
+        for at in (slice(i, i + block) for i in range(0, len(queries) * bool(found), block)):
             near = self._norms - 2 * queries[at] @ self._keys.T
             best = np.argpartition(near, found - 1, axis=1)[:, :found]
             exact = ((queries[at][:, None] - self._keys[best]) ** 2).sum(axis=-1)
@@ -289,11 +291,11 @@ class Store:
         e, out = work.experiment, work.datastore(method.name)
         trained = check_trained(work, method)
         chunks = work.prepared(f"chunks/{recipe.database_split(e)}")
-        settings = {f"{_OF}k": method.settings.k, "train.length": e.train.length}
-        settings |= {"evaluate.checkpoint": e.evaluate.checkpoint}
+        settings = {"train.length": e.train.length, "evaluate.checkpoint": e.evaluate.checkpoint}
+        settings[f"{_OF}k"] = method.settings.k  # for which the index is tuned
         with work.lock("datastore"):
             made = functools.partial(_make, work, method)
-            artefact.build(out, settings, [trained, chunks], made)
+            artefact.renew(out, settings, [trained, chunks], made)
         index = out / "index"
         index = ShardedIndex(index) if index.exists() else Flat(np.load(out / "keys.npy"))
         return cls(index, np.load(out / "values.npy"))
@@ -323,7 +325,7 @@ def _make(work: WorkDir, method: KnnLm, out: Path) -> dict:
             advance(int((documents >= 0).sum()) // table.chunk)
     np.save(out / "values.npy", values[:count])
     recall = 1.0
-    if count < _FLAT or not importlib.util.find_spec("scann"):
+    if count < _FLAT or library() is None:
         np.save(out / "keys.npy", keys[:count])
     else:
         (out / "index").mkdir(exist_ok=True)

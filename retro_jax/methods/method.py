@@ -82,6 +82,7 @@ class Method:
       name: as in METHODS. meaning: what the model reads, in a few words.
       Settings: a dataclass, its own settings (method_settings.NAME).
       reads: whether it reads what is retrieved. network: whether its network has weights for that.
+      retrieves: whether it finds neighbours by itself (`neighbours`).
       weights_of: the name of the method whose weights it uses; "" if it is trained itself.
       begins_with: the name of the method with whose trained weights its training begins; "" for fresh ones.
       freezes: whether those of the language model then stay as they are.
@@ -93,7 +94,7 @@ class Method:
     name = ""
     meaning = ""
     Settings: type = NoSettings
-    reads, network, weights_of = False, False, ""
+    reads, network, retrieves, weights_of = False, False, False, ""
     begins_with, freezes = "", False
     _trainer: "Method | None" = None
     needs, follows = "train", False
@@ -124,6 +125,9 @@ class Method:
         if not self.begins_with:
             return None
         return METHODS[self.begins_with](self.model, self.k, None, self.length)
+
+    def check(self, e: Experiment):
+        """Raises UserError for an experiment with which it cannot work; nothing is opened."""
 
     # What is looked up, and made in advance.
 
@@ -275,6 +279,7 @@ def method_of(e: Experiment, name: str) -> Method:
     made = cls(e.model, e.retrieval.neighbours, settings, e.train.length)
     if cls.weights_of:
         made._trainer = method_of(e, cls.weights_of)
+    made.check(e)
     return made
 
 

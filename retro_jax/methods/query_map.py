@@ -19,10 +19,9 @@ from retro_jax import progress
 from retro_jax.model.retro import PAD
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.pipeline.recipe import database_split
+from retro_jax.retrieval.forbidden import copies, own_documents
 from retro_jax.retrieval.neighbours import Owners, find
 from retro_jax.train import sharding
-
-ROWS = 64  # that are scored at a time
 
 
 class Examples(NamedTuple):
@@ -37,19 +36,19 @@ class Examples(NamedTuple):
 
 
 def examples(prepared: Prepared, count: int, candidates: int, seed: int = 0) -> Examples:
-    """Training chunks that have a next one, drawn at random, and their nearest chunks of other documents."""
+    """Training chunks that have a next one, drawn at random, and their nearest chunks of other documents: none of the
+    same text or id, as in `prepare`."""
     table, database = prepared.table("train"), prepared.database
     vectors = prepared.searched("train")
     known = np.flatnonzero(np.asarray(table.continuation) >= 0)
     rows = np.random.default_rng(seed).permutation(known)[:count]
     rows.sort()
     documents = np.asarray(table.document)[rows]
-    same = database_split(prepared.experiment) == "train"
-    forbidden = np.where(same, documents, -1)[:, None]
+    number = copies(database)
+    own = own_documents(table, database, number)[documents]
     queries = np.asarray(vectors[rows], np.float32)
-    ids, _ = find(
-        prepared.index(), queries, forbidden, Owners(np.asarray(database.document)), candidates
-    )
+    owners = Owners(np.asarray(database.document), number)
+    ids, _ = find(prepared.index(), queries, own, owners, candidates)
     full = (ids >= 0).all(axis=1)
     rows, ids, queries, documents = rows[full], ids[full], queries[full], documents[full]
     found = prepared.searched(database_split(prepared.experiment))
@@ -60,19 +59,22 @@ def examples(prepared: Prepared, count: int, candidates: int, seed: int = 0) -> 
     )  # fmt: skip
 
 
-def logp_of_following(given: Examples, params: dict, logprobs: Callable, mesh) -> np.ndarray:
+def logp_of_following(
+    given: Examples, params: dict, logprobs: Callable, mesh, batch: int
+) -> np.ndarray:
     """log p(y | d, x) of each candidate, summed over the tokens of y: [n, K] float64.
 
-    logprobs: of a language model, (params, tokens [B, L]) to [B, L]. Runs on `mesh`, which is in context.
+    logprobs: of a language model, (params, tokens [B, L]) to [B, L], B being `batch`. Runs on `mesh`, which is in
+    context.
     """
     n, k, r = given.neighbours.shape
     m = given.texts.shape[1]
     out = np.zeros(n * k)
     score = jax.jit(logprobs)
     with progress.bar("documents to the language model", n * k) as advance:
-        for begin in range(0, n * k, ROWS):
-            rows = np.arange(begin, min(begin + ROWS, n * k))
-            tokens = np.zeros((ROWS, r + 2 * m), np.int32)
+        for begin in range(0, n * k, batch):
+            rows = np.arange(begin, min(begin + batch, n * k))
+            tokens = np.zeros((batch, r + 2 * m), np.int32)
             scored = np.zeros(tokens.shape, bool)
             for i, row in enumerate(rows):
                 parts = given.neighbours[row // k, row % k], given.texts[row // k]

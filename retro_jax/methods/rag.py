@@ -2,6 +2,7 @@
 model that was never trained to reads them."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -13,10 +14,11 @@ from retro_jax.methods.in_context import BUDGETS, InContext, budget_setting
 class Settings:
     """The fields `method_settings.rag.*`."""
 
+    of: ClassVar[str] = "method_settings.rag."
     budget: str = budget_setting()
 
     def __post_init__(self):
-        require_one_of("method_settings.rag.budget", self.budget, BUDGETS)
+        require_one_of(f"{self.of}budget", self.budget, BUDGETS)
 
 
 class Rag(InContext):

@@ -2,19 +2,27 @@
 arXiv 2310.01352, section 2.2): the language model is trained on with neighbours in its prompt."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
 from retro_jax.config.fields import binding
+from retro_jax.methods import rag
 from retro_jax.methods.language_model import LanguageModel
-from retro_jax.methods.rag import Rag
 from retro_jax.model import sizes
 from retro_jax.model.retro import PAD
 
 
-class RagTuned(Rag):
+@dataclass(frozen=True)
+class Settings(rag.Settings):
+    """The fields `method_settings.rag_tuned.*`."""
+
+    of: ClassVar[str] = "method_settings.rag_tuned."
+
+
+class RagTuned(rag.Rag):
     """`rag` with weights of its own, which begin as the language model's.
 
     An example is a row as `rag` reads it: the neighbours of a chunk of the sequence, tokens that end with this chunk,
@@ -24,12 +32,13 @@ class RagTuned(Rag):
 
     name = "rag_tuned"
     meaning = "its real neighbours, in the prompt of a language model trained with such prompts"
+    Settings = Settings
     weights_of, begins_with, needs = "", "language_model", "train"
 
     def binding(self) -> dict[str, Any]:
         """The decoder, and what a row is."""
-        of = f"method_settings.{self.name}."
-        return super().binding() | binding(self.settings, of) | {"retrieval.neighbours": self.k}
+        row = binding(self.settings, self.settings.of) | {"retrieval.neighbours": self.k}
+        return super().binding() | row
 
     def example(
         self, record: Mapping[str, np.ndarray], rng: np.random.Generator, done: float

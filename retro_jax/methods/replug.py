@@ -5,6 +5,7 @@ probabilities are mixed, token by token:
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,6 @@ from retro_jax.config.fields import require, require_one_of, setting
 from retro_jax.methods.in_context import BUDGETS, InContext, budget_setting
 from retro_jax.model.retro import PAD
 
-_OF = "method_settings.replug."
 _NONE = -1e30  # the logarithm of a weight of 0
 TEMPERATURES = (1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
 
@@ -22,14 +22,15 @@ TEMPERATURES = (1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
 class Settings:
     """The fields `method_settings.replug.*`."""
 
+    of: ClassVar[str] = "method_settings.replug."
     budget: str = budget_setting()
     temperature: float = setting(
         10.0, "of the weights; a score is minus the distance: of BM25 the score itself"
     )
 
     def __post_init__(self):
-        require_one_of(f"{_OF}budget", self.budget, BUDGETS)
-        require(self.temperature > 0, f"{_OF}temperature", self.temperature, "must be above 0")
+        require_one_of(f"{self.of}budget", self.budget, BUDGETS)
+        require(self.temperature > 0, f"{self.of}temperature", self.temperature, "must be above 0")
 
 
 class Replug(InContext):

@@ -5,10 +5,12 @@ index stays. BM25 has nothing to train, so neighbours are not re-ranked."""
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import numpy as np
 
+from retro_jax.config import Experiment
 from retro_jax.config.fields import require, require_at_least, setting
 from retro_jax.databases.retriever import Retriever, open_retriever
 from retro_jax.errors import UserError
@@ -16,7 +18,7 @@ from retro_jax.methods import query_map, replug
 from retro_jax.methods.retriever_losses import lsr
 from retro_jax.model import functional
 from retro_jax.pipeline.prepared import Prepared
-from retro_jax.retrieval.index import Found
+from retro_jax.retrieval.index import INDEXES, Found
 from retro_jax.retrieval.ranking import Queries
 from retro_jax.store import artefact
 from retro_jax.store.workdir import WorkDir
@@ -30,6 +32,7 @@ _OF = "method_settings.replug_lsr."
 class Settings(replug.Settings):
     """The fields `method_settings.replug_lsr.*`."""
 
+    of: ClassVar[str] = _OF
     chunks: int = setting(512, "training chunks that it learns from")
     candidates: int = setting(20, "documents of each")
     gamma: float = setting(
@@ -53,12 +56,22 @@ class ReplugLsr(replug.Replug):
     name = "replug_lsr"
     meaning = "each of the neighbours of a trained retriever, in a prompt of its own"
     Settings = Settings
+    retrieves = True
     _map: np.ndarray | None = None
 
     def choices(self) -> list[Settings]:
         """Its own temperature first, then others."""
         tried = [dataclasses.replace(self.settings, temperature=t) for t in replug.TEMPERATURES]
         return [self.settings, *tried]
+
+    def check(self, e: Experiment):
+        """Refuses what makes no vectors."""
+        r = e.retrieval
+        if INDEXES[r.index].takes == "words":
+            raise UserError(
+                f"config field retrieval.embedder = {r.embedder!r} makes no vectors, so replug_lsr has nothing to "
+                "train; leave it out, or prepare with another embedder"
+            )
 
     def prepare(self, work: WorkDir):
         """Trains the map, and opens it."""
@@ -81,17 +94,13 @@ class ReplugLsr(replug.Replug):
         return open_retriever(WorkDir(work.root, plain), mapped)
 
     def _trained(self, work: WorkDir) -> Path:
-        if Prepared(work).encoder.searched == "words":
-            raise UserError(
-                f"method replug_lsr: config field retrieval.embedder = {work.experiment.retrieval.embedder!r} makes no "
-                "vectors, so there is nothing to train; leave it out of --methods, or prepare with another embedder"
-            )
         out, s = work.datastore(self.name), self.settings
         names = ("chunks", "candidates", "gamma", "beta", "steps", "rate")
         settings = {_OF + n: getattr(s, n) for n in names}
+        settings["evaluate.checkpoint"] = work.experiment.evaluate.checkpoint
         inputs = [check_trained(work, self), work.prepared("index"), work.prepared("chunks/train")]
         with work.lock("datastore"):
-            artefact.build(out, settings, inputs, lambda partial: self._make(work, partial))
+            artefact.renew(out, settings, inputs, lambda partial: self._make(work, partial))
         return out
 
     def _make(self, work: WorkDir, out: Path) -> dict:
@@ -108,7 +117,8 @@ class ReplugLsr(replug.Replug):
             def logprobs(params, tokens):
                 return functional.token_logprobs(self.model, params, tokens)
 
-            logp = query_map.logp_of_following(given, params, logprobs, mesh)
+            batch = work.experiment.evaluate.batch
+            logp = query_map.logp_of_following(given, params, logprobs, mesh, batch)
 
         def loss(scores, rows):
             return lsr(scores / s.gamma, logp[rows], s.beta)

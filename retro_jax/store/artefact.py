@@ -16,6 +16,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from retro_jax import progress
 from retro_jax.errors import UserError
 from retro_jax.store import files, provenance
 
@@ -66,6 +67,16 @@ def build(path: Path, settings: dict, inputs: Iterable[Path], make: Callable[[Pa
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return read(path)
+
+
+def renew(path: Path, settings: dict, inputs: Iterable[Path], make: Callable[[Path], dict]) -> dict:
+    """As `build`, but what was made with other settings, from other inputs, or is damaged is made again: for what no
+    stage reads that would not be made again too."""
+    inputs = list(inputs)
+    if wrong := outdated(path, settings, inputs):
+        progress.say(f"{path.parent.name}/{path.name}: made again, because {'; '.join(wrong)}")
+        shutil.rmtree(path)
+    return build(path, settings, inputs, make)
 
 
 def write(
@@ -149,6 +160,17 @@ def check(path: Path, settings: dict, inputs: Iterable[Path]) -> dict | None:
         )
     look(path, manifest)
     return manifest
+
+
+def outdated(path: Path, settings: dict, inputs: Iterable[Path]) -> list[str]:
+    """Why what is at `path` is not what would be made now, in words; nothing where it is, or where there is nothing."""
+    try:
+        made = read(path)
+        if not made:
+            return []
+        return changes(path, made, settings, inputs) or list(damaged(path, made))
+    except UserError as error:
+        return [str(error)]
 
 
 def changes(path: Path, manifest: dict, settings: dict, inputs: Iterable[Path]) -> list[str]:

@@ -51,7 +51,7 @@ def state_like(e: Experiment, method: Trainable, vocab: int, base: dict) -> Trai
 def weights_of_base(e: Experiment, work: WorkDir, method: Trainable, mesh) -> dict:
     """The weights that the method begins with, those of `train.base` or another method's, on the mesh in context."""
     if method.begins:
-        return restore_trained(work, method.begins, mesh)
+        return restore_trained(work, method.begins, mesh, best=False)
     opened = open_base(e, work.prepared("tokenizer"))
     return base_weights(opened, e.model, method.network, mesh)
 
@@ -90,9 +90,11 @@ def check_trained(work: WorkDir, method: Trainable) -> Path:
     return directory
 
 
-def restore_trained(work: WorkDir, method: Trainable, mesh: jax.sharding.Mesh) -> dict:
+def restore_trained(
+    work: WorkDir, method: Trainable, mesh: jax.sharding.Mesh, best: bool | None = None
+) -> dict:
     """The parameters of a finished training run, on `mesh` (which must be in context): those of its
-    last checkpoint, or with evaluate.checkpoint = best of that whose held-out loss was lowest."""
+    last checkpoint, or if `best` of that whose held-out loss was lowest; by default as evaluate.checkpoint says."""
     method = method.trainer
     e, directory = method.trained_with(work.experiment), check_trained(work, method)
     given = weights_of_base(e, work, method, mesh)
@@ -101,8 +103,9 @@ def restore_trained(work: WorkDir, method: Trainable, mesh: jax.sharding.Mesh) -
         return method.init(vocab, e.train.seed, frozenset(given)) | given
     checkpoints = Checkpoints(directory / "checkpoints")
     step = checkpoints.latest()
-    if e.evaluate.checkpoint == "best" and (best := checkpoints.best()):
-        step = best[0]
+    best = e.evaluate.checkpoint == "best" if best is None else best
+    if best and (found := checkpoints.best()):
+        step = found[0]
     if step is None:
         raise UserError(
             f"{directory}/checkpoints holds no checkpoint: delete {directory} and run `retro train`"
