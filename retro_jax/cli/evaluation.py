@@ -55,6 +55,8 @@ def _compare(args, fields) -> int:
         from retro_jax.report import compared
 
     stated = decision.Stated(args.may, args.latency_ms, args.database_changes)
+    if args.limit is not None and (args.task is None or args.limit < 1):
+        raise UserError(f"--limit={args.limit}: is for --task=KIND:FILE, and must be at least 1")
     if args.task:
         items.read(*items.parse(args.task), args.limit)  # before anything is trained
     work = ready(open_work(args, fields))

@@ -28,12 +28,13 @@ def run(work: WorkDir, methods: list[Method], task: str, limit: int | None) -> d
 
 
 def show(results: dict[str, dict]):
-    """A row a method: each metric with what it retrieves, without, and the difference, with 95 % intervals."""
+    """A row a method: each metric with the neighbours that it is given, without, and the difference, with 95 %
+    intervals. (What kNN-LM finds by itself it has in either case.)"""
     first = next(iter(results.values()))
     table = Table(title=f"{first['task']}, {first['items']} items: {first['file']}")
     table.add_column("method")
     for metric in first["all"]:
-        for column in ("with retrieval", "without", "difference"):
+        for column in ("with neighbours", "without", "difference"):
             table.add_column(f"{metric}, {column}", justify="right")
     for name, result in results.items():
         cells = []

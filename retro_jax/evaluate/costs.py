@@ -21,9 +21,9 @@ def costs(work: WorkDir, method: Method, split: str) -> dict:
     """What a trained method takes.
 
     Returns:
-      gflops_per_token: of a window of held-out text, forward, GFLOP. parameters. training_flops: of its weights
-      (`log.step_flops`), those that they began with included. index_bytes: of what is searched. And what `generated`
-      says.
+      gflops_per_token: of a window of held-out text, forward, GFLOP; searching is not counted. parameters.
+      training_flops: of its weights (`log.step_flops`), those that they began with included. index_bytes: of what is
+      searched. And what `generated` says.
     """
     e, vocab = work.experiment, Prepared(work).tokenizer.vocab
     training = 0

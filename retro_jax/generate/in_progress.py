@@ -89,7 +89,9 @@ class Work:
         self._read = prompt.padding + len(prompt.ids)
         for u, told in enumerate(prompt.told):
             self._note((u + 1) * chunk - prompt.padding, told)
-        last, step = self._read // chunk * chunk, self.request.retrieval_step or chunk
+        # A method that reads only the first look-ups has them where chunks end.
+        step = (not times and self.request.retrieval_step) or chunk
+        last = self._read // chunk * chunk
         # The first place after the prompt that is a whole number of steps from its last chunk's end.
         self._next = last + step * (1 + (self._read - last) // step)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from retro_jax.evaluate import rows
 from retro_jax.methods.method import METHODS
-from retro_jax.model.sizes import LENGTH, PAPER, VOCAB
+from retro_jax.model.sizes import LENGTH, NEIGHBOURS, PAPER, VOCAB
 from retro_jax.report import charts, markdown, page
 from retro_jax.report.decision import BASE, Decision, Stated, decide
 from retro_jax.report.examples import text
@@ -47,8 +47,8 @@ def write(directory: Path, stated: Stated) -> Path:
 def content(summary: dict, read: rows.Rows, stated: Stated) -> dict:
     """All that the page says."""
     facts = read.facts
-    made = [_table(summary), _gains(summary), *_pareto(summary), _costs(summary)]
-    made.append(_sizes(summary, facts))
+    made = [_table(summary, facts), _gains(summary), *_pareto(summary), _costs(summary)]
+    made.append(_sizes(summary))
     made += [s for name in _CUTS if (s := _where(summary, name))]
     return {
         "question": "Which method?",
@@ -94,13 +94,14 @@ def _of(part: dict | None, name: str):
     return (part or {}).get(name)
 
 
-def _table(summary: dict) -> Section:
+def _table(summary: dict, facts: dict) -> Section:
     methods, names = summary["methods"], _ordered(summary)
     few = percent(summary["filtered_share_of_bytes"])
     caption = (
         f"Bits per byte of the same tokens; the axis does not begin at 0. Little overlap: {few} of the bytes, in "
-        "chunks that share less than an eighth of their length with what they retrieve or read. No copy: tokens that "
-        "end no run that stands in it. Content: how much better real neighbours are than random ones."
+        f"chunks that share less than {facts['filter_overlap']:.3g} of their length with what any method retrieves or "
+        "reads. No copy: tokens that end no run that stands in it. Content: how much better real neighbours are than "
+        "random ones."
     )
     series = {
         "all": [methods[n]["all"]["bits_per_byte"] for n in names],
@@ -167,8 +168,8 @@ def _pareto(summary: dict) -> list[Section]:
 def _costs(summary: dict) -> Section:
     caption = (
         "Milliseconds from one token of a row to its next while it generates, look-ups included, measured on this "
-        "machine; FLOPs are counted in the programs. Training: of the weights that are used, those that they began "
-        "with included."
+        "machine; FLOPs are counted in the programs, those of searching are not. Training: of the weights that are "
+        "used, those that they began with included; what is made in advance of the database is not."
     )
     rows = next(iter(summary["methods"].values()))["ms_per_token"]
     head = [
@@ -186,17 +187,17 @@ def _costs(summary: dict) -> Section:
     return Section("costs", "Costs", caption, head, table, wide=True, open=True)
 
 
-def _sizes(summary: dict, facts: dict) -> Section:
-    k, head, columns = facts["neighbours"], ["method"], []
+def _sizes(summary: dict) -> Section:
+    head, columns = ["method"], []
     for name, _, config in PAPER:
         head.append(name)
-        made = {n: METHODS[n](config, k, None, LENGTH) for n in summary["methods"]}
+        made = {n: METHODS[n](config, NEIGHBOURS, None, LENGTH) for n in summary["methods"]}
         every = {n: m.formula(VOCAB, LENGTH) / LENGTH / 1e9 for n, m in made.items()}
         columns.append([f"{plain(x)} ({x / every[BASE]:.2f})" for x in every.values()])
     caption = (
         f"GFLOP a token, and in brackets times the language model's, at the paper's sizes, in sequences of {LENGTH:,} "
-        f"tokens with {k} neighbours and default settings, by formula (model/formulas.py). What RETRO adds shrinks as "
-        "the decoder grows; a prompt is read again at every chunk, whatever the size."
+        f"tokens with {NEIGHBOURS} neighbours and default settings, by formula (model/formulas.py). What RETRO adds "
+        "shrinks as the decoder grows; a prompt is read again at every chunk, whatever the size."
     )
     table = [[n, *values] for n, *values in zip(summary["methods"], *columns)]
     return Section("sizes", "At other sizes", caption, head, table, wide=True, open=True)

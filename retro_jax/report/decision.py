@@ -61,16 +61,23 @@ def decide(summary: dict, stated: Stated) -> Decision:
     out = {n: why for n in methods if n != BASE and (why := _barred(n, methods[n], stated))}
     rest = [n for n in methods if n not in out and n != BASE]
     better = [n for n in rest if _helps(methods[n])]
-    unclear = [n for n in rest if n not in better and _may_help(methods[n])]
+    unclear = [n for n in rest if n not in better and methods[n]["all"]["gain"]["high"] > 0]
     changes = _changes(methods, out, better, summary)
     if documents < _FEWEST:
         head = f"Cannot tell: {documents} held-out documents are too few"
         return Decision("cannot_tell", BASE, head, [], out, ["More held-out documents."])
     if not better and unclear:
-        head = f"Cannot tell whether {_listed(unclear)} is better than the language model alone"
-        why = [f"{n}: gain {interval(methods[n]['all']['gain'])} bits per byte." for n in unclear]
+        head = f"Cannot tell whether reading makes {_listed(unclear)} better than the language model alone"
         more = "More held-out documents: an interval that holds 0 may then be on one side of it."
+        why = [_unclear(n, methods[n]["all"]) for n in unclear]
         return Decision("cannot_tell", BASE, head, why, out, [*changes, more])
+    if not better and stated.latency_ms and _ms(methods[BASE]) > stated.latency_ms:
+        least = min(methods, key=lambda n: _ms(methods[n]))
+        head = (
+            f"Nothing here takes {stated.latency_ms:g} ms a token: {least} takes the least, "
+            f"{_ms(methods[least]):.1f}"
+        )
+        return Decision("cannot_tell", BASE, head, [], out, changes)
     if not better:
         head = "Deploy the language model alone: of what is allowed nothing is better"
         return Decision("language_model", BASE, head, [], out, changes)
@@ -105,8 +112,15 @@ def _helps(of: dict) -> bool:
     return sign(of["all"]["gain"]) > 0 and (content is None or sign(content) > 0)
 
 
-def _may_help(of: dict) -> bool:
-    return of["all"]["gain"]["high"] > 0 and sign(of["all"]["gain"]) == 0
+def _unclear(name: str, of: dict) -> str:
+    gain, content = interval(of["gain"]), of.get("content")
+    if sign(of["gain"]) == 0:
+        return f"{name}: gain {gain} bits per byte."
+    kind = "worse" if sign(content) < 0 else "no better, as far as can be told,"
+    return (
+        f"{name} gains {gain} bits per byte, but real neighbours are {kind} than random ones ({interval(content)}): "
+        "what it gains may be its training."
+    )
 
 
 def _copies(name: str, of: dict) -> str:

@@ -64,7 +64,8 @@ def test_what_only_copies_is_said():
     [
         ({"retro": (0.005, 0.05, 0.0, 4.0)}, "cannot_tell"),  # its interval holds 0
         ({"retro": (-0.05, 0.05, 0.0, 4.0)}, "language_model"),
-        ({"retro": (0.08, 0.001, 0.0, 4.0)}, "language_model"),  # better, but not by what it reads
+        ({"retro": (0.08, 0.001, 0.0, 4.0)}, "cannot_tell"),  # better, but by what it reads?
+        ({"retro": (0.08, -0.02, 0.0, 4.0)}, "cannot_tell"),  # surely not
         ({"retro": (0.08, 0.06, 0.0, 4.0), "documents": 9}, "cannot_tell"),
         ({"language_model_longer": (0.08, None, 0.08, 1.0)}, "deploy"),  # reads nothing
     ],
@@ -73,6 +74,15 @@ def test_what_does_not_help_is_not_deployed(of, word):
     d = decide(summary(**of), Stated())
     assert d.word == word
     assert (d.method == BASE) == (word != "deploy")
+
+
+def test_a_language_model_that_is_too_slow_is_not_deployed():
+    d = decide(summary(retro=(-0.05, 0.05, 0.0, 4.0)), Stated(latency_ms=0.5))
+    assert (d.word, d.head) == (
+        "cannot_tell", "Nothing here takes 0.5 ms a token: language_model takes the least, 1.0",
+    )  # fmt: skip
+    d = decide(summary(retro=(0.08, 0.001, 0.0, 4.0)), Stated())
+    assert "may be its training" in d.why[0]
 
 
 def test_nothing_that_is_allowed_helps_but_something_else_would():
