@@ -17,6 +17,7 @@ from retro_jax.cli import main as cli
 from retro_jax.errors import UserError
 from retro_jax.evaluate import likelihood, rows
 from retro_jax.evaluate.figures import figures
+from retro_jax.evaluate.likelihood import Column
 from retro_jax.report import examples, numbers, report
 
 M, K, LAYERS = 8, 2, 2
@@ -81,7 +82,7 @@ def write(
         "vocabulary": pieces, "verbatim": {}, "versions": {"python": "3", "retro_jax": "0"},
     }  # fmt: skip
     distance = np.where(near >= 0, rng.random((size // M, K)).repeat(M, axis=0), np.inf)
-    out = likelihood.schema(conditions, K, LAYERS, facts)
+    out = likelihood.schema([Column(name, None, None) for name in conditions], K, LAYERS, facts)
     values = {
         "document": unit // chunks, "chunk": unit % chunks, "position": unit % chunks * M + place,
         "target": target, "bytes": [len(pieces[t]) for t in target],
