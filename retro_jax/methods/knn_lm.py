@@ -42,6 +42,7 @@ from retro_jax.train.restore import check_trained, restore_trained
 _OF = "method_settings.knn_lm."
 _NONE = -1e30  # the logarithm of a weight of 0
 _BLOCK = 256  # tokens whose logits are held at a time
+_RECENT = 8  # searches that are remembered: one for each device that scores at the same time
 _COMPARED = 2**24  # distances that are held at a time
 _FLAT, _SHARD = 20_000, 4_000_000  # keys that are compared one by one; keys of an index
 
@@ -248,13 +249,25 @@ class Store:
 
     def __init__(self, index: Flat | ShardedIndex, values: np.ndarray):
         self._index, self._values = index, values
+        self._recent: dict[tuple, Found] = {}  # the last searches: random values ask the same again
 
     def __len__(self) -> int:
         return len(self._values)
 
     def permuted(self) -> "Store":
         """The same keys, each with the value of another."""
-        return Store(self._index, np.random.default_rng(0).permutation(self._values))
+        other = Store(self._index, np.random.default_rng(0).permutation(self._values))
+        other._recent = self._recent
+        return other
+
+    def _find(self, queries: np.ndarray, k: int) -> Found:
+        key = k, queries.shape, queries.tobytes()
+        found = self._recent.get(key)
+        if found is None:
+            for old in list(self._recent)[:-_RECENT]:
+                self._recent.pop(old, None)
+            found = self._recent[key] = self._index.search(queries, k)
+        return found
 
     def search(self, queries, k: int):
         """The k nearest, inside a jitted program: queries [B, ..., D] on the mesh -> values [B, ..., k] int32 and
@@ -263,7 +276,7 @@ class Store:
 
         def host(queries):
             flat = np.asarray(queries, np.float32).reshape(-1, queries.shape[-1])
-            ids, distances = self._index.search(flat, k)
+            ids, distances = self._find(flat, k)
             values = np.where(ids < 0, PAD, self._values[np.maximum(ids, 0)])
             lead = (*queries.shape[:-1], k)
             return values.astype(np.int32).reshape(lead), distances.reshape(lead)
