@@ -115,8 +115,7 @@ def score(
     with jax.set_mesh(mesh), pq.ParquetWriter(file, out, **WRITING) as writer:
         weights = {c.method.trained_as: c.method for c in columns}
         params = {name: restore_trained(work, m, mesh) for name, m in weights.items()}
-        scores = [c.method.tried if c.tuned else c.method.logprobs for c in columns]
-        scores = [jax.jit(of) for of in scores]
+        scores = [c.method.jitted("tried" if c.tuned else "logprobs") for c in columns]
         statistics = jax.jit(measured.statistics) if measured else None
         with progress.bar(f"scoring {text.name} windows", len(text.records)) as advance:
             for batch, rows, count in _batches(e, text):

@@ -6,7 +6,6 @@ The chunk grid starts at BOS. Every complete chunk is looked up, and what it ret
 token on, as in generation: nothing is ever retrieved with a token that is yet to be predicted.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +94,7 @@ class Scorer:
         self._params, self._mesh, self._context = params, mesh, context
         self._bytes = tokenizer.byte_counts
         never = tuple(np.flatnonzero(silent_of(tokenizer.byte_counts)).tolist())
-        self._scores = jax.jit(functools.partial(method.scores, never=never))
+        self._scores = method.jitted("scores", never=never)
 
     @classmethod
     def open(

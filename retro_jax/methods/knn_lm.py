@@ -13,9 +13,10 @@ import copy
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,16 @@ _BLOCK = 256  # tokens whose logits are held at a time
 _RECENT = 8  # searches that are remembered: one for each device that scores at the same time
 _COMPARED = 2**24  # distances that are held at a time
 _FLAT, _SHARD = 20_000, 4_000_000  # keys that are compared one by one; keys of an index
+
+
+class _Known(NamedTuple):
+    """A datastore that was searched already."""
+
+    found: tuple
+
+    def search(self, queries, k: int):
+        """What was found."""
+        return self.found
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,27 @@ class KnnLm(LanguageModel):
         return [self.settings, *(Settings(*values) for values in grid)]
 
     # Scoring.
+
+    def jitted(self, name: str, **fixed) -> Callable:
+        """Two programs, with the search between them: a program of several devices on a CPU whose callbacks search may
+        wait for itself for ever."""
+        if not self._store:
+            return super().jitted(name, **fixed)
+        states = jax.jit(lambda p, t: read(decode.decoder(self.model, p), t)[0][:, :-1])
+
+        def of_found(params, tokens, found):
+            other = copy.copy(self)
+            other._store = _Known(found)
+            return getattr(other, name)(params, tokens, None, **fixed)
+
+        program = jax.jit(of_found)
+
+        def score(params, tokens, retrieved=None):
+            found = self._store.find(np.asarray(states(params, tokens)), self.settings.k)
+            where = getattr(tokens, "sharding", None)
+            return program(params, tokens, jax.device_put(found, where) if where else found)
+
+        return score
 
     def logprobs(self, params: dict, tokens, retrieved=None):
         """log p of each token [B, L]."""
@@ -260,7 +292,16 @@ class Store:
         other._recent = self._recent
         return other
 
-    def _find(self, queries: np.ndarray, k: int) -> Found:
+    def find(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest: queries [..., D] -> values [..., k] int32 and distances [..., k] float32, PAD and +inf where
+        there are fewer."""
+        flat = np.ascontiguousarray(queries, np.float32).reshape(-1, queries.shape[-1])
+        ids, distances = self._search(flat, k)
+        values = np.where(ids < 0, PAD, self._values[np.maximum(ids, 0)]).astype(np.int32)
+        lead = (*queries.shape[:-1], k)
+        return values.reshape(lead), distances.reshape(lead)
+
+    def _search(self, queries: np.ndarray, k: int) -> Found:
         key = k, queries.shape, queries.tobytes()
         found = self._recent.get(key)
         if found is None:
@@ -270,29 +311,13 @@ class Store:
         return found
 
     def search(self, queries, k: int):
-        """The k nearest, inside a jitted program: queries [B, ..., D] on the mesh -> values [B, ..., k] int32 and
-        distances [B, ..., k] float32, PAD and +inf where there are fewer. Each device's rows are searched by the host
-        in a call of their own."""
-
-        def host(queries):
-            flat = np.asarray(queries, np.float32).reshape(-1, queries.shape[-1])
-            ids, distances = self._find(flat, k)
-            values = np.where(ids < 0, PAD, self._values[np.maximum(ids, 0)])
-            lead = (*queries.shape[:-1], k)
-            return values.astype(np.int32).reshape(lead), distances.reshape(lead)
-
-        def on_device(queries):
-            lead = (*queries.shape[:-1], k)
-            kinds = (
-                jax.ShapeDtypeStruct(lead, jnp.int32), jax.ShapeDtypeStruct(lead, jnp.float32),
-            )  # fmt: skip
-            return jax.pure_callback(host, kinds, queries)
-
-        queries = _by_rows(queries)
-        rows = jax.P(ROWS[0], *(None,) * (queries.ndim - 1))
-        return jax.shard_map(on_device, in_specs=rows, out_specs=(rows, rows), check_vma=False)(
-            queries
-        )
+        """As `find`, inside a program of one device, as generation is: queries [B, ..., D]."""
+        if jax.typeof(queries).sharding.mesh.size > 1:
+            raise ValueError("a datastore is searched in programs of one device; use `jitted`")
+        lead = (*queries.shape[:-1], k)
+        kinds = jax.ShapeDtypeStruct(lead, jnp.int32), jax.ShapeDtypeStruct(lead, jnp.float32)
+        found = jax.pure_callback(lambda q: self.find(np.asarray(q), k), kinds, queries)
+        return tuple(_by_rows(x) for x in found)
 
     @classmethod
     def of(cls, work: WorkDir, method: KnnLm) -> "Store":

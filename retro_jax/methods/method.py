@@ -6,7 +6,8 @@ know none by name. A method is one class in one file of this folder, and one lin
     B sequences, L tokens, Q look-ups, K neighbours, R retrieved length, V vocabulary
 """
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -238,6 +239,11 @@ class Method:
     def tried(self, params: dict, tokens: jax.Array, retrieved: Retrieved | None) -> jax.Array:
         """What `logprobs` gives under each of the A `choices`: [B, L, A]."""
         raise NotImplementedError
+
+    def jitted(self, name: str, **fixed) -> Callable:
+        """What scores texts: `logprobs`, `scores` or `tried` as a program, of (params, tokens, retrieved); fixed: its
+        further arguments."""
+        return jax.jit(functools.partial(getattr(self, name), **fixed))
 
     def statistics(
         self, params: dict, tokens: jax.Array, retrieved: Retrieved

@@ -110,8 +110,17 @@ def test_on_eight_devices_it_is_the_same(opened, tiny):
     found = []
     for shape in ((1, 1, 1), (2, 2, 2)):
         with jax.set_mesh(make_mesh(*shape)):
-            found.append(np.asarray(jax.jit(opened.logprobs)(params, put(tokens))))
+            found.append(np.asarray(opened.jitted("logprobs")(params, put(tokens))))
     np.testing.assert_allclose(*found, atol=1e-5)
+    with jax.set_mesh(make_mesh(1, 1, 1)):
+        alone = np.asarray(jax.jit(opened.logprobs)(params, put(tokens)))
+        scored, _ = opened.jitted("scores", never=())(params, put(tokens))
+        tried = opened.jitted("tried")(params, put(tokens))
+    np.testing.assert_allclose(found[0], alone, atol=1e-5)
+    np.testing.assert_allclose(scored, alone, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(tried)[..., 0], alone, atol=1e-5)
+    with jax.set_mesh(make_mesh(2, 2, 2)), pytest.raises(ValueError, match="use `jitted`"):
+        jax.jit(opened.logprobs)(params, put(tokens))
 
 
 def test_where_nothing_is_found_it_is_the_language_model(opened, tiny, mesh):
