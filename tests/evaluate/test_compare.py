@@ -15,7 +15,7 @@ from conftest import altered, make_mesh
 from retro_jax.cli import main as cli
 from retro_jax.evaluate import costs, likelihood, rows, tuning
 from retro_jax.evaluate.likelihood import Column
-from retro_jax.methods import knn_lm
+from retro_jax.methods import datastore
 from retro_jax.methods.method import method_of
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.store import artefact
@@ -40,7 +40,9 @@ def compared(small, finished, tmp_path_factory):
     work = WorkDir(root, altered(small, method_settings=small.method_settings | longer))
     work.save()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(knn_lm, "_FLAT", 200)  # so that ScaNN searches, as in a datastore of any size
+        patch.setattr(
+            datastore, "_FLAT", 200
+        )  # so that ScaNN searches, as in a datastore of any size
         patch.setattr(costs, "ROWS", (1,))  # one program of generation for each method, not two
         assert cli.main(["compare", str(root), ASKED]) == 0
     found = root / "compare" / "heldout"

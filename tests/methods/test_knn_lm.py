@@ -14,7 +14,8 @@ import torch
 
 from retro_jax.config import ReadingConfig
 from retro_jax.corpus.tokenizer_json import FIRST
-from retro_jax.methods.knn_lm import Flat, KnnLm, Settings, Store
+from retro_jax.methods.datastore import Flat, Store
+from retro_jax.methods.knn_lm import KnnLm, Settings
 from retro_jax.methods.method import METHODS, Retrieved
 from retro_jax.weights.directory import open_directory
 from retro_jax.weights.placement import place
