@@ -90,7 +90,8 @@ def _scored(work: WorkDir, split: str, facts: Callable[[], dict], method: Method
     """Where what a method says of a split is, made if it is not there."""
     e, out = work.experiment, work.scored(split, method.name)
     settings = binding(e.evaluate, "evaluate.") | {
-        f"method_settings.{method.name}": dict(binding(method.settings, ""))
+        f"method_settings.{method.name}": dict(binding(method.settings, "")),
+        "choices": [dict(binding(c, "")) for c in method.choices()],
     }
     inputs = [work.prepared(f"shards/{s}") for s in ("train", split)]
     inputs.append(work.trained(method.trained_as))

@@ -173,7 +173,8 @@ class KnnLm(LanguageModel):
         return self._mixture(logits, *self._store.search(state.fed, self.settings.k))
 
 
-_WEIGHTS, _TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4), (1.0, 3.0, 10.0, 30.0, 100.0)
+_WEIGHTS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
+_TEMPERATURES = (1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 def _weights(distances, k: int, temperature: float):
