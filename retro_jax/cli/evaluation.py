@@ -44,12 +44,10 @@ def _evaluate(args, fields) -> int:
 
 
 def _compare(args, fields) -> int:
-    from retro_jax.cli.training import stopping
+    from retro_jax.cli.training import stopping, train_all
     from retro_jax.evaluate import compare, compare_tasks, items
-    from retro_jax.methods.method import to_train
     from retro_jax.report import comparison, decision
     from retro_jax.report.write import libraries
-    from retro_jax.train.loop import train
 
     with libraries("retro compare"):
         from retro_jax.report import compared
@@ -64,8 +62,7 @@ def _compare(args, fields) -> int:
     keep(work)
 
     def run():
-        for method in to_train(work.experiment, methods):
-            train(work, method)
+        train_all(work, methods)
         if args.task:
             compare_tasks.run(work, methods, args.task, args.limit)
             return

@@ -33,13 +33,15 @@ def run_all(work) -> dict:
     return summarise(work, sample, seconds)
 
 
-def train_all(work):
-    """Trains every method of the experiment that has weights of its own."""
+def train_all(work, methods=None):
+    """Trains what methods need; by default every method of the experiment that has weights of its own."""
     from retro_jax.methods.method import methods_of, to_train
     from retro_jax.train.loop import train
 
     e = work.experiment
-    for method in to_train(e, [m for m in methods_of(e) if m.trained]):
+    if methods is None:
+        methods = [m for m in methods_of(e) if m.trained]
+    for method in to_train(e, methods):
         train(work, method)
 
 

@@ -20,7 +20,7 @@ from retro_jax.generate import sample
 from retro_jax.generate.sample import TOP, Sampling
 from retro_jax.methods.method import Method, Retrieved
 from retro_jax.model.cache import Fresh
-from retro_jax.model.layers import ROWS
+from retro_jax.model.layers import ROWS, by_rows
 from retro_jax.train import sharding
 
 SEGMENT = 16  # tokens between two looks of the host, at most
@@ -217,11 +217,8 @@ def _start(method: Method, net, rows: int, length: int, k: int, vocab: int) -> S
 
 
 def _prefill(method: Method, net, length: int, tokens, count, near):
-    def rows(x):
-        return jax.sharding.reshard(x, jax.P(ROWS[0], *(None,) * (x.ndim - 1)))
-
     cache = method.start(net, 1, length, near.tokens.shape[2])
-    return method.prefill(net, cache, rows(tokens), rows(count), jax.tree.map(rows, near))
+    return method.prefill(net, cache, *jax.tree.map(by_rows, (tokens, count, near)))
 
 
 def _admit(method: Method, state: State, ways: Ways, cache, logits, row, tokens, forced):

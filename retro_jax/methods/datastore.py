@@ -21,7 +21,7 @@ from retro_jax import progress
 from retro_jax.config import Experiment
 from retro_jax.methods.method import Method
 from retro_jax.model import decode
-from retro_jax.model.layers import ROWS, gather
+from retro_jax.model.layers import by_rows, gather
 from retro_jax.model.retro import PAD
 from retro_jax.pipeline import recipe, sequences
 from retro_jax.pipeline.prepared import Prepared
@@ -53,11 +53,6 @@ def read(net: decode.Decoder, tokens):
         fed = block.fed(before, h)
         h = h + block.feed_forward(fed)
     return fed.astype(jnp.float32), model.norm(h), model
-
-
-def by_rows(x):
-    """Over the mesh by its first axis alone."""
-    return jax.sharding.reshard(x, jax.P(ROWS[0], *(None,) * (x.ndim - 1)))
 
 
 class Known(NamedTuple):
@@ -104,7 +99,9 @@ class Store:
         self._index, self._values = index, values
         self._recent: dict[tuple, Found] = {}  # the last searches: random values ask the same again
 
-    def __len__(self) -> int:
+    def __len__(
+        self,
+    ) -> int:  # so that an empty one is false, and its method the language model alone
         return len(self._values)
 
     def permuted(self) -> "Store":

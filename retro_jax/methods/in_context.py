@@ -15,23 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from retro_jax.config import ModelConfig
-from retro_jax.config.fields import setting
 from retro_jax.errors import UserError
-from retro_jax.methods.language_model import LanguageModel
-from retro_jax.methods.method import LookUps, Retrieved
+from retro_jax.methods.method import Retrieved
+from retro_jax.methods.prompted import Prompted, at, read_off
 from retro_jax.model import cache, decode, formulas, functional, sizes
 from retro_jax.model.layers import ROWS
 from retro_jax.model.retro import PAD
-
-BUDGETS = ("window", "longer")
-
-
-def budget_setting():
-    """The field `budget` of a method's settings."""
-    return setting(
-        "window",
-        "window: neighbours take the place of the oldest tokens; longer: they come on top of train.length",
-    )
 
 
 class State(NamedTuple):
@@ -44,21 +33,16 @@ class State(NamedTuple):
     weights: jax.Array  # [B, S] the logarithm of each stream's
 
 
-class InContext(LanguageModel):
+class InContext(Prompted):
     """A language model with neighbours in its prompt. A subclass says how many streams there are, and how much
     each of them counts."""
 
-    reads, weights_of, follows = True, "language_model", True
+    weights_of = "language_model"
 
     def __init__(self, model: ModelConfig, k: int = 0, settings=None, length: int = 0):
         super().__init__(model, k, settings, length)
         if length and k:
             self._window(length, k)  # refuses what leaves no room
-
-    @property
-    def look_ups(self) -> LookUps:
-        """Every chunk is looked up with its own tokens."""
-        return LookUps(self.model.reading.chunk, self.model.reading.chunk)
 
     def streams(self, k: int) -> int:
         """S, the rows that k neighbours are spread over."""
@@ -104,12 +88,6 @@ class InContext(LanguageModel):
 
     # Scoring.
 
-    def logprobs(self, params: dict, tokens, retrieved: Retrieved | None = None):
-        """log p of each token [B, L], those of a chunk given what the chunk before it retrieved."""
-        if retrieved is None or not retrieved.tokens.shape[2]:
-            return super().logprobs(params, tokens)
-        return self.scores(params, tokens, retrieved)[0]
-
     def scores(
         self, params: dict, tokens, retrieved: Retrieved | None = None, never: tuple[int, ...] = ()
     ):
@@ -134,7 +112,7 @@ class InContext(LanguageModel):
             return jnp.stack([m.weigh(near) for m in others], axis=-1)  # [..., S, A]
 
         def of(logits, targets, weights):
-            own = _at(logits, targets[:, None]) - jax.nn.logsumexp(logits, axis=-1)  # [B, S, M]
+            own = at(logits, targets[:, None]) - jax.nn.logsumexp(logits, axis=-1)  # [B, S, M]
             return jax.nn.logsumexp(own[..., None] + weights[:, :, None], axis=1)
 
         logp = self._by_chunk(params, tokens, retrieved, weigh, of)
@@ -317,17 +295,3 @@ def _mixed(logits, weights):
     if logits.shape[1] == 1:
         return logits[:, 0]
     return jax.nn.logsumexp(jax.nn.log_softmax(logits) + weights[..., None], axis=1)
-
-
-def read_off(logits, targets, never: tuple[int, ...]):
-    """log p of the targets [B, M], and whether each is the most probable one, of logits [B, M, V]."""
-    ids = jnp.arange(logits.shape[-1])
-    rivals = jnp.where(jnp.isin(ids, jnp.array(never, int)), -jnp.inf, logits)
-    own = _at(logits, targets)
-    return own - jax.nn.logsumexp(logits, axis=-1), rivals.argmax(axis=-1) == targets
-
-
-def _at(logits, targets):
-    """The entries [..., M] of the targets [..., M], of logits [..., M, V]."""
-    targets = jnp.broadcast_to(targets, logits.shape[:-1])
-    return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]

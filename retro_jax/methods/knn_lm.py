@@ -20,9 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from retro_jax.config.fields import require, require_at_least, require_share, setting
-from retro_jax.methods.datastore import Known, Store, by_rows, read
+from retro_jax.methods.datastore import Known, Store, read
 from retro_jax.methods.language_model import LanguageModel
+from retro_jax.methods.prompted import read_off
 from retro_jax.model import decode
+from retro_jax.model.layers import by_rows
 from retro_jax.store.workdir import WorkDir
 
 _OF = "method_settings.knn_lm."
@@ -133,10 +135,7 @@ class KnnLm(LanguageModel):
         found = self._store.search(fed[:, :-1], self.settings.k)
 
         def of(h, values, distances, targets):
-            mixed = self._mixture(model.logits(h), values, distances)
-            ids = jnp.arange(mixed.shape[-1])
-            rivals = jnp.where(jnp.isin(ids, jnp.array(never, int)), -jnp.inf, mixed)
-            return _at(mixed, targets), rivals.argmax(axis=-1) == targets
+            return read_off(self._mixture(model.logits(h), values, distances), targets, never)
 
         out = _blocks(of, h[:, :-1], *found, tokens[:, 1:])
         return tuple(jnp.pad(x, ((0, 0), (1, 0))) for x in out)
@@ -188,10 +187,6 @@ def _mixed(own, near, distances, weight: float):
     """log((1 - weight) p + weight q), of log p and log q; p alone where nothing was found."""
     both = jnp.logaddexp(jnp.log1p(-weight) + own, jnp.log(jnp.maximum(weight, 1e-30)) + near)
     return jnp.where(jnp.isfinite(distances).any(axis=-1), both, own)
-
-
-def _at(logp, targets):
-    return jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0]
 
 
 def _blocks(function, *arrays):

@@ -131,10 +131,10 @@ def train(
 
     w = jnp.eye(size)
     before = [float(of(w, rows)) for rows in parts.values()]
-    best, report = (np.eye(size, dtype=np.float32), *before), optimizer.init(w)
+    best, state = (np.eye(size, dtype=np.float32), *before), optimizer.init(w)
     with progress.bar("training the query side", steps) as advance:
         for _ in range(steps):
-            w, report, *now = step(w, report)
+            w, state, *now = step(w, state)
             if float(now[1]) < best[2]:
                 best = np.asarray(w, np.float32), *map(float, now)
             advance(1)

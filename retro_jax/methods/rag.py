@@ -7,7 +7,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from retro_jax.config.fields import require_one_of
-from retro_jax.methods.in_context import BUDGETS, InContext, budget_setting
+from retro_jax.methods.in_context import InContext
+from retro_jax.methods.prompted import BUDGETS, budget_setting
 
 
 @dataclass(frozen=True)

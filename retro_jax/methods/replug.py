@@ -4,6 +4,7 @@ probabilities are mixed, token by token:
     p(x) = sum over neighbours d of softmax(score(d) / temperature) p(x | d, text)
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,11 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from retro_jax.config.fields import require, require_one_of, setting
-from retro_jax.methods.in_context import BUDGETS, InContext, budget_setting
+from retro_jax.methods.in_context import InContext
+from retro_jax.methods.prompted import BUDGETS, budget_setting
 from retro_jax.model.retro import PAD
 
 _NONE = -1e30  # the logarithm of a weight of 0
-TEMPERATURES = (1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
+_TEMPERATURES = (1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Replug(InContext):
 
     def choices(self) -> list[Settings]:
         """Its own temperature first; then from nearly one neighbour to nearly all the same."""
-        return [self.settings, *(Settings(self.settings.budget, t) for t in TEMPERATURES)]
+        tried = [dataclasses.replace(self.settings, temperature=t) for t in _TEMPERATURES]
+        return [self.settings, *tried]
 
     def weigh(self, retrieved):
         """log softmax(-distance / temperature) over the neighbours that there are, in the order of the streams; of

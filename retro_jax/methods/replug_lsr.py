@@ -59,11 +59,6 @@ class ReplugLsr(replug.Replug):
     retrieves = True
     _map: np.ndarray | None = None
 
-    def choices(self) -> list[Settings]:
-        """Its own temperature first, then others."""
-        tried = [dataclasses.replace(self.settings, temperature=t) for t in replug.TEMPERATURES]
-        return [self.settings, *tried]
-
     def check(self, e: Experiment):
         """Refuses what makes no vectors."""
         r = e.retrieval

@@ -16,11 +16,10 @@ import jax.numpy as jnp
 from retro_jax.config import ModelConfig
 from retro_jax.config.fields import require_one_of
 from retro_jax.errors import UserError
-from retro_jax.methods.in_context import BUDGETS, budget_setting, read_off
-from retro_jax.methods.language_model import LanguageModel
-from retro_jax.methods.method import LookUps, Retrieved
+from retro_jax.methods.method import Retrieved
+from retro_jax.methods.prompted import BUDGETS, Prompted, budget_setting, read_off
 from retro_jax.model import cache, decode, formulas, functional, sizes
-from retro_jax.model.layers import ROWS
+from retro_jax.model.layers import ROWS, by_rows
 from retro_jax.model.retro import PAD
 
 _PROMPT = 2  # chunks that a neighbour takes
@@ -46,13 +45,13 @@ class State(NamedTuple):
     begin: jax.Array  # [B] how much of that is padding
 
 
-class RetroPP(LanguageModel):
+class RetroPP(Prompted):
     """RETRO, with the nearest neighbour of the last chunk before its text, anew at every chunk."""
 
     name = "retro_pp"
     meaning = "its real neighbours, the nearest of them in the prompt too"
     Settings = Settings
-    reads, network, follows, weights_of = True, True, True, "retro"
+    network, weights_of = True, "retro"
 
     def __init__(self, model: ModelConfig, k: int = 0, settings=None, length: int = 0):
         super().__init__(model, k, settings, length)
@@ -63,11 +62,6 @@ class RetroPP(LanguageModel):
             )
         if length and k:
             self._chunks(length // model.reading.chunk)  # refuses what leaves no room
-
-    @property
-    def look_ups(self) -> LookUps:
-        """Every chunk is looked up with its own tokens."""
-        return LookUps(self.model.reading.chunk, self.model.reading.chunk)
 
     def _chunks(self, chunks: int) -> int:
         """W, for sequences of so many chunks."""
@@ -99,12 +93,6 @@ class RetroPP(LanguageModel):
 
     # Scoring.
 
-    def logprobs(self, params: dict, tokens, retrieved: Retrieved | None = None):
-        """log p of each token [B, L], those of a chunk given what the chunks before it retrieved."""
-        if retrieved is None or not retrieved.tokens.shape[2]:
-            return super().logprobs(params, tokens)
-        return self.scores(params, tokens, retrieved)[0]
-
     def scores(
         self, params: dict, tokens, retrieved: Retrieved | None = None, never: tuple[int, ...] = ()
     ):
@@ -121,7 +109,7 @@ class RetroPP(LanguageModel):
             row, read = _row(text, near, jnp.broadcast_to(u, (b,)), window, m)
             h = model(row, read)[0][:, -m - 1 : -1]
             target = jax.lax.dynamic_index_in_dim(targets, u, 1, False)
-            return read_off(jax.sharding.reshard(model.logits(h), jax.P(ROWS[0])), target, never)
+            return read_off(by_rows(model.logits(h)), target, never)
 
         logp, best = jax.lax.map(one, jnp.arange(chunks))
         logp, best = (
@@ -199,9 +187,7 @@ def _row(text, near, u, window: int, m: int):
       tokens [B, W M] and neighbours [B, W, K, R].
     """
     b, chunks = text.shape[0], near.shape[1]
-    text, near, u = (
-        jax.sharding.reshard(x, jax.P(ROWS[0], *(None,) * (x.ndim - 1))) for x in (text, near, u)
-    )
+    text, near, u = map(by_rows, (text, near, u))
     first = jnp.maximum(0, u - (window - _PROMPT - 1))[:, None]  # chunk of the text in the row
     chunk = u[:, None] - (window - 1) + jnp.arange(window)  # in each place of the row
     own = (chunk >= first) & (chunk < chunks)

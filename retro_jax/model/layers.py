@@ -19,6 +19,11 @@ AXES = ("replica", "data", "model")
 ROWS = P(("replica", "data"))
 
 
+def by_rows(x):
+    """Over the mesh by its first axis alone."""
+    return reshard(x, P(ROWS[0], *(None,) * (x.ndim - 1)))
+
+
 class RetroParam(nnx.Param):
     """A weight that retrieval adds to a language model: encoder and chunked cross-attention."""
 

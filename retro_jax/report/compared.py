@@ -9,12 +9,12 @@ from pathlib import Path
 from retro_jax.evaluate import rows
 from retro_jax.methods.method import METHODS
 from retro_jax.model.sizes import LENGTH, NEIGHBOURS, PAPER, VOCAB
-from retro_jax.report import charts, markdown, page
+from retro_jax.report import charts
 from retro_jax.report.decision import BASE, Decision, Stated, decide
 from retro_jax.report.examples import text
 from retro_jax.report.numbers import bits, interval, nats, percent, plain, sign
 from retro_jax.report.section import Section
-from retro_jax.store import files
+from retro_jax.report.write import put
 
 _GAIN = "gain over the language model, bits per byte"
 _CUTS = {
@@ -28,20 +28,7 @@ def write(directory: Path, stated: Stated) -> Path:
     """Writes report.html, report.json and report.md of a comparison; the page's path."""
     summary = json.loads((directory / "summary.json").read_text())
     read = rows.load(directory / "tokens.parquet")
-    whole = content(summary, read, stated)
-    plain_ = whole | {
-        "evidence": [s.plain() for s in whole["evidence"]],
-        "facts": [s.plain() for s in whole["facts"]],
-    }
-    made = {
-        "report.json": json.dumps(plain_, indent=1, ensure_ascii=False),
-        "report.md": markdown.render(whole),
-        "report.html": page.render(whole),
-    }
-    files.write_together(
-        {directory / n: content.encode("utf-8", "replace") for n, content in made.items()}
-    )
-    return directory / "report.html"
+    return put(directory, content(summary, read, stated), {})
 
 
 def content(summary: dict, read: rows.Rows, stated: Stated) -> dict:

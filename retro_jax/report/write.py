@@ -1,6 +1,7 @@
 """tokens.parquet to report.html, report.json and report.md beside it."""
 
 import contextlib
+import importlib
 import json
 import math
 from collections.abc import Iterator
@@ -37,8 +38,9 @@ def find(path: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def libraries(command: str) -> Iterator[None]:
-    """Where what draws pages is imported: a UserError for a library that is not installed."""
+    """Where what draws pages is imported, and `page` itself: a UserError for a library that is not installed."""
     try:
+        importlib.import_module("retro_jax.report.page")
         yield
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("matplotlib", "jinja2", "markupsafe"):
@@ -56,7 +58,7 @@ def report(file: Path) -> Path:
       UserError: the file is missing or none of ours, or holds no token; matplotlib or Jinja2 is missing.
     """
     with libraries("retro report"):
-        from retro_jax.report import evidence, examples, markdown, page, setup, verdict
+        from retro_jax.report import evidence, examples, setup, verdict
     file = Path(file)
     file = file / ROWS if file.is_dir() else file
     read = rows.load(file)
@@ -72,20 +74,27 @@ def report(file: Path) -> Path:
         "examples": examples.chosen(file, read, gathered),
         "facts": setup.tables(numbers, read),
     }
-    plain = whole | {
-        "evidence": [s.plain() for s in whole["evidence"]],
-        "facts": [s.plain() for s in whole["facts"]],
-        "figures": numbers,
-    }
+    return put(file.parent, whole, {"figures": numbers})
+
+
+def put(directory: Path, whole: dict, more: dict) -> Path:
+    """Writes report.html, report.json and report.md of what a page says into a directory; the page's path.
+
+    more: what only report.json has.
+    """
+    from retro_jax.report import markdown, page
+
+    parts = {name: [s.plain() for s in whole[name]] for name in ("evidence", "facts")}
+    plain = _strict(whole | parts | more)
     made = {
-        "report.json": json.dumps(_strict(plain), indent=1, ensure_ascii=False, allow_nan=False),
+        "report.json": json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False),
         "report.md": markdown.render(whole),
         "report.html": page.render(whole),
     }
     files.write_together(
-        {file.with_name(name): text.encode("utf-8", "replace") for name, text in made.items()}
+        {directory / name: text.encode("utf-8", "replace") for name, text in made.items()}
     )
-    return file.with_name("report.html")
+    return directory / "report.html"
 
 
 def _strict(value):

@@ -64,4 +64,5 @@ def test_live_it_says_what_it_says_of_the_whole_text(work, name, looks_up):
         near_enough = {"atol": 0.02} if name == "knn_lm" else {"atol": 1e-4}
         np.testing.assert_allclose(completion.logprobs, expected[own], **near_enough)
         every = len(chunks) - (len(ids) % M == 0)
-        assert len(completion.chunks) == {"atlas": 1, "knn_lm": 0}.get(name, every)
+        read = [c for c in completion.chunks if looks_up or c["neighbours"]]
+        assert len(read) == {"atlas": 1, "knn_lm": 0}.get(name, every)

@@ -1,0 +1,49 @@
+"""What all methods have that read by the prompt: a budget, look-ups, and how logits are read off."""
+
+import jax
+import jax.numpy as jnp
+
+from retro_jax.config.fields import setting
+from retro_jax.methods.language_model import LanguageModel
+from retro_jax.methods.method import LookUps, Retrieved
+
+BUDGETS = ("window", "longer")
+
+
+def budget_setting():
+    """The field `budget` of a method's settings."""
+    return setting(
+        "window",
+        "window: neighbours take the place of the oldest tokens; longer: they come on top of train.length",
+    )
+
+
+class Prompted(LanguageModel):
+    """What has neighbours in its prompt, new ones at every chunk; a subclass has its own `scores`."""
+
+    reads, follows = True, True
+
+    @property
+    def look_ups(self) -> LookUps:
+        """Every chunk is looked up with its own tokens."""
+        return LookUps(self.model.reading.chunk, self.model.reading.chunk)
+
+    def logprobs(self, params: dict, tokens, retrieved: Retrieved | None = None):
+        """log p of each token [B, L], those of a chunk given what the chunks before it retrieved."""
+        if retrieved is None or not retrieved.tokens.shape[2]:
+            return super().logprobs(params, tokens)
+        return self.scores(params, tokens, retrieved)[0]
+
+
+def read_off(logits, targets, never: tuple[int, ...]):
+    """log p of the targets [B, M], and whether each is the most probable one, of logits [B, M, V]."""
+    ids = jnp.arange(logits.shape[-1])
+    rivals = jnp.where(jnp.isin(ids, jnp.array(never, int)), -jnp.inf, logits)
+    own = at(logits, targets)
+    return own - jax.nn.logsumexp(logits, axis=-1), rivals.argmax(axis=-1) == targets
+
+
+def at(logits, targets):
+    """The entries [..., M] of the targets [..., M], of logits [..., M, V]."""
+    targets = jnp.broadcast_to(targets, logits.shape[:-1])
+    return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
