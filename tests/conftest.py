@@ -1,32 +1,19 @@
 """Eight simulated devices, a compilation cache, and the mesh that a test runs on."""
 
 import dataclasses
+import importlib.metadata
 import os
 import random
 from pathlib import Path
-
-# Almost all of the time goes into compiling programs that run for milliseconds. Before JAX starts, and in
-# the environment, so that programs that tests start have it too.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false",
-)
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from whole import Whole
 
-jax.config.update("jax_platforms", "cpu")  # libtpu, where it is installed, looks for a TPU
-jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent / ".jax_cache"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-from whole import Whole  # noqa: E402
-
-from retro_jax.cli.training import run_all  # noqa: E402
-from retro_jax.config import (  # noqa: E402
+from retro_jax.cli.training import run_all
+from retro_jax.config import (
     CorpusConfig,
     DecoderConfig,
     EncoderConfig,
@@ -38,13 +25,29 @@ from retro_jax.config import (  # noqa: E402
     RetrievalConfig,
     TrainConfig,
 )
-from retro_jax.config.request import Request  # noqa: E402
-from retro_jax.corpus.chunks import ChunkTable  # noqa: E402
-from retro_jax.evaluate.scorer import Scorer  # noqa: E402
-from retro_jax.generate.generator import Generator  # noqa: E402
-from retro_jax.model import functional  # noqa: E402
-from retro_jax.model.layers import AXES  # noqa: E402
-from retro_jax.store.workdir import WorkDir  # noqa: E402
+from retro_jax.config.request import Request
+from retro_jax.corpus.chunks import ChunkTable
+from retro_jax.evaluate.scorer import Scorer
+from retro_jax.generate.generator import Generator
+from retro_jax.model import functional
+from retro_jax.model.layers import AXES
+from retro_jax.store.workdir import WorkDir
+
+
+def pytest_configure(config):
+    """Before JAX first runs: where tests compute. `-m accelerator` takes what there is."""
+    jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent / ".jax_cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if config.option.markexpr == "accelerator":
+        return
+    # Almost all of the time goes into compiling programs that run for milliseconds. In the environment, so that
+    # programs that tests start have it too.
+    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    if importlib.metadata.version("jaxlib") < "0.11":  # a later one refuses a flag that it lacks
+        quick += " --xla_cpu_use_fusion_emitters=false"
+    os.environ.setdefault("XLA_FLAGS", quick)
+    jax.config.update("jax_platforms", "cpu")  # libtpu, where it is installed, looks for a TPU
+    jax.config.update("jax_num_cpu_devices", 8)
 
 
 def make_mesh(replica: int, data: int, model: int) -> jax.sharding.Mesh:
