@@ -209,6 +209,12 @@ class Retriever:
         self._read[name] = stamp, after
 
 
-def open_retriever(work: WorkDir, change: Callable[[Queries], Queries] = lambda q: q) -> Retriever:
-    """The retriever of a working directory that is prepared; change: see `Retriever`."""
-    return Retriever(Databases(Prepared(work)), work.experiment.retrieval.neighbours, change)
+def open_retriever(
+    work: WorkDir, change: Callable[[Queries], Queries] = lambda q: q, k: int | None = None
+) -> Retriever:
+    """The retriever of a working directory that is prepared.
+
+    change, k: see `Retriever`; by default as many neighbours as were prepared.
+    """
+    k = work.experiment.retrieval.neighbours if k is None else k
+    return Retriever(Databases(Prepared(work)), k, change)

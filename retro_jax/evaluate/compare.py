@@ -104,7 +104,7 @@ def _scored(work: WorkDir, split: str, facts: Callable[[], dict], method: Method
 def _score(work: WorkDir, split: str, facts: Callable[[], dict], m: Method, out: Path) -> dict:
     found, text = facts(), Text.prepared(work, split)
     m.prepare(work)
-    if own := m.neighbours(work, text.queries):
+    if own := m.neighbours(work, text.queries, text.table):
         text = text.retrieving(work.experiment, *own)
     tuned = bool(m.choices())
     columns = [Column(m.name, m, _condition("on", text, m), tuned)]
@@ -169,7 +169,7 @@ def _most(parts, name: str) -> np.ndarray:
 
 
 def _condition(name: str, text: Text, method: Method):
-    return CONDITIONS[name](name, text, method.k) if method.reads else None
+    return CONDITIONS[name](name, text, method.fetches) if method.reads else None
 
 
 def summary(found: rows.Rows, cost: dict[str, dict]) -> dict:

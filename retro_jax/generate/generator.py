@@ -15,7 +15,7 @@ from retro_jax.generate.in_progress import Work
 from retro_jax.generate.lookup import Lookup
 from retro_jax.generate.sample import silent_of
 from retro_jax.generate.schedule import Schedule
-from retro_jax.methods.method import Method, method_of
+from retro_jax.methods.method import LookUps, Method, method_of
 from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.store.workdir import WorkDir
@@ -54,8 +54,8 @@ class Generator:
         self.retriever, self.tokenizer = retriever, tokenizer
         self.model = model
         chunk, retrieved = model.reading.chunk, model.reading.retrieved
-        times = method.look_ups.times if method.look_ups else 0
-        self.lookup = Lookup(retriever, tokenizer, chunk, retrieved, self.k, times)
+        asks = method.look_ups or LookUps(chunk, chunk)
+        self.lookup = Lookup(retriever, tokenizer, chunk, retrieved, self.k, asks.times, asks.every)
         silent = silent_of(tokenizer.byte_counts)
         engine = Engine(method, params, rows, length, self.k, silent)
         self._schedule = Schedule(engine, self.lookup)

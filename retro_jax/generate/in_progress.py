@@ -80,17 +80,17 @@ class Work:
         """It goes on when a look-up is there; place: its own in it, None for a prompt's."""
         self.waiting, self._asked = (future, place), time.perf_counter()
 
-    def starts(self, prompt: Prompt, chunk: int, times: int):
-        """The prompt has been looked up; times: see `LookUps`."""
+    def starts(self, prompt: Prompt, chunk: int, times: int, every: int):
+        """The prompt has been looked up; times, every: see `LookUps`."""
         self._until = times * chunk or math.inf
         self.ids, self._padding, self._chunk = list(prompt.ids), prompt.padding, chunk
         self._prompt = self.completion.first = len(prompt.ids)
         self.completion.passage = prompt.passage
         self._read = prompt.padding + len(prompt.ids)
-        for u, told in enumerate(prompt.told):
-            self._note((u + 1) * chunk - prompt.padding, told)
+        for end, told in zip(prompt.ends, prompt.told):
+            self._note(end - prompt.padding, told)
         # A method that reads only the first look-ups has them where chunks end.
-        step = (not times and self.request.retrieval_step) or chunk
+        step = self._step = (not times and self.request.retrieval_step) or every
         last = self._read // chunk * chunk
         # The first place after the prompt that is a whole number of steps from its last chunk's end.
         self._next = last + step * (1 + (self._read - last) // step)
@@ -144,7 +144,7 @@ class Work:
     def reads(self, told: list[dict]):
         """Neighbours have been looked up, and are read with the next token."""
         self._note(self._next - self._padding, told)
-        self._next += self.request.retrieval_step or self._chunk
+        self._next += self._step
 
     def fails(self, why: str):
         """Nothing is looked up any more."""

@@ -24,6 +24,7 @@ class Prompt(NamedTuple):
     near: Neighbours  # of its complete chunks
     told: list[list[dict]]  # what `describe` says of them
     passage: dict | None  # what was put into it
+    ends: list[int]  # before which place, padding included, the chunks are that were looked up
 
 
 class Lookup:
@@ -32,16 +33,26 @@ class Lookup:
     Args:
       retriever: has k, retrieve(chunks [n, M], k, where, databases) -> Neighbours, and source_of(id).
       chunk: M. retrieved: R. most: K, neighbours that can be read at most. times: only the first so many
-        look-ups of a text are read; 0: all.
+        look-ups of a text are read; 0: all. every: tokens between those of a continuation; 0: M.
 
     Attributes:
       ids: from a prompt to its token ids, BOS first; the last ones are remembered.
       looked_up, failed, seconds: chunks and lookups so far, for who watches.
     """
 
-    def __init__(self, retriever, tokenizer, chunk: int, retrieved: int, most: int, times: int = 0):
+    def __init__(
+        self,
+        retriever,
+        tokenizer,
+        chunk: int,
+        retrieved: int,
+        most: int,
+        times: int = 0,
+        every: int = 0,
+    ):
         self._retriever, self._tokenizer = retriever, tokenizer
-        self._m, self._r, self._most, self.times = chunk, retrieved, most, times
+        self._m, self._r, self._most = chunk, retrieved, most
+        self.times, self.every = times, every or chunk
         self._longest = int(tokenizer.byte_counts.max())  # bytes of a token
         self.ids = functools.lru_cache(_PROMPTS)(lambda text: prompt_ids(tokenizer, text))
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="lookup")
@@ -66,7 +77,7 @@ class Lookup:
     def unread(self, request: Request) -> Prompt:
         """A prompt for which nothing is looked up."""
         near = self._find([], np.zeros((0, self._m), np.int32))
-        return Prompt(list(self.ids(request.prompt)), 0, near, [], None)
+        return Prompt(list(self.ids(request.prompt)), 0, near, [], None, [])
 
     def windows(self, requests: Sequence[Request], windows: np.ndarray) -> list[tuple[Future, int]]:
         """For each request the future of what its window [M] retrieves, PAD before a shorter one, and its
@@ -103,9 +114,15 @@ class Lookup:
         padding = -len(ids) % self._m if request.align else 0
         whole = (padding + len(ids)) // self._m
         whole = min(whole, self.times or whole)
-        chunks = np.array([PAD] * padding + ids, np.int32)[: whole * self._m]
-        near, told = self._of_windows([request] * whole, chunks.reshape(whole, self._m))
-        return Prompt(ids, padding, near, told, passage)
+        text = [PAD] * padding + ids
+        ends = [self._m * (u + 1) for u in range(whole)]
+        if ends and self.every < self._m:  # the last one may be in the middle of a chunk
+            ends[-1] = len(text) // self.every * self.every
+        windows = np.zeros((whole, self._m), np.int32)
+        for row, end in zip(windows, ends):
+            row[:] = window(text, end, self._m)
+        near, told = self._of_windows([request] * whole, windows)
+        return Prompt(ids, padding, near, told, passage, ends)
 
     def _of_windows(self, requests, windows):
         near = self._find(requests, windows)

@@ -164,7 +164,7 @@ class Schedule:
     def _starts(self, work: Work, future, error):
         """Reads the prompt into the row."""
         prompt = self.lookup.unread(work.request) if error else future.result()
-        work.starts(prompt, self.engine.model.reading.chunk, self.lookup.times)
+        work.starts(prompt, self.engine.model.reading.chunk, self.lookup.times, self.lookup.every)
         if error:
             work.fails(f"failed: {error}")
         elif not self.lookup.width(work.request):

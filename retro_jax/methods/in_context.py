@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from retro_jax.config import ModelConfig
 from retro_jax.errors import UserError
+from retro_jax.methods import prompt_rows
 from retro_jax.methods.method import Retrieved
 from retro_jax.methods.prompted import Prompted, at, read_off
 from retro_jax.model import cache, decode, formulas, functional, sizes
@@ -38,11 +38,21 @@ class InContext(Prompted):
     each of them counts."""
 
     weights_of = "language_model"
+    splices = False  # whether neighbours are a part of the text from where they were found on
 
     def __init__(self, model: ModelConfig, k: int = 0, settings=None, length: int = 0):
         super().__init__(model, k, settings, length)
         if length and k:
-            self._window(length, k)  # refuses what leaves no room
+            self._window(length, self.shown)  # refuses what leaves no room
+
+    @property
+    def shown(self) -> int:
+        """How many of the k neighbours of a look-up stand in the prompt: all."""
+        return self.k
+
+    def chosen(self, net, text, near: Retrieved) -> Retrieved:
+        """Those neighbours, of look-ups with text [B, ..., M] that found [B, ..., K, R]; the nearest first."""
+        return near
 
     def streams(self, k: int) -> int:
         """S, the rows that k neighbours are spread over."""
@@ -53,31 +63,38 @@ class InContext(Prompted):
         raise NotImplementedError
 
     def flops(self, vocab: int, length: int) -> int:
-        """Of the rows of every chunk, each of the window's tokens, and of their last chunks' readout."""
-        m, streams = self.model.reading.chunk, self.streams(self.k)
-        row = sizes.forward_flops(self.model, vocab, self._window(length, self.k), 0)
-        unread = 2 * (self._window(length, self.k) - m) * self.model.decoder.d * vocab
+        """Of the rows of every look-up, each of the window's tokens, and of the readout of those that it is for."""
+        m, streams = self.look_ups.every, self.streams(self.shown)
+        row = sizes.forward_flops(self.model, vocab, self._window(length, self.shown), 0)
+        unread = 2 * (self._window(length, self.shown) - m) * self.model.decoder.d * vocab
         return -(-length // m) * streams * (row - unread)
 
     def formula(self, vocab: int, length: int) -> float:
-        """Rows of the window for every chunk and stream; of each the last chunk is read out."""
-        m, window = self.model.reading.chunk, self._window(length, self.k)
+        """Rows of the window for every look-up and stream; of each the last tokens are read out."""
+        m, window = self.look_ups.every, self._window(length, self.shown)
         row = formulas.decoder(self.model, vocab, window)
         row -= 2 * (window - m) * self.model.decoder.d * vocab
-        return -(-length // m) * self.streams(self.k) * row
+        return -(-length // m) * self.streams(self.shown) * row
 
     def _window(self, length: int, k: int) -> int:
         """W, for sequences of so many tokens, which are whole chunks."""
-        before = k * self.model.reading.retrieved // self.streams(k)
-        room, window = length + before, self.length or length + before
+        before, room = (
+            k * self.model.reading.retrieved // self.streams(k),
+            length + self._more(length, k),
+        )
+        window = self.length or room
         if self.settings.budget == "longer":
-            window += before
+            window += self._more(window, k)
         elif window < before + 2 * self.model.reading.chunk:
             raise UserError(
                 f"config field train.length = {window}: neighbours of {before} tokens leave no room for two chunks "
                 f"of text; make it longer, or set method_settings.{self.name}.budget=longer"
             )
         return min(window, room)
+
+    def _more(self, length: int, k: int) -> int:
+        """By how many tokens neighbours make a row of so many longer, at most."""
+        return k * self.model.reading.retrieved // self.streams(k)
 
     def _texts(self, near):
         """What stands before each stream [..., S, T], of neighbours [..., K, R]; the nearest comes last."""
@@ -97,7 +114,7 @@ class InContext(Prompted):
         length = tokens.shape[1]
 
         def of(logits, targets, weights):
-            return read_off(_mixed(logits, weights[:, :, None]), targets, never)
+            return read_off(prompt_rows.mixed(logits, weights[:, :, None]), targets, never)
 
         logp, best = self._by_chunk(params, tokens, retrieved, self.weigh, of)
         return jnp.where(jnp.arange(length) > 0, logp, 0), best & (jnp.arange(length) > 0)
@@ -121,11 +138,14 @@ class InContext(Prompted):
     def _by_chunk(self, params: dict, tokens, retrieved: Retrieved, weigh, of):
         """What `of` makes of the logits of a chunk's tokens in its streams [B, S, M, V], of the tokens [B, M], and of
         what `weigh` said of the streams [B, S, ...]: arrays [B, M, ...], of all chunks [B, L, ...]."""
-        (b, length), m = tokens.shape, self.model.reading.chunk
+        (b, length), m = tokens.shape, self._every(retrieved)
+        retrieved = self._looked_up(params, tokens, retrieved)
         chunks = retrieved.tokens.shape[1]
         tokens = jnp.pad(tokens, ((0, 0), (0, chunks * m - length)))
         # What a chunk retrieved is read by the next one.
         before = jax.tree.map(lambda x: jnp.roll(x, 1, axis=1), retrieved)
+        if self.look_ups.times:  # or what the first one did by all
+            before = jax.tree.map(lambda x: jnp.broadcast_to(x[:, :1], x.shape), retrieved)
         first = (jnp.arange(chunks) == 0)[:, None]
         before = before._replace(tokens=jnp.where(first[..., None], PAD, before.tokens))
         texts = self._texts(before.tokens)  # [B, C, S, T]
@@ -134,14 +154,12 @@ class InContext(Prompted):
         end = (jnp.arange(chunks)[None, :, None] + 1) * m
         shape = (b, chunks, streams)
         ends = jnp.broadcast_to(end, shape)
-        rows, places = _rows(
-            texts, jnp.broadcast_to(tokens[:, None, None], (*shape, chunks * m)), ends, ends, window
-        )
+        rows, places = self._every_row(texts, tokens, ends, window)
         model = functional.network(self.model, params)
-        h = model(_flat(rows, 3))[0]  # [B C S, W, D]
+        h = model(prompt_rows.flat(rows, 3))[0]  # [B C S, W, D]
         own = ends[..., None] - m + jnp.arange(m)
         at = jnp.take_along_axis(places, own, axis=-1) - 1  # where each target is in its row
-        predicts = _flat(jnp.maximum(at - 1, 0), 3)
+        predicts = prompt_rows.flat(jnp.maximum(at - 1, 0), 3)
         h = jax.vmap(lambda x, i: x.at[i].get(mode="promise_in_bounds"))(h, predicts)
         h = jnp.reshape(h, (*shape, m, h.shape[-1]), out_sharding=ROWS)
         targets = jnp.reshape(tokens, (b, chunks, m), out_sharding=ROWS)
@@ -162,25 +180,57 @@ class InContext(Prompted):
 
         return jax.tree.map(whole, made)
 
+    def _every(self, retrieved: Retrieved) -> int:
+        """Tokens between look-ups: `look_ups.every`, or a chunk where one look-up of each is given."""
+        whole = retrieved.tokens.shape[2] == self.fetches
+        return self.look_ups.every if whole else self.model.reading.chunk
+
+    def _every_row(self, texts, tokens, ends, window: int):
+        """`prompt_rows.rows` of every chunk and stream: texts [B, C, S, T], tokens [B, L], ends [B, C, S]."""
+        every = jnp.broadcast_to(tokens[:, None, None], (*ends.shape, tokens.shape[1]))
+        return prompt_rows.rows(texts, every, ends, ends, window)
+
+    def _looked_up(self, params: dict, tokens, retrieved: Retrieved) -> Retrieved:
+        """What stands in the prompts: of every `look_ups.every` tokens [B, C, K, R], of what is given a chunk of the
+        model [B, ., ., R]."""
+        (b, length), m = tokens.shape, self.model.reading.chunk
+        chunks = retrieved.tokens.shape[1]
+        each = m // self._every(retrieved)
+
+        def split(x):  # of a chunk what each of its look-ups found
+            shape = (b, chunks * each, x.shape[2] // each, *x.shape[3:])
+            return jnp.reshape(x, shape, out_sharding=ROWS)
+
+        found = jax.tree.map(split, retrieved) if each > 1 else retrieved
+        if self.shown == self.k:
+            return found
+        text = jnp.pad(tokens, ((0, 0), (0, chunks * m - length)))
+        text = jnp.reshape(text, (b, chunks, m), out_sharding=ROWS)
+        return self.chosen(self.decoder(params), text, found)
+
     # Generation.
 
     def start(self, net, rows: int, length: int, k: int) -> State:
         """Rows of at most `length` tokens, which read k neighbours."""
         streams = self.streams(k) if k else 1
-        room = length + k * self.model.reading.retrieved // streams
+        room = length + (self._more(length, k) if k else 0)
         none = jnp.zeros(rows, jnp.int32, out_sharding=cache.over_rows(1))
-        text = jnp.zeros((rows, length), jnp.int32, out_sharding=cache.over_rows(2))
+        size = room if self.splices else length
+        text = jnp.zeros((rows, size), jnp.int32, out_sharding=cache.over_rows(2))
         weights = jnp.zeros((rows, streams), out_sharding=cache.over_rows(2))
         return State(decode.start(net, rows * streams, room, 0), text, none, none, weights)
 
     def prefill(self, net, state: State, tokens, count, retrieved: Retrieved):
         """Reads prompts, each with what its last complete chunk retrieved before it."""
-        m, length = self.model.reading.chunk, tokens.shape[1]
+        m, every, length = self.model.reading.chunk, self.look_ups.every, tokens.shape[1]
         begin = jnp.argmax(tokens != PAD, axis=1).astype(jnp.int32)
         text = jnp.pad(tokens, ((0, 0), (0, state.text.shape[1] - length)))
-        near = jax.tree.map(lambda x: decode.pick(x, jnp.maximum(count // m - 1, 0)), retrieved)
+        last = jnp.minimum(count // m, self.look_ups.times or length)
+        near = jax.tree.map(lambda x: decode.pick(x, jnp.maximum(last - 1, 0)), retrieved)
         near = near._replace(tokens=jnp.where((count >= m)[:, None, None], near.tokens, PAD))
-        logits, filled, weights = self._filled(net, state, tokens, count, count // m * m + m, near)
+        near = self._of_last(net, text, last * m, near)
+        end = count // every * every + every
+        logits, filled, weights = self._filled(net, state, tokens, count, end, near)
         return logits, State(filled, text, count, begin, weights)
 
     def step(self, net, state: State, tokens, fresh: cache.Fresh | None = None, active=None):
@@ -197,22 +247,41 @@ class InContext(Prompted):
         on = None if active is None else each(active)
         logits, kept = decode.step(net, state.cache, each(tokens), None, on)
         weights = state.weights
-        logits = _mixed(_split(logits, streams), weights)
+        logits = prompt_rows.mixed(prompt_rows.split(logits, streams), weights)
+        read = state.count
         if fresh is not None:
 
             def rows(x):
                 return x.at[fresh.rows].get(out_sharding=ROWS)
 
-            count = rows(state.count) + 1
-            near = Retrieved(fresh.tokens, fresh.distances)
-            end = count + self.model.reading.chunk
-            own, filled, new = self._filled(net, state, rows(text), count, end, near)
-            where = _spread(fresh.rows, streams)
+            def put(x, new):
+                return x.at[fresh.rows].set(new, out_sharding=jax.typeof(x).sharding)
+
+            found = Retrieved(fresh.tokens, fresh.distances)
+            longer, count, near = self._anew(net, rows(text), rows(read) + 1, found)
+            own, filled, new = self._filled(
+                net, state, longer, count, count + self.look_ups.every, near
+            )
+            where = prompt_rows.spread(fresh.rows, streams)
             kept = cache.place(kept, where, filled, jnp.arange(len(where)))
-            weights = weights.at[fresh.rows].set(new, out_sharding=jax.typeof(weights).sharding)
-            logits = logits.at[fresh.rows].set(own, out_sharding=jax.typeof(logits).sharding)
-        count = state.count + 1 if active is None else state.count + active
+            weights, logits = put(weights, new), put(logits, own)
+            text, read = put(text, longer), put(read, count - 1)
+        count = read + (1 if active is None else active)
         return logits, State(kept, text, count, state.begin, weights)
+
+    def _anew(self, net, text, count, near: Retrieved):
+        """Rows [b, J] of `count` tokens whose last chunks have found something: them, the count, and what then stands
+        before them."""
+        return text, count, self._of_last(net, text, count, near)
+
+    def _of_last(self, net, text, count, near: Retrieved) -> Retrieved:
+        """What stands in the prompt, of what the last chunks before `count` [b] of rows [b, J] found."""
+        if self.shown == self.k or not near.tokens.shape[1]:
+            return near
+        m = self.model.reading.chunk
+        at = jnp.maximum(count[:, None] - m + jnp.arange(m), 0)
+        asked = jnp.take_along_axis(text, at, axis=1)
+        return self.chosen(net, asked, near)
 
     def _filled(self, net, state: State, tokens, count, end, near: Retrieved):
         """Of rows [b, L] of `count` tokens, whose chunk ends at `end`: the logits of the next token [b, V], the
@@ -224,74 +293,30 @@ class InContext(Prompted):
         else:
             texts = jnp.zeros((b, 1, 0), jnp.int32, out_sharding=cache.over_rows(3))
             weights = jnp.zeros((b, 1), out_sharding=cache.over_rows(2))
+        k = self.shown if self.splices else k
         window = self._window(state.text.shape[1], k) if k else room
         shape = (b, streams)
-        rows, places = _rows(
+        rows, places = prompt_rows.rows(
             texts, jnp.broadcast_to(tokens[:, None], (*shape, tokens.shape[1])),
             jnp.broadcast_to(count[:, None], shape), jnp.broadcast_to(end[:, None], shape),
             min(window, texts.shape[-1] + tokens.shape[1]), window,
         )  # fmt: skip
-        n = _flat(places[..., -1], 2)
+        n = prompt_rows.flat(places[..., -1], 2)
         empty = decode.start(net, b * streams, room, 0)
         none = jnp.zeros(
             (b * streams, -(-rows.shape[-1] // self.model.reading.chunk), 0, 0), jnp.int32
         )
-        logits, filled = decode.prefill(net, empty, _flat(rows, 2), n, none)
-        return _mixed(_split(logits, streams), weights), filled, weights
+        logits, filled = decode.prefill(net, empty, prompt_rows.flat(rows, 2), n, none)
+        return prompt_rows.mixed(prompt_rows.split(logits, streams), weights), filled, weights
 
     def place(self, state: State, rows, other: State, source) -> State:
         """See `cache.place`."""
         streams = state.weights.shape[1]
 
         kept = cache.place(
-            state.cache, _spread(rows, streams), other.cache, _spread(source, streams)
+            state.cache,
+            prompt_rows.spread(rows, streams),
+            other.cache,
+            prompt_rows.spread(source, streams),
         )
         return State(kept, *cache.replaced(state[1:], rows, other[1:], source))
-
-
-def _rows(texts, tokens, count, end, width: int, window: int | None = None):
-    """What language models are given.
-
-    Args:
-      texts: [..., T], PAD where there is none. tokens: [..., L] the text. count: [...] how many of the tokens there
-        are. end: [...] where the chunk ends whose tokens come last. width: of a row. window: tokens that the whole
-        may have when the chunk is complete; `width` without it.
-
-    Returns:
-      rows [..., W], PAD at their ends, and for each of the L tokens how many of a row are up to it, itself included
-      [..., L].
-    """
-    before = (texts != PAD).sum(axis=-1)
-    at = jnp.arange(tokens.shape[-1])
-    kept = (at < count[..., None]) & (at >= (end - (window or width) + before)[..., None])
-    whole = jnp.concatenate([texts, jnp.where(kept, tokens, PAD)], axis=-1)
-    real = whole != PAD
-    order = jnp.argsort(~real, axis=-1, stable=True)
-    rows = jnp.take_along_axis(whole, order, axis=-1)[..., :width]
-    return rows, jnp.cumsum(real, axis=-1)[..., texts.shape[-1] :]
-
-
-def _flat(x, axes: int):
-    """Its first axes as one."""
-    size = int(np.prod(x.shape[:axes]))
-    return jnp.reshape(x, (size, *x.shape[axes:]), out_sharding=ROWS)
-
-
-def _spread(rows, streams: int):
-    """The numbers of the streams of rows: [b] -> [b S]."""
-    return (rows[:, None] * streams + jnp.arange(streams)).reshape(-1)
-
-
-def _split(logits, streams: int):
-    """[B S, V] -> [B, S, V]."""
-    return jnp.reshape(
-        logits, (len(logits) // streams, streams, logits.shape[-1]), out_sharding=cache.over_rows(3)
-    )
-
-
-def _mixed(logits, weights):
-    """log of the mixture of the streams' probabilities: logits [B, S, ..., V] and log weights [B, S, ...]; those of
-    one stream as they are."""
-    if logits.shape[1] == 1:
-        return logits[:, 0]
-    return jax.nn.logsumexp(jax.nn.log_softmax(logits) + weights[..., None], axis=1)

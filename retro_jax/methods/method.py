@@ -17,6 +17,7 @@ import numpy as np
 from retro_jax.config import Experiment, ModelConfig
 from retro_jax.config.fields import require
 from retro_jax.config.table import NoSettings, Table, check_names
+from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.databases.retriever import Retriever, open_retriever
 from retro_jax.retrieval.index import Found
 from retro_jax.retrieval.ranking import Queries
@@ -37,6 +38,10 @@ METHODS = Table(
         "atlas": "retro_jax.methods.atlas:Atlas",
         "cepe": "retro_jax.methods.cepe:Cepe",
         "rag": "retro_jax.methods.rag:Rag",
+        "rag_once": "retro_jax.methods.rag_once:RagOnce",
+        "rag_spliced": "retro_jax.methods.rag_spliced:RagSpliced",
+        "rag_often": "retro_jax.methods.rag_often:RagOften",
+        "rag_reranked": "retro_jax.methods.rag_reranked:RagReranked",
         "rag_tuned": "retro_jax.methods.rag_tuned:RagTuned",
         "replug": "retro_jax.methods.replug:Replug",
         "replug_lsr": "retro_jax.methods.replug_lsr:ReplugLsr",
@@ -141,8 +146,14 @@ class Method:
         """Makes in advance what it needs of a working directory whose weights are trained: a datastore of
         hidden states, say. It is called whenever the method is opened, and returns at once if all is there."""
 
-    def neighbours(self, work: WorkDir, queries: Queries) -> Found | None:
-        """What it retrieves for chunks by itself, ids [Q, K] and distances [Q, K]; None: what was prepared."""
+    @property
+    def fetches(self) -> int:
+        """How many neighbours a chunk has where a text is scored: those of all look-ups in it."""
+        return self.k
+
+    def neighbours(self, work: WorkDir, queries: Queries, table: ChunkTable) -> Found | None:
+        """What it retrieves for the chunks of a table by itself, ids and distances [Q, `fetches`]; None: what was
+        prepared. queries: of the chunks."""
         return None
 
     def retriever(self, work: WorkDir) -> Retriever:

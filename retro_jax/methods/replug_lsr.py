@@ -12,6 +12,7 @@ import numpy as np
 
 from retro_jax.config import Experiment
 from retro_jax.config.fields import require, require_at_least, setting
+from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.databases.retriever import Retriever, open_retriever
 from retro_jax.errors import UserError
 from retro_jax.methods import query_map, replug
@@ -73,7 +74,7 @@ class ReplugLsr(replug.Replug):
         if self._map is None:
             self._map = np.load(self._trained(work) / "map.npy")
 
-    def neighbours(self, work: WorkDir, queries: Queries) -> Found:
+    def neighbours(self, work: WorkDir, queries: Queries, table: ChunkTable) -> Found:
         """What the mapped queries find."""
         found = Prepared(work).index()
         return found.search(np.asarray(queries.searched, np.float32) @ self._map, self.k)

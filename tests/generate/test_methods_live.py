@@ -7,15 +7,16 @@ from conftest import altered, drawn
 from whole import TEXT, M
 
 from retro_jax.config import Request
-from retro_jax.databases.retriever import open_retriever
+from retro_jax.corpus.tokenizer import EOS
 from retro_jax.generate.generator import Generator
-from retro_jax.generate.lookup import prompt_ids
+from retro_jax.generate.lookup import prompt_ids, window
 from retro_jax.methods.method import Retrieved, method_of
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.store.workdir import WorkDir
 from retro_jax.train import restore, sharding
 
 PROMPTS = (TEXT[:30], TEXT[:120])
+LONGER = ("rag", "rag_once", "rag_often", "rag_spliced", "rag_reranked", "replug", "retro_pp")
 
 
 @pytest.fixture(scope="module")
@@ -24,23 +25,27 @@ def work(finished, small, tmp_path_factory):
     root = tmp_path_factory.mktemp("live")
     for stage in ("prepare", "train"):
         (root / stage).symlink_to(finished / stage)
-    longer = {name: {"budget": "longer"} for name in ("rag", "replug", "retro_pp")}
+    longer = {name: {"budget": "longer"} for name in LONGER}
+    longer["rag_often"]["every"] = M // 2
+    longer["rag_reranked"]["candidates"] = 3
     return WorkDir(root, altered(small, method_settings=small.method_settings | longer))
 
 
 @pytest.mark.parametrize(
     ("name", "looks_up"),
-    [("rag", True), ("replug", True), ("knn_lm", False), ("atlas", True), ("retro_pp", True)],
+    [*((name, True) for name in (*LONGER, "atlas")), ("knn_lm", False)],
 )
 def test_live_it_says_what_it_says_of_the_whole_text(work, name, looks_up):
     """Past the end of the window, so that the oldest tokens have gone; two prompts in one batch."""
     method, mesh = method_of(work.experiment, name), sharding.one_device()
-    retriever, tokenizer = open_retriever(work), Prepared(work).tokenizer
+    retriever, tokenizer = method.retriever(work), Prepared(work).tokenizer
     with jax.set_mesh(mesh):
         if method.trained:  # random weights will do
             params = drawn(method.model, method.shapes(tokenizer.vocab))
         else:
             params = restore.restore_trained(work, method, mesh)
+    # The logit of the end of a document is 0: some other token is more probable.
+    params["embedding"] *= np.arange(tokenizer.vocab)[:, None] != EOS
     method.prepare(work)
     with Generator(method, params, tokenizer, retriever, rows=2, length=192) as generator:
         requests = [Request(p, tokens=140, temperature=0) for p in PROMPTS]
@@ -49,20 +54,33 @@ def test_live_it_says_what_it_says_of_the_whole_text(work, name, looks_up):
     for prompt, completion in zip(PROMPTS, made):
         ids = prompt_ids(tokenizer, prompt) + completion.tokens
         assert len(ids) > 2 * work.experiment.train.length
-        chunks = np.array(ids[: len(ids) // M * M]).reshape(-1, M)
-        near = retriever.retrieve(chunks, 2)
-        tokens, size = np.zeros((1, 192), np.int32), 192 // M
+        every = method.look_ups.every if looks_up else M
+        windows = np.stack([window(ids, end, M) for end in range(every, len(ids) + 1, every)])
+        near = retriever.retrieve(windows, method.k)
+        tokens, size = np.zeros((1, 192), np.int32), 192 // every
         tokens[0, : len(ids)] = ids
-        texts = np.zeros((1, size, *near.tokens.shape[1:]), np.int32)
-        distances = np.full((1, size, 2), np.inf, np.float32)
-        texts[0, : len(near.tokens)], distances[0, : len(near.tokens)] = near.tokens, near.distances
+        texts = np.zeros((size, *near.tokens.shape[1:]), np.int32)
+        distances = np.full((size, near.tokens.shape[1]), np.inf, np.float32)
+        texts[: len(near.tokens)], distances[: len(near.tokens)] = near.tokens, near.distances
+        texts = texts.reshape(
+            1, 192 // M, -1, texts.shape[-1]
+        )  # of a chunk those of all its look-ups
+        distances = distances.reshape(texts.shape[:3])
         with jax.set_mesh(mesh):
             read = Retrieved(texts, distances) if looks_up else None
             expected = np.asarray(score(params, tokens, read))[0]
-        own = slice(completion.first, len(ids))
+        own = np.arange(completion.first, len(ids))
+        first = completion.first // M * M
+        if name == "rag_often" and not first:  # in its first chunk a prompt looks nothing up
+            own = own[own >= -(-completion.first // every) * every]
+        if name == "rag_once":  # its row is not begun again: all of the text stays in it
+            own = own[own < work.experiment.train.length]
         # Which state is the last of the nearest 256 is a matter of rounding; its weight is 1/256 of a tenth here.
         near_enough = {"atol": 0.02} if name == "knn_lm" else {"atol": 1e-4}
-        np.testing.assert_allclose(completion.logprobs, expected[own], **near_enough)
-        every = len(chunks) - (len(ids) % M == 0)
-        read = [c for c in completion.chunks if looks_up or c["neighbours"]]
-        assert len(read) == {"atlas": 1, "knn_lm": 0}.get(name, every)
+        logprobs = np.array(completion.logprobs)[own - completion.first]
+        assert len(own)
+        np.testing.assert_allclose(logprobs, expected[own], **near_enough)
+        read = [c["begin"] for c in completion.chunks if looks_up or c["neighbours"]]
+        last = completion.first // every * every
+        ends = [*range(M, first, M), *([last] * bool(first)), *range(last + every, len(ids), every)]
+        assert read == {"atlas": ends[:1], "rag_once": ends[:1], "knn_lm": []}.get(name, ends)

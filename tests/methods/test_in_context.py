@@ -26,15 +26,16 @@ from retro_jax.weights.placement import place
 M, R, K, C = 4, 8, 3, 5
 LENGTH = M * C - 2  # the last chunk is not complete
 NAMES = ["rag", "replug"]
+SHOWN, JUDGED = 2, 2  # of candidates K; tokens by which they are judged
 READING = ReadingConfig(cca_layers=(1,), chunk=M, retrieved=R)
 
 
-def examples(low: int, high: int, rows: int = 2):
+def examples(low: int, high: int, rows: int = 2, k: int = K):
     """Tokens [B, L], and neighbours of their chunks: some short, one missing, none of one chunk."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(low, high, (rows, LENGTH)).astype(np.int32)
-    near = rng.integers(low, high, (rows, C, K, R)).astype(np.int32)
-    distances = rng.uniform(0, 30, (rows, C, K)).astype(np.float32)
+    near = rng.integers(low, high, (rows, C, k, R)).astype(np.int32)
+    distances = rng.uniform(0, 30, (rows, C, k)).astype(np.float32)
     near[:, :, 1, R // 2 :] = 0
     for at in ((0, 1, 2), (1, 2)):
         near[at], distances[at] = 0, np.inf
@@ -46,7 +47,8 @@ def put(x):
 
 
 def method_of(name: str, model, length: int, **settings):
-    return METHODS[name](model, K, METHODS[name].Settings(**settings), length)
+    k = SHOWN if name == "rag_reranked" else K
+    return METHODS[name](model, k, METHODS[name].Settings(**settings), length)
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +66,30 @@ def llama(tmp_path_factory):
     )
 
 
-def in_loops(theirs, tokens, near: Retrieved, room: int, temperature: float | None):
+def said(theirs, row) -> np.ndarray:
+    """log p of the token after a row [n] [V]."""
+    logits = foreign.logits(theirs, np.asarray(row)[None] - FIRST)[0, -1].astype(np.float64)
+    logits -= logits.max()
+    return logits - np.log(np.exp(logits).sum())
+
+
+def in_loops(theirs, tokens, near: Retrieved, room: int, temperature: float | None, kind: str):
     """log p of each token [L] of one text. room: tokens of a row at most, when its chunk is complete; temperature:
     of REPLUG's mixture, None for all neighbours in one row."""
-    out = np.zeros(len(tokens))
+    out, every = np.zeros(len(tokens)), M
+    if kind == "rag_often":  # of every chunk two look-ups
+        every = M // 2
+        near = Retrieved(*(x.reshape(-1, K, *x.shape[2:]) for x in near))
     for t in range(1, len(tokens)):
-        chunk = t // M
-        texts, weights = [np.zeros(0, int)], [0.0]
+        chunk = t // every
+        texts, weights, older = [np.zeros(0, int)], [0.0], tokens
         if chunk:
-            found = [n[n > 0] for n in near.tokens[chunk - 1]]
-            scores = [-d for d in near.distances[chunk - 1] if np.isfinite(d)]
+            asked = 0 if kind == "rag_once" else chunk - 1
+            found = [n[n > 0] for n in near.tokens[asked]]
+            scores = [-d for d in near.distances[asked] if np.isfinite(d)]
             found = [n for n in found if len(n)]
+            if kind == "rag_reranked" and found:
+                found = by_likelihood(theirs, tokens[asked * M : chunk * M], found)[:SHOWN]
             if found and temperature is None:
                 texts = [np.concatenate(found[::-1])]
             elif found:
@@ -82,13 +97,31 @@ def in_loops(theirs, tokens, near: Retrieved, room: int, temperature: float | No
         weights = np.exp(weights) / np.exp(weights).sum()
         p = 0.0
         for text, weight in zip(texts, weights):
-            begin = max(0, (chunk + 1) * M - (room - len(text)))
-            row = np.concatenate([text, tokens[begin:t]])[None] - FIRST
-            logits = foreign.logits(theirs, row)[0, -1].astype(np.float64)
-            logits -= logits.max()
-            p += weight * np.exp(logits[tokens[t] - FIRST]) / np.exp(logits).sum()
+            begin = max(0, (chunk + 1) * every - (room - len(text)))
+            row = np.concatenate([text, older[begin:t]])
+            if kind == "rag_spliced":
+                row = np.zeros(0, int)
+                for c in range(chunk + 1):
+                    before = near.tokens[c - 1][::-1].reshape(-1) if c else row[:0]
+                    row = np.concatenate(
+                        [row, before[before > 0], tokens[c * M : min(t, (c + 1) * M)]]
+                    )
+                complete = len(row) + (chunk + 1) * M - t
+                row = row[max(0, complete - room) :]
+            p += weight * np.exp(said(theirs, row)[tokens[t] - FIRST])
         out[t] = np.log(p)
     return out
+
+
+def by_likelihood(theirs, chunk, found: list) -> list:
+    """Neighbours in the order in which they make the last JUDGED tokens of a chunk probable."""
+
+    def logp(text):
+        row = np.concatenate([text, chunk])
+        ends = range(len(row) - JUDGED, len(row))
+        return sum(said(theirs, row[:t])[row[t] - FIRST] for t in ends)
+
+    return sorted(found, key=lambda text: -logp(text))
 
 
 @pytest.mark.parametrize(
@@ -96,6 +129,11 @@ def in_loops(theirs, tokens, near: Retrieved, room: int, temperature: float | No
     [
         ("rag", {}, 2 * M + K * R, 2 * M + K * R),
         ("rag", {"budget": "longer"}, LENGTH, LENGTH + K * R),
+        ("rag_once", {}, 2 * M + K * R, 2 * M + K * R),
+        ("rag_spliced", {}, 2 * M + K * R, 2 * M + K * R),
+        ("rag_spliced", {"budget": "longer"}, LENGTH, LENGTH + C * K * R),
+        ("rag_often", {"every": M // 2}, 2 * M + K * R, 2 * M + K * R),
+        ("rag_reranked", {"candidates": K, "judged": JUDGED}, 2 * M + SHOWN * R, 2 * M + SHOWN * R),
         ("replug", {"temperature": 7.0}, M * 4, M * 4),
         ("replug", {"temperature": 7.0, "budget": "longer"}, M * 2, M * 2 + R),
     ],
@@ -104,7 +142,8 @@ def test_it_is_what_transformers_says_in_plain_loops(llama, name, settings, leng
     """Windows that displace the oldest tokens, and that are as long as they have to be."""
     theirs, config, params = llama
     low = FIRST + 3
-    tokens, near = examples(low, low + 200)
+    twice = 2 if name == "rag_often" else 1
+    tokens, near = examples(low, low + 200, k=twice * K)
     method = method_of(name, config, length, **settings)
     with jax.set_mesh(make_mesh(1, 1, 1)):
         given = jax.tree.map(put, near)
@@ -112,7 +151,7 @@ def test_it_is_what_transformers_says_in_plain_loops(llama, name, settings, leng
     for row in range(len(tokens)):
         of_row = Retrieved(near.tokens[row], near.distances[row])
         temperature = settings.get("temperature")
-        expected = in_loops(theirs, tokens[row], of_row, room, temperature)
+        expected = in_loops(theirs, tokens[row], of_row, room, temperature, name)
         np.testing.assert_allclose(logp[row], expected, atol=1e-5)
 
 
@@ -186,7 +225,7 @@ def test_without_neighbours_it_is_the_language_model(tiny, mesh, name):
         np.testing.assert_allclose(got, alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "rag_spliced", "rag_reranked"])
 def test_on_a_mesh_of_eight_devices_it_is_the_same(tiny, name):
     method = method_of(name, tiny, K * R + 2 * M)
     params = drawn(tiny, METHODS["language_model"](tiny).shapes(64))

@@ -1,0 +1,57 @@
+"""Rows that a language model is given, made of texts and what stands before them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from retro_jax.model import cache
+from retro_jax.model.layers import ROWS
+from retro_jax.model.retro import PAD
+
+
+def rows(texts, tokens, count, end, width: int, window: int | None = None):
+    """What language models are given.
+
+    Args:
+      texts: [..., T], PAD where there is none. tokens: [..., L] the text. count: [...] how many of the tokens there
+        are. end: [...] where the chunk ends whose tokens come last. width: of a row. window: tokens that the whole
+        may have when the chunk is complete; `width` without it.
+
+    Returns:
+      rows [..., W], PAD at their ends, and for each of the L tokens how many of a row are up to it, itself included
+      [..., L].
+    """
+    before = (texts != PAD).sum(axis=-1)
+    at = jnp.arange(tokens.shape[-1])
+    kept = (at < count[..., None]) & (at >= (end - (window or width) + before)[..., None])
+    whole = jnp.concatenate([texts, jnp.where(kept, tokens, PAD)], axis=-1)
+    real = whole != PAD
+    order = jnp.argsort(~real, axis=-1, stable=True)
+    rows = jnp.take_along_axis(whole, order, axis=-1)[..., :width]
+    return rows, jnp.cumsum(real, axis=-1)[..., texts.shape[-1] :]
+
+
+def flat(x, axes: int):
+    """Its first axes as one."""
+    size = int(np.prod(x.shape[:axes]))
+    return jnp.reshape(x, (size, *x.shape[axes:]), out_sharding=ROWS)
+
+
+def spread(rows, streams: int):
+    """The numbers of the streams of rows: [b] -> [b S]."""
+    return (rows[:, None] * streams + jnp.arange(streams)).reshape(-1)
+
+
+def split(logits, streams: int):
+    """[B S, V] -> [B, S, V]."""
+    return jnp.reshape(
+        logits, (len(logits) // streams, streams, logits.shape[-1]), out_sharding=cache.over_rows(3)
+    )
+
+
+def mixed(logits, weights):
+    """log of the mixture of the streams' probabilities: logits [B, S, ..., V] and log weights [B, S, ...]; those of
+    one stream as they are."""
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    return jax.nn.logsumexp(jax.nn.log_softmax(logits) + weights[..., None], axis=1)
