@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from retro_jax.methods import retro
-from retro_jax.methods.atlas import Atlas
+from retro_jax.methods.atlas import Reader
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Settings(retro.Settings):
     of: ClassVar[str] = "method_settings.cepe."
 
 
-class Cepe(Atlas):
+class Cepe(Reader):
     """Atlas's reader around the trained language model, which is frozen; its cross-attention begins as the identity.
     (CEPE itself has one in every layer, and trains in two stages.)"""
 

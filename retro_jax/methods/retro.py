@@ -70,7 +70,10 @@ class Retro(LanguageModel):
 
     def binding(self) -> dict[str, Any]:
         """The whole network, and how reading is taught."""
-        return binding(self.model, "model.") | binding(self.settings, self.settings.of)
+        taught = {
+            n: getattr(self.settings, n) for n in ("own_continuation", "own_continuation_until")
+        }
+        return binding(self.model, "model.") | {self.settings.of + n: v for n, v in taught.items()}
 
     def example(
         self, record: Mapping[str, np.ndarray], rng: np.random.Generator, done: float

@@ -47,7 +47,8 @@ def attend(q, k, v, mask, relative=None, causal_from=None, statistics=False):
       relative: (table [S, N, A, H], u [N, A, H], w [N, A, H]): projected positions in the order of
         `distances`, the same for each memory, content bias and position bias; or None.
       causal_from: query i attends keys up to i + causal_from; None attends all.
-      statistics: also say where the attention went.
+      statistics: also say where the attention went: "attention", or "values", which is that times the norms of
+        the values.
 
     Returns:
       [B, G, I, N, A, H], exactly 0 where the mask allows no key (logits and softmax are float32),
@@ -64,6 +65,9 @@ def attend(q, k, v, mask, relative=None, causal_from=None, statistics=False):
     mass = (
         jax.nn.softmax(_logits(*_queries(q, relative, k.shape[3]), k, mask), axis=(-2, -1)) * mask
     )
+    if statistics == "values":
+        norms = jnp.linalg.norm(v.astype(jnp.float32), axis=-1)  # [B, G, K, J, N]
+        mass = mass * jnp.moveaxis(norms, 4, 0)[:, :, :, None, None]
     halves = [m.sum(-1) for m in jnp.split(mass, [k.shape[3] // 2], axis=-1)]
     return y, jnp.stack(halves, axis=-1).mean((0, 4))
 

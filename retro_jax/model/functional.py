@@ -74,12 +74,14 @@ def apply(config: ModelConfig, params: dict, tokens, neighbours=None) -> jax.Arr
     return model.logits(model(tokens, neighbours)[0])
 
 
-def statistics(config: ModelConfig, params: dict, tokens, neighbours) -> dict[str, jax.Array]:
+def statistics(
+    config: ModelConfig, params: dict, tokens, neighbours, kind: str = "attention"
+) -> dict[str, jax.Array]:
     """What every CCA layer did, first axis P: ratio [P, B, L] and mass [P, B, L, K, 2].
 
-    See `cross.statistics_of`. P runs over `config.reading.cca_layers`.
+    See `cross.statistics_of`. P runs over `config.reading.cca_layers`. kind: see `attend.attend`.
     """
-    return network(config, params)(tokens, neighbours, statistics=True)[1]
+    return network(config, params)(tokens, neighbours, statistics=kind)[1]
 
 
 def token_logprobs(config: ModelConfig, params: dict, tokens, neighbours=None) -> jax.Array:

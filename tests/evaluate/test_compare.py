@@ -94,7 +94,7 @@ def test_a_trained_retriever_has_neighbours_of_its_own(compared):
     method = method_of(work.experiment, "replug_lsr")
     method.prepare(work)
     table, queries = Prepared(work).table("heldout"), Prepared(work).queries("heldout")
-    ids, distances = method.neighbours(work, queries.rows(slice(0, 20)))
+    ids, distances = method.neighbours(work, queries.rows(slice(0, 20)), table)
     live = method.retriever(work).retrieve(table.tokens[:20])
     np.testing.assert_allclose(live.distances, distances, rtol=1e-4)
     np.testing.assert_array_equal(live.ids, ids)

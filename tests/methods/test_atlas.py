@@ -5,11 +5,14 @@ import numpy as np
 import pytest
 from conftest import altered, drawn
 
+from retro_jax.methods import reader_says
 from retro_jax.methods.atlas import Atlas
 from retro_jax.methods.cepe import Cepe
 from retro_jax.methods.method import METHODS, Retrieved
+from retro_jax.methods.query_map import Examples
 from retro_jax.methods.retro import Retro
 from retro_jax.model import cross, sizes
+from retro_jax.model.attend import attend
 from retro_jax.model.cache import Fresh
 
 VOCAB, K = 50, 2
@@ -153,3 +156,66 @@ def test_the_flops_are_those_of_the_traced_program(tiny, mesh):
     traced = jax.make_jaxpr(lambda p, t, n: method.logprobs(p, t, Retrieved(n)))(shapes, *given)
     assert method.flops(VOCAB, length) == pytest.approx(sizes.dot_flops(traced.jaxpr), rel=0.1)
     assert method.flops(VOCAB, length) < Retro(tiny, K).flops(VOCAB, length)
+
+
+def chunks(config, n: int = 6, candidates: int = 3) -> Examples:
+    """Training chunks, what follows, candidates; one text ends early, and one document."""
+    m, rng = config.reading.chunk, np.random.default_rng(1)
+    texts, following = rng.integers(1, VOCAB, (2, n, m)).astype(np.int32)
+    following[1, 1:] = 0
+    near = rng.integers(1, VOCAB, (n, candidates, 2 * m)).astype(np.int32)
+    near[2, 0, m:] = 0
+    vectors = rng.normal(size=(n, 5)), rng.normal(size=(n, candidates, 5))
+    queries, found = (x.astype(np.float32) for x in vectors)
+    return Examples(queries, found, texts, following, near, np.arange(n))
+
+
+def test_what_the_reader_says_of_documents_is_what_it_says_of_each_alone(tiny, mesh):
+    """In plain loops: with one document, with all but one; and where it looks, from its own statistics."""
+    method, given = Atlas(tiny, K), chunks(tiny)
+    params, m = drawn(method.model, method.shapes(VOCAB)), tiny.reading.chunk
+    of = given, method, params, mesh, 4
+    (logp, tokens), (left_out, _) = reader_says.alone(*of), reader_says.without(*of)
+    looked, score = reader_says.attended(*of), jax.jit(method.logprobs)
+    for i in range(6):
+        text = np.concatenate([given.texts[i], given.following[i]])[None]
+        there = text[0, m:] > 0
+        assert tokens[i] == there.sum()
+
+        def said(near, text=text, there=there):
+            both = np.stack([near, np.zeros_like(near)])[None]
+            read = Retrieved(put(both), put(np.zeros(both.shape[:3], np.float32)))
+            return np.asarray(score(params, put(text), read))[0, m:][there].sum()
+
+        for k in range(3):
+            near = given.neighbours[i]
+            np.testing.assert_allclose(logp[i, k], said(near[k : k + 1]), rtol=1e-4)
+            rest = near * (np.arange(3) != k)[:, None]
+            np.testing.assert_allclose(left_out[i, k], said(rest), rtol=1e-4)
+            np.testing.assert_allclose(said(rest), said(np.delete(near, k, 0)), rtol=1e-4)
+    assert (looked > 0).all()
+
+
+def test_attention_on_values_is_weights_times_norms():
+    """One head, one memory, in numpy."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=s).astype(np.float32) for s in ((3, 4), (6, 4), (6, 4)))
+    shaped = q[None, None, :, None, None], *(x[None, None, None, :, None] for x in (k, v))
+    mask = np.ones((1, 1, 1, 6), bool)
+    _, mass = attend(*shaped, mask, statistics="values")
+    logits = q @ k.T / 2
+    weights = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    weights *= np.linalg.norm(v, axis=1)
+    expected = np.stack([weights[:, :3].sum(1), weights[:, 3:].sum(1)], axis=-1)
+    np.testing.assert_allclose(mass[0, 0, :, 0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["pdist", "emdr2", "loop", "adist"])
+def test_its_retriever_learns_with_each_loss(tiny, mesh, loss):
+    method = Atlas(tiny, K, Atlas.Settings(retriever=loss, tau=0.05))
+    given, params = chunks(tiny), drawn(method.model, method.shapes(VOCAB))
+    made, rows = method.loss_of_scores(given, params, mesh, 4), np.array([0, 2, 3, 5])
+    scores = np.random.default_rng(0).normal(size=(4, 3))
+    before, grad = jax.value_and_grad(made)(scores, rows)
+    assert np.abs(grad).max() > 1e-4
+    assert made(scores - 0.1 * grad, rows) < before
