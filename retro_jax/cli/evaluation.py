@@ -57,16 +57,20 @@ def _compare(args, fields) -> int:
         raise UserError(f"--limit={args.limit}: is for --task=KIND:FILE, and must be at least 1")
     if args.task:
         items.read(*items.parse(args.task), args.limit)  # before anything is trained
+    if args.seeds < 1:
+        raise UserError(f"--seeds={args.seeds}: must be at least 1")
     work = ready(open_work(args, fields))
     methods = compare.chosen(work.experiment, args.methods)
+    fewer = compare.fewer_of(work.experiment, args.k)
     keep(work)
 
     def run():
-        train_all(work, methods)
+        for seed in range(args.seeds):
+            train_all(work.seeded(seed), methods)
         if args.task:
             compare_tasks.run(work, methods, args.task, args.limit)
             return
-        for split, manifest in compare.compare(work, methods).items():
+        for split, manifest in compare.compare(work, methods, args.seeds, fewer).items():
             comparison.show(split, manifest["counts"], decision.decide(manifest["counts"], stated))
             print(compared.write(work.compared(split), stated))
 
@@ -145,6 +149,8 @@ COMMANDS = (
                 "--methods",
                 "names with commas between them; by default all (`retro config` lists them)",
             ),
+            Flag("--seeds", "trainings of every method, with train.seed, + 1, ...", int, 1),
+            Flag("--k", "fewer neighbours with which to score too, for the plots: 1,2"),
             Flag("--task", "lambada:FILE, choice:FILE or qa:FILE, instead of held-out text"),
             Flag("--limit", "of --task: items", int),
             Flag(

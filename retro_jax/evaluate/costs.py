@@ -57,7 +57,8 @@ def generated(work: WorkDir, method: Method, split: str) -> dict:
     with progress.bar(f"{method.name}: generating", len(ROWS)) as advance:
         for rows in ROWS:
             requests = [Request(p, tokens=_TOKENS, temperature=0) for p in prompts[:rows]]
-            with Generator.open(work, method.name, rows=rows, length=length) as generator:
+            sizes = {"rows": rows, "length": length, "k": method.k}
+            with Generator.open(work, method.name, **sizes) as generator:
                 generator.generate_all(requests)  # compiles
                 begin = time.perf_counter()
                 made = generator.generate_all(requests)

@@ -1,5 +1,7 @@
 """What the per-token log-probabilities say: bits per byte, what retrieval is worth, where it hurts."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from retro_jax.evaluate.chunks import CLASSES, EPS, Chunks, classes
@@ -42,13 +44,27 @@ def effect(rows: Rows, worse: str, better: str, seed: int = 0) -> dict:
 
     The interval is a bootstrap over whole documents: tokens of one document are not independent.
     """
+    return effect_over([rows], worse, better, seed)
+
+
+def effect_over(each: Sequence[Rows], worse: str, better: str, seed: int = 0) -> dict:
+    """The same of several trainings [S] on the same tokens: the mean over them. The bootstrap draws trainings, and
+    documents for all of them together; of two or three trainings it knows little of how far they are apart."""
+    rows = each[0]
     documents, index = np.unique(rows.rank[rows["document"]], return_inverse=True)
-    bits = (rows.nats[worse] - rows.nats[better]) / np.log(2)
-    gain = np.bincount(index, bits, len(documents))
-    size = np.bincount(index, rows["bytes"], len(documents))
-    drawn = np.random.default_rng(seed).integers(0, len(documents), (RESAMPLES, len(documents)))
-    low, high = np.percentile(gain[drawn].sum(1) / size[drawn].sum(1), [2.5, 97.5])
-    value = float(gain.sum() / size.sum())
+    size, rng = np.bincount(index, rows["bytes"], len(documents)), np.random.default_rng(seed)
+    gain = np.stack(
+        [
+            np.bincount(index, (r.nats[worse] - r.nats[better]) / np.log(2), len(documents))
+            for r in each
+        ]
+    )
+    drawn = rng.integers(0, len(documents), (RESAMPLES, len(documents)))
+    trainings = rng.integers(0, len(each), (RESAMPLES, len(each)))
+    times = np.stack([(trainings == s).sum(axis=1) for s in range(len(each))])  # [S, RESAMPLES]
+    total = sum(t * g[drawn].sum(1) for t, g in zip(times, gain)) / len(each)
+    low, high = np.percentile(total / size[drawn].sum(1), [2.5, 97.5])
+    value = float(gain.mean(axis=0).sum() / size.sum())
     return {"value": value, "low": float(low), "high": float(high), "documents": len(documents)}
 
 

@@ -45,6 +45,7 @@ METHODS = Table(
         "rag_tuned": "retro_jax.methods.rag_tuned:RagTuned",
         "replug": "retro_jax.methods.replug:Replug",
         "replug_lsr": "retro_jax.methods.replug_lsr:ReplugLsr",
+        "replug_lsr_full": "retro_jax.methods.replug_lsr_full:ReplugLsrFull",
         "knn_lm": "retro_jax.methods.knn_lm:KnnLm",
     },
 )

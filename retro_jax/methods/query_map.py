@@ -40,9 +40,7 @@ def examples(prepared: Prepared, count: int, candidates: int, seed: int = 0) -> 
     same text or id, as in `prepare`."""
     table, database = prepared.table("train"), prepared.database
     vectors = prepared.searched("train")
-    known = np.flatnonzero(np.asarray(table.continuation) >= 0)
-    rows = np.random.default_rng(seed).permutation(known)[:count]
-    rows.sort()
+    rows = drawn(table, count, seed)
     documents = np.asarray(table.document)[rows]
     number = copies(database)
     own = own_documents(table, database, number)[documents]
@@ -57,6 +55,12 @@ def examples(prepared: Prepared, count: int, candidates: int, seed: int = 0) -> 
         table.rows(rows), table.rows(np.asarray(table.continuation)[rows]), database.values(ids),
         documents,
     )  # fmt: skip
+
+
+def drawn(table, count: int, seed: int = 0) -> np.ndarray:
+    """Chunks of a table that have a next one, at random, in order [n]."""
+    known = np.flatnonzero(np.asarray(table.continuation) >= 0)
+    return np.sort(np.random.default_rng(seed).permutation(known)[:count])
 
 
 def logp_of_following(

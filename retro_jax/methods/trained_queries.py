@@ -90,7 +90,7 @@ class TrainedQueries:
         def mapped(queries: Queries) -> Queries:
             return queries._replace(searched=queries.searched @ self._map)
 
-        return open_retriever(WorkDir(work.root, plain), mapped)
+        return open_retriever(work.asking(plain), mapped)
 
     def _trained(self, work: WorkDir) -> Path:
         out = work.datastore(self.name)

@@ -99,12 +99,16 @@ def _table(summary: dict, facts: dict) -> Section:
     )
     head = ["method", "reads", "bits per byte", "little overlap", "no copy"]
     head += ["content", "content, little overlap"]
+    if summary["trainings"] > 1:
+        head.append("each training")
+        caption += f" Means of {summary['trainings']} trainings; intervals are over documents and trainings."
     table = [
         [
             n, methods[n]["reads"],
             *(bits(_of(methods[n][part], "bits_per_byte")) for part in ("all", "filtered", "novel")),
             interval(methods[n]["all"].get("content")),
             interval(_of(methods[n]["filtered"], "content")),
+            *([", ".join(map(bits, methods[n]["seeds"]))] if "seeds" in methods[n] else []),
         ]
         for n in names
     ]  # fmt: skip
@@ -141,6 +145,11 @@ def _pareto(summary: dict) -> list[Section]:
         ("gflop", "Quality against work", "GFLOP a token", lambda m: m["gflops_per_token"]),
     ):  # fmt: skip
         points = {n: (value(m), m["all"]["bits_per_byte"]) for n, m in methods.items()}
+        points |= {
+            f"{n}, k = {k}": (value(m), m["bits_per_byte"])
+            for n, of in methods.items()
+            for k, m in of["fewer"].items()
+        }
         best = [
             n for n, (x, y) in points.items()
             if not any(a <= x and b <= y and (a, b) != (x, y) for a, b in points.values())

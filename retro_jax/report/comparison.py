@@ -12,7 +12,7 @@ _WIDTH = 160  # of a log
 
 
 def show(split: str, summary: dict, decision: Decision):
-    """Prints what `evaluate.compare.summary` says, a row a method, and what to deploy."""
+    """Prints what `evaluate.beside.summary` says, a row a method, and what to deploy."""
     table = Table(
         title=f"{split}: {summary['documents']} documents, {summary['bytes']:,} bytes",
         caption="bits per byte (lower is better); gain over the language model; content: real neighbours against "

@@ -56,7 +56,7 @@ class Decision:
 
 
 def decide(summary: dict, stated: Stated) -> Decision:
-    """The decision of a comparison's summary (`evaluate.compare.summary`)."""
+    """The decision of a comparison's summary (`evaluate.beside.summary`)."""
     methods, documents = summary["methods"], summary["documents"]
     out = {n: why for n in methods if n != BASE and (why := _barred(n, methods[n], stated))}
     rest = [n for n in methods if n not in out and n != BASE]

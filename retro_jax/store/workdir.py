@@ -8,6 +8,7 @@ evaluate/SPLIT            the rows of an evaluation, its figures and its report
 evaluate/tasks/NAME.json  the answers to a task
 scores/SPLIT/METHOD       log-probabilities of a split's tokens, for a comparison
 compare/SPLIT             a comparison of methods: those beside each other, and its figures
+seeds/S                   train, datastore and scores of another train.seed, for a comparison
 databases/NAME            what was added to a database after it was prepared
 completions/NAME          the continuations of a file of prompts
 generate.json summary.json
@@ -37,14 +38,21 @@ class WorkDir:
     Args:
       root: the directory; it need not exist.
       experiment: the experiment; by default the one that is stored there.
+      prepared_in: the directory whose prepared text it uses; by default its own.
 
     Raises:
       UserError: `experiment` is asked for, was not given, and none is stored.
     """
 
-    def __init__(self, root: Path | str, experiment: Experiment | None = None):
+    def __init__(
+        self,
+        root: Path | str,
+        experiment: Experiment | None = None,
+        prepared_in: Path | None = None,
+    ):
         path = UPath(root)
         self.root = Path(path) if isinstance(path, Path) else path
+        self._prepared_in = prepared_in or self.root
         if experiment is not None:
             self.experiment = experiment
 
@@ -95,7 +103,21 @@ class WorkDir:
 
     def prepared(self, step: str = "") -> Path:
         """Where a step of the pipeline lies, chunks/train for example; all steps without a name."""
-        return self.root / "prepare" / step if step else self.root / "prepare"
+        base = self._prepared_in / "prepare"
+        return base / step if step else base
+
+    def asking(self, experiment: Experiment) -> "WorkDir":
+        """The same directory for another experiment."""
+        return WorkDir(self.root, experiment, self._prepared_in)
+
+    def seeded(self, more: int) -> "WorkDir":
+        """Where what is trained with a seed `more` above the experiment's is; it is no directory of its own."""
+        if not more:
+            return self
+        e = self.experiment
+        seed = e.train.seed + more
+        e = dataclasses.replace(e, train=dataclasses.replace(e.train, seed=seed))
+        return WorkDir(self.root / "seeds" / str(seed), e, self._prepared_in)
 
     def trained(self, method: str) -> Path:
         """The directory of a training run."""
@@ -138,7 +160,7 @@ class WorkDir:
     @property
     def databases(self) -> Path:
         """The directory of the databases that were changed or made after `prepare`."""
-        return self.root / "databases"
+        return self._prepared_in / "databases"
 
     @property
     def generated(self) -> Path:

@@ -1,0 +1,224 @@
+"""REPLUG-LSR whole (Shi et al. 2023, arXiv 2301.12652, section 4): an encoder of queries and documents is trained, and
+the index is made again while it is.
+
+The encoder (dual_encoder.py) begins as an imitation of the retriever that was prepared. A round looks the candidates of
+training chunks up, asks the language model how probable each makes what follows, trains, and makes the index again.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import jax
+import numpy as np
+import optax
+
+from retro_jax import progress
+from retro_jax.config.fields import binding, require, require_at_least, setting
+from retro_jax.config.filters import Where
+from retro_jax.corpus.chunks import ChunkTable
+from retro_jax.databases.database import PREPARED, Databases
+from retro_jax.databases.retriever import Neighbours, Retriever
+from retro_jax.errors import UserError
+from retro_jax.methods import dual_encoder, query_map, replug
+from retro_jax.methods.retriever_losses import lsr
+from retro_jax.methods.trained_queries import Training
+from retro_jax.model import functional
+from retro_jax.pipeline.prepared import Prepared
+from retro_jax.pipeline.recipe import database_split
+from retro_jax.retrieval import division
+from retro_jax.retrieval.forbidden import copies, own_documents
+from retro_jax.retrieval.index import INDEXES, Found, Given
+from retro_jax.retrieval.neighbours import Owners, find
+from retro_jax.retrieval.ranking import Queries
+from retro_jax.retrieval.sharded import ShardedIndex
+from retro_jax.store import artefact
+from retro_jax.store.workdir import WorkDir
+from retro_jax.train import sharding
+from retro_jax.train.restore import check_trained, restore_trained
+
+_OF = "method_settings.replug_lsr_full."
+_BATCH = 64  # training chunks of a step
+
+
+@dataclass(frozen=True)
+class Settings(Training, replug.Settings):
+    """The fields `method_settings.replug_lsr_full.*`."""
+
+    of: ClassVar[str] = _OF
+    beta: float = setting(1.0, "temperature of the language model's log p of a whole chunk")
+    gamma: float = setting(0.1, "temperature of the retriever, whose scores are cosines")
+    rounds: int = setting(
+        3, "times that candidates are looked up; before each the index is made anew"
+    )
+    imitates: int = setting(600, "steps in which the encoder becomes like the prepared retriever")
+    dim: int = setting(256, "numbers of a vector, where the prepared ones have another number")
+
+    def __post_init__(self):
+        Training.__post_init__(self)
+        replug.Settings.__post_init__(self)
+        require(self.beta > 0, f"{_OF}beta", self.beta, "must be above 0")
+        require_at_least(1, _OF, self, "rounds", "dim")
+        require_at_least(0, _OF, self, "imitates")
+
+
+class ReplugLsrFull(replug.Replug):
+    """REPLUG with an encoder and an index of its own."""
+
+    name = "replug_lsr_full"
+    meaning = "each of the neighbours of a retriever of its own, in a prompt of its own"
+    Settings = Settings
+    retrieves = True
+    _opened: tuple[dict, ShardedIndex] | None = None
+
+    def prepare(self, work: WorkDir):
+        """Trains encoder and index, and opens them."""
+        if self._opened is None:
+            out = self._trained(work)
+            with np.load(out / "encoder.npz") as file:
+                self._opened = dict(file), ShardedIndex(out / "index")
+
+    def neighbours(self, work: WorkDir, queries: Queries, table: ChunkTable) -> Found:
+        """What the chunks' own vectors find."""
+        params, index = self._opened
+        return index.search(dual_encoder.encode_all(params, table.tokens), self.k)
+
+    def retriever(self, work: WorkDir) -> Retriever:
+        """Searches the index of its own, which has what was prepared and nothing that was added."""
+        return _Own(Databases(Prepared(work)), self.k, *self._opened)
+
+    def _trained(self, work: WorkDir) -> Path:
+        out = work.datastore(self.name)
+        settings = dict(binding(self.settings, _OF))
+        settings["evaluate.checkpoint"] = work.experiment.evaluate.checkpoint
+        inputs = [check_trained(work, self), work.prepared("index"), work.prepared("chunks/train")]
+        with work.lock("datastore"):
+            artefact.renew(out, settings, inputs, lambda partial: self._make(work, partial))
+        return out
+
+    def _make(self, work: WorkDir, out: Path) -> dict:
+        s, e, prepared = self.settings, work.experiment, Prepared(work)
+        table, database = prepared.table("train"), prepared.database
+        number = copies(database)
+        owners = Owners(np.asarray(database.document), number)
+        rows = query_map.drawn(table, s.chunks)
+        own = own_documents(table, database, number)[np.asarray(table.document)[rows]]
+        mesh, losses = sharding.make_mesh(e.mesh), []
+        params = self._first(prepared, database)
+        for round_ in range(s.rounds):
+            vectors = dual_encoder.encode_all(params, database.tokens)
+            index = self._index(e, vectors, out / f"index{round_}")
+            queries = dual_encoder.encode_all(params, table.rows(rows))
+            ids, _ = find(index, queries, own, owners, s.candidates)
+            full = (ids >= 0).all(axis=1)
+            if not full.any():
+                raise UserError(
+                    f"config field {_OF}candidates = {s.candidates}: no training chunk has so many neighbours in "
+                    "other documents; lower it"
+                )
+            given = _examples(table, database, rows[full], ids[full])
+            with jax.set_mesh(mesh):
+                weights = restore_trained(work, self, mesh)
+
+                def logprobs(weights, tokens):
+                    return functional.token_logprobs(self.model, weights, tokens)
+
+                batch = e.evaluate.batch
+                logp = query_map.logp_of_following(given, weights, logprobs, mesh, batch)
+            params, found = self._train(params, given, database.rows(ids[full]), logp, round_)
+            losses.append(found)
+            shutil.rmtree(out / f"index{round_}")
+        vectors = dual_encoder.encode_all(params, database.tokens)
+        self._index(e, vectors, out / "index")
+        np.savez(out / "encoder.npz", **{n: np.asarray(p) for n, p in params.items()})
+        return {
+            "chunks": int(full.sum()),
+            "loss": losses,
+            "parameters": sum(p.size for p in params.values()),
+        }
+
+    def _first(self, prepared: Prepared, database: ChunkTable) -> dict:
+        """An encoder that does what the prepared retriever does, or a fresh one where that has no vectors."""
+        s, vocab = self.settings, prepared.tokenizer.vocab
+        if INDEXES[prepared.experiment.retrieval.index].takes == "words":
+            return dual_encoder.init(vocab, s.dim)
+        vectors = prepared.searched(database_split(prepared.experiment))
+        params = dual_encoder.init(vocab, vectors.shape[1])
+        return dual_encoder.imitate(params, database.tokens, vectors, s.imitates)
+
+    def _index(self, e, vectors: np.ndarray, out: Path) -> ShardedIndex:
+        shutil.rmtree(out, ignore_errors=True)  # of a run that was stopped
+        out.mkdir()
+        r = type(e.retrieval)(neighbours=self.settings.candidates, index="auto", rerank="none")
+        with progress.bar("index of the encoder", None):
+            division.build(vectors, out, r, Given(self.settings.candidates))
+        return ShardedIndex(out)
+
+    def _train(self, params: dict, given: query_map.Examples, documents, logp, seed: int):
+        """A round; the parameters, and the loss before and after."""
+        s, optimizer, rng = (
+            self.settings,
+            optax.adam(self.settings.rate),
+            np.random.default_rng(seed),
+        )
+        state, texts = optimizer.init(params), given.texts.astype(np.int32)
+        documents = documents.astype(np.int32)
+
+        def loss(params, texts, documents, logp):
+            queries = dual_encoder.encode(params, texts)
+            near = dual_encoder.encode(params, documents)
+            return lsr((queries[:, None] * near).sum(axis=-1) / s.gamma, logp, s.beta)
+
+        @jax.jit
+        def step(params, state, *given):
+            grads = jax.grad(loss)(params, *given)
+            updates, state = optimizer.update(grads, state)
+            return optax.apply_updates(params, updates), state
+
+        def now(params) -> float:
+            return float(loss(params, texts, documents, logp))
+
+        before = now(params)
+        with progress.bar(f"training the retriever, round {seed + 1}", s.steps) as advance:
+            for _ in range(s.steps):
+                rows = rng.integers(0, len(texts), min(_BATCH, len(texts)))
+                params, state = step(params, state, texts[rows], documents[rows], logp[rows])
+                advance(1)
+        return params, [before, now(params)]
+
+
+class _Own(Retriever):
+    """Live retrieval with an encoder and an index of its own."""
+
+    def __init__(self, databases: Databases, k: int, params: dict, index: ShardedIndex):
+        super().__init__(databases, k)
+        self._params, self._index, self._encode = params, index, jax.jit(dual_encoder.encode)
+
+    def retrieve(
+        self, chunks: np.ndarray, k: int | None = None, where: Where | None = None,
+        databases: Sequence[str] = (PREPARED,),
+    ) -> Neighbours:  # fmt: skip
+        """See `Retriever.retrieve`.
+
+        Raises:
+          UserError: a filter, or other databases: its index has neither.
+        """
+        if where or list(databases) != [PREPARED]:
+            raise UserError(
+                "replug_lsr_full searches an index of its own, of what was prepared: leave `where` and `databases` out"
+            )
+        vectors = np.asarray(self._encode(self._params, np.asarray(chunks, np.int32)))
+        ids, distances = self._index.search(vectors, self.k if k is None else k)
+        return Neighbours(self.values(ids), ids, distances)
+
+
+def _examples(table: ChunkTable, database: ChunkTable, rows, ids) -> query_map.Examples:
+    """Training chunks with candidates [n, K]; without vectors, which change."""
+    none = np.zeros((len(rows), 0), np.float32)
+    following = table.rows(np.asarray(table.continuation)[rows])
+    documents = np.asarray(table.document)[rows]
+    return query_map.Examples(
+        none, none[:, None], table.rows(rows), following, database.values(ids), documents
+    )
