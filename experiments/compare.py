@@ -16,8 +16,8 @@ from retro_jax.config import experiment_beside
 def get_config():
     config = experiment_beside(__file__, "quickstart").get_config()
     config.name = "compare"
-    taught = config.method_settings.retro  # to read: what it gets, the other readers get
-    config.method_settings.update(atlas=taught, cepe=taught)
+    taught = dict(config.method_settings.retro)  # to read: what it gets, the other readers get
+    config.method_settings.update(atlas=dict(taught), cepe=dict(taught))
     config.train.length, config.train.batch, config.train.steps = 768, 2, 480
     config.evaluate.stride, config.evaluate.batch = 576, 4
     return config

@@ -36,9 +36,13 @@ def _serve(args, fields) -> int:
         if not 1 <= value <= most:
             raise UserError(f"--{name}={value}: must lie between 1 and {most:,}")
     work = ready(open_work(args, fields))
+    from retro_jax.methods.method import method_of
     from retro_jax.serve import server
 
-    server.serve(work, args.host, args.port, args.rows, args.length, args.method)
+    methods = tuple(dict.fromkeys(args.method.split(",")))
+    for name in methods:
+        method_of(work.experiment, name)  # refuses one that there is not before any is opened
+    server.serve(work, args.host, args.port, args.rows, args.length, methods)
     return 0
 
 
@@ -72,7 +76,12 @@ COMMANDS = (
             Flag(
                 "--length", "tokens that a prompt and its continuation can have together", int, 1024
             ),
-            _METHOD,
+            Flag(
+                "--method",
+                "methods that requests can name, with commas; the first answers where none is named",
+                str,
+                "retro",
+            ),
         ),
     ),
 )

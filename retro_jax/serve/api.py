@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retro_jax.config.filters import Where
@@ -38,6 +39,7 @@ class Asked:
     Attributes:
       requests: `n` for each prompt, in order.
       logprobs: how many probable tokens each place is to show; None: no log p at all.
+      method: the name of the method that answers.
     """
 
     requests: list[Request]
@@ -46,13 +48,15 @@ class Asked:
     include_usage: bool = False
     echo: bool = False
     logprobs: int | None = None
+    method: str = ""
 
 
-def asked(body, model: str, tokenizer, most: int) -> Asked:
+def asked(body, model: str, tokenizer, most: int, methods: Sequence[str] = ()) -> Asked:
     """What a body, as JSON was read, asks for.
 
     Args:
       model: the name of the one that is served.
+      methods: names of those that answer, the first one where a body names none.
       tokenizer: of prompts that are token ids.
       most: choices that one body may ask for, those of all prompts together.
 
@@ -63,6 +67,10 @@ def asked(body, model: str, tokenizer, most: int) -> Asked:
     if f.get("model", model) != model:
         message = f"model = {f['model'][:60]!r}: there is no such model here; give {model!r}, or leave it out"
         raise Refused(message, "model", 404, "model_not_found")
+    method = f.get("method", next(iter(methods), ""))
+    if "method" in f and method not in methods:
+        remedy = f"must be one of those that this server was started with: {', '.join(methods)}"
+        raise wrong("method", method, remedy)
     prompts = _prompts(reading.needed(f, "prompt", 'a text, for example "It was"'), tokenizer)
     n, stream, logprobs = f.get("n", 1), f.get("stream", False), f.get("logprobs")
     if len(prompts) * n > most:
@@ -100,6 +108,7 @@ def asked(body, model: str, tokenizer, most: int) -> Asked:
         f.get("stream_options", {}).get("include_usage", False),
         f.get("echo", False),
         logprobs,
+        method,
     )
 
 
@@ -198,6 +207,7 @@ _RETRIEVAL = {
 }
 _FIELDS = {
     "model": text,
+    "method": text,
     "prompt": _prompt,
     "max_tokens": whole(0, _MANY),
     "temperature": number,

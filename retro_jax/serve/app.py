@@ -37,12 +37,16 @@ class Service:
     """What the routes share.
 
     Args:
+      generators: of each method that a request can name; the first one answers where it names none.
       name: of the model. key: that /v1 asks for; None: nobody is asked.
     """
 
-    def __init__(self, generator: Generator, name: str, limits: Limits, key: str | None):
-        self.generator, self.name, self.limits, self.key = generator, name, limits, key
-        self.metrics, self.running = Metrics(generator), set()
+    def __init__(
+        self, generators: dict[str, Generator], name: str, limits: Limits, key: str | None
+    ):
+        self.generators, self.generator = generators, next(iter(generators.values()))
+        self.name, self.limits, self.key = name, limits, key
+        self.metrics, self.running = Metrics(list(generators.values())), set()
         # One, so that who comes first is queued first; reading and tokenising hold up nobody else.
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="requests")
         self._began, self._changing = int(time.time()), asyncio.Lock()
@@ -77,7 +81,7 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         """Whether continuations can be asked for."""
-        failed = self.generator.error is not None
+        failed = any(g.error is not None for g in self.generators.values())
         return json_response({"status": "failed" if failed else "ok"}, 503 if failed else 200)
 
     async def measured(self, request: Request) -> Response:
@@ -91,6 +95,7 @@ class Service:
         model = {
             "id": self.name, "object": "model", "created": self._began, "owned_by": "retro_jax",
             "length": g.length, "rows": g.rows, "k": g.k, "databases": names,
+            "methods": list(self.generators),
         }  # fmt: skip
         return json_response({"object": "list", "data": [model]})
 
@@ -117,8 +122,9 @@ class Service:
 
     def _submit(self, body: bytes, running: Running) -> api.Asked:
         """Reads a body and queues what it asks for; in the reader's thread."""
-        g = self.generator
-        asked = api.asked(json_of(body), self.name, g.tokenizer, self.limits.queue)
+        given = self.name, self.generator.tokenizer, self.limits.queue, list(self.generators)
+        asked = api.asked(json_of(body), *given)
+        g = self.generators[asked.method]
         for request in asked.requests[:: asked.n]:
             g.check(request)
         if g.error:

@@ -1,6 +1,6 @@
 """What a server counts, for Prometheus."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -13,10 +13,10 @@ _SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 7, 10, 15,
 
 
 class Metrics:
-    """Counts of one server; the generator keeps its own."""
+    """Counts of one server; its generators keep their own."""
 
-    def __init__(self, generator: Generator):
-        self._generator, self._registry = generator, CollectorRegistry()
+    def __init__(self, generators: Sequence[Generator]):
+        self._generators, self._registry = generators, CollectorRegistry()
         seconds = {"buckets": _SECONDS, "registry": self._registry}
         self._requests = Counter(
             "retro_http_requests", "Requests to /v1 by status; 499: the client was gone before an answer",
@@ -51,15 +51,22 @@ class Metrics:
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator:
-        """What the generator has counted."""
-        g = self._generator
-        yield CounterMetricFamily("retro_tokens", "Tokens drawn", value=g.drawn)
-        yield CounterMetricFamily("retro_lookups", "Chunks looked up", value=g.lookup.looked_up)
+        """What the generators have counted, together."""
+
+        def total(of) -> int:
+            return sum(map(of, self._generators))
+
+        yield CounterMetricFamily("retro_tokens", "Tokens drawn", value=total(lambda g: g.drawn))
         yield CounterMetricFamily(
-            "retro_lookups_failed", "Look-ups that failed", value=g.lookup.failed
+            "retro_lookups", "Chunks looked up", value=total(lambda g: g.lookup.looked_up)
+        )
+        yield CounterMetricFamily(
+            "retro_lookups_failed", "Look-ups that failed", value=total(lambda g: g.lookup.failed)
         )
         yield GaugeMetricFamily(
-            "retro_queue_length", "Continuations without a row", value=g.waiting
+            "retro_queue_length", "Continuations without a row", value=total(lambda g: g.waiting)
         )
-        yield GaugeMetricFamily("retro_rows_busy", "Rows that are taken", value=g.busy)
-        yield GaugeMetricFamily("retro_rows", "Rows", value=g.rows)
+        yield GaugeMetricFamily(
+            "retro_rows_busy", "Rows that are taken", value=total(lambda g: g.busy)
+        )
+        yield GaugeMetricFamily("retro_rows", "Rows", value=total(lambda g: g.rows))

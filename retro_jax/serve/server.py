@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import struct
+from collections.abc import Sequence
 
 from retro_jax import progress
 from retro_jax.errors import UserError
@@ -30,13 +31,15 @@ _BUFFER = 2**17  # bytes that the kernel keeps for a client that does not read
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 2\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
-def serve(work: WorkDir, host: str, port: int, rows: int, length: int, method: str = "retro"):
+def serve(
+    work: WorkDir, host: str, port: int, rows: int, length: int, methods: Sequence[str] = ("retro",)
+):
     """Answers HTTP requests until SIGTERM or Ctrl-C; then those that run may go on for some seconds.
 
     Args:
       rows: continuations that are decoded together.
       length: tokens that a prompt and its continuation can have together.
-      method: the name of the method that generates.
+      methods: names of those that a request can ask for; the first one answers where it names none.
 
     Raises:
       UserError: the address cannot be had, something is missing from the working directory or was made
@@ -45,13 +48,15 @@ def serve(work: WorkDir, host: str, port: int, rows: int, length: int, method: s
     key, limits, name = os.environ.get(KEY), Limits(), work.experiment.name
     if key == "":
         raise UserError(f"{KEY} is empty: set it to a key that clients must give, or unset it")
-    with (
-        bound(host, port) as listening,
-        Generator.open(work, method, rows=rows, length=length) as generator,
-    ):
+    with bound(host, port) as listening, contextlib.ExitStack() as stack:
+        generators = {}
+        for method in methods:
+            generator = Generator.open(work, method, rows=rows, length=length)
+            generators[method] = stack.enter_context(generator)
         progress.say("compiling what requests will need")
-        generator.warm_up()
-        answering = server(Service(generator, name, limits, key), limits)
+        for generator in generators.values():
+            generator.warm_up()
+        answering = server(Service(generators, name, limits, key), limits)
         _listen(listening, host, port)
         where = f"[{host}]" if ":" in host else host
         print(f"retro serves {name} on http://{where}:{port} (Ctrl-C ends it)", flush=True)

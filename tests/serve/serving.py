@@ -35,7 +35,8 @@ serve(work, "127.0.0.1", int(sys.argv[3]), 4, 512)
 def serving(generator, key: str | None = None, **limits):
     """(address, Service) of a server in a thread."""
     made = Limits(**limits)
-    service = Service(generator, "small", made, key)
+    every = generator if isinstance(generator, dict) else {"retro": generator}
+    service = Service(every, "small", made, key)
     with server.bound("127.0.0.1", 0) as listening:
         listening.listen()
         running = server.server(service, made)

@@ -10,6 +10,9 @@ import openai
 import pytest
 from serving import JSON, PROMPT, post, serving
 
+from retro_jax.generate.generator import Generator
+from retro_jax.store.workdir import WorkDir
+
 
 @pytest.fixture(scope="module")
 def address(generator):
@@ -248,3 +251,26 @@ def test_an_error_reaches_openais_client_as_its_own(client):
         client.completions.create(model="small", prompt="a", temperature=1000)
     with pytest.raises(openai.NotFoundError):
         client.completions.create(model="other", prompt="a")
+
+
+def test_a_request_names_the_method_that_answers(generator, finished, small):
+    """Of those that the server was started with; the first one where it names none."""
+    work = WorkDir(finished, small)
+    with Generator.open(work, "language_model", rows=1, length=160) as other:
+        expected = other.generate(PROMPT, tokens=20)
+        with serving({"retro": generator, "language_model": other}) as (address, _):
+            ask = {"prompt": PROMPT, "max_tokens": 20, "temperature": 0}
+            plain, named, itself = (
+                httpx.post(f"{address}/v1/completions", json=ask | more, timeout=60).json()
+                for more in ({}, {"method": "language_model"}, {"method": "retro"})
+            )
+            assert named["choices"][0]["text"] == expected.text
+            assert named["choices"][0]["retrieval"]["chunks"] == []
+            assert plain["choices"][0]["text"] == itself["choices"][0]["text"]
+            assert plain["choices"][0]["retrieval"]["chunks"]
+            model = httpx.get(f"{address}/v1/models").json()["data"][0]
+            assert model["methods"] == ["retro", "language_model"]
+            wrong = httpx.post(f"{address}/v1/completions", json=ask | {"method": "rag"})
+            assert wrong.status_code == 400
+            assert wrong.json()["error"]["param"] == "method"
+            assert "retro, language_model" in wrong.json()["error"]["message"]
