@@ -65,9 +65,14 @@ def encode_all(params: dict, tokens: np.ndarray) -> np.ndarray:
 
 
 def imitate(params: dict, tokens: np.ndarray, vectors: np.ndarray, steps: int, seed: int = 0):
-    """Parameters whose vectors of chunks [N, M] are like others' [N, E], normalised: where training begins."""
+    """Parameters by which chunks [N, M] are as near to each other as by others' vectors [N, X]: to begin with.
+
+    These are normalised, and projected at random to as many numbers as there are here, which keeps products nearly as
+    they are (Johnson and Lindenstrauss 1984).
+    """
     optimizer, rng = optax.adam(3e-3), np.random.default_rng(seed)
-    state = optimizer.init(params)
+    state, out = optimizer.init(params), params["into"].shape[1]
+    project = rng.standard_normal((vectors.shape[1], out)).astype(np.float32)
 
     def loss(params, tokens, vectors):
         return -(encode(params, tokens) * vectors).sum(axis=-1).mean()
@@ -81,7 +86,7 @@ def imitate(params: dict, tokens: np.ndarray, vectors: np.ndarray, steps: int, s
     with progress.bar("an encoder like the retriever", steps) as advance:
         for _ in range(steps):
             rows = np.sort(rng.integers(0, len(tokens), 512))
-            like = np.asarray(vectors[rows], np.float32)
+            like = np.asarray(vectors[rows], np.float32) @ project
             like /= np.maximum(np.linalg.norm(like, axis=-1, keepdims=True), 1e-9)
             params, state, _ = step(params, state, np.asarray(tokens[rows], np.int32), like)
             advance(1)

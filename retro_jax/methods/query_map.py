@@ -106,6 +106,13 @@ def scores(w, queries, candidates, spread: float):
     return -(((queries @ w)[:, None] - candidates) ** 2).sum(axis=-1) / spread
 
 
+def apart(documents: np.ndarray) -> np.ndarray:
+    """Which chunks are not trained on, of the documents that they are of [n]: those of every fourth; of a single
+    document all."""
+    number = np.unique(documents, return_inverse=True)[1]
+    return number % 4 == 0 if number.max(initial=0) else np.ones(len(number), bool)
+
+
 def train(
     given: Examples, loss: Callable, steps: int, rate: float
 ) -> tuple[np.ndarray, dict[str, list[float]]]:
@@ -115,10 +122,10 @@ def train(
 
     loss: from scores [m, K] and which examples they are of [m] to a number.
     """
-    apart = np.unique(given.documents, return_inverse=True)[1] % 4 == 0
-    parts = {"trained": np.flatnonzero(~apart), "apart": np.flatnonzero(apart)}
-    if not all(map(len, parts.values())):
-        parts = dict.fromkeys(parts, np.arange(len(given.queries)))
+    not_seen = apart(given.documents)
+    parts = {"trained": np.flatnonzero(~not_seen), "apart": np.flatnonzero(not_seen)}
+    if not_seen.all():
+        parts["trained"] = parts["apart"]
     spread, size = spread_of(given), given.queries.shape[1]
 
     def of(w, rows):

@@ -40,7 +40,7 @@ from retro_jax.train import sharding
 from retro_jax.train.restore import check_trained, restore_trained
 
 _OF = "method_settings.replug_lsr_full."
-_BATCH = 64  # training chunks of a step
+_BATCH, _LOOK = 64, 10  # training chunks of a step; steps between looks at what is not trained on
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Settings(Training, replug.Settings):
         3, "times that candidates are looked up; before each the index is made anew"
     )
     imitates: int = setting(600, "steps in which the encoder becomes like the prepared retriever")
-    dim: int = setting(256, "numbers of a vector, where the prepared ones have another number")
+    dim: int = setting(256, "numbers of a vector")
 
     def __post_init__(self):
         Training.__post_init__(self)
@@ -141,11 +141,11 @@ class ReplugLsrFull(replug.Replug):
 
     def _first(self, prepared: Prepared, database: ChunkTable) -> dict:
         """An encoder that does what the prepared retriever does, or a fresh one where that has no vectors."""
-        s, vocab = self.settings, prepared.tokenizer.vocab
+        s = self.settings
+        params = dual_encoder.init(prepared.tokenizer.vocab, s.dim)
         if INDEXES[prepared.experiment.retrieval.index].takes == "words":
-            return dual_encoder.init(vocab, s.dim)
+            return params
         vectors = prepared.searched(database_split(prepared.experiment))
-        params = dual_encoder.init(vocab, vectors.shape[1])
         return dual_encoder.imitate(params, database.tokens, vectors, s.imitates)
 
     def _index(self, e, vectors: np.ndarray, out: Path) -> ShardedIndex:
@@ -157,14 +157,15 @@ class ReplugLsrFull(replug.Replug):
         return ShardedIndex(out)
 
     def _train(self, params: dict, given: query_map.Examples, documents, logp, seed: int):
-        """A round; the parameters, and the loss before and after."""
+        """A round. Every fourth document is not trained on; the parameters are those with the least loss there, maybe
+        those before it. Returns them, and that loss before and after."""
         s, optimizer, rng = (
             self.settings,
             optax.adam(self.settings.rate),
             np.random.default_rng(seed),
         )
         state, texts = optimizer.init(params), given.texts.astype(np.int32)
-        documents = documents.astype(np.int32)
+        documents, apart = documents.astype(np.int32), query_map.apart(given.documents)
 
         def loss(params, texts, documents, logp):
             queries = dual_encoder.encode(params, texts)
@@ -178,15 +179,19 @@ class ReplugLsrFull(replug.Replug):
             return optax.apply_updates(params, updates), state
 
         def now(params) -> float:
-            return float(loss(params, texts, documents, logp))
+            return float(loss(params, texts[apart], documents[apart], logp[apart]))
 
-        before = now(params)
+        own = np.flatnonzero(~apart) if not apart.all() else np.arange(len(apart))
+        first = now(params)
+        best = first, params
         with progress.bar(f"training the retriever, round {seed + 1}", s.steps) as advance:
-            for _ in range(s.steps):
-                rows = rng.integers(0, len(texts), min(_BATCH, len(texts)))
+            for i in range(s.steps):
+                rows = rng.choice(own, min(_BATCH, len(own)), replace=False)
                 params, state = step(params, state, texts[rows], documents[rows], logp[rows])
+                if i % _LOOK == _LOOK - 1 or i == s.steps - 1:
+                    best = min(best, (now(params), params), key=lambda x: x[0])
                 advance(1)
-        return params, [before, now(params)]
+        return best[1], [first, best[0]]
 
 
 class _Own(Retriever):

@@ -170,8 +170,8 @@ def test_a_retriever_of_its_own_is_small_and_its_index_is_made_again(compared):
     counts = artefact.read(work.datastore("replug_lsr_full"))["counts"]
     assert counts["parameters"] <= 1_000_000
     assert len(counts["loss"]) == 2
-    for before, after in counts["loss"]:
-        assert after < before
+    for before, after in counts["loss"]:  # of documents that it was not trained on
+        assert after <= before
     method = method_of(work.experiment, "replug_lsr_full")
     method.prepare(work)
     table = Prepared(work).table("heldout")
