@@ -24,6 +24,7 @@ SCRIPTS = {
     "model": ((), {"library", "what", "tokens/s", "parameters"}),
     "generate": ((), {"retrieval", "tokens/s", "part", "share", "bytes", "times as long"}),
     "load": ((), {"number", "p95", "MiB"}),
+    "accelerator": ((), {"TFLOP/s", "sequences", "tokens/s", "of off", "us a query", "why"}),
 }
 
 

@@ -31,21 +31,25 @@ from retro_jax.store import artefact, provenance
 from retro_jax.store.workdir import WorkDir
 from retro_jax.train.restore import check_trained
 
+ALL = "all"  # of --methods
+
 
 def chosen(e: Experiment, names: str | None) -> list[Method]:
-    """The methods of a comparison, the language model first; by default all that this experiment can have.
+    """The methods of a comparison, the language model first; by default those that this experiment can have, but for
+    variants of others.
 
-    names: with commas between them.
+    names: with commas between them; `all` for all.
 
     Raises:
       UserError: there is none of this name, its settings cannot work, or methods have unequal budgets.
     """
-    methods = []
-    for name in dict.fromkeys((BASE, *(names.split(",") if names else METHODS))):
+    methods, named = [], names.split(",") if names not in (None, ALL) else None
+    usual = [n for n in METHODS if names == ALL or not METHODS[n].variant_of]
+    for name in dict.fromkeys((BASE, *(named or usual))):
         try:
             methods.append(method_of(e, name))
         except UserError as error:
-            if names:
+            if named:
                 raise
             progress.say(f"{name} is left out: {error}")
     budgets = {m.name: m.settings.budget for m in methods if hasattr(m.settings, "budget")}

@@ -90,6 +90,7 @@ class Method:
       Settings: a dataclass, its own settings (method_settings.NAME).
       reads: whether it reads what is retrieved. network: whether its network has weights for that.
       retrieves: whether it finds neighbours by itself (`neighbours`).
+      variant_of: the name of the method that it is a variant of: a comparison has it only where it is asked for.
       weights_of: the name of the method whose weights it uses; "" if it is trained itself.
       begins_with: the name of the method with whose trained weights its training begins; "" for fresh ones.
       freezes: whether those of the language model then stay as they are.
@@ -101,7 +102,7 @@ class Method:
     name = ""
     meaning = ""
     Settings: type = NoSettings
-    reads, network, retrieves, weights_of = False, False, False, ""
+    reads, network, retrieves, weights_of, variant_of = False, False, False, "", ""
     begins_with, freezes = "", False
     _trainer: "Method | None" = None
     needs, follows = "train", False

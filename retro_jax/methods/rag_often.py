@@ -39,6 +39,7 @@ class RagOften(rag.Rag):
         "its real neighbours, looked up several times a chunk, in the prompt of the language model"
     )
     Settings = Settings
+    variant_of = "rag"
     retrieves = True
 
     def check(self, e: Experiment):

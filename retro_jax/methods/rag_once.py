@@ -23,6 +23,7 @@ class RagOnce(rag.Rag):
     name = "rag_once"
     meaning = "the real neighbours of its first chunk, in the prompt of the language model"
     Settings = Settings
+    variant_of = "rag"
 
     @property
     def look_ups(self) -> LookUps:

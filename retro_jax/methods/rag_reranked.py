@@ -50,6 +50,7 @@ class RagReranked(rag.Rag):
     name = "rag_reranked"
     meaning = "those of its real neighbours that the language model itself prefers, in its prompt"
     Settings = Settings
+    variant_of = "rag"
     retrieves = True
     needs = "logits"
 

@@ -31,6 +31,7 @@ class RagSpliced(rag.Rag):
     name = "rag_spliced"
     meaning = "its real neighbours, spliced into the text of the language model"
     Settings = Settings
+    variant_of = "rag"
     splices = True
 
     def _more(self, length: int, k: int) -> int:

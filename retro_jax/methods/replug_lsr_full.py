@@ -70,7 +70,7 @@ class ReplugLsrFull(replug.Replug):
     name = "replug_lsr_full"
     meaning = "each of the neighbours of a retriever of its own, in a prompt of its own"
     Settings = Settings
-    retrieves = True
+    retrieves, variant_of = True, "replug_lsr"
     _opened: tuple[dict, ShardedIndex] | None = None
 
     def prepare(self, work: WorkDir):
