@@ -189,7 +189,8 @@ def generate(args: argparse.Namespace) -> list[dict]:
     s = generation.set_up(args)
     model = dataclasses.replace(s.method.model, dtype="bfloat16")
     known = Known(s.text.all, s.text.some(256))
-    s, out = s._replace(method=type(s.method)(model, generation.K)), []
+    size = s.size._replace(long=s.size.tokens)  # no longer than needed: fewer programs
+    s, out = s._replace(method=type(s.method)(model, generation.K), size=size), []
     prompt, tokens = s.size.prompt, s.size.tokens
     for rows in args.rows:
         together = s.prompts([prompt] * rows)

@@ -147,7 +147,7 @@ COMMANDS = (
         (
             Flag(
                 "--methods",
-                "names with commas between them; by default all but variants of others; all (`retro config` lists them)",
+                "names, with commas; by default all but variants of others; all: those too (`retro config` lists them)",
             ),
             Flag("--seeds", "trainings of every method, with train.seed, + 1, ...", int, 1),
             Flag("--k", "fewer neighbours with which to score too, for the plots: 1,2"),

@@ -19,7 +19,7 @@ import numpy as np
 from retro_jax.config import DecoderConfig, ModelConfig
 from retro_jax.model import functional, ngrams
 from retro_jax.model.cache import Cache, Fresh, Layer, Read, over_rows
-from retro_jax.model.layers import ROWS, gather
+from retro_jax.model.layers import ROWS, by_rows, gather
 from retro_jax.model.positions import rotate, rotations
 from retro_jax.model.retro import PAD, Block, Retro
 
@@ -185,7 +185,8 @@ def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None, active=
         layers.append(layer)
     logits = net.model.logits(net.model.norm(h))[:, 0]
     count = t + 1 if active is None else t + active
-    recent = jnp.concatenate([cache.recent[:, 1:], tokens[:, None].astype(jnp.int32)], axis=1)
+    newest = by_rows(tokens[:, None].astype(jnp.int32))
+    recent = jnp.concatenate([by_rows(cache.recent[:, 1:]), newest], axis=1)
     if active is not None:
         recent = jnp.where(active[:, None], recent, cache.recent)
     held = count, cache.begin, point, fed[:, 0], recent
@@ -238,6 +239,9 @@ def _attend(attention, q, key, value, mask, table, start, times: int = 1):
     the next keys follow. times: keys are so many memories, at equal distances.
     """
     f32, q = {"preferred_element_type": jnp.float32}, q[:, 0]
+    # Heads lie as the weights have them.
+    where = jax.P(ROWS[0], jax.typeof(q).sharding.spec[1])
+    key, value = (jax.sharding.reshard(x, where) for x in (key, value))
     scale, content, by_key = q.shape[-1] ** -0.5, q, 0
     if table is not None:
         u, w = attention.biases(q.dtype)

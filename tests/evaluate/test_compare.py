@@ -14,10 +14,10 @@ from conftest import altered, make_mesh
 
 from retro_jax.cli import main as cli
 from retro_jax.errors import UserError
-from retro_jax.evaluate import beside, costs, likelihood, rows, signals, tuning
+from retro_jax.evaluate import beside, compare, costs, likelihood, rows, signals, tuning
 from retro_jax.evaluate.likelihood import Column
 from retro_jax.methods import datastore
-from retro_jax.methods.method import method_of
+from retro_jax.methods.method import METHODS, method_of
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.store import artefact
 from retro_jax.store.workdir import WorkDir
@@ -139,6 +139,17 @@ def test_of_trainings_that_differ_the_interval_is_at_least_as_wide(compared):
     assert abs(both["value"]) < 1e-9
     assert both["low"] < 0.9 * each[1]["value"]
     assert both["high"] > 0.9 * each[0]["value"]
+
+
+def test_variants_are_compared_where_they_are_asked_for(small):
+    e = altered(small, train={"length": 192})
+    usual, every = ({m.name for m in compare.chosen(e, names)} for names in (None, "all"))
+    assert every == set(METHODS)
+    variants = every - usual
+    assert {METHODS[n].variant_of for n in variants} <= usual
+    assert "rag_once" in variants
+    named = [m.name for m in compare.chosen(e, "rag_once,retro")]
+    assert named == ["language_model", "rag_once", "retro"]
 
 
 @pytest.mark.parametrize("k", ["0", "2", "x", "1,"])

@@ -103,7 +103,8 @@ def test_cross_attention_adds_nothing_where_nothing_can_be_read(mesh, tiny):
     memory = jnp.asarray(rng.normal(size=(2, 3, K, R, 24)), jnp.float32)
     mask = np.ones((2, 3, K, R), bool)
     mask[1, 1] = False
-    y = np.asarray(chunked_cross_attention(cross, h, memory, jnp.asarray(mask), M)[0])
+    h, memory, mask_ = (jax.device_put(x, ROWS) for x in (h, memory, mask))
+    y = np.asarray(chunked_cross_attention(cross, h, memory, mask_, M)[0])
     reads = np.ones((2, 12), bool)
     reads[:, : M - 1] = reads[1, 2 * M - 1 : 3 * M - 1] = False
     np.testing.assert_array_equal((y != 0).any(-1), reads)
@@ -292,6 +293,7 @@ def test_one_memory_for_the_whole_sequence_is_read_by_the_same_cross_attention(m
     h = jnp.asarray(rng.normal(size=(2, 7, 16)), jnp.float32)
     memory = jnp.asarray(rng.normal(size=(2, K, R, 24)), jnp.float32)
     mask = jnp.asarray(rng.random((2, K, R)) < 0.7)
+    h, memory, mask = (jax.device_put(x, ROWS) for x in (h, memory, mask))
     got, mass = full_cross_attention(cross, h, memory, mask, offset=6, statistics=True)
     assert mass.shape == (2, 7, K, 2)
     # Chunks of 7: the attending rows 6 .. 12 of a sequence of 14 are the same 7 queries.
