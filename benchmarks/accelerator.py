@@ -45,10 +45,11 @@ FORMATS = {
 
 
 WORK = {
-    "peaks": chip.peaks,
+    "peaks": lambda args, i: chip.peaks(args),
+    "train": chip.step,
     "generate": chip.generate,
-    "search": chip.search,
-    "retro_pytorch": chip.retro_pytorch,
+    "search": lambda args, i: chip.search(args),
+    "retro_pytorch": lambda args, i: chip.retro_pytorch(args),
 }
 
 
@@ -76,17 +77,18 @@ def measured(args: argparse.Namespace) -> dict[str, list[dict]]:
     tables, missing = {}, []
     for part in args.parts:
         begin, limit = time.perf_counter(), PARTS[part]
-        each = [f"train,{i}" for i in range(len(args.steps))] if part == "train" else [part]
+        parts = {"train": args.steps, "generate": args.rows}.get(part)
+        each = [f"{part},{i}" for i in range(len(parts))] if parts else [part]
         for one in each:
             left = limit - (time.perf_counter() - begin)
             rows, why = apart(args, one, max(30, int(left))) if left > 30 else ([], "no time left")
             if why:
-                name = " ".join(map(str, args.steps[int(one[6:])])) if part == "train" else ""
+                name = parts[int(one.partition(",")[2])] if parts else ""
                 missing.append({"part": f"{part} {name}".strip(), "why": why})
             tables.setdefault(part, []).extend(rows)
+            if args.json:  # what was measured stays, whatever comes
+                common.save(tables | {"left out": missing}, args.json)
         print(f"{part}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
-        if args.json:  # what was measured stays, whatever comes
-            common.save(tables | {"left out": missing}, args.json)
         if part == "peaks" and tables[part]:
             args.reached = max(r["TFLOP/s"] or 0 for r in tables[part]) * 1e12
     tables["left out"] = missing
@@ -109,8 +111,7 @@ def main():
     args.steps = (("tiny", 1, "full", 64),) if args.smoke else STEPS
     if args.only:
         part, _, number = args.only.partition(",")
-        rows = chip.step(args, int(number)) if part == "train" else WORK[part](args)
-        print(json.dumps(rows))
+        print(json.dumps(WORK[part](args, int(number or 0))))
         return
     common.show(measured(args), FORMATS, args.json)
 

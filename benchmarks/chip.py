@@ -167,10 +167,10 @@ def step(args: argparse.Namespace, number: int) -> list[dict]:
     return rows
 
 
-def generate(args: argparse.Namespace) -> list[dict]:
-    """The 172M RETRO that generates with live retrieval, without waiting for the search, and without retrieval."""
+def generate(args: argparse.Namespace, number: int) -> list[dict]:
+    """The 172M RETRO that generates `args.rows[number]` texts: with live retrieval, without waiting for the search, and
+    without retrieval."""
     import generation
-    import jax
 
     from retro_jax.config.request import Request
 
@@ -182,45 +182,43 @@ def generate(args: argparse.Namespace) -> list[dict]:
         def retrieve(self, chunks, *rest):
             n = len(chunks)
             if self.kept is None or len(self.kept.tokens) < n:
-                self.kept = super().retrieve(np.zeros((max(n, *args.rows), 1)), *rest)
+                self.kept = super().retrieve(np.zeros((max(n, rows), 1)), *rest)
             return self.kept.of(slice(0, n))
 
-    args.size = "smoke" if args.smoke else "172m"
+    args.size, rows = "smoke" if args.smoke else "172m", args.rows[number]
     s = generation.set_up(args)
     model = dataclasses.replace(s.method.model, dtype="bfloat16")
     known = Known(s.text.all, s.text.some(256))
     size = s.size._replace(long=s.size.tokens)  # no longer than needed: fewer programs
-    s, out = s._replace(method=type(s.method)(model, generation.K), size=size), []
+    s = s._replace(method=type(s.method)(model, generation.K), size=size)
     prompt, tokens = s.size.prompt, s.size.tokens
-    for rows in args.rows:
-        together = s.prompts([prompt] * rows)
-        spread = min(s.chunk, prompt // 2)
-        apart = s.prompts([prompt - spread * i // rows for i in range(rows)])
-        live, plain = s.generator(rows), s.generator(rows, 0)
-        at_once = s._replace(text=known).generator(rows)
+    spread = min(s.chunk, prompt // 2)
+    together = s.prompts([prompt] * rows)
+    apart = s.prompts([prompt - spread * i // rows for i in range(rows)])
+    live, plain = s.generator(rows), s.generator(rows, 0)
+    at_once = s._replace(text=known).generator(rows)
 
-        def run(generator, texts, k):
-            for c in generator.generate_all([Request(t, tokens, k=k) for t in texts]):
-                assert len(c.tokens) == tokens
+    def run(generator, texts, k):
+        for c in generator.generate_all([Request(t, tokens, k=k) for t in texts]):
+            assert len(c.tokens) == tokens
 
-        ways = {
-            "BM25, live": (live, together, generation.K),
-            "the same, chunks end at different times": (live, apart, generation.K),
-            "neighbours known, nothing searched": (at_once, together, generation.K),
-            "off: no neighbours asked for": (live, together, 0),
-            "language model alone": (plain, together, 0),
-        }
-        took = {n: seconds(lambda w=w: run(*w), args.rounds // 2 or 1) for n, w in ways.items()}
-        for name, s_ in took.items():
-            out.append(
-                {"rows": rows, "retrieval": name, "ms": 1e3 * s_ / tokens, "tokens/s": rows * tokens / s_,
-                 "of off": s_ / took["off: no neighbours asked for"],
-                 "peak GiB": (peak_bytes() or 0) / 2**30 or None}
-            )  # fmt: skip
-        for generator in (live, plain, at_once):
-            generator.close()
-        jax.clear_caches()
-    return out
+    off = "off: no neighbours asked for"
+    ways = {
+        "BM25, live": (live, together, generation.K),
+        "the same, chunks end at different times": (live, apart, generation.K),
+        "neighbours known, nothing searched": (at_once, together, generation.K),
+        off: (live, together, 0),
+        "language model alone": (plain, together, 0),
+    }
+    took = {n: seconds(lambda w=w: run(*w), args.rounds // 2 or 1) for n, w in ways.items()}
+    for generator in (live, plain, at_once):
+        generator.close()
+    held = peak_bytes()
+    return [
+        {"rows": rows, "retrieval": name, "ms": 1e3 * each / tokens, "tokens/s": rows * tokens / each,
+         "of off": each / took[off], "peak GiB": held / 2**30 if held else None}
+        for name, each in took.items()
+    ]  # fmt: skip
 
 
 def search(args: argparse.Namespace) -> list[dict]:

@@ -21,7 +21,7 @@ from retro_jax.config import MeshConfig, TrainConfig
 from retro_jax.generate.generator import Generator
 from retro_jax.methods.method import METHODS, Retrieved
 from retro_jax.methods.retro import Retro
-from retro_jax.model.layers import AXES
+from retro_jax.model.layers import AXES, ROWS
 from retro_jax.store.workdir import WorkDir
 from retro_jax.train.step import init_state, make_train_step
 
@@ -53,13 +53,15 @@ def apart(a, b) -> float:
 
 
 def on_both(function, *given):
-    """What a function of arrays gives on the accelerator and on the CPU."""
+    """What a function of weights and arrays gives on the accelerator and on the CPU."""
     out = []
     for platform in (None, "cpu"):
         mesh = mesh_of(platform)
         with jax.set_mesh(mesh):
-            where = jax.sharding.NamedSharding(mesh, jax.P())
-            out.append(jax.device_get(jax.jit(function)(*jax.device_put(given, where))))
+            params, *arrays = given  # arrays have rows
+            where = [jax.sharding.NamedSharding(mesh, spec) for spec in (jax.P(), ROWS)]
+            placed = jax.device_put(params, where[0]), *jax.device_put(arrays, where[1])
+            out.append(jax.device_get(jax.jit(function)(*placed)))
     return out
 
 
@@ -143,9 +145,7 @@ def test_a_checkpoint_goes_from_the_cpu_to_the_accelerator_and_back(here):
         "from retro_jax.config import from_config_dict, to_config_dict\n"
         "def get_config():\n"
         "    file = pathlib.Path(__file__).parent / 'run' / 'config.json'\n"
-        "    config = json.loads(file.read_text())\n"
-        "    config.pop('retro_jax')\n"
-        "    return to_config_dict(from_config_dict(config))\n"
+        "    return to_config_dict(from_config_dict(json.loads(file.read_text())['config']))\n"
     )
 
     def retro(command: str, name: str, platforms: str, steps: int = 8):

@@ -46,21 +46,22 @@ class RagOften(rag.Rag):
         """Refuses a stride that a chunk is no multiple of."""
         m, every = self.model.reading.chunk, self.settings.every
         why = f"must divide model.reading.chunk = {m}"
-        require(0 < every <= m and m % every == 0, f"{_OF}every", every, why)
+        require(every > 0 and m % min(every, m) == 0, f"{_OF}every", every, why)
 
     @property
     def look_ups(self) -> LookUps:
-        """Every `every` tokens, with the tokens of a chunk."""
-        return LookUps(self.settings.every, self.model.reading.chunk)
+        """Every `every` tokens, with the tokens of a chunk; at least one a chunk."""
+        m = self.model.reading.chunk
+        return LookUps(min(self.settings.every, m), m)
 
     @property
     def fetches(self) -> int:
         """Those of all look-ups of a chunk."""
-        return self.k * (self.model.reading.chunk // self.settings.every)
+        return self.k * (self.model.reading.chunk // self.look_ups.every)
 
     def neighbours(self, work: WorkDir, queries: Queries, table: ChunkTable) -> Found:
         """Of each chunk those of the windows that end in it, one after the other."""
-        of, m, s = Prepared(work), self.model.reading.chunk, self.settings.every
+        of, m, s = Prepared(work), self.model.reading.chunk, self.look_ups.every
         part = Databases(of).open(PREPARED, 0)
         tokens, document = np.asarray(table.tokens), np.asarray(table.document)
         same = np.concatenate([[False], document[1:] == document[:-1]])[:, None]
