@@ -93,8 +93,9 @@ def mean(each: list[Rows]) -> Rows:
 def summary(found: Rows, cost: dict[str, dict]) -> dict:
     """Of each method: bits per byte, what it gains over the language model, what its neighbours' content is worth,
     on all text, on what shares little with what was read, and on tokens that end no copy; help and harm; costs; the
-    same bits and costs with fewer neighbours (`fewer`). pairs: bits per byte that the second is better than the first.
-    where, passages: see where.py. Of several trainings all are means; `seeds` has the bits of each."""
+    same bits and costs with fewer neighbours (`fewer`; what they change is of the first training). pairs: bits per byte
+    that the second is better than the first. where, passages: see where.py. Of several trainings all are means; `seeds`
+    has the bits of each."""
     facts, each = found.facts, trainings(found)
     whole, out = mean(each), {}
     little = found["overlap"] < facts["filter_overlap"] * facts["chunk"]
@@ -110,10 +111,11 @@ def summary(found: Rows, cost: dict[str, dict]) -> dict:
             out[name]["seeds"] = [signals.bits_per_byte(r)[name] for r in each]
         prefix = f"{name} k="
         fewer = {n.removeprefix(prefix): n for n in found.nats if n.startswith(prefix)}
-        out[name]["fewer"] = {
-            k: {"bits_per_byte": signals.bits_per_byte(found)[n], **out[name].pop(f"k={k}")}
-            for k, n in fewer.items()
-        }
+        out[name]["fewer"] = {}
+        for k, n in fewer.items():  # of the first training, which is not the mean of all
+            less = signals.bits_per_byte(each[0])
+            bits = out[name]["all"]["bits_per_byte"] + less[n] - less[name]
+            out[name]["fewer"][k] = {"bits_per_byte": bits, **out[name].pop(f"k={k}")}
     size = found["bytes"].sum()
     return {
         "methods": out,

@@ -125,6 +125,10 @@ def test_several_trainings_are_means_and_widen_the_intervals(compared, tmp_path)
         each = two["methods"][name]["seeds"]
         assert each[0] == pytest.approx(summary["methods"][name]["all"]["bits_per_byte"])
         assert two["methods"][name]["all"]["bits_per_byte"] == pytest.approx(sum(each) / 2)
+    for name in ("retro", "rag"):  # what fewer neighbours change is of the first training
+        less = [s["methods"][name]["fewer"]["1"]["bits_per_byte"] for s in (summary, two)]
+        all_ = [s["methods"][name]["all"]["bits_per_byte"] for s in (summary, two)]
+        assert less[0] - all_[0] == pytest.approx(less[1] - all_[1])
     one = signals.effect_over(beside.trainings(both)[:1], "language_model", "retro")
     assert one["value"] == pytest.approx(summary["methods"]["retro"]["all"]["gain"]["value"])
 
