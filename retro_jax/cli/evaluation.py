@@ -57,9 +57,15 @@ def _compare(args, fields) -> int:
         raise UserError(f"--limit={args.limit}: is for --task=KIND:FILE, and must be at least 1")
     if args.task:
         items.read(*items.parse(args.task), args.limit)  # before anything is trained
-    if args.seeds < 1:
+    if args.seeds is not None and args.seeds < 1:
         raise UserError(f"--seeds={args.seeds}: must be at least 1")
+    if args.task and (args.seeds or args.k):
+        raise UserError("--seeds and --k are for held-out text; leave them out with --task")
     work = ready(open_work(args, fields))
+    before = compare.last(work)
+    args.seeds = args.seeds or (1 if args.task else before.get("seeds", 1))
+    if args.methods is None and before and not args.task:
+        args.methods = ",".join(before["methods"])
     methods = compare.chosen(work.experiment, args.methods)
     fewer = compare.fewer_of(work.experiment, args.k)
     keep(work)
@@ -149,7 +155,9 @@ COMMANDS = (
                 "--methods",
                 "names, with commas; by default all but variants of others; all: those too (`retro config` lists them)",
             ),
-            Flag("--seeds", "trainings of every method, with train.seed, + 1, ...", int, 1),
+            Flag(
+                "--seeds", "trainings of every method, with train.seed, + 1, ...; by default 1", int
+            ),
             Flag("--k", "fewer neighbours with which to score too, for the plots: 1,2"),
             Flag("--task", "lambada:FILE, choice:FILE or qa:FILE, instead of held-out text"),
             Flag("--limit", "of --task: items", int),
@@ -162,7 +170,8 @@ COMMANDS = (
             Flag("--latency-ms", "most milliseconds a token of one row; 0: any", float, 0.0),
             Flag("--database-changes", "never | daily", str, "never"),
         ),
-        more="What has to be trained and is not is trained first.",
+        more="What has to be trained and is not is trained first. Without --methods and --seeds a directory's last\n"
+        "comparison is told again, or gone on with.",
     ),
     Command(
         "report",

@@ -16,11 +16,12 @@ def _timed(seconds: dict, name: str):
 
 def run_all(work) -> dict:
     """Every stage of a working directory, then the summary, which it returns."""
-    from retro_jax.evaluate.evaluate import evaluate
+    from retro_jax.evaluate.evaluate import evaluate, possible
     from retro_jax.generate.stage import generate
     from retro_jax.pipeline.prepare import prepare
     from retro_jax.report.summary import summarise
 
+    possible(work.experiment)  # before anything slow
     seconds: dict[str, float] = {}
     with _timed(seconds, "prepare"):
         prepare(work)

@@ -45,7 +45,12 @@ class Retriever:
 
     Args:
       k: neighbours of a chunk by default. change: what is done to queries before they are searched.
+
+    Attributes:
+      filters: whether it can be asked for documents of some kind (`where`).
     """
+
+    filters = True
 
     def __init__(
         self, databases: Databases, k: int, change: Callable[[Queries], Queries] = lambda q: q

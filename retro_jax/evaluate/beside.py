@@ -95,7 +95,7 @@ def summary(found: Rows, cost: dict[str, dict]) -> dict:
     on all text, on what shares little with what was read, and on tokens that end no copy; help and harm; costs; the
     same bits and costs with fewer neighbours (`fewer`; what they change is of the first training). pairs: bits per byte
     that the second is better than the first. where, passages: see where.py. Of several trainings all are means; `seeds`
-    has the bits of each."""
+    has the bits of each; `tuned` is of the first."""
     facts, each = found.facts, trainings(found)
     whole, out = mean(each), {}
     little = found["overlap"] < facts["filter_overlap"] * facts["chunk"]
@@ -106,7 +106,7 @@ def summary(found: Rows, cost: dict[str, dict]) -> dict:
         for part, of in cut.items():
             out[name][part] = _figures(of, name) if len(of[0]) else None
         if name != BASE:
-            out[name]["harm"] = signals.harm(whole, BASE, name)
+            out[name]["harm"] = _mean([signals.harm(r, BASE, name) for r in each])
         if len(each) > 1:
             out[name]["seeds"] = [signals.bits_per_byte(r)[name] for r in each]
         prefix = f"{name} k="
@@ -132,6 +132,14 @@ def summary(found: Rows, cost: dict[str, dict]) -> dict:
         },
         "where": where(whole, BASE, [n for n in out if n != BASE]),
         "passages": passages(whole, list(out)),
+    }
+
+
+def _mean(each: list[dict]) -> dict:
+    """Of numbers by name; None where one is."""
+    return {
+        n: None if None in (values := [of[n] for of in each]) else float(np.mean(values))
+        for n in each[0]
     }
 
 

@@ -59,6 +59,14 @@ def chosen(e: Experiment, names: str | None) -> list[Method]:
     return methods
 
 
+def last(work: WorkDir) -> dict:
+    """The settings of the last comparison of a working directory, `methods` and `seeds`; {} if there is none."""
+    for split in shard_splits(work.experiment)[1:]:
+        if made := artefact.read(work.compared(split)):
+            return made["settings"]
+    return {}
+
+
 def fewer_of(e: Experiment, text: str | None) -> tuple[int, ...] | None:
     """Numbers of neighbours, with commas between them; None without any.
 

@@ -32,8 +32,9 @@ def costs(work: WorkDir, method: Method, split: str) -> dict:
     for trained in to_train(e, [method]):
         counts = artefact.read(work.trained(trained.name))["counts"]
         training += counts["steps"] * step_flops(trained, e.train, vocab)
-    searched = [work.prepared("index")] if method.look_ups else []
-    searched += [p for p in [work.datastore(method.name)] if p.exists()]
+    own = work.datastore(method.name)
+    searched = [work.prepared("index")] if method.look_ups and not (own / "index").exists() else []
+    searched += [own] if own.exists() else []
     return {
         "gflops_per_token": method.flops(vocab, e.train.length) / e.train.length / 1e9,
         "parameters": counts["parameters"],

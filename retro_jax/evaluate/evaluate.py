@@ -64,10 +64,22 @@ def compared(work: WorkDir) -> tuple[Method, list[Method]]:
     is compared with, each as it is.
 
     Raises:
-      UserError: no network of the experiment's methods reads, one of them is not trained, or a condition is
-        asked for that there is not.
+      UserError: as `possible`, or one of them is not trained.
     """
-    e = work.experiment
+    method, others = possible(work.experiment)
+    for m in (method, *others):
+        check_trained(work, m)
+        m.prepare(work)
+    return method, others
+
+
+def possible(e: Experiment) -> tuple[Method, list[Method]]:
+    """The same, of an experiment of which nothing needs to be there yet.
+
+    Raises:
+      UserError: no network of its methods reads, one of them retrieves by itself, or a condition is asked for that
+        there is not.
+    """
     methods = methods_of(e)
     reading = [m for m in methods if m.network and m.trained]
     if not reading:
@@ -81,10 +93,8 @@ def compared(work: WorkDir) -> tuple[Method, list[Method]]:
         if m.retrieves:
             raise UserError(
                 f"config field methods = {e.methods}: {m.name} retrieves by itself, and `retro evaluate` scores what "
-                "was prepared; leave it out, and see `retro compare`"
+                f"was prepared; {m.instead}, and see `retro compare`"
             )
-        check_trained(work, m)
-        m.prepare(work)
     condition.check(e.evaluate.conditions, method.conditions, method.k, [m.name for m in others])
     return method, others
 

@@ -131,6 +131,10 @@ class Generator:
                 f"{named}{'neighbours' if request.neighbours else 'k'}: {width} neighbours, but at most "
                 f"{self.k} can be read here; ask for fewer, or open the generator with k={width}"
             )
+        if request.where and not getattr(self.retriever, "filters", True):
+            raise UserError(
+                f"{named}where: {self.method.name} searches an index of its own, which has no filters; leave it out"
+            )
         if request.retrieval_step > self.model.reading.chunk:
             raise UserError(
                 f"{named}retrieval_step = {request.retrieval_step}: must be at most the chunk's "

@@ -116,12 +116,12 @@ class Lookup:
         whole = min(whole, self.times or whole)
         text = [PAD] * padding + ids
         ends = [self._m * (u + 1) for u in range(whole)]
-        if ends and self.every < self._m:  # the last one may be in the middle of a chunk
-            ends[-1] = len(text) // self.every * self.every
-        windows = np.zeros((whole, self._m), np.int32)
+        if self.every < min(self._m, len(text) + 1):  # the last one may be in the middle of a chunk
+            ends[-1:] = [len(text) // self.every * self.every]
+        windows = np.zeros((len(ends), self._m), np.int32)
         for row, end in zip(windows, ends):
             row[:] = window(text, end, self._m)
-        near, told = self._of_windows([request] * whole, windows)
+        near, told = self._of_windows([request] * len(ends), windows)
         return Prompt(ids, padding, near, told, passage, ends)
 
     def _of_windows(self, requests, windows):

@@ -71,6 +71,7 @@ class Atlas(TrainedQueries, Reader):
     name = "atlas"
     meaning = "the real neighbours of the first chunk, all of them at every token"
     Settings = Settings
+    instead = "set method_settings.atlas.retriever=none, or leave it out"
 
     @property
     def retrieves(self) -> bool:

@@ -138,7 +138,7 @@ class InContext(Prompted):
     def _by_chunk(self, params: dict, tokens, retrieved: Retrieved, weigh, of):
         """What `of` makes of the logits of a chunk's tokens in its streams [B, S, M, V], of the tokens [B, M], and of
         what `weigh` said of the streams [B, S, ...]: arrays [B, M, ...], of all chunks [B, L, ...]."""
-        (b, length), m = tokens.shape, self._every(retrieved)
+        (b, length), m = tokens.shape, self._every(retrieved, tokens.shape[1])
         retrieved = self._looked_up(params, tokens, retrieved)
         chunks = retrieved.tokens.shape[1]
         tokens = jnp.pad(tokens, ((0, 0), (0, chunks * m - length)))
@@ -180,10 +180,11 @@ class InContext(Prompted):
 
         return jax.tree.map(whole, made)
 
-    def _every(self, retrieved: Retrieved) -> int:
+    def _every(self, retrieved: Retrieved, length: int) -> int:
         """Tokens between look-ups: `look_ups.every`, or a chunk where one look-up of each is given."""
-        whole = retrieved.tokens.shape[2] == self.fetches
-        return self.look_ups.every if whole else self.model.reading.chunk
+        q, k = retrieved.tokens.shape[1:3]
+        each = q == self.look_ups.count(length) or k == self.fetches
+        return self.look_ups.every if each else self.model.reading.chunk
 
     def _every_row(self, texts, tokens, ends, window: int):
         """`prompt_rows.rows` of every chunk and stream: texts [B, C, S, T], tokens [B, L], ends [B, C, S]."""
@@ -195,7 +196,9 @@ class InContext(Prompted):
         model [B, ., ., R]."""
         (b, length), m = tokens.shape, self.model.reading.chunk
         chunks = retrieved.tokens.shape[1]
-        each = m // self._every(retrieved)
+        each = m // self._every(retrieved, length)
+        if retrieved.tokens.shape[1] == self.look_ups.count(length):
+            each = 1
 
         def split(x):  # of a chunk what each of its look-ups found
             shape = (b, chunks * each, x.shape[2] // each, *x.shape[3:])
@@ -212,6 +215,7 @@ class InContext(Prompted):
 
     def start(self, net, rows: int, length: int, k: int) -> State:
         """Rows of at most `length` tokens, which read k neighbours."""
+        k = min(k, self.shown)
         streams = self.streams(k) if k else 1
         room = length + (self._more(length, k) if k else 0)
         none = jnp.zeros(rows, jnp.int32, out_sharding=cache.over_rows(1))
@@ -227,7 +231,7 @@ class InContext(Prompted):
         text = jnp.pad(tokens, ((0, 0), (0, state.text.shape[1] - length)))
         last = jnp.minimum(count // m, self.look_ups.times or length)
         near = jax.tree.map(lambda x: decode.pick(x, jnp.maximum(last - 1, 0)), retrieved)
-        near = near._replace(tokens=jnp.where((count >= m)[:, None, None], near.tokens, PAD))
+        near = near._replace(tokens=jnp.where((count >= every)[:, None, None], near.tokens, PAD))
         near = self._of_last(net, text, last * m, near)
         end = count // every * every + every
         logits, filled, weights = self._filled(net, state, tokens, count, end, near)

@@ -89,7 +89,7 @@ class Method:
       name: as in METHODS. meaning: what the model reads, in a few words.
       Settings: a dataclass, its own settings (method_settings.NAME).
       reads: whether it reads what is retrieved. network: whether its network has weights for that.
-      retrieves: whether it finds neighbours by itself (`neighbours`).
+      retrieves: whether it finds neighbours by itself (`neighbours`). instead: what to do where it cannot.
       variant_of: the name of the method that it is a variant of: a comparison has it only where it is asked for.
       weights_of: the name of the method whose weights it uses; "" if it is trained itself.
       begins_with: the name of the method with whose trained weights its training begins; "" for fresh ones.
@@ -107,6 +107,7 @@ class Method:
     _trainer: "Method | None" = None
     needs, follows = "train", False
     conditions: tuple[str, ...] | None = None
+    instead = "leave it out"
 
     def __init__(self, model: ModelConfig, k: int = 0, settings=None, length: int = 0):
         self.model, self.k, self.length = model, k if self.reads else 0, length

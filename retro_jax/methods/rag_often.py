@@ -31,8 +31,7 @@ class Settings(rag.Settings):
 
 
 class RagOften(rag.Rag):
-    """`rag` that looks up every `every` tokens, with the last M tokens each time. (A prompt that does not end with a
-    chunk is continued with what its last whole chunk found, until the next look-up.)"""
+    """`rag` that looks up every `every` tokens, with the last M tokens each time."""
 
     name = "rag_often"
     meaning = (
@@ -46,7 +45,7 @@ class RagOften(rag.Rag):
         """Refuses a stride that a chunk is no multiple of."""
         m, every = self.model.reading.chunk, self.settings.every
         why = f"must divide model.reading.chunk = {m}"
-        require(every > 0 and m % min(every, m) == 0, f"{_OF}every", every, why)
+        require(0 < every <= m and m % every == 0, f"{_OF}every", every, why)
 
     @property
     def look_ups(self) -> LookUps:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from retro_jax.config import ModelConfig
+from retro_jax.config import Experiment, ModelConfig
 from retro_jax.config.fields import require, setting
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.databases.database import PREPARED, Databases
@@ -58,6 +58,13 @@ class RagReranked(rag.Rag):
         self._shown = k
         super().__init__(model, k, settings, length)
         self.k = max(k, self.settings.candidates) if k else 0
+
+    def check(self, e: Experiment):
+        """Refuses candidates of which there is nothing to choose."""
+        super().check(e)
+        k, most = e.retrieval.neighbours, self.settings.candidates
+        why = f"must be above config field retrieval.neighbours = {k}, which of them are shown"
+        require(most > k, f"{_OF}candidates", most, why)
 
     @property
     def shown(self) -> int:

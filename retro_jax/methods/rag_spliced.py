@@ -61,10 +61,9 @@ class RagSpliced(rag.Rag):
         m, k = self.model.reading.chunk, retrieved.tokens.shape[2]
         text = tokens
         if k:
-            near = jnp.roll(self._texts(retrieved.tokens)[:, :, 0], 1, axis=1)
-            at = jnp.arange(near.shape[1])[:, None]
-            near = jnp.where((at > 0) & (at <= (count // m)[:, None, None]), near, PAD)
-            text = _in_turns(near, tokens)
+            near = self._texts(retrieved.tokens)[:, :, 0]  # of each chunk, after it
+            whole = jnp.arange(near.shape[1])[:, None] < (count // m)[:, None, None]
+            text = _in_turns(tokens, jnp.where(whole, near, PAD))
         order = jnp.argsort(text == PAD, axis=-1, stable=True)
         text, size = jnp.take_along_axis(text, order, axis=-1), state.text.shape[1]
         text = jnp.pad(text, ((0, 0), (0, max(0, size - text.shape[1]))))[:, :size]
@@ -86,9 +85,8 @@ class RagSpliced(rag.Rag):
         return jnp.where(there, new, text), longer, none
 
 
-def _in_turns(texts, tokens):
-    """What stands before every chunk [B, C, T], and the chunks' tokens [B, C M]: [B, C (T + M)]."""
-    b, chunks, _ = texts.shape
-    tokens = jnp.reshape(tokens, (b, chunks, -1), out_sharding=ROWS)
-    both = jnp.concatenate([texts, tokens], axis=-1)
-    return jnp.reshape(both, (b, -1), out_sharding=ROWS)
+def _in_turns(one, other):
+    """Two texts of C pieces each, [B, C, X] or [B, C X]: [B, C (X + Y)], a piece of each in turn."""
+    pieces = next(x.shape[:2] for x in (one, other) if x.ndim == 3)
+    both = [jnp.reshape(x, (*pieces, -1), out_sharding=ROWS) for x in (one, other)]
+    return jnp.reshape(jnp.concatenate(both, axis=-1), (pieces[0], -1), out_sharding=ROWS)

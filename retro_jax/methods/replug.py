@@ -17,7 +17,7 @@ from retro_jax.methods.prompted import BUDGETS, budget_setting
 from retro_jax.model.retro import PAD
 
 _NONE = -1e30  # the logarithm of a weight of 0
-_TEMPERATURES = (1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
+_TEMPERATURES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
 
 
 @dataclass(frozen=True)

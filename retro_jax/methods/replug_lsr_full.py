@@ -40,6 +40,8 @@ from retro_jax.train import sharding
 from retro_jax.train.restore import check_trained, restore_trained
 
 _OF = "method_settings.replug_lsr_full."
+_MORE = 16  # neighbours that are looked for beyond k, because documents may have been deleted
+_ITS_OWN = "replug_lsr_full searches an index of its own, of what was prepared;"
 _BATCH, _LOOK = 64, 10  # training chunks of a step; steps between looks at what is not trained on
 
 
@@ -70,7 +72,7 @@ class ReplugLsrFull(replug.Replug):
     name = "replug_lsr_full"
     meaning = "each of the neighbours of a retriever of its own, in a prompt of its own"
     Settings = Settings
-    retrieves, variant_of = True, "replug_lsr"
+    retrieves, variant_of, follows = True, "replug_lsr", False
     _opened: tuple[dict, ShardedIndex] | None = None
 
     def prepare(self, work: WorkDir):
@@ -86,7 +88,8 @@ class ReplugLsrFull(replug.Replug):
         return index.search(dual_encoder.encode_all(params, table.tokens), self.k)
 
     def retriever(self, work: WorkDir) -> Retriever:
-        """Searches the index of its own, which has what was prepared and nothing that was added."""
+        """Searches the index of its own, which has what was prepared, but for what was deleted, and nothing that was
+        added."""
         return _Own(Databases(Prepared(work)), self.k, *self._opened)
 
     def _trained(self, work: WorkDir) -> Path:
@@ -197,6 +200,8 @@ class ReplugLsrFull(replug.Replug):
 class _Own(Retriever):
     """Live retrieval with an encoder and an index of its own."""
 
+    filters = False
+
     def __init__(self, databases: Databases, k: int, params: dict, index: ShardedIndex):
         super().__init__(databases, k)
         self._params, self._index, self._encode = params, index, jax.jit(dual_encoder.encode)
@@ -210,13 +215,26 @@ class _Own(Retriever):
         Raises:
           UserError: a filter, or other databases: its index has neither.
         """
-        if where or list(databases) != [PREPARED]:
-            raise UserError(
-                "replug_lsr_full searches an index of its own, of what was prepared: leave `where` and `databases` out"
-            )
-        vectors = np.asarray(self._encode(self._params, np.asarray(chunks, np.int32)))
-        ids, distances = self._index.search(vectors, self.k if k is None else k)
+        self.check(databases)
+        vectors, k = (
+            np.asarray(self._encode(self._params, np.asarray(chunks, np.int32))),
+            self.k if k is None else k,
+        )
+        ids, distances = self._index.search(vectors, k + _MORE)
+        living = next((alive for number, _, alive in self._now(PREPARED) if number == 0), None)
+        if living is not None:
+            document = np.asarray(self.databases.prepared.database.document)
+            distances = np.where(living[document[np.maximum(ids, 0)]], distances, np.inf)
+            order = np.argsort(distances, axis=1, kind="stable")
+            ids, distances = (np.take_along_axis(x, order, 1) for x in (ids, distances))
+            ids = np.where(np.isinf(distances), -1, ids)
+        ids, distances = ids[:, :k], distances[:, :k]
         return Neighbours(self.values(ids), ids, distances)
+
+    def check(self, databases: Sequence[str]):
+        """Raises UserError for any but what was prepared."""
+        if list(databases) != [PREPARED]:
+            raise UserError(f"databases = {tuple(databases)}: {_ITS_OWN} leave them out")
 
 
 def _examples(table: ChunkTable, database: ChunkTable, rows, ids) -> query_map.Examples:

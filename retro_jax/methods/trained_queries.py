@@ -27,7 +27,7 @@ from retro_jax.train.restore import check_trained, restore_trained
 
 @dataclass(frozen=True)
 class Training:
-    """How a retriever is trained; a method's settings hold one as `retriever`."""
+    """How a retriever is trained: a part of a method's settings, which derive from it."""
 
     of: ClassVar[str] = ""
     chunks: int = setting(512, "training chunks that the retriever learns from")
@@ -65,7 +65,7 @@ class TrainedQueries:
         if self.retrieves and INDEXES[r.index].takes == "words":
             raise UserError(
                 f"config field retrieval.embedder = {r.embedder!r} makes no vectors, so {self.name} has no "
-                "retriever to train; leave it out, or prepare with another embedder"
+                f"retriever to train; {self.instead}, or prepare with another embedder"
             )
 
     def prepare(self, work: WorkDir):

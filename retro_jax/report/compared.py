@@ -165,7 +165,7 @@ def _costs(summary: dict) -> Section:
     caption = (
         "Milliseconds from one token of a row to its next while it generates, look-ups included, measured on this "
         "machine; FLOPs are counted in the programs, those of searching are not. Training: of the weights that are "
-        "used, those that they began with included; what is made in advance of the database is not."
+        "used, those that they began with included; of a retriever, and of what is made of the database, it is not."
     )
     rows = next(iter(summary["methods"].values()))["ms_per_token"]
     head = [

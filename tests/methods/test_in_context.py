@@ -155,6 +155,21 @@ def test_it_is_what_transformers_says_in_plain_loops(llama, name, settings, leng
         np.testing.assert_allclose(logp[row], expected, atol=1e-5)
 
 
+def test_look_ups_may_be_given_one_by_one_or_by_chunks(tiny, mesh):
+    """As a comparison gives them, all of a chunk together, and as whoever looks texts up one after the other."""
+    method = method_of("rag_often", tiny, 2 * M + K * R, every=M // 2)
+    params = drawn(tiny, METHODS["language_model"](tiny).shapes(50))
+    tokens, near = examples(1, 50, k=2 * K)
+    apart = Retrieved(*(x.reshape(len(x), 2 * C, K, *x.shape[3:]) for x in near))
+    tokens = np.pad(
+        tokens, ((0, 0), (0, M * C - LENGTH)), constant_values=3
+    )  # as many as 2 C look-ups
+    score = jax.jit(method.logprobs)
+    one, other = (score(params, put(tokens), jax.tree.map(put, x)) for x in (near, apart))
+    np.testing.assert_array_equal(one, other)
+    assert np.abs(np.asarray(one) - score(params, put(tokens), None)).max() > 1e-3
+
+
 def test_what_is_tried_is_what_each_choice_says(tiny, mesh):
     method = method_of("replug", tiny, LENGTH, budget="longer")
     params = drawn(tiny, METHODS["language_model"](tiny).shapes(50))
