@@ -28,6 +28,7 @@ def work(finished, small, tmp_path_factory):
     longer = {name: {"budget": "longer"} for name in LONGER}
     longer["rag_often"]["every"] = M // 2
     longer["rag_reranked"]["candidates"] = 3
+    longer["atlas"] = {"retriever": "none"}  # which would be trained when the reader is
     return WorkDir(root, altered(small, method_settings=small.method_settings | longer))
 
 
