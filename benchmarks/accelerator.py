@@ -107,7 +107,7 @@ def main():
     )
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--reached", type=float, default=0.0, help=argparse.SUPPRESS)
-    args = common.parse(parser, length=256, product=256, vectors=2000, rows=[1, 2])
+    args = common.parse(parser, length=256, product=256, vectors=2000, rows=[1])
     args.steps = (("tiny", 1, "full", 64),) if args.smoke else STEPS
     if args.only:
         part, _, number = args.only.partition(",")
