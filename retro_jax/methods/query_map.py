@@ -40,12 +40,9 @@ def examples(prepared: Prepared, count: int, candidates: int, seed: int = 0) -> 
     same text or id, as in `prepare`."""
     table, database = prepared.table("train"), prepared.database
     vectors = prepared.searched("train")
-    rows = drawn(table, count, seed)
+    rows, own, owners = asking(table, database, count, seed)
     documents = np.asarray(table.document)[rows]
-    number = copies(database)
-    own = own_documents(table, database, number)[documents]
     queries = np.asarray(vectors[rows], np.float32)
-    owners = Owners(np.asarray(database.document), number)
     ids, _ = find(prepared.index(), queries, own, owners, candidates)
     full = (ids >= 0).all(axis=1)
     rows, ids, queries, documents = rows[full], ids[full], queries[full], documents[full]
@@ -57,10 +54,14 @@ def examples(prepared: Prepared, count: int, candidates: int, seed: int = 0) -> 
     )  # fmt: skip
 
 
-def drawn(table, count: int, seed: int = 0) -> np.ndarray:
-    """Chunks of a table that have a next one, at random, in order [n]."""
+def asking(table, database, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, Owners]:
+    """Training chunks that have a next one, at random, in order [n]; the documents of the database that each is of,
+    which no candidate may be of [n, 2]; and of which documents the chunks of the database are (`find`)."""
     known = np.flatnonzero(np.asarray(table.continuation) >= 0)
-    return np.sort(np.random.default_rng(seed).permutation(known)[:count])
+    rows = np.sort(np.random.default_rng(seed).permutation(known)[:count])
+    number = copies(database)
+    own = own_documents(table, database, number)[np.asarray(table.document)[rows]]
+    return rows, own, Owners(np.asarray(database.document), number)
 
 
 def logp_of_following(

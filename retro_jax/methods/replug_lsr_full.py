@@ -16,28 +16,26 @@ import numpy as np
 import optax
 
 from retro_jax import progress
-from retro_jax.config.fields import binding, require, require_at_least, setting
+from retro_jax.config import RetrievalConfig
+from retro_jax.config.fields import require_at_least, setting
 from retro_jax.config.filters import Where
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.databases.database import PREPARED, Databases
 from retro_jax.databases.retriever import Neighbours, Retriever
 from retro_jax.errors import UserError
-from retro_jax.methods import dual_encoder, query_map, replug
+from retro_jax.methods import dual_encoder, query_map, replug, replug_lsr
 from retro_jax.methods.retriever_losses import lsr
-from retro_jax.methods.trained_queries import Training
-from retro_jax.model import functional
+from retro_jax.methods.trained_queries import require_examples, trained
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.pipeline.recipe import database_split
 from retro_jax.retrieval import division
-from retro_jax.retrieval.forbidden import copies, own_documents
 from retro_jax.retrieval.index import INDEXES, Found, Given
-from retro_jax.retrieval.neighbours import Owners, find
+from retro_jax.retrieval.neighbours import find
 from retro_jax.retrieval.ranking import Queries
 from retro_jax.retrieval.sharded import ShardedIndex
-from retro_jax.store import artefact
 from retro_jax.store.workdir import WorkDir
 from retro_jax.train import sharding
-from retro_jax.train.restore import check_trained, restore_trained
+from retro_jax.train.restore import restore_trained
 
 _OF = "method_settings.replug_lsr_full."
 _MORE = 16  # neighbours that are looked for beyond k, because documents may have been deleted
@@ -46,11 +44,10 @@ _BATCH, _LOOK = 64, 10  # training chunks of a step; steps between looks at what
 
 
 @dataclass(frozen=True)
-class Settings(Training, replug.Settings):
+class Settings(replug_lsr.Settings):
     """The fields `method_settings.replug_lsr_full.*`."""
 
     of: ClassVar[str] = _OF
-    beta: float = setting(1.0, "temperature of the language model's log p of a whole chunk")
     gamma: float = setting(0.1, "temperature of the retriever, whose scores are cosines")
     rounds: int = setting(
         3, "times that candidates are looked up; before each the index is made anew"
@@ -59,9 +56,7 @@ class Settings(Training, replug.Settings):
     dim: int = setting(256, "numbers of a vector")
 
     def __post_init__(self):
-        Training.__post_init__(self)
-        replug.Settings.__post_init__(self)
-        require(self.beta > 0, f"{_OF}beta", self.beta, "must be above 0")
+        super().__post_init__()
         require_at_least(1, _OF, self, "rounds", "dim")
         require_at_least(0, _OF, self, "imitates")
 
@@ -78,7 +73,7 @@ class ReplugLsrFull(replug.Replug):
     def prepare(self, work: WorkDir):
         """Trains encoder and index, and opens them."""
         if self._opened is None:
-            out = self._trained(work)
+            out = trained(work, self, self._make)
             with np.load(out / "encoder.npz") as file:
                 self._opened = dict(file), ShardedIndex(out / "index")
 
@@ -92,49 +87,28 @@ class ReplugLsrFull(replug.Replug):
         added."""
         return _Own(Databases(Prepared(work)), self.k, *self._opened)
 
-    def _trained(self, work: WorkDir) -> Path:
-        out = work.datastore(self.name)
-        settings = dict(binding(self.settings, _OF))
-        settings["evaluate.checkpoint"] = work.experiment.evaluate.checkpoint
-        inputs = [check_trained(work, self), work.prepared("index"), work.prepared("chunks/train")]
-        with work.lock("datastore"):
-            artefact.renew(out, settings, inputs, lambda partial: self._make(work, partial))
-        return out
-
     def _make(self, work: WorkDir, out: Path) -> dict:
         s, e, prepared = self.settings, work.experiment, Prepared(work)
         table, database = prepared.table("train"), prepared.database
-        number = copies(database)
-        owners = Owners(np.asarray(database.document), number)
-        rows = query_map.drawn(table, s.chunks)
-        own = own_documents(table, database, number)[np.asarray(table.document)[rows]]
+        rows, own, owners = query_map.asking(table, database, s.chunks)
         mesh, losses = sharding.make_mesh(e.mesh), []
         params = self._first(prepared, database)
         for round_ in range(s.rounds):
             vectors = dual_encoder.encode_all(params, database.tokens)
-            index = self._index(e, vectors, out / f"index{round_}")
+            index = self._index(vectors, out / f"index{round_}")
             queries = dual_encoder.encode_all(params, table.rows(rows))
             ids, _ = find(index, queries, own, owners, s.candidates)
             full = (ids >= 0).all(axis=1)
-            if not full.any():
-                raise UserError(
-                    f"config field {_OF}candidates = {s.candidates}: no training chunk has so many neighbours in "
-                    "other documents; lower it"
-                )
+            require_examples(s, full.sum())
             given = _examples(table, database, rows[full], ids[full])
             with jax.set_mesh(mesh):
                 weights = restore_trained(work, self, mesh)
-
-                def logprobs(weights, tokens):
-                    return functional.token_logprobs(self.model, weights, tokens)
-
-                batch = e.evaluate.batch
-                logp = query_map.logp_of_following(given, weights, logprobs, mesh, batch)
+                logp = replug_lsr.said(self.model, given, weights, mesh, e.evaluate.batch)
             params, found = self._train(params, given, database.rows(ids[full]), logp, round_)
             losses.append(found)
             shutil.rmtree(out / f"index{round_}")
         vectors = dual_encoder.encode_all(params, database.tokens)
-        self._index(e, vectors, out / "index")
+        self._index(vectors, out / "index")
         np.savez(out / "encoder.npz", **{n: np.asarray(p) for n, p in params.items()})
         return {
             "chunks": int(full.sum()),
@@ -151,10 +125,10 @@ class ReplugLsrFull(replug.Replug):
         vectors = prepared.searched(database_split(prepared.experiment))
         return dual_encoder.imitate(params, database.tokens, vectors, s.imitates)
 
-    def _index(self, e, vectors: np.ndarray, out: Path) -> ShardedIndex:
+    def _index(self, vectors: np.ndarray, out: Path) -> ShardedIndex:
         shutil.rmtree(out, ignore_errors=True)  # of a run that was stopped
         out.mkdir()
-        r = type(e.retrieval)(neighbours=self.settings.candidates, index="auto", rerank="none")
+        r = RetrievalConfig(neighbours=self.settings.candidates, index="auto", rerank="none")
         with progress.bar("index of the encoder", None):
             division.build(vectors, out, r, Given(self.settings.candidates))
         return ShardedIndex(out)
@@ -162,11 +136,8 @@ class ReplugLsrFull(replug.Replug):
     def _train(self, params: dict, given: query_map.Examples, documents, logp, seed: int):
         """A round. Every fourth document is not trained on; the parameters are those with the least loss there, maybe
         those before it. Returns them, and that loss before and after."""
-        s, optimizer, rng = (
-            self.settings,
-            optax.adam(self.settings.rate),
-            np.random.default_rng(seed),
-        )
+        s, rng = self.settings, np.random.default_rng(seed)
+        optimizer = optax.adam(s.rate)
         state, texts = optimizer.init(params), given.texts.astype(np.int32)
         documents, apart = documents.astype(np.int32), query_map.apart(given.documents)
 
@@ -216,10 +187,8 @@ class _Own(Retriever):
           UserError: a filter, or other databases: its index has neither.
         """
         self.check(databases)
-        vectors, k = (
-            np.asarray(self._encode(self._params, np.asarray(chunks, np.int32))),
-            self.k if k is None else k,
-        )
+        vectors = np.asarray(self._encode(self._params, np.asarray(chunks, np.int32)))
+        k = self.k if k is None else k
         ids, distances = self._index.search(vectors, k + _MORE)
         living = next((alive for number, _, alive in self._now(PREPARED) if number == 0), None)
         if living is not None:

@@ -16,6 +16,7 @@ from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.databases.retriever import Retriever, open_retriever
 from retro_jax.errors import UserError
 from retro_jax.methods import query_map
+from retro_jax.methods.method import Method
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.retrieval.index import INDEXES, Found
 from retro_jax.retrieval.ranking import Queries
@@ -71,7 +72,7 @@ class TrainedQueries:
     def prepare(self, work: WorkDir):
         """Trains the map, and opens it."""
         if self.retrieves and self._map is None:
-            self._map = np.load(self._trained(work) / "map.npy")
+            self._map = np.load(trained(work, self, self._make) / "map.npy")
 
     def neighbours(self, work: WorkDir, queries: Queries, table: ChunkTable) -> Found | None:
         """What the mapped queries find."""
@@ -92,23 +93,10 @@ class TrainedQueries:
 
         return open_retriever(work.asking(plain), mapped)
 
-    def _trained(self, work: WorkDir) -> Path:
-        out = work.datastore(self.name)
-        settings = dict(binding(self.settings, self.settings.of))
-        settings["evaluate.checkpoint"] = work.experiment.evaluate.checkpoint
-        inputs = [check_trained(work, self), work.prepared("index"), work.prepared("chunks/train")]
-        with work.lock("datastore"):
-            artefact.renew(out, settings, inputs, lambda partial: self._make(work, partial))
-        return out
-
     def _make(self, work: WorkDir, out: Path) -> dict:
         s, mesh = self.settings, sharding.make_mesh(work.experiment.mesh)
         given = query_map.examples(Prepared(work), s.chunks, s.candidates)
-        if not len(given.queries):
-            raise UserError(
-                f"config field {s.of}candidates = {s.candidates}: no training chunk has so many neighbours in other "
-                "documents; lower it"
-            )
+        require_examples(s, len(given.queries))
         with jax.set_mesh(mesh):
             params = restore_trained(work, self, mesh)
             loss = self.loss_of_scores(given, params, mesh, work.experiment.evaluate.batch)
@@ -119,3 +107,23 @@ class TrainedQueries:
         w, losses = query_map.train(given, scaled, s.steps, s.rate)
         np.save(out / "map.npy", w)
         return {"chunks": len(given.queries), "loss": losses}
+
+
+def trained(work: WorkDir, method: Method, make: Callable[[WorkDir, Path], dict]) -> Path:
+    """Where a method's trained retriever is; `make` makes it in a directory if it is not there, and returns counts."""
+    out = work.datastore(method.name)
+    settings = dict(binding(method.settings, method.settings.of))
+    settings["evaluate.checkpoint"] = work.experiment.evaluate.checkpoint
+    inputs = [check_trained(work, method), work.prepared("index"), work.prepared("chunks/train")]
+    with work.lock("datastore"):
+        artefact.renew(out, settings, inputs, lambda partial: make(work, partial))
+    return out
+
+
+def require_examples(s: Training, found: int):
+    """Raises UserError if no training chunk has as many candidates as the settings ask for."""
+    if not found:
+        raise UserError(
+            f"config field {s.of}candidates = {s.candidates}: no training chunk has so many neighbours in other "
+            "documents; lower it"
+        )
