@@ -11,6 +11,7 @@ from toys import cautious
 
 from retro_jax.cli.training import run_all
 from retro_jax.corpus import sources
+from retro_jax.corpus.document import Document
 from retro_jax.errors import UserError
 from retro_jax.evaluate import rows
 from retro_jax.evaluate.condition import CONDITIONS
@@ -81,9 +82,9 @@ def test_its_settings_are_checked_where_it_stands(tables):
 
 
 def test_a_source_is_a_function_and_a_line(monkeypatch, tmp_path):
-    def read(path: str, name: str, file: str):
+    def read(path: str, name: str, file: str, largest: int):
         for number, line in enumerate(Path(path).read_text().splitlines()):
-            yield sources.Document(f"{file}:{number}", line)
+            yield Document(f"{file}:{number}", line)
 
     monkeypatch.setitem(sources.KINDS, "lines", sources.Kind("lines:GLOB", True, read))
     (tmp_path / "a.txt").write_text("kara\nlopo\n")

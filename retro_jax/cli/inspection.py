@@ -37,6 +37,7 @@ def _config(args, fields) -> int:
 
 def _database(args, fields) -> int:
     from retro_jax.corpus import sources
+    from retro_jax.corpus.document import in_words
     from retro_jax.databases.database import PREPARED, Databases
     from retro_jax.pipeline.prepare import check_prepared
     from retro_jax.pipeline.prepared import Prepared
@@ -45,12 +46,14 @@ def _database(args, fields) -> int:
         raise UserError(f"--add={args.add} with --delete={args.delete}: give one at a time")
     work = ready(open_work(args, fields))
     check_prepared(work, only_live=True)
-    databases, name = Databases(Prepared(work)), args.database or PREPARED
+    databases = Databases(Prepared(work))
+    name = PREPARED if args.database is None else args.database
     if args.add is not None:
         sources.check(args.add, "--add")
         with progress.bar(f"adding to {name}", None) as advance:
-            done = databases.add(name, sources.documents(args.add, "--add"), advance)
-        skipped = f", {done['skipped']:,} bad ones left out" if done["skipped"] else ""
+            largest = work.experiment.corpus.largest_document
+            done = databases.add(name, sources.documents(args.add, "--add", largest), advance)
+        skipped = f"; left out: {in_words(done['skipped'])}" if done["skipped"] else ""
         progress.say(
             f"{name}: {done['documents']:,} documents added in {done['chunks']:,} chunks, "
             f"{done['replaced']:,} of them in place of older ones{skipped}"
@@ -61,7 +64,7 @@ def _database(args, fields) -> int:
             raise UserError(f"--delete={args.delete}: names no document; give ids, --delete=ID,ID")
         progress.say(f"{name}: {databases.delete(name, ids)['documents']:,} documents deleted")
     else:
-        if args.database:
+        if args.database is not None:
             databases.state(name)  # refuses an unknown one
         _print([d for d in databases.describe() if args.database in (None, d["database"])])
     return 0

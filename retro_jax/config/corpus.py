@@ -3,7 +3,13 @@
 import re
 from dataclasses import dataclass
 
-from retro_jax.config.fields import require, require_one_of, require_share, setting
+from retro_jax.config.fields import (
+    require,
+    require_at_least,
+    require_one_of,
+    require_share,
+    setting,
+)
 
 
 @dataclass(frozen=True)
@@ -15,7 +21,12 @@ class CorpusConfig:
         "the text: python:, text:GLOB, jsonl:GLOB, parquet:GLOB, tfds:NAME, or a mixture of these",
     )
     bad_documents: str = setting(
-        "refuse", "refuse | skip: what is empty, binary, not UTF-8 or shorter than a chunk"
+        "refuse",
+        "refuse | skip: what is empty, binary, not UTF-8, no text, a cut line, too large or shorter than a "
+        "chunk, or has metadata that are too long or an id that an earlier one has",
+    )
+    largest_document: int = setting(
+        50_000_000, "bytes that a document, or the line that it stands in, may have"
     )
     heldout: float = setting(0.05, "share of the documents held out, by a hash of their id")
     heldout_sources: tuple[str, ...] = setting((), "more held-out text, each NAME=SOURCE")
@@ -59,3 +70,4 @@ class CorpusConfig:
         )
         require(0 < self.heldout < 1, "corpus.heldout", self.heldout, "must lie between 0 and 1")
         require_share("corpus.", self, "near_duplicate")
+        require_at_least(1, "corpus.", self, "largest_document")

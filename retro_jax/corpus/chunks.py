@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retro_jax.corpus.sources import BadDocument, Document, digest
+from retro_jax.corpus.document import BadDocument, Document, digest
 from retro_jax.corpus.tokenizer import BOS, EOS, PAD, Tokenizer
 from retro_jax.store import columns
 
@@ -108,7 +108,7 @@ def encode(
         ids = token_ids(document.text, tokenizer)
         if refuse and len(ids) + 2 < chunk:
             reason = f"the document has {len(ids)} tokens, fewer than a chunk of {chunk}"
-            refuse(BadDocument(document.id, reason))
+            refuse(BadDocument(document.id, "short", reason))
             continue
         rows.append(split_document(ids, chunk))
         entries.append(

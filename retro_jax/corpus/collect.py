@@ -1,12 +1,14 @@
 """The corpus steps: documents read from a source, split, and compared with one another.
 
 A directory of columns (`columns.py`): the documents of each split as lines, and for each a hash of its
-id and of its text. Beside it, the rows that are left out: held-out documents that nearly repeat a
-document that is trained on or retrieved, and exact duplicates if the config says so.
+id and of its text; and the bad ones that were skipped, with the reason. Beside it, the rows that are left out:
+held-out documents that nearly repeat a document that is trained on or retrieved, and if the config says so
+exact duplicates, and documents whose id an earlier one has.
 """
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,35 +18,40 @@ from upath import UPath
 
 from retro_jax import progress
 from retro_jax.corpus import sources
+from retro_jax.corpus.document import BadDocument, Document, digest
 from retro_jax.corpus.near_duplicates import HeldOut
-from retro_jax.corpus.sources import BadDocument, Document, digest
 from retro_jax.errors import UserError
 from retro_jax.store import columns, files
 
 TRAIN, HELDOUT = "train", "heldout"
+REPEATED = "repeated id"  # a kind of bad document
+_NAMED = 10  # bad documents of a kind that the manifest names
 
 
 class Rules(NamedTuple):
     """What is refused or left out: fields of the config's `corpus`."""
 
     bad_documents: str
+    largest_document: int
     heldout: float
     near_duplicate: float
     exact_duplicates: str
 
 
 class Source(NamedTuple):
-    """What a corpus is made of: a source (see `sources.documents`), the config's field that names it,
-    the splits that there are (train, heldout or both), and which a document goes into; None: neither."""
+    """What a corpus is made of: a source (see `sources.documents`), the config's field that names it, bytes that a
+    document may have, the splits that there are (train, heldout or both), and which a document goes into; None:
+    neither."""
 
     text: str
     field: str
+    largest: int
     splits: tuple[str, ...]
     split_of: Callable[[Document | BadDocument], str | None]
 
     def documents(self) -> Iterator[Document | BadDocument]:
         """All of them, whichever split they go into."""
-        return sources.documents(self.text, self.field)
+        return sources.documents(self.text, self.field, self.largest)
 
 
 def collect(rules: Rules, source: Source, out: Path, others: tuple[Path, ...] = ()) -> dict:
@@ -64,32 +71,47 @@ def collect(rules: Rules, source: Source, out: Path, others: tuple[Path, ...] = 
     """
     splits, counts = source.splits, _read(rules, source, out)
     documents = columns.Columns(out)
-    dropped = {split: np.zeros(0, np.int64) for split in splits}
-    result = {"bad_documents_skipped": counts["skipped"]}
+    bad, named = Counter(counts["bad"]), counts["named"]
+    dropped, result = {}, {}
     for split in splits:
         if not len(documents[split]):
+            why = "".join(f"; {some[0]}" for some in named.values())
             raise UserError(
                 f"config field {source.field} = {source.text!r}: no document falls into the {split} split "
-                f"({counts['documents']} documents, corpus.heldout = {rules.heldout}); give more "
-                "documents or change corpus.heldout"
+                f"({counts['documents']} documents, {bad.total()} of them bad, corpus.heldout = "
+                f"{rules.heldout}); give more documents or change corpus.heldout{why}"
             )
-        for row in repeated(documents[f"{split}_ids"]):
+        again = left_out(rules, documents, split)
+        for row in again[REPEATED]:
             id = documents[split][row]["id"]
-            raise UserError(f"{id}: two documents have this id; make ids unique")
+            refuse_or_skip(rules.bad_documents, repeats(id))
+            _count(repeats(id), bad, named)
+        dropped[split] = np.unique(np.concatenate(list(again.values())))
     if TRAIN in splits:
-        copies = np.array(sorted(repeated(documents["train_texts"])), np.int64)
-        result["exact_duplicates_in_train"] = len(copies)
-        if rules.exact_duplicates == "drop":
-            dropped[TRAIN] = copies
+        result["exact_duplicates_in_train"] = sum(1 for _ in repeated(documents["train_texts"]))
     if HELDOUT in splits:
-        dropped[HELDOUT] = _drop_near_duplicates(rules, documents, splits, others, out)
-        result["near_duplicates_dropped"] = len(dropped[HELDOUT])
+        near = _drop_near_duplicates(rules, documents, splits, others, out)
+        result["near_duplicates_dropped"] = len(near)
+        dropped[HELDOUT] = np.union1d(dropped[HELDOUT], near)
     for split, rows in dropped.items():
         np.save(out / f"{split}_dropped.npy", rows)
         sizes = sum(len(documents[split][int(row)]["text"].encode()) for row in rows)
         result[f"{split}_documents"] = len(documents[split]) - len(rows)
         result[f"{split}_bytes"] = counts[f"{split}_bytes"] - sizes
-    return result
+    return result | {"bad_documents": dict(bad), "bad_documents_named": named}
+
+
+def left_out(rules: Rules, documents: columns.Columns, split: str) -> dict[str, np.ndarray]:
+    """Rows of a split that are left out of it whatever else there is, sorted: those whose id an earlier one has,
+    and exact copies of training documents if the rules say so."""
+
+    def again(name: str) -> np.ndarray:
+        return np.array(sorted(repeated(documents[f"{split}_{name}"])), np.int64)
+
+    found = {REPEATED: again("ids")}
+    if split == TRAIN and rules.exact_duplicates == "drop":
+        found["exact copy"] = again("texts")
+    return found
 
 
 def read(corpus: Path, split: str, begin: int = 0, end: int | None = None) -> Iterator[Document]:
@@ -134,6 +156,11 @@ def _hashes(document: Document) -> set[bytes]:
     return {digest(document.id, 8), digest(document.text, 16)}
 
 
+def repeats(id: str) -> BadDocument:
+    """A document whose id an earlier one has."""
+    return BadDocument(id, REPEATED, "an earlier document has this id; make ids unique")
+
+
 def refuse_or_skip(bad_documents: str, document: BadDocument):
     """Raises UserError for a bad document unless such are left out.
 
@@ -141,18 +168,25 @@ def refuse_or_skip(bad_documents: str, document: BadDocument):
     """
     if bad_documents == "refuse":
         raise UserError(
-            f"{document.id}: {document.reason}; mend or remove it, or leave such documents out "
+            f"{document.id}: {document.reason}; mend or remove it, or leave bad documents out "
             "with --config.corpus.bad_documents=skip"
         )
 
 
+def _count(document: BadDocument, bad: dict[str, int], named: dict[str, list[str]]):
+    """Adds a bad document to how many there are of each kind, and to the first of each."""
+    bad[document.kind] = bad.get(document.kind, 0) + 1
+    if len(some := named.setdefault(document.kind, [])) < _NAMED:
+        some.append(f"{document.id}: {document.reason}")
+
+
 def _read(rules: Rules, source: Source, out: Path) -> dict:
-    layout, splits = {}, source.splits
+    layout, splits = {"bad": columns.LINES}, source.splits
     for split in splits:
         layout |= {split: columns.LINES, f"{split}_ids": ("S8", ()), f"{split}_texts": ("S16", ())}
     writer = columns.Writer(out, layout)
-    empty = {"documents": 0, "skipped": 0, "complete": False} | {f"{s}_bytes": 0 for s in splits}
-    counts = writer.state = empty | writer.state
+    empty = {"documents": 0, "bad": {}, "named": {}, "complete": False}
+    counts = writer.state = empty | {f"{s}_bytes": 0 for s in splits} | writer.state
     if counts["complete"]:
         writer.close()
         return counts
@@ -160,16 +194,18 @@ def _read(rules: Rules, source: Source, out: Path) -> dict:
     with progress.bar("reading documents", None) as advance:
         advance(sum(1 for _ in itertools.islice(found, counts["documents"])))
         for block in sources.blocks(found):
-            good = {split: [] for split in splits}
+            good, bad = {split: [] for split in splits}, []
             for document in block:
                 split = source.split_of(document)
                 if split is None:
                     continue
                 if isinstance(document, BadDocument):
                     refuse_or_skip(rules.bad_documents, document)
-                    counts["skipped"] += 1
+                    _count(document, counts["bad"], counts["named"])
+                    bad.append(vars(document))
                 else:
                     good[split].append(document)
+            writer.append(bad=bad)
             for split, documents in good.items():
                 counts[f"{split}_bytes"] += sum(len(d.text.encode()) for d in documents)
                 writer.append(**{

@@ -1,8 +1,8 @@
 """Files of a corpus, here or in a bucket, plain or compressed, read a piece at a time."""
 
-import datetime
 import glob
 import io
+import lzma
 import os
 import re
 from collections.abc import Iterator
@@ -12,29 +12,37 @@ from pathlib import Path, PurePosixPath
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.types as pat
 
+from retro_jax.corpus.document import Unusable
 from retro_jax.errors import UserError
 
-_COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
-_ROWS = 1000  # of a parquet file, read at a time
+_COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # by Arrow
+_ARCHIVES = {".zip", ".tar", ".tgz", ".7z", ".rar", ".lz4", ".br", ".z", ".lzma"}
+_ROWS, _HELD = 1000, 2**26  # of a parquet file, read at a time, and bytes of them
+_PIECE = 2**20  # bytes of a line that is too long, read at a time
 
 
 def expand(pattern: str, named: str) -> list[tuple[str, str]]:
     """Files that match, sorted, and their names below the pattern's fixed folder: ids that do not
-    change when the folder moves. `named`: who asks for them, for the error."""
+    change when the folder moves. `named`: who asks for them, for the error.
+
+    A folder or file that is there by the very name that is written, '[2024]' for example, is meant.
+    """
     if "://" in pattern:
         with _reading(pattern):
             system, path = fsspec.core.url_to_fs(pattern)
-            found = [p for p in sorted(system.glob(path)) if system.isfile(p)]
+            found = [path] if system.isfile(path) else sorted(system.glob(path))
+            found = [p for p in found if system.isfile(p)]
             root = PurePosixPath(path)
         while glob.has_magic(str(root)) or str(root) in found:
             root = root.parent
         paths = [(system.unstrip_protocol(p), PurePosixPath(p)) for p in found]
     else:
-        found = sorted(p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
-        root = Path(pattern)
-        while glob.has_magic(str(root)) or not root.is_dir():
-            root = root.parent
+        there, rest = _there(pattern)
+        matching = glob.glob(glob.escape(there) + rest, recursive=True)
+        found = sorted(p for p in matching if os.path.isfile(p))
+        root = Path(there) if rest else Path(there).parent
         paths = [(p, Path(p)) for p in found]
     if not found and os.path.isdir(pattern):
         raise UserError(
@@ -52,36 +60,96 @@ def expand(pattern: str, named: str) -> list[tuple[str, str]]:
     ]
 
 
-def read(path: str) -> bytes:
-    """All bytes of a file."""
+def _there(pattern: str) -> tuple[str, str]:
+    """The longest beginning of a pattern that is the path of something, and the rest."""
+    parts = pattern.split("/")
+    for count in range(len(parts), 0, -1):
+        there = "/".join(parts[:count])
+        if os.path.exists(there):
+            return there, pattern[len(there) :]
+    return ("/", pattern[1:]) if pattern.startswith("/") else ("", pattern)
+
+
+def read(path: str, most: int) -> bytes | None:
+    """All bytes of a file; None if it has more than `most`, of which no more is held."""
     with _reading(path), _open(path) as file:
-        return file.read()
+        data = file.read(most + 1)
+        return data if len(data) <= most else None
 
 
-def lines(path: str) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers, from 1."""
+def lines(path: str, most: int) -> Iterator[tuple[int, bytes | None]]:
+    """Lines with their numbers, from 1; None in place of one that has more than `most` bytes."""
     number = 0
     with _reading(path, lambda: f"after line {number}"), _open(path) as file:
-        for number, line in enumerate(file, 1):
-            yield number, line
+        while line := file.readline(most + 1):
+            number += 1
+            whole = len(line) <= most or line.endswith(b"\n")
+            while not whole and not line.endswith(b"\n"):
+                if not (line := file.readline(_PIECE)):
+                    break
+            yield number, line if whole else None
 
 
-def parquet_rows(path: str, column: str, others: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
-    """Rows with their numbers, from 0: `column` and those of `others` that there are."""
+def parquet_rows(
+    path: str, column: str, others: tuple[str, ...], most: int
+) -> Iterator[tuple[int, dict | None]]:
+    """Rows with their numbers, from 0: `column` and those of `others` that there are, texts as bytes; None in
+    place of a row with a text of more than `most` bytes."""
     with _reading(path), fsspec.open(path, "rb") as file:
-        table = pq.ParquetFile(file)
-        names = table.schema_arrow.names
-        if column not in names:
+        schema = pq.read_schema(file)
+        if column not in schema.names:
             raise UserError(
-                f"{path}: no column {column!r} (found: {', '.join(names)}); name it in "
+                f"{path}: no column {column!r} (found: {', '.join(schema.names)}); name it in "
                 "the source as parquet:GLOB#COLUMN"
             )
-        chosen = [column, *(n for n in others if n in names and n != column)]
+        chosen = [column, *(n for n in others if n in schema.names and n != column)]
+        # A text that many rows share is held once.
+        shared = [n for n in chosen if _is_text(schema.field(n).type)]
+        table = pq.ParquetFile(file, read_dictionary=shared)
         row = 0
-        for batch in table.iter_batches(batch_size=_ROWS, columns=chosen):
-            for fields in batch.to_pylist():
-                yield row, {n: _plain(v) for n, v in fields.items()}
+        for batch in table.iter_batches(batch_size=_rows_held(table), columns=chosen):
+            names = batch.schema.names
+            for cells in zip(*(batch.column(n) for n in names)):
+                large = any(_size(cell) > most for cell in cells)
+                yield row, None if large else dict(zip(names, map(_value, cells)))
                 row += 1
+
+
+def _rows_held(table: pq.ParquetFile) -> int:
+    """How many rows of a table to read at a time, by what they take."""
+    groups = [table.metadata.row_group(i) for i in range(table.num_row_groups)]
+    largest = max((g.total_byte_size // max(1, g.num_rows) for g in groups), default=1)
+    return max(1, min(_ROWS, _HELD // max(1, largest)))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return any(
+        is_one(kind)
+        for is_one in (pat.is_string, pat.is_large_string, pat.is_binary, pat.is_large_binary)
+    )
+
+
+def _size(cell: pa.Scalar) -> int:
+    """Bytes of a text; 0 of anything else."""
+    cell = cell.value if isinstance(cell, pa.DictionaryScalar) else cell
+    return len(cell.as_buffer()) if isinstance(cell, pa.BinaryScalar) and cell.is_valid else 0
+
+
+def _value(cell: pa.Scalar):
+    """What a cell holds: bytes of a text, otherwise a value of Python's, or why it is none."""
+    cell = cell.value if isinstance(cell, pa.DictionaryScalar) else cell
+    if isinstance(cell, pa.BinaryScalar):
+        return bytes(cell.as_buffer()) if cell.is_valid else None
+    try:
+        return cell.as_py()
+    except (ValueError, OverflowError):  # nanoseconds, or a year past 9999
+        try:
+            text = cell.cast(pa.string()).as_py()
+        except pa.ArrowException:
+            text = "<"
+        if text.startswith("<"):
+            return Unusable("metadata", f"a value of type {cell.type} is out of range")
+        return text.replace(" ", "T", 1)
 
 
 def tfds_rows(name: str, named: str) -> Iterator[tuple[int, dict]]:
@@ -104,20 +172,26 @@ def tfds_rows(name: str, named: str) -> Iterator[tuple[int, dict]]:
             f"{named}: TFDS cannot open it ({' '.join(str(error).split())[:120]}); prepare it first "
             f"with `tfds build {name} --file_format=array_record`, which downloads it"
         ) from error
-    for row, fields in enumerate(rows):
-        yield row, {n: _plain(v) for n, v in fields.items()}
+    yield from enumerate(rows)
 
 
 @contextmanager
 def _open(path: str):
-    """A file's bytes, decompressed. Through Arrow, which notices a stream that ends too early."""
-    compression = _COMPRESSED.get(os.path.splitext(path)[1])
+    """A file's bytes, decompressed. By what notices a stream that ends too early."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in _ARCHIVES:
+        raise UserError(f"{path}: {suffix} is not read; unpack it, or use .gz, .zst, .bz2 or .xz")
     with fsspec.open(path, "rb") as file:
-        if compression:
-            file = io.BufferedReader(
-                pa.CompressedInputStream(pa.PythonFile(file, "r"), compression)
-            )
-        yield file
+        yield _decompressed(file, suffix)
+
+
+def _decompressed(file, suffix: str):
+    if suffix == ".xz":
+        return lzma.LZMAFile(file)
+    if suffix in _COMPRESSED:
+        stream = pa.CompressedInputStream(pa.PythonFile(file, "r"), _COMPRESSED[suffix])
+        return io.BufferedReader(stream)
+    return file
 
 
 @contextmanager
@@ -127,13 +201,9 @@ def _reading(path: str, position=lambda: ""):
         yield
     except ImportError as error:  # of fsspec, for a kind of address
         raise UserError(f"{path}: {error}") from error
-    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
+    except (OSError, EOFError, ValueError, lzma.LZMAError, pa.ArrowException) as error:
         where = f" {position()}".rstrip()
-        raise UserError(f"{path}{where}: cannot be read ({error}); mend or remove it") from error
-
-
-def _plain(value):
-    """A value as JSON can hold it: bytes are UTF-8, dates are ISO 8601."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value.isoformat() if isinstance(value, datetime.date) else value
+        remedy = "mend or remove it"
+        if "too much memory" in str(error):
+            remedy = "its window is larger than 128 MiB: compress it again without --long"
+        raise UserError(f"{path}{where}: cannot be read ({error}); {remedy}") from error

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from retro_jax.corpus.chunks import ChunkTable
-from retro_jax.corpus.sources import BadDocument, Document
+from retro_jax.corpus.document import BadDocument, Document
 from retro_jax.databases import segment
 from retro_jax.databases.part import Part, alive, numbers_of
 from retro_jax.errors import UserError
@@ -111,10 +111,11 @@ class Databases:
           advance: called with the number of documents done since the last call.
 
         Returns:
-          documents and chunks that were added, how many of them replaced one, and were skipped.
+          documents and chunks that were added, how many of them replaced one, and how many bad ones were
+          skipped of each kind.
 
         Raises:
-          UserError: a bad name or document (if the config refuses such), two of one id, none at all.
+          UserError: a bad name or document (if the config refuses such), or none at all.
         """
         if not _NAME.fullmatch(name):
             raise UserError(
@@ -126,7 +127,9 @@ class Databases:
             def make(out: Path) -> dict:
                 made = segment.Builder(self.prepared, out)
                 made.add(documents, advance)
-                counts.update(documents=len(made.ids), chunks=made.chunks, skipped=made.skipped)
+                counts.update(
+                    documents=len(made.ids), chunks=made.chunks, skipped=dict(made.skipped)
+                )
                 counts["replaced"] = len(self._remove(name, state, made.ids))
                 for part in reversed([p for p in state["parts"] if p["number"]]):
                     table = self._table(name, part["number"])

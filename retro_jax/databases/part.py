@@ -8,7 +8,7 @@ import numpy as np
 
 from retro_jax.config.filters import Where
 from retro_jax.corpus.chunks import ChunkTable
-from retro_jax.corpus.sources import digest
+from retro_jax.corpus.document import digest
 from retro_jax.retrieval import neighbours
 from retro_jax.retrieval.index import Found
 from retro_jax.retrieval.ranking import Queries, Ranking

@@ -2,7 +2,6 @@
 
 import collections
 import itertools
-import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from retro_jax.retrieval.ranking import Queries
 from retro_jax.store.workdir import WorkDir
 
 _ROW_BITS = 40  # of an id; the rest is the number of its part
+_WEIGHT = 1e6  # of a database, and its inverse: what is weighted stays a number
 _CLOSED = 64  # parts that are kept open after they are gone
 
 
@@ -81,7 +81,7 @@ class Retriever:
             weight, or the BM25 score times the weight; the distances returned are without it.
 
         Raises:
-          UserError: an unknown database, one named twice, or a weight that is not a positive number.
+          UserError: an unknown database, one named twice, or a weight out of range.
         """
         k, asked, found = self.k if k is None else k, self._asked(databases), []
         texts = [self._tokenizer.decode(c) for c in np.asarray(chunks).tolist()]
@@ -160,8 +160,9 @@ class Retriever:
                 value = float(weight) if equals else 1.0
             except ValueError:
                 value = 0.0
-            if not 0 < value < math.inf or name in asked:
-                why = "is named twice" if name in asked else "its weight must be a positive number"
+            if not 1 / _WEIGHT <= value <= _WEIGHT or name in asked:
+                why = f"its weight must lie between {1 / _WEIGHT} and {_WEIGHT:,.0f}"
+                why = "is named twice" if name in asked else why
                 raise UserError(
                     f"database {text!r}: {why}; write NAME or NAME=WEIGHT once, NAME being one of "
                     f"{', '.join(self.databases.names())}"

@@ -1,6 +1,7 @@
 """A segment: what one change added to a database, made by the steps of the pipeline, but for short documents,
 which stay."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from retro_jax.corpus import chunks, collect, sources
 from retro_jax.corpus.chunks import ChunkTable
-from retro_jax.corpus.sources import BadDocument, Document
+from retro_jax.corpus.document import BadDocument, Document, in_words
 from retro_jax.databases.part import Part
 from retro_jax.errors import UserError
 from retro_jax.pipeline.prepared import Prepared
@@ -33,7 +34,7 @@ class Builder:
         layout = chunks.layout(self._tokenizer, self._e.model.reading.chunk)
         self._table = columns.Writer(out / "chunks", layout)
         self._vectors = columns.Writer(out / "embeddings", self._encoder.layout)
-        self.ids, self.skipped = set(), 0
+        self.ids, self.skipped = set(), Counter()
 
     @property
     def chunks(self) -> int:
@@ -45,17 +46,13 @@ class Builder:
         documents: Iterable[Document | BadDocument],
         advance: Callable[[int], None] = lambda done: None,
     ):
-        """Tokenizes and embeds documents, a block at a time; `ids` has theirs, `skipped` counts bad ones.
+        """Tokenizes and embeds documents, a block at a time; `ids` has theirs, `skipped` counts bad ones by kind.
 
         Raises:
-          UserError: two of one id, no document, or a bad one if the config refuses such.
+          UserError: no document, or a bad one (of an id that an earlier one has, too) if the config refuses such.
         """
         for block in sources.blocks(documents):
             good = [d for d in block if not self._is_bad(d)]
-            for document in good:
-                if document.id in self.ids:
-                    raise UserError(f"{document.id}: two documents have this id; make ids unique")
-                self.ids.add(document.id)
             chunk = self._e.model.reading.chunk
             tokens, entries = chunks.encode(good, self._tokenizer, chunk, refuse=None)
             texts = [self._tokenizer.decode(row) for row in tokens.tolist()]
@@ -65,10 +62,8 @@ class Builder:
             self._append(tokens, entries)
             advance(len(block))
         if not self.ids:
-            raise UserError(
-                f"nothing to add: no document, or none that can be used ({self.skipped} empty, binary or "
-                "not UTF-8); give others"
-            )
+            found = in_words(self.skipped) or "the source is empty"
+            raise UserError(f"nothing to add: no document that can be used ({found}); give others")
 
     def copy(self, segment: Path, alive: np.ndarray | None):
         """Takes over the documents of another segment that are alive [D] (None: all)."""
@@ -107,11 +102,14 @@ class Builder:
         self._table.append(**chunks.moved(chunks.place(tokens, entries), *before))
 
     def _is_bad(self, document: Document | BadDocument) -> bool:
-        if isinstance(document, BadDocument):
-            collect.refuse_or_skip(self._e.corpus.bad_documents, document)
-            self.skipped += 1
-            return True
-        return False
+        if isinstance(document, Document) and document.id not in self.ids:
+            self.ids.add(document.id)
+            return False
+        if isinstance(document, Document):
+            document = collect.repeats(document.id)
+        collect.refuse_or_skip(self._e.corpus.bad_documents, document)
+        self.skipped[document.kind] += 1
+        return True
 
 
 def load(segment: Path, prepared: Prepared) -> Part:

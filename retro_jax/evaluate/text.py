@@ -97,7 +97,8 @@ class Text:
         known = retriever.databases
         made = segment.Builder(known.prepared, out)
         with progress.bar("reading documents", None) as advance:
-            made.add(sources.documents(source, "--text"), advance)
+            largest = known.prepared.experiment.corpus.largest_document
+            made.add(sources.documents(source, "--text", largest), advance)
         made.close()
         table = ChunkTable(out / "chunks")
         queries = known.prepared.encoder.as_queries(columns.Columns(out / "embeddings"))

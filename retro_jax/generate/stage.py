@@ -7,7 +7,7 @@ from pathlib import Path
 
 from retro_jax import progress
 from retro_jax.config import Experiment, Request, from_config_dict
-from retro_jax.corpus.sources import digest
+from retro_jax.corpus.document import digest
 from retro_jax.databases.database import Databases
 from retro_jax.errors import UserError
 from retro_jax.generate.generator import Generator

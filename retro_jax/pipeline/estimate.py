@@ -26,8 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from retro_jax import progress
-from retro_jax.config import Experiment, RetrievalConfig
+from retro_jax.config import CorpusConfig, Experiment, RetrievalConfig
 from retro_jax.corpus import sources
+from retro_jax.corpus.document import Document
 from retro_jax.errors import UserError
 from retro_jax.pipeline.prepare import prepare
 from retro_jax.pipeline.prepared import Prepared
@@ -145,7 +146,7 @@ def _sample(e: Experiment, path: Path) -> Experiment:
     progress.say(f"reading {_bytes(_SAMPLE)} of {e.corpus.source}")
     size = 0
     with path.open("w") as file:
-        for id, text in _parts(e.corpus.source):
+        for id, text in _parts(e.corpus):
             file.write(json.dumps({"id": id, "text": text}) + "\n")
             size += len(text.encode())
             if size >= _SAMPLE:
@@ -159,10 +160,10 @@ def _sample(e: Experiment, path: Path) -> Experiment:
     )
 
 
-def _parts(source: str):
+def _parts(corpus: CorpusConfig):
     """Yields (id, text) of the documents of a source, long ones in parts."""
-    for document in sources.documents(source):
-        if not isinstance(document, sources.BadDocument):
+    for document in sources.documents(corpus.source, largest=corpus.largest_document):
+        if isinstance(document, Document):
             for start in range(0, len(document.text), _DOCUMENT):
                 yield f"{document.id} {start}", document.text[start : start + _DOCUMENT]
 

@@ -9,6 +9,7 @@ import functools
 from pathlib import Path
 
 from retro_jax.config import Experiment, RetrievalConfig
+from retro_jax.corpus.collect import Rules
 from retro_jax.pipeline.step import Step
 from retro_jax.pipeline.steps.chunks import Chunks
 from retro_jax.pipeline.steps.corpus import DATABASE, Corpus
@@ -68,8 +69,7 @@ def recipe(e: Experiment, base: Path) -> dict[str, Step]:
     def add(cls, name: str, settings: dict, inputs: tuple[str, ...], *given):
         made[name] = cls(base, name, settings, tuple(dict.fromkeys(inputs)), *given)
 
-    names = ("bad_documents", "heldout", "near_duplicate", "exact_duplicates")
-    rules = {f"corpus.{name}": getattr(c, name) for name in names}
+    rules = {f"corpus.{name}": getattr(c, name) for name in Rules._fields}
     own = {"corpus.source": c.source}
     retrieved = ()
     if r.source:

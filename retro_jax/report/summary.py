@@ -86,7 +86,7 @@ def _print_summary(work: WorkDir, s: dict):
             "left out",
             f"{corpus['near_duplicates_dropped']} held-out near-duplicates, "
             f"{repeats - copies} exact copies, "
-            f"{corpus['bad_documents_skipped']} unreadable, "
+            f"{sum(corpus['bad_documents'].values())} bad, "
             f"{train['short_documents_skipped'] + held_out['short_documents_skipped']} shorter "
             "than a chunk",
         ),

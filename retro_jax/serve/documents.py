@@ -1,9 +1,9 @@
 """/v1/documents: what a database is to have more, or no more."""
 
 from retro_jax.config.filters import is_date
-from retro_jax.corpus.sources import Document
+from retro_jax.corpus.document import BadDocument, of_fields
 from retro_jax.databases.database import PREPARED, Databases
-from retro_jax.serve.reading import fields, needed, objects, text, texts, wrong
+from retro_jax.serve.reading import Refused, fields, needed, objects, text, texts, wrong
 
 _MANY = 2**15  # documents of a body, whose own size is limited
 _METADATA = {"date": text, "licence": text, "source": text, "title": text}
@@ -33,7 +33,13 @@ def add(databases: Databases, body) -> dict:
                 raise wrong(f"{of}{name}", value, "must not be empty")
         if (date := given.get("date")) and not is_date(date):
             raise wrong(f"{of}date", date, "must be an ISO date, for example 2024-05-31")
-        found.append(Document(id, said, {n: given[n] for n in _METADATA if n in given}))
+        about = {n: given[n] for n in _METADATA if n in given}
+        made = of_fields(
+            {"id": id, "text": said} | about, "text", f"documents[{i}]", id, len(said) * 4
+        )
+        if isinstance(made, BadDocument):
+            raise Refused(f"{made.id}: {made.reason}", made.id)
+        found.append(made)
     name = f.get("database", PREPARED)
     return {"database": name} | databases.add(name, found)
 

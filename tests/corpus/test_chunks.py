@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from retro_jax.corpus import chunks, tokenizer
-from retro_jax.corpus.sources import Document
+from retro_jax.corpus.document import Document
 from retro_jax.corpus.tokenizer import BOS, EOS, PAD
 from retro_jax.store import columns
 

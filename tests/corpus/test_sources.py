@@ -1,8 +1,14 @@
+import bz2
 import datetime
+import decimal
+import functools
 import gzip
 import json
+import lzma
+import tracemalloc
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -10,8 +16,17 @@ import tensorflow_datasets as tfds
 import zstandard
 
 from retro_jax.corpus import sources
-from retro_jax.corpus.sources import BadDocument, Document, documents
+from retro_jax.corpus.document import BadDocument, Document
+from retro_jax.corpus.sources import documents
 from retro_jax.errors import UserError
+
+COMPRESS = {
+    "gz": gzip.compress,
+    "zst": zstandard.compress,
+    "bz2": bz2.compress,
+    "xz": functools.partial(lzma.compress, preset=0),
+    "GZ": gzip.compress,
+}
 
 
 def test_text_yields_a_document_a_file_named_below_the_pattern(tmp_path):
@@ -62,7 +77,7 @@ def test_blocks_are_small_where_documents_are_large(monkeypatch):
     monkeypatch.setattr(sources, "BLOCK", 3)
     monkeypatch.setattr(sources, "BLOCK_SIZE", 10)
     found = [Document(str(i), "x" * size) for i, size in enumerate((1, 1, 1, 1, 20, 9, 9, 0))]
-    found.insert(7, BadDocument("7", "empty"))
+    found.insert(7, BadDocument("7", "empty", "the document is empty"))
     sizes = [len(block) for block in sources.blocks(found)]
     assert sizes == [3, 2, 2, 2]
 
@@ -77,17 +92,57 @@ def test_jsonl_keeps_id_date_and_licence_and_reads_gzip(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "kind", "message"),
     [
-        ("{", "not a line of JSON"),
-        ('{"a": 1}', r"no text in field 'text' \(found: a\)"),
-        ('{"text": 7}', r"no text in field 'text' \(found: a int in it"),
+        (b"{", "not JSON", "not a line of JSON"),
+        (b'{"text": "cut o', "not JSON", "not a line of JSON"),
+        (b'{"text": "caf\xe9"}', "not UTF-8", "not a line of JSON in UTF-8"),
+        (b'{"a": 1}', "no text", "no text in field 'text' (found: a)"),
+        (b'["a"]', "no text", "no text in field 'text' (found: list)"),
+        (b'{"text": 7}', "no text", "no text in field 'text' (found: a int in it"),
+        (b'{"text": null}', "no text", "no text in field 'text' (found: a NoneType"),
+        (b'{"text": ["a", "b"]}', "no text", "no text in field 'text' (found: a list"),
+        (b'{"text": " "}', "empty", "empty"),
+        (b'{"text": "\\ud800"}', "not UTF-8", "half of a surrogate pair"),
+        (b'{"text": "a", "id": "\\ud83d"}', "not UTF-8", "field id is not UTF-8"),
+        (b'{"text": "a", "title": "\\udc00"}', "not UTF-8", "field title is not UTF-8"),
+        (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "not JSON", "Exceeds the limit"),
+        (b'{"text": "a", "n": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", "not JSON", "recursion"),
+        (b'{"text": "a", "date": -Infinity}', "metadata", "field date = -inf"),
+        (b'{"text": "a", "title": "' + b"x" * 5000 + b'"}', "metadata", "title has 5,000 bytes"),
+        (b'{"text": "a", "id": "' + b"x" * 2000 + b'"}', "metadata", "id has 2,000 bytes"),
+        (b'{"text": "' + b"x" * 200_000 + b'"}', "too large", "more than 150,000 bytes"),
+        (b" " * 200_000, "too large", "more than 150,000 bytes"),
+    ],
+)  # fmt: skip
+def test_a_bad_line_is_named_by_file_and_number_and_the_next_is_read(tmp_path, line, kind, message):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'{"text": "fine"}\n' + line + b'\n{"text": "fine, too"}\n')
+    first, bad, last = documents(f"jsonl:{file}", largest=150_000)
+    assert (first.text, last.text) == ("fine", "fine, too")
+    assert (bad.id, bad.kind) == (f"{file}:2", kind)
+    assert message in bad.reason
+    json.dumps(vars(bad)).encode()
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ("NaN", None),
+        ("null", None),
+        ('"2024"', "2024"),
+        ("2024", "2024"),
+        ("2024.0", "2024"),  # as pandas writes a year where others are missing
+        ("1e300", "1e+300"),
+        ("true", "True"),
+        ('{"a": [1, NaN]}', '{"a": [1, NaN]}'),
+        ('"\\u001b[31m"', "\x1b[31m"),
     ],
 )
-def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, message):
-    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line + "\n")
-    with pytest.raises(UserError, match=rf"a\.jsonl:2: {message}"):
-        list(documents(f"jsonl:{tmp_path}/a.jsonl"))
+def test_metadata_are_texts_and_nan_is_nothing(tmp_path, value, kept):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "date": ' + value + ', "id": NaN}')
+    (found,) = documents(f"jsonl:{tmp_path}/a.jsonl")
+    assert found == Document("a.jsonl:1", "a", {} if kept is None else {"date": kept})
 
 
 def test_python_yields_the_standard_library_without_tests_and_packages():
@@ -100,7 +155,8 @@ def test_python_yields_the_standard_library_without_tests_and_packages():
 
 def test_files_that_cannot_be_decompressed_are_named(tmp_path):
     text = "".join(json.dumps({"text": f"{i} " * 1000}) + "\n" for i in range(2000)).encode()
-    for suffix, whole in (("gz", gzip.compress(text)), ("zst", zstandard.compress(text))):
+    for suffix, compress in COMPRESS.items():
+        whole = compress(text)
         for data, line in ((whole[:-20], r" after line [1-9]\d+"), (b"not compressed", " after")):
             (tmp_path / f"a.jsonl.{suffix}").write_bytes(data)
             with pytest.raises(UserError, match=rf"a\.jsonl\.{suffix}{line}.*: cannot be read"):
@@ -179,14 +235,110 @@ def test_a_prepared_tfds_data_set_is_read(tmp_path):
         list(documents(f"tfds:{tmp_path}/sayings/1.0.0:test"))
     with pytest.raises(UserError, match=r"TFDS knows no data set 'nothing_of_this_name'"):
         list(documents("tfds:nothing_of_this_name"))
-    with pytest.raises(UserError, match=r"row 0: no text in field 'body'"):
-        list(documents(f"{source}#body"))
+    bad = list(documents(f"{source}#body"))
+    assert all(b.kind == "no text" for b in bad)
+    assert bad[0].id.endswith("row 0")
 
 
-def test_half_a_surrogate_pair_is_not_text_and_a_null_id_is_none(tmp_path):
-    (tmp_path / "a.jsonl").write_text(
-        '{"text": "\\ud800", "id": null}\n{"text": "b", "id": null}\n'
+def test_a_null_id_is_none(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "b", "id": null}\n')
+    (good,) = documents(f"jsonl:{tmp_path}/a.jsonl")
+    assert good.id == "a.jsonl:1"
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_compressed_text_is_read_and_a_bomb_is_not_held(tmp_path, suffix):
+    data = b"naive" + b" " * 12_000_000
+    (tmp_path / f"a.txt.{suffix}").write_bytes(COMPRESS[suffix](data[:9]))
+    (tmp_path / f"b.txt.{suffix}").write_bytes(COMPRESS[suffix](data))
+    (tmp_path / f"b.jsonl.{suffix}").write_bytes(COMPRESS[suffix](data + b'\n{"text": "b"}'))
+    tracemalloc.start()
+    try:
+        good, bad = documents(f"text:{tmp_path}/*.txt.{suffix}", largest=100_000)
+        long, short = documents(f"jsonl:{tmp_path}/b.jsonl.{suffix}", largest=100_000)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (good.text, bad.kind, long.kind, short.text) == (
+        "naive    ",
+        "too large",
+        "too large",
+        "b",
     )
-    bad, good = documents(f"jsonl:{tmp_path}/a.jsonl")
-    assert "not UTF-8" in bad.reason
-    assert (bad.id, good.id) == ("a.jsonl:1", "a.jsonl:2")
+    assert peak < 8_000_000
+
+
+def test_archives_and_long_windows_are_refused_with_the_remedy(tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"a\.zip: \.zip is not read; unpack it"):
+        list(documents(f"text:{tmp_path}/a.zip"))
+    asked = zstandard.ZstdCompressionParameters(window_log=29, compression_level=1)
+    made = zstandard.ZstdCompressor(compression_params=asked).compressobj()
+    (tmp_path / "a.jsonl.zst").write_bytes(made.compress(b"{}") + made.flush())
+    with pytest.raises(UserError, match="compress it again without --long"):
+        list(documents(f"jsonl:{tmp_path}/a.jsonl.zst"))
+
+
+@pytest.mark.parametrize("name", ["[2024]", "C + D", "a#b", "a*b", "x? + y", "two  spaces"])
+def test_folders_of_any_name_are_read(tmp_path, name):
+    (tmp_path / name / "deep").mkdir(parents=True)
+    (tmp_path / name / "deep" / "a.jsonl").write_text('{"text": "b"}\n')
+    for source in (
+        f"jsonl:{tmp_path}/{name}/**/*.jsonl#text",
+        f"jsonl:{tmp_path}/{name}/deep/a.jsonl#text",
+        f"1*jsonl:{tmp_path}/{name}/*/*.jsonl#text + 2*jsonl:{tmp_path}/{name}/**/a.jsonl#text",
+    ):
+        sources.check(source, "corpus.source")
+        assert {d.text for d in documents(source)} == {"b"}
+    assert next(documents(f"jsonl:{tmp_path}/{name}/**/*.jsonl#text")).id == "deep/a.jsonl:1"
+
+
+def test_every_type_of_parquet_is_text_or_named(tmp_path):
+    nano = pa.array([1700000000123456789], pa.timestamp("ns", "UTC"))
+    columns = {
+        "decimal": (pa.array([decimal.Decimal("20240101")]), "20240101"),
+        "time": (pa.array([datetime.time(1, 2)]), "01:02:00"),
+        "duration": (pa.array([datetime.timedelta(1)]), "1 day, 0:00:00"),
+        "struct": (
+            pa.array([{"seen": datetime.datetime(2024, 1, 1), "n": 1}]),
+            '{"seen": "2024-01-01T00:00:00", "n": 1}',
+        ),
+        "nanoseconds": (nano, "2023-11-14T22:13:20.123456789Z"),
+        "after 9999": (pa.array([10**6 * 4], pa.date32()), "12921-08-18"),
+        "integer": (pa.array([2024], pa.int16()), "2024"),
+        "bytes": (pa.array([b"2024"]), "2024"),
+        "dictionary": (pa.array(["2024"]).dictionary_encode(), "2024"),
+        "list": (pa.array([["a", "b"]]), '["a", "b"]'),
+        "float": (pa.array([float("nan")]), None),
+        "null": (pa.array([None]), None),
+        "out of range": (pa.array([10**12], pa.timestamp("s")), BadDocument),
+        "not UTF-8": (pa.array([b"caf\xe9"]), BadDocument),
+    }
+    for name, (column, kept) in columns.items():
+        pq.write_table(pa.table({"text": ["one"], "date": column}), tmp_path / "a.parquet")
+        (found,) = documents(f"parquet:{tmp_path}/a.parquet")
+        if kept is BadDocument:
+            assert found.id == f"{tmp_path}/a.parquet: row 0", name
+        else:
+            assert found.metadata == ({} if kept is None else {"date": kept}), name
+
+
+def test_texts_of_parquet_are_counted_and_decoded_one_by_one(tmp_path):
+    good, large = "naïve " * 10, "x" * 1_000_001
+    for kind in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary()):
+        texts = pa.array(
+            [good.encode(), b"caf\xe9", large.encode(), None, good.encode()], pa.binary()
+        )
+        texts = texts.cast(kind) if pa.types.is_large_binary(kind) else texts
+        if kind in (pa.string(), pa.large_string()):  # Arrow does not look whether it is UTF-8
+            texts = pa.Array.from_buffers(pa.string(), len(texts), texts.buffers()).cast(kind)
+        pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+        found = list(documents(f"parquet:{tmp_path}/a.parquet", largest=1_000_000))
+        kinds = [d.kind if isinstance(d, BadDocument) else d.text for d in found]
+        assert kinds == [good, "not UTF-8", "too large", "no text", good], kind
+    # A text that 5,000 rows share would take 5 GB if each had its own.
+    shared = pa.DictionaryArray.from_arrays(np.zeros(5000, np.int32), [large])
+    pq.write_table(pa.table({"text": shared}), tmp_path / "a.parquet")
+    one = next(documents(f"parquet:{tmp_path}/a.parquet"))
+    assert one.text == large
+    assert pa.total_allocated_bytes() < 100_000_000

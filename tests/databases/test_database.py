@@ -10,7 +10,7 @@ from live import M, chunk_of, documents_of, found, prose
 
 from retro_jax.cli import main as cli
 from retro_jax.config import to_config_dict
-from retro_jax.corpus.sources import BadDocument, Document
+from retro_jax.corpus.document import BadDocument, Document
 from retro_jax.corpus.tokenizer import BOS, PAD
 from retro_jax.errors import UserError
 from retro_jax.store import files

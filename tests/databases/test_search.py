@@ -7,7 +7,7 @@ from live import ALL, M, chunk_of, documents_of, found, prose
 
 from retro_jax.config.filters import Where
 from retro_jax.corpus import collect
-from retro_jax.corpus.sources import Document
+from retro_jax.corpus.document import Document
 from retro_jax.databases import part
 from retro_jax.errors import UserError
 from retro_jax.retrieval.sharded import ShardedIndex

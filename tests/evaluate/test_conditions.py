@@ -11,7 +11,7 @@ from conftest import altered, make_mesh
 
 from retro_jax.corpus import collect
 from retro_jax.corpus.chunks import ChunkTable
-from retro_jax.corpus.sources import Document
+from retro_jax.corpus.document import Document
 from retro_jax.corpus.tokenizer import PAD
 from retro_jax.databases.retriever import open_retriever
 from retro_jax.errors import UserError

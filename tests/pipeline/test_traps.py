@@ -49,6 +49,10 @@ def prepared(texts, tmp_path_factory):
     with gzip.open(root / "traps.jsonl.gz", "wt", encoding="utf-8") as file:
         for id, text in texts.items():
             file.write(json.dumps({"id": id, "text": text}) + "\n")
+        file.write('{"text": null}\n{"text": "cut o\n{"text": ["a"]}\n{"words": "a"}\n')
+        held_out = next(id for id in texts if collect.is_heldout(id, 0.2))
+        for n, again in enumerate((trained("same"), trained("same"), held_out)):
+            file.write(json.dumps({"id": again, "text": f"surra {n} " * 100}) + "\n")
     base = small_experiment(root)
     experiment = dataclasses.replace(
         base,
@@ -77,7 +81,11 @@ def test_every_document_is_there_to_the_last_byte(prepared, texts):
     near = json.loads((base / "corpus" / "near_duplicates.json").read_text())
     left_out = texts.keys() - found.keys() - near.keys()
     assert left_out == {trained("empty")}
-    assert manifests["corpus"]["counts"]["bad_documents_skipped"] == 1
+    counts = manifests["corpus"]["counts"]
+    assert counts["bad_documents"] == {"empty": 1, "no text": 3, "not JSON": 1, "repeated id": 3}
+    assert [x.partition(": ")[0][-3:] for x in counts["bad_documents_named"]["no text"]] == [
+        f":{len(texts) + n}" for n in (1, 3, 4)
+    ]
     assert manifests["corpus"]["counts"]["exact_duplicates_in_train"] == 1
     assert found[trained("same")] > 10_000
     assert found[trained("one chunk")] == 1

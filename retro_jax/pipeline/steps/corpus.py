@@ -1,13 +1,14 @@
 """The step `corpus` (and one for each other corpus): documents, split, and compared with one another."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from retro_jax.corpus import collect, near_duplicates, sources
 from retro_jax.corpus.collect import HELDOUT, TRAIN, Rules, Source
+from retro_jax.corpus.document import BadDocument
 from retro_jax.pipeline.step import Some, Whole
 from retro_jax.store.columns import Columns
 
@@ -35,14 +36,13 @@ class Corpus(Whole):
     def source(self) -> Source:
         """Where the documents come from, and which split each goes into."""
         if self.split == "":
-            return Source(
-                self.settings["corpus.source"], "corpus.source", (TRAIN, HELDOUT), self._own
-            )
+            return self._of("corpus.source", (TRAIN, HELDOUT), self._own)
         if self.split == DATABASE:
-            text = self.settings["retrieval.source"]
-            return Source(text, "retrieval.source", (TRAIN,), self._retrieved)
-        text = self.settings["corpus.heldout_sources"]
-        return Source(text, "corpus.heldout_sources", (HELDOUT,), lambda document: HELDOUT)
+            return self._of("retrieval.source", (TRAIN,), self._retrieved)
+        return self._of("corpus.heldout_sources", (HELDOUT,), lambda document: HELDOUT)
+
+    def _of(self, field: str, splits: tuple[str, ...], split_of: Callable) -> Source:
+        return Source(self.settings[field], field, self.rules.largest_document, splits, split_of)
 
     def _own(self, document) -> str:
         return HELDOUT if collect.is_heldout(document.id, self.rules.heldout) else TRAIN
@@ -52,8 +52,7 @@ class Corpus(Whole):
 
     @functools.cached_property
     def _held_out(self) -> set[bytes]:
-        own = Source(self.settings["corpus.source"], "corpus.source", (TRAIN, HELDOUT), self._own)
-        return collect.held_out(own)
+        return collect.held_out(self._of("corpus.source", (TRAIN, HELDOUT), self._own))
 
     def check(self):
         """Raises UserError for a source of no kind, or that matches no file."""
@@ -76,7 +75,7 @@ class Corpus(Whole):
         last = dict.fromkeys(stored, -1)
         for document in source.documents():
             part = source.split_of(document)
-            if part is None or isinstance(document, sources.BadDocument):
+            if part is None or isinstance(document, BadDocument):
                 continue
             last[part] += 1
             if last[part] in chosen[part]:
@@ -88,16 +87,22 @@ class Corpus(Whole):
                 yield f"{len(lines)} {part} documents, the source has {last[part] + 1}", False
         yield from self._left_out(documents, stored, some)
 
+    def _repeats(self, documents: Columns, part: str) -> set[int]:
+        return {
+            int(i) for rows in collect.left_out(self.rules, documents, part).values() for i in rows
+        }
+
     def _left_out(self, documents: Columns, stored: dict, some: Some) -> Iterator[tuple[str, bool]]:
+        rows = {part: self._repeats(documents, part) for part in stored}
         if TRAIN in stored:
-            drop = self.rules.exact_duplicates == "drop"
-            copies = sorted(collect.repeated(documents["train_texts"])) if drop else []
-            yield "exact copies", np.load(self.out / "train_dropped.npy").tolist() == copies
+            dropped = np.load(self.out / "train_dropped.npy").tolist()
+            yield "exact copies left out", dropped == sorted(rows[TRAIN])
         if HELDOUT not in stored:
             return
         pairs = [tuple(pair) for pair in Columns(self.out / "near_duplicates")["pairs"]]
         dropped = np.load(self.out / "heldout_dropped.npy").tolist()
-        yield "near-duplicates left out", dropped == sorted({row for row, _ in pairs})
+        repeats = rows[HELDOUT] | {row for row, _ in pairs}
+        yield "near-duplicates left out", dropped == sorted(repeats)
         texts = ((row, d["text"]) for row, d in enumerate(stored[HELDOUT]))
         sketches = near_duplicates.HeldOut(texts, self.rules.near_duplicate)
         training = [stored[TRAIN]] if TRAIN in stored else []
