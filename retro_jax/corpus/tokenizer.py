@@ -71,6 +71,7 @@ def train(texts: Iterable[str], vocab: int) -> bytes:
             add_dummy_prefix=False,
             allow_whitespace_only_pieces=True,
             character_coverage=0.9999,
+            required_chars=_SPACE,  # which a text without spaces would not teach it
             max_sentence_length=4 * _LINE,
             pad_id=PAD,
             bos_id=BOS,

@@ -1,6 +1,9 @@
 """Any Hugging Face `tokenizer.json` that loses nothing, behind the interface of `tokenizer.Tokenizer`."""
 
 import json
+import random
+import re
+from collections.abc import Iterator
 
 import tokenizers
 
@@ -14,70 +17,119 @@ _PROBES = (
     "two words", " a space before", "after ", "tab\tand\n\nlines\r\n", "naïve café", "日本語", "🙂👩‍👩‍👧",
     "▁", "\0\x01", "<s>", "</s>", "<|endoftext|>", "[CLS]", "e\u0301", "ﬁ",
 )  # fmt: skip
+_RANDOM = 300  # random texts that are tried
+_BETWEEN = ("", "", " ", "  ", "\n", "\t", "\r\n", "\u00a0", "\u3000")
+_CHARACTERS = (
+    *range(0x20, 0x7F),
+    *range(0xA1, 0x180),
+    *range(0x4E00, 0x4E40),
+    0x0,
+    0x301,
+    0x1F642,
+    0xFFFD,
+)
+_GAPS = 1024  # numbers that need not have a token
+_BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
+_DROPPING = ("CharDelimiterSplit", "WhitespaceSplit", "Whitespace", "BertPreTokenizer")
+_USE = "use one with byte-level BPE or byte fallback, or corpus.tokenizer=train"
 
 
 class PretrainedTokenizer(Vocabulary):
     """Text to token ids and back, the file's ids moved by FIRST.
 
-    Three things that a file may ask for are left out, because they change the text: Unicode
-    normalisation, a space put before it, and special tokens found in it. Where a text has none of
-    them, the tokens are the file's own.
+    What a file may ask for and what changes the text is left out: Unicode normalisation, a space put before it,
+    special tokens found in it, white space that a token takes from beside it, merges left out by chance. Where a
+    text has nothing of this, the tokens are the file's own.
 
     Args:
       data: the bytes of a tokenizer.json.
       name: of the file, for messages.
 
     Raises:
-      UserError: not a tokenizer, or one that does not give every text back.
+      UserError: not a tokenizer, or one that does not give every text back: its own added tokens and random text
+        of its own tokens are tried.
     """
+
+    first = FIRST
 
     def __init__(self, data: bytes, name: str):
         try:
             fields = json.loads(data)
             self._byte_level = '"ByteLevel"' in json.dumps(fields.get("decoder"))
-            self._pieces = tokenizers.Tokenizer.from_str(
-                json.dumps(fields | self._lossless(fields))
-            )
+            fields |= self._lossless(fields)
+            self._pieces = tokenizers.Tokenizer.from_str(json.dumps(fields))
+            added = fields.get("added_tokens") or ()
+            self._special = {t["id"] for t in added if t.get("special")}
+            self._added = {t["id"]: t["content"] for t in added}
+            drops = _drops(fields.get("pre_tokenizer"))
         except Exception as error:  # the library raises Exception itself
-            raise UserError(f"{name}: no Hugging Face tokenizer ({error})") from error
+            raise UserError(f"{name}: no Hugging Face tokenizer ({str(error)[:200]})") from error
+        if drops:
+            raise UserError(
+                f"{name}: its pre_tokenizer {drops} drops the text that it splits at; {_USE}"
+            )
         self._pieces.encode_special_tokens = True
-        special = {t["id"] for t in fields.get("added_tokens", ()) if t.get("special")}
-        size = max(self._pieces.get_vocab(with_added_tokens=True).values()) + 1
-        own = [b"" if i in special else self._piece_bytes(i) for i in range(size)]
+        ids = self._pieces.get_vocab(with_added_tokens=True).values()
+        size = max(ids, default=0) + 1
+        if size > 2 * len(ids) + _GAPS:
+            raise UserError(
+                f"{name}: has token {size - 1:,} in a vocabulary of {len(ids):,}; number them without gaps"
+            )
+        own = [self._piece_bytes(i) for i in range(size)]
         super().__init__([b""] * FIRST + own + [b""] * (padded(FIRST + size) - FIRST - size))
         self._space_mark = [self._pieces.token_to_id(f"<0x{b:02X}>") for b in _SPACE.encode()]
-        for probe in _PROBES:
+        for probe in self._probes():
             try:
                 same = self.decode_bytes(self.encode(probe)) == probe.encode()
             except (TypeError, KeyError):
                 same = False
             if not same:
                 raise UserError(
-                    f"{name}: this tokenizer does not give {probe!r} back, so bytes could not be "
-                    "counted; use one with byte-level BPE or byte fallback, or corpus.tokenizer=train"
+                    f"{name}: this tokenizer does not give {probe[:60]!r} back, so bytes could not be "
+                    f"counted; {_USE}"
                 )
 
     def _lossless(self, fields: dict) -> dict:
         """What to put in place of the file's own fields."""
         changed = {"normalizer": None, "truncation": None, "padding": None, "post_processor": None}
+        changed["model"] = (
+            fields["model"] | {"dropout": None} if "dropout" in fields["model"] else fields["model"]
+        )
+        kept = [t | {"lstrip": False, "rstrip": False} for t in fields.get("added_tokens") or ()]
         if not self._byte_level:
             space = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-            return changed | {"normalizer": space, "pre_tokenizer": None}
+            return changed | {"normalizer": space, "pre_tokenizer": None, "added_tokens": kept}
+        vocab = changed["model"].get("vocab") or {}
+        # One that is also a piece of bytes would stand for two texts.
+        kept = [t for t in kept if t.get("special") or not _is_two(t["content"], vocab)]
         before = fields.get("pre_tokenizer") or {}
         for part in before.get("pretokenizers", [before]):
             if part.get("type") == "ByteLevel":
                 part["add_prefix_space"] = False
-        return changed | {"pre_tokenizer": before or None}
+        return changed | {"pre_tokenizer": before or None, "added_tokens": kept}
 
     def _piece_bytes(self, i: int) -> bytes:
         piece = self._pieces.id_to_token(i)
-        if piece is None:
+        if piece is None or i in self._special:
             return b""
         if self._byte_level:
-            return bytes(_BYTE[c] for c in piece) if set(piece) <= _BYTE.keys() else piece.encode()
-        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-            return bytes([int(piece[3:5], 16)])
+            return piece.encode() if i in self._added else _bytes_of(piece)
+        if found := _BYTE_PIECE.fullmatch(piece):
+            return bytes([int(found[1], 16)])
         return piece.replace(_SPACE, " ").encode()
+
+    def _probes(self) -> Iterator[str]:
+        """Texts that must come back: fixed ones, the added tokens, and random text of the tokens."""
+        yield from _PROBES
+        for content in self._added.values():
+            yield from (content, f"a{content}b", f" {content} ", f"\n{content}\t{content}")
+        draw = random.Random(0)
+        for _ in range(_RANDOM):
+            parts = []
+            for _ in range(draw.randint(1, 12)):
+                piece = self._bytes[draw.randrange(len(self._bytes))].decode("utf-8", "ignore")
+                parts += [piece, draw.choice(_BETWEEN), chr(draw.choice(_CHARACTERS))]
+            yield "".join(parts)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without BOS and EOS."""
@@ -96,6 +148,27 @@ class PretrainedTokenizer(Vocabulary):
 def padded(size: int) -> int:
     """The size of a vocabulary of so many tokens."""
     return size + -size % _MULTIPLE
+
+
+def _drops(pre_tokenizer) -> str:
+    """The type of the part of a pre_tokenizer that drops text, if one does."""
+    if isinstance(pre_tokenizer, list):
+        return next(filter(None, map(_drops, pre_tokenizer)), "")
+    if not isinstance(pre_tokenizer, dict):
+        return ""
+    if pre_tokenizer.get("behavior") == "Removed" or pre_tokenizer.get("type") in _DROPPING:
+        return pre_tokenizer["type"]
+    return _drops(pre_tokenizer.get("pretokenizers"))
+
+
+def _is_two(content: str, vocab) -> bool:
+    """Whether an added token is a piece of the vocabulary too, whose bytes are others."""
+    return content in vocab and _bytes_of(content) != content.encode()
+
+
+def _bytes_of(piece: str) -> bytes:
+    """The bytes of a piece that is written in `_BYTE`; no text has a piece that is not."""
+    return bytes(_BYTE[c] for c in piece) if set(piece) <= _BYTE.keys() else b""
 
 
 def _byte_characters() -> dict[str, int]:

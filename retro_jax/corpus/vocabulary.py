@@ -6,7 +6,12 @@ import numpy as np
 
 
 class Vocabulary:
-    """Tokens to bytes, text and byte counts."""
+    """Tokens to bytes, text and byte counts.
+
+    first: what the id of a token is more than in the tokenizer's own file.
+    """
+
+    first = 0
 
     def __init__(self, pieces: list[bytes]):
         self._bytes = pieces

@@ -1,3 +1,5 @@
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,6 +43,27 @@ def test_a_chunk_that_cuts_a_character_still_decodes(pieces):
     assert len(ids) > 1
     assert "\ufffd" in pieces.decode(ids[:1])
     assert pieces.decode_bytes(ids[:1]) + pieces.decode_bytes(ids[1:]) == "😀".encode()
+
+
+_DRAW = random.Random(0)
+_HAN = ["".join(_DRAW.choices([chr(0x4E00 + i) for i in range(80)], k=900)) for _ in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("texts", "vocab"),
+    [
+        (_HAN, 365),
+        (["".join(_DRAW.choices("ACGT", k=2000)) for _ in range(20)], 300),
+        (["".join(f"{_DRAW.random():.4f},\n" for _ in range(200)) for _ in range(20)], 300),
+        (["alpha\tbeta\tgamma\t" * 100] * 20, 280),
+        ([_HAN[0] + " " + _HAN[1], *_HAN], 365),
+    ],
+    ids=["Han", "DNA", "numbers", "tabs", "hardly a space"],
+)
+def test_text_without_spaces_teaches_a_tokenizer_that_has_one(texts, vocab):
+    made = tokenizer.Tokenizer(tokenizer.train(texts, vocab))
+    for text in ("a b", "two  words", " ", texts[0][:50]):
+        assert made.decode(made.encode(text)) == text
 
 
 def test_too_large_a_vocabulary_is_refused_by_name():

@@ -86,3 +86,75 @@ def test_a_tokenizer_that_loses_text_is_refused():
         PretrainedTokenizer(lossy.to_str().encode(), "tokenizer.json")
     with pytest.raises(UserError, match=r"t\.json: no Hugging Face tokenizer"):
         PretrainedTokenizer(b"{}", "t.json")
+
+
+def fields_of(made, **changed):
+    """A file's fields, some of them others."""
+    return json.loads(made.to_str()) | changed
+
+
+def opened(fields):
+    """The tokenizer of a file of these fields."""
+    return PretrainedTokenizer(json.dumps(fields).encode(), "t.json")
+
+
+# "Zürich" has letters that are bytes in a byte-level vocabulary; "Ġa" is a piece of bytes, " a".
+@pytest.mark.parametrize(
+    "words", [["Zürich", "đường", "čaj", "São"], ["  ", "\n\n"], ["Ġa", "a b"], ["<|x|>", "x"]]
+)
+@pytest.mark.parametrize("strips", [False, True])
+def test_added_words_come_back_with_what_stands_beside_them(file, words, strips):
+    made = tokenizers.Tokenizer.from_str(file.to_str())
+    made.add_tokens([tokenizers.AddedToken(w, lstrip=strips, rstrip=strips) for w in words])
+    pieces = opened(fields_of(made))
+    for word in words:
+        for text in (word, f"in {word}  and\n{word}", f"x{word}x", word * 3, "Ġa \u2581a"):
+            ids = pieces.encode(text)
+            assert pieces.decode_bytes(ids) == text.encode()
+            assert pieces.byte_counts[ids].sum() == len(text.encode())
+
+
+def test_a_tokenizer_by_chance_is_one_of_rules(file):
+    fields = fields_of(file)
+    fields["model"]["dropout"] = 0.5
+    pieces = opened(fields)
+    assert len({tuple(pieces.encode(TEXT[0])) for _ in range(9)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f["model"]["vocab"].update(far=60_000_000), "has token 60,000,000 in a voc"),
+        (
+            lambda f: f.update(pre_tokenizer={"type": "CharDelimiterSplit", "delimiter": "\u2603"}),
+            "drops the text that it splits at",
+        ),
+        (lambda f: f.update(pre_tokenizer=_split("\u2603")), "pre_tokenizer Split drops the text"),
+        (lambda f: f.update(added_tokens=[{"id": "one"}]), "no Hugging Face tokenizer"),
+        (lambda f: f.update(model={"type": "BPE"}), "no Hugging Face tokenizer"),
+        (lambda f: f.update(model=None), "no Hugging Face tokenizer"),
+        (lambda f: f.update(decoder=7), "no Hugging Face tokenizer"),
+        (lambda f: f["model"].update(end_of_word_suffix="</w>"), "does not give .* back"),
+    ],
+)
+def test_hostile_files_are_refused_in_one_line(change, message):
+    fields = fields_of(byte_level())
+    change(fields)
+    with pytest.raises(UserError, match=message) as error:
+        opened(fields)
+    assert len(str(error.value)) < 400
+    assert "\n" not in str(error.value)
+
+
+def _split(at):
+    """Byte level behind a split that drops what it splits at."""
+    split = {"type": "Split", "pattern": {"String": at}, "behavior": "Removed", "invert": False}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    return {"type": "Sequence", "pretokenizers": [split, level]}
+
+
+def test_a_piece_that_looks_like_a_byte_is_text():
+    fields = fields_of(byte_fallback())
+    fields["model"]["vocab"]["<0xZZ>"] = len(fields["model"]["vocab"])
+    pieces = opened(fields)
+    assert pieces.decode(pieces.encode("<0xZZ> <0x41>")) == "<0xZZ> <0x41>"
