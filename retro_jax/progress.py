@@ -3,11 +3,12 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
 
-console = Console(stderr=True, highlight=False)
+from retro_jax.terminal import Terminal
+
+console = Terminal(stderr=True)
 
 
 @contextlib.contextmanager

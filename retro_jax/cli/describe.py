@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -14,9 +13,10 @@ from retro_jax.errors import UserError
 from retro_jax.model import functional
 from retro_jax.store import artefact
 from retro_jax.store.records import Records
+from retro_jax.terminal import Terminal
 from retro_jax.weights import directory, megatron, pretrained
 
-out = Console(highlight=False)
+out = Terminal()
 
 
 def describe(path: Path, count: int = 1):

@@ -3,7 +3,6 @@
 import textwrap
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from retro_jax import progress
@@ -11,6 +10,7 @@ from retro_jax.cli.command import Command, Flag
 from retro_jax.cli.experiment import experiment_of, open_work, ready
 from retro_jax.config import Experiment
 from retro_jax.errors import UserError
+from retro_jax.terminal import Terminal
 
 
 def _config(args, fields) -> int:
@@ -76,7 +76,7 @@ def _print(rows: list[dict]):
         table.add_column(column, justify="left" if column == "database" else "right")
     for row in rows:
         table.add_row(*(v if isinstance(v, str) else f"{v:,}" for v in row.values()))
-    Console(highlight=False).print(table)
+    Terminal().print(table)
 
 
 def _describe(args, fields) -> int:

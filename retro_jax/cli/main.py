@@ -75,7 +75,9 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"retro: {message}", file=sys.stderr)
+    from retro_jax.terminal import visible  # with rich, which takes a moment
+
+    print(f"retro: {visible(message)}", file=sys.stderr)
     return 2
 
 

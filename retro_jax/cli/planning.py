@@ -5,12 +5,12 @@ import json
 import os
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from retro_jax.cli.command import Command, Flag
 from retro_jax.cli.experiment import experiment_of
 from retro_jax.errors import UserError
+from retro_jax.terminal import Terminal
 
 
 def _plan(args, fields) -> int:
@@ -61,7 +61,7 @@ def _sizes(args, fields) -> int:
             f"{r['flops_per_token'] / 1e9:.2f}",
             f"+{r['retrieval_overhead']:.0%}" if cca else "",
         )
-    Console(highlight=False).print(out)
+    Terminal().print(out)
     return 0
 
 

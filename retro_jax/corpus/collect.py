@@ -18,7 +18,7 @@ from upath import UPath
 
 from retro_jax import progress
 from retro_jax.corpus import sources
-from retro_jax.corpus.document import BadDocument, Document, digest
+from retro_jax.corpus.document import BadDocument, Document, digest, in_words
 from retro_jax.corpus.near_duplicates import HeldOut
 from retro_jax.errors import UserError
 from retro_jax.store import columns, files
@@ -98,6 +98,8 @@ def collect(rules: Rules, source: Source, out: Path, others: tuple[Path, ...] = 
         sizes = sum(len(documents[split][int(row)]["text"].encode()) for row in rows)
         result[f"{split}_documents"] = len(documents[split]) - len(rows)
         result[f"{split}_bytes"] = counts[f"{split}_bytes"] - sizes
+    if bad:
+        progress.say(f"bad documents left out of {source.field}: {in_words(bad)}")
     return result | {"bad_documents": dict(bad), "bad_documents_named": named}
 
 

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from retro_jax.evaluate import items, tasks
 from retro_jax.methods.method import Method
 from retro_jax.store.workdir import WorkDir
+from retro_jax.terminal import Terminal
 
 
 def run(work: WorkDir, methods: list[Method], task: str, limit: int | None) -> dict[str, dict]:
@@ -42,4 +42,4 @@ def show(results: dict[str, dict]):
             for column in ("on", "off", "difference"):
                 cells.append(tasks.cell(values[column], "") if column in values else "")
         table.add_row(name, *cells)
-    Console(highlight=False).print(table)
+    Terminal().print(table)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from retro_jax import progress
@@ -25,6 +24,7 @@ from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.store import files, provenance
 from retro_jax.store.workdir import WorkDir
+from retro_jax.terminal import Terminal
 from retro_jax.train.restore import check_trained
 
 RUN = 13  # tokens that an item shares with what was read for it: then it was seen
@@ -276,7 +276,7 @@ def _record(item: Item, answers: dict[str, list[Answer]], i: int) -> dict:
 
 def show(result: dict, file: Path):
     """The figures as a table."""
-    seen, count, out = result["seen"], result["items"], Console(highlight=False)
+    seen, count, out = result["seen"], result["items"], Terminal()
     table = Table(title=f"{result['task']}, {count} items: {result['file']}", title_justify="left")
     names = {"on": f"on, k = {result['k']}", "off": "off", "difference": "on - off"}
     columns = list(next(iter(result["all"].values())))

@@ -1,12 +1,13 @@
 """A continuation in the terminal, coloured by the neighbours that it came from."""
 
-from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-out = Console(highlight=False)
+from retro_jax.terminal import Terminal, visible
+
+out = Terminal()
 
 NOTABLE = 0.1  # nats: a token that a neighbour made so much more probable is coloured
 _COLOURS = ("green", "blue", "magenta", "cyan", "yellow", "red")
@@ -43,7 +44,7 @@ def continuation(sample: dict) -> Text:
 
 def plain(prompt: str, text: str) -> Text:
     """A prompt and what there is of its continuation."""
-    return Text(prompt, "bold") + Text(text)
+    return Text(visible(prompt), "bold") + Text(visible(text))
 
 
 def print_sample(sample: dict):

@@ -22,7 +22,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from retro_jax import progress
@@ -36,6 +35,7 @@ from retro_jax.retrieval import division, recall, routing, sharded
 from retro_jax.retrieval.embedder import EMBEDDERS
 from retro_jax.retrieval.index import INDEXES, Found, Given, distinct, merge
 from retro_jax.store.workdir import WorkDir
+from retro_jax.terminal import Terminal
 
 _SAMPLE = 2**21  # bytes of text
 _DOCUMENT = 20_000  # characters; longer documents are cut, so that there are some to hold out
@@ -112,7 +112,7 @@ def estimate(experiment: Experiment, size: float) -> dict:
 
 def show(result: dict):
     """Prints an estimate as a table."""
-    out = Console(highlight=False)
+    out = Terminal()
     out.print(
         f"{_bytes(result['text_bytes'])} of text: {result['tokens']:.3g} tokens, "
         f"{result['chunks']:.3g} chunks",

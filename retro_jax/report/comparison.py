@@ -2,10 +2,10 @@
 
 import sys
 
-from rich.console import Console
 from rich.table import Table
 
 from retro_jax.report.decision import Decision
+from retro_jax.terminal import Terminal
 
 _PARTS = {"all": "all text", "filtered": "little overlap", "novel": "no copy"}
 _WIDTH = 160  # of a log
@@ -28,7 +28,7 @@ def show(split: str, summary: dict, decision: Decision):
         effects = [_interval(of["all"].get(effect)) for effect in ("gain", "content")]
         spent = of["ms_per_token"]["1"], of["gflops_per_token"], of["training_flops"] / 1e15
         table.add_row(name, *bits, *effects, *(f"{x:.3g}" for x in spent))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
+    console = Terminal(width=None if sys.stdout.isatty() else _WIDTH)
     console.print(table)
     for name, halves in summary["tuned"].items():
         said = (", ".join(f"{n} {v:g}" for n, v in half.items() if n in _CHOSEN) for half in halves)

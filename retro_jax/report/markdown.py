@@ -4,6 +4,7 @@ import re
 
 from retro_jax.report.numbers import nats, percent, plain
 from retro_jax.report.section import Section
+from retro_jax.terminal import visible
 
 
 def render(whole: dict) -> str:
@@ -58,10 +59,11 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def _escaped(text: str) -> str:
     """Text that is neither markup nor HTML, on one line."""
-    return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", " ".join(visible(str(text)).split()))
 
 
 def _code(text: str) -> str:
     """A block of code whose fence is longer than any in it."""
+    text = visible(text)
     fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", text)), default=0))
     return f"{fence}\n{text}\n{fence}"

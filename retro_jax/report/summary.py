@@ -1,6 +1,5 @@
 """What a person reads at the end of a run, and the same as summary.json."""
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -11,8 +10,9 @@ from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.recipe import database_split, shard_splits
 from retro_jax.store import artefact, files, provenance
 from retro_jax.store.workdir import WorkDir
+from retro_jax.terminal import Terminal
 
-out = Console(highlight=False)
+out = Terminal()
 
 
 def summarise(work: WorkDir, sample: dict, seconds: dict[str, float]) -> dict:

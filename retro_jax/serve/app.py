@@ -29,6 +29,7 @@ from retro_jax.serve.metrics import CONTENT_TYPE, Metrics
 from retro_jax.serve.reading import Refused, json_of
 from retro_jax.serve.responses import Guard, Stream, broken, explain, json_response
 from retro_jax.serve.running import Running
+from retro_jax.terminal import visible
 
 _RETRY = 2  # seconds
 
@@ -140,7 +141,7 @@ class Service:
     def _completed(self, completion: Completion):
         self.metrics.completed(completion)
         if completion.retrieval.startswith("failed"):
-            print(f"retro: retrieval {completion.retrieval}", file=sys.stderr, flush=True)
+            print(f"retro: retrieval {visible(completion.retrieval)}", file=sys.stderr, flush=True)
 
     async def _events(self, asked: api.Asked, answer: Answer, running: Running):
         """The events of a stream."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from retro_jax import progress
 from retro_jax.config import RetrievalConfig
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.pipeline.step import Advance, Rows, nothing_done
@@ -19,6 +20,7 @@ from retro_jax.retrieval.words import NONE
 from retro_jax.store.bucket import local
 from retro_jax.store.columns import Columns
 
+_FEWER = 0.1  # share of the chunks that may find fewer than k without a warning
 _PLACE = 4096  # chunks of the database whose words are read at a time, to score some of them
 _MANY = 2**16  # queries of a block where each block opens every shard of an index
 
@@ -179,9 +181,16 @@ class FindNeighbours(Rows):
         return int((ids < 0).any(axis=1).sum())
 
     def finish(self, out: Path, counts: dict) -> dict:
-        """What share of the chunks has fewer than K; lets go of the index."""
+        """What share of the chunks has fewer than K, and a warning of many; lets go of the index."""
         self.__dict__.pop("search", None)
-        return {"share_with_fewer_than_k": counts["fewer"] / self.total()}
+        share = counts["fewer"] / self.total()
+        if share > _FEWER:
+            progress.say(
+                f"WARNING: {share:.0%} of the {self.split} chunks find fewer than {self.k} neighbours "
+                "(retrieval.neighbours): the database is small, or its text shares few words; give it more "
+                "text, or another retrieval.embedder"
+            )
+        return {"share_with_fewer_than_k": share}
 
     @functools.cached_property
     def search(self) -> "Search":

@@ -1,0 +1,63 @@
+"""Text from outside does not steer a terminal, whichever way it is printed."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+
+from retro_jax import progress
+from retro_jax.cli.main import main
+from retro_jax.generate import show
+from retro_jax.report import markdown
+from retro_jax.terminal import Terminal, visible
+
+HOSTILE = "a\x1b]0;title\x07b\x1b[2Jc\x9b31md\x08e\u202ef"
+
+
+def test_controls_are_spelt_out_and_text_stays():
+    assert visible(HOSTILE) == "a\\x1b]0;title\\x07b\\x1b[2Jc\\x9b31md\\x08e\\u202ef"
+    assert visible("naïve\t日本語\n🙂") == "naïve\t日本語\n🙂"
+
+
+@pytest.mark.parametrize(
+    "draw", [str, Panel, lambda text: _table(text)], ids=["str", "box", "table"]
+)
+def test_what_rich_draws_has_only_its_own_controls(draw):
+    file = io.StringIO()
+    Terminal(file=file, force_terminal=True, width=200).print(draw(HOSTILE), style="bold")
+    out = file.getvalue()
+    assert "\\x1b]0;title" in out
+    assert "\x1b[1m" in out  # rich's own
+    assert not _parts(out)
+
+
+def _table(text):
+    made = Table(title=text)
+    made.add_column(text)
+    made.add_row(text)
+    return made
+
+
+def _parts(out):
+    return [x for x in ("\x1b]", "\x1b[2J", "\x9b", "\x07", "\x08", "\u202e") if x in out]
+
+
+def test_a_continuation_is_shown_as_it_comes():
+    file = io.StringIO()
+    with Live("", console=Terminal(file=file, force_terminal=True, width=200)) as live:
+        live.update(show.plain(HOSTILE, HOSTILE), refresh=True)
+    assert file.getvalue().count("\\x1b]0;title") >= 2
+    assert "\x1b]" not in file.getvalue()
+
+
+def test_messages_and_reports_spell_them_out(capfd):
+    assert main(["database", f"--{HOSTILE}"]) == 2
+    progress.say(HOSTILE)
+    error = capfd.readouterr().err
+    assert error.count("\\x1b]0;title") == 2
+    assert not _parts(error)
+    made = markdown._section(SimpleNamespace(title=HOSTILE, caption="", head=[HOSTILE], rows=[]))
+    assert not _parts("".join(made) + markdown._code(HOSTILE))
