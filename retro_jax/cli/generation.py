@@ -42,7 +42,8 @@ def _serve(args, fields) -> int:
     methods = tuple(dict.fromkeys(args.method.split(",")))
     for name in methods:
         method_of(work.experiment, name)  # refuses one that there is not before any is opened
-    server.serve(work, args.host, args.port, args.rows, args.length, methods)
+    names = tuple(n.lower() for n in args.names.split(",") if n)
+    server.serve(work, args.host, args.port, args.rows, args.length, methods, names)
     return 0
 
 
@@ -72,6 +73,9 @@ COMMANDS = (
         (
             Flag("--host", "address to listen on", str, "127.0.0.1"),
             Flag("--port", "port to listen on", int, 8000),
+            Flag(
+                "--names", "more host names by which clients may ask for it, with commas", str, ""
+            ),
             Flag("--rows", "continuations that are decoded together", int, 8),
             Flag(
                 "--length", "tokens that a prompt and its continuation can have together", int, 1024

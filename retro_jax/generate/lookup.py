@@ -55,6 +55,7 @@ class Lookup:
         self.times, self.every = times, every or chunk
         self._longest = int(tokenizer.byte_counts.max())  # bytes of a token
         self.ids = functools.lru_cache(_PROMPTS)(lambda text: prompt_ids(tokenizer, text))
+        self._given = functools.lru_cache(_PROMPTS)(self._tokens_of)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="lookup")
         self.looked_up, self.failed, self.seconds = 0, 0, 0.0
 
@@ -137,9 +138,7 @@ class Lookup:
         asked = {}
         for row, r in enumerate(requests):
             if r.neighbours and r.k:
-                for j, text in enumerate(r.neighbours):
-                    given = self._tokenizer.encode(text)[: self._r]
-                    tokens[row, j, : len(given)] = given
+                tokens[row, : len(r.neighbours)] = self._given(r.neighbours)
             elif width := self.width(r):
                 asked.setdefault((width, r.where, r.databases), []).append(row)
         for (width, where, databases), rows in asked.items():
@@ -148,6 +147,14 @@ class Lookup:
             tokens[rows, :width] = found.tokens
             ids[rows, :width], distances[rows, :width] = found.ids, found.distances
         return Neighbours(tokens, ids, distances)
+
+    def _tokens_of(self, texts: tuple[str, ...]) -> np.ndarray:
+        """The first R tokens of each text [n, R]; no more of it is tokenized than can be in them, and a little."""
+        out = np.full((len(texts), self._r), PAD, np.int32)
+        for row, text in zip(out, texts):
+            given = self._tokenizer.encode(text[: 2 * self._r * self._longest])[: self._r]
+            row[: len(given)] = given
+        return out
 
     def describe(self, near: Neighbours) -> list[dict]:
         """Where the neighbours [1, K] of one chunk are from, in order, and what they say."""

@@ -51,14 +51,16 @@ class Asked:
     method: str = ""
 
 
-def asked(body, model: str, tokenizer, most: int, methods: Sequence[str] = ()) -> Asked:
+def asked(
+    body, model: str, tokenizer, most: int, length: int, methods: Sequence[str] = ()
+) -> Asked:
     """What a body, as JSON was read, asks for.
 
     Args:
       model: the name of the one that is served.
       methods: names of those that answer, the first one where a body names none.
       tokenizer: of prompts that are token ids.
-      most: choices that one body may ask for, those of all prompts together.
+      most: choices that one body may ask for, those of all prompts together. length: tokens of a prompt.
 
     Raises:
       Refused: with status 404 for another model, otherwise 400.
@@ -71,7 +73,8 @@ def asked(body, model: str, tokenizer, most: int, methods: Sequence[str] = ()) -
     if "method" in f and method not in methods:
         remedy = f"must be one of those that this server was started with: {', '.join(methods)}"
         raise wrong("method", method, remedy)
-    prompts = _prompts(reading.needed(f, "prompt", 'a text, for example "It was"'), tokenizer)
+    given = reading.needed(f, "prompt", 'a text, for example "It was"')
+    prompts = _prompts(given, tokenizer, length)
     n, stream, logprobs = f.get("n", 1), f.get("stream", False), f.get("logprobs")
     if len(prompts) * n > most:
         raise Refused(
@@ -133,26 +136,31 @@ def _request(f: dict) -> dict:
     return given
 
 
-def _prompts(value: str | list, tokenizer) -> list[str]:
+def _prompts(value: str | list, tokenizer, length: int) -> list[str]:
     if isinstance(value, str):
         return [value]
     if isinstance(value[0], str):
         return value
     if isinstance(value[0], int):
-        return [_text_of(value, "prompt", tokenizer)]
-    return [_text_of(ids, f"prompt[{i}]", tokenizer) for i, ids in enumerate(value)]
+        value = [value]
+    return [_text_of(ids, f"prompt[{i}]", tokenizer, length) for i, ids in enumerate(value)]
 
 
-def _text_of(ids: list[int], name: str, tokenizer) -> str:
-    """The text of token ids, if they are those that the text has."""
-    if all(id < tokenizer.vocab for id in ids):
-        found = tokenizer.decode(ids)
-        if tokenizer.encode(found) == ids:
+def _text_of(ids: list[int], name: str, tokenizer, length: int) -> str:
+    """The text of token ids, the tokenizer's own, if they are those that the text has."""
+    if len(ids) > length:
+        remedy = (
+            f"has {len(ids):,} tokens, more than the {length:,} that there is room for; shorten it"
+        )
+        raise wrong(name, ids, remedy)
+    ours = [id + tokenizer.first for id in ids]
+    if all(id < tokenizer.vocab for id in ours):
+        found = tokenizer.decode(ours)
+        if tokenizer.encode(found) == ours:
             return found
-    remedy = (
-        f"must be the tokens of a text, of the {tokenizer.vocab:,} there are; send the text instead"
+    raise wrong(
+        name, ids, "must be the ids that this model's tokenizer gives a text; send the text instead"
     )
-    raise wrong(name, ids, remedy)
 
 
 def _prompt(value, name: str) -> str | list:

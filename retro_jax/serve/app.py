@@ -27,7 +27,7 @@ from retro_jax.serve.answer import DONE, Answer, event
 from retro_jax.serve.limits import Limits
 from retro_jax.serve.metrics import CONTENT_TYPE, Metrics
 from retro_jax.serve.reading import Refused, json_of
-from retro_jax.serve.responses import Guard, Stream, broken, explain, json_response
+from retro_jax.serve.responses import Guard, Named, Stream, broken, explain, json_response
 from retro_jax.serve.running import Running
 from retro_jax.terminal import visible
 
@@ -40,13 +40,19 @@ class Service:
     Args:
       generators: of each method that a request can name; the first one answers where it names none.
       name: of the model. key: that /v1 asks for; None: nobody is asked.
+      hosts: names by which clients may ask for the server; None: any.
     """
 
     def __init__(
-        self, generators: dict[str, Generator], name: str, limits: Limits, key: str | None
+        self,
+        generators: dict[str, Generator],
+        name: str,
+        limits: Limits,
+        key: str | None,
+        hosts: frozenset[str] | None = None,
     ):
         self.generators, self.generator = generators, next(iter(generators.values()))
-        self.name, self.limits, self.key = name, limits, key
+        self.name, self.limits, self.key, self._hosts = name, limits, key, hosts
         self.metrics, self.running = Metrics(list(generators.values())), set()
         # One, so that who comes first is queued first; reading and tokenising hold up nobody else.
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="requests")
@@ -67,8 +73,11 @@ class Service:
         handlers = dict.fromkeys(
             (Refused, UserError, HTTPException, ClientDisconnect, Exception), explain
         )
-        guard = [Middleware(Guard, key=self.key, answered=self.metrics.answered)]
-        return Starlette(routes=routes, exception_handlers=handlers, middleware=guard)
+        guards = [
+            Middleware(Named, hosts=self._hosts),
+            Middleware(Guard, key=self.key, answered=self.metrics.answered),
+        ]
+        return Starlette(routes=routes, exception_handlers=handlers, middleware=guards)
 
     def end(self):
         """Has what is running end with what there is."""
@@ -123,7 +132,8 @@ class Service:
 
     def _submit(self, body: bytes, running: Running) -> api.Asked:
         """Reads a body and queues what it asks for; in the reader's thread."""
-        given = self.name, self.generator.tokenizer, self.limits.queue, list(self.generators)
+        g = self.generator
+        given = self.name, g.tokenizer, self.limits.queue, g.length, list(self.generators)
         asked = api.asked(json_of(body), *given)
         g = self.generators[asked.method]
         for request in asked.requests[:: asked.n]:

@@ -52,8 +52,37 @@ class Guard:
             self._answered(status)
 
     def _allowed(self, scope) -> bool:
+        if not self._key:
+            return True
         given = dict(scope["headers"]).get(b"authorization", b"")
-        return not self._key or hmac.compare_digest(given, b"Bearer " + self._key.encode())
+        scheme, _, key = given.partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(key, self._key.encode())
+
+
+class Named:
+    """Answers those who asked for the server by one of its names.
+
+    A page from elsewhere can have its own name lead to this machine (DNS rebinding), and then read what the server
+    says: the browser sends that name.
+
+    Args:
+      hosts: the names; None: any.
+    """
+
+    def __init__(self, app, hosts: frozenset[str] | None):
+        self._app, self._hosts = app, hosts
+
+    async def __call__(self, scope, receive, send):
+        host = dict(scope.get("headers", ())).get(b"host", b"").decode("latin-1").lower()
+        name = host if host.endswith("]") else host.rpartition(":")[0] or host
+        if scope["type"] != "http" or self._hosts is None or not host or name in self._hosts:
+            return await self._app(scope, receive, send)
+        refused = Refused(
+            f"Host: {host[:60]!r}: this server answers to {', '.join(sorted(self._hosts))}; start it with "
+            "--names=NAME for another name",
+            status=421, code="unknown_host",
+        )  # fmt: skip
+        await refusal(refused)(scope, receive, send)
 
 
 class Stream(Response):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import ipaddress
 import os
 import signal
 import socket
@@ -26,13 +27,20 @@ except ImportError as error:
     ) from error
 
 KEY = "RETRO_API_KEY"  # the environment variable that holds the key
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _IDLE = 15  # seconds that a connection may be idle; OpenAI's client lets go of it sooner
 _BUFFER = 2**17  # bytes that the kernel keeps for a client that does not read
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 2\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 def serve(
-    work: WorkDir, host: str, port: int, rows: int, length: int, methods: Sequence[str] = ("retro",)
+    work: WorkDir,
+    host: str,
+    port: int,
+    rows: int,
+    length: int,
+    methods: Sequence[str] = ("retro",),
+    names: Sequence[str] = (),
 ):
     """Answers HTTP requests until SIGTERM or Ctrl-C; then those that run may go on for some seconds.
 
@@ -40,6 +48,8 @@ def serve(
       rows: continuations that are decoded together.
       length: tokens that a prompt and its continuation can have together.
       methods: names of those that a request can ask for; the first one answers where it names none.
+      names: more names by which clients may ask for it, a proxy's for example. At an address of others than this
+        machine, any name will do unless there are some.
 
     Raises:
       UserError: the address cannot be had, something is missing from the working directory or was made
@@ -56,7 +66,13 @@ def serve(
         progress.say("compiling what requests will need")
         for generator in generators.values():
             generator.warm_up()
-        answering = server(Service(generators, name, limits, key), limits)
+        known = names_of(host, names)
+        if known is None and not key:
+            progress.say(
+                f"WARNING: --host={host} is to be reached from other machines and there is no key: whoever reaches the "
+                f"port may ask anything; set {KEY}"
+            )
+        answering = server(Service(generators, name, limits, key, known), limits)
         _listen(listening, host, port)
         where = f"[{host}]" if ":" in host else host
         print(f"retro serves {name} on http://{where}:{port} (Ctrl-C ends it)", flush=True)
@@ -67,6 +83,16 @@ def serve(
                 answering.run(sockets=[listening])
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+def names_of(host: str, more: Sequence[str] = ()) -> frozenset[str] | None:
+    """Names by which clients may ask for a server at an address; None: any, as it is not for this machine alone."""
+    with contextlib.suppress(ValueError):
+        if not ipaddress.ip_address(host).is_loopback:
+            return frozenset(more) or None
+        host = f"[{host}]" if ":" in host else host
+        return frozenset({host, *_LOOPBACK, *more})
+    return frozenset({*_LOOPBACK, *more}) if host == "localhost" else frozenset(more) or None
 
 
 def bound(host: str, port: int) -> socket.socket:

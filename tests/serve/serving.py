@@ -36,7 +36,7 @@ def serving(generator, key: str | None = None, **limits):
     """(address, Service) of a server in a thread."""
     made = Limits(**limits)
     every = generator if isinstance(generator, dict) else {"retro": generator}
-    service = Service(every, "small", made, key)
+    service = Service(every, "small", made, key, server.names_of("127.0.0.1"))
     with server.bound("127.0.0.1", 0) as listening:
         listening.listen()
         running = server.server(service, made)
@@ -87,7 +87,7 @@ def connect(address: str, receive: int | None = None) -> socket.socket:
 
 def ask(body: bytes, path: str = "/v1/completions", length: int | None = None) -> bytes:
     """A request as bytes; length: what it says that its body has."""
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: "
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: "
     return f"{head}{len(body) if length is None else length}\r\n\r\n".encode() + body
 
 

@@ -177,7 +177,9 @@ def test_what_a_retro_adds(client, generator):
         ({}, 400, "prompt", "prompt is missing"),
         ({"prompt": []}, 400, "prompt", "none of them empty"),
         ({"prompt": [1, "a"]}, 400, "prompt", "must be a text, a list of texts"),
-        ({"prompt": [1, 2, 3]}, 400, "prompt", "must be the tokens of a text"),
+        ({"prompt": [1, 2, 3]}, 400, "prompt[0]", "must be the ids that this model's tokenizer gives"),
+        ({"prompt": [5] * 5000}, 400, "prompt[0]", "has 5,000 tokens, more than"),
+        ({"prompt": [[5], [3, 2**31 - 1]]}, 400, "prompt[1]", "tokenizer gives a text"),
         ({"prompt": [10**30]}, 400, "prompt", "must be a text"),
         ({"prompt": "a", "max_token": 3}, 400, "max_token", "did you mean max_tokens?"),
         ({"prompt": "a", "max_tokens": True}, 400, "max_tokens", "max_tokens = True: must be a whole number"),
@@ -204,7 +206,8 @@ def test_what_a_retro_adds(client, generator):
         ({"prompt": "a", "retrieval": {"step": 17}}, 400, "retrieval.step", "at most the chunk's"),
         ({"prompt": "a", "retrieval": {"where": {"date_to": "May"}}}, 400, "retrieval.where.date_to", "ISO"),
         ({"prompt": "a", "retrieval": {"databases": ["mail"]}}, 400, None, "no database 'mail'"),
-        ({"prompt": "a", "retrieval": {"databases": ["prepared=x"]}}, 400, None, "positive number"),
+        ({"prompt": "a", "retrieval": {"databases": ["prepared=1e-320"]}}, 400, None, "must lie between"),
+        ({"prompt": "a", "retrieval": {"databases": ["prepared=x"]}}, 400, None, "must lie between"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_by_name(address, body, status, param, message):

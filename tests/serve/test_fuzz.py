@@ -3,11 +3,14 @@
 import json
 
 import pytest
+import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from retro_jax.config.request import Request
 from retro_jax.corpus.tokenizer import open_tokenizer
+from retro_jax.corpus.tokenizer_json import PretrainedTokenizer
 from retro_jax.serve import api
 from retro_jax.serve.reading import Refused, json_of
 
@@ -65,7 +68,7 @@ def test_any_json_becomes_requests_or_is_refused(tokenizer, body, more):
     if isinstance(body, dict):
         body = body | more
     asked, refused = parsed(
-        lambda: api.asked(json_of(json.dumps(body).encode()), "small", tokenizer, 64)
+        lambda: api.asked(json_of(json.dumps(body).encode()), "small", tokenizer, 64, 512)
     )
     if refused:
         json.dumps(refused.to_json(), allow_nan=False).encode()
@@ -76,6 +79,26 @@ def test_any_json_becomes_requests_or_is_refused(tokenizer, body, more):
     for request in asked.requests:
         request.check()
         request.prompt.encode()
+
+
+@pytest.fixture(scope="module")
+def foreign():
+    """(a tokenizer of Hugging Face, the same as a base's)."""
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(["to be"], trainers.BpeTrainer(initial_alphabet=alphabet))
+    return made, PretrainedTokenizer(made.to_str().encode(), "tokenizer.json")
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30))
+def test_token_ids_are_the_tokenizers_own(foreign, text):
+    theirs, ours = foreign
+    ids = theirs.encode(text).ids
+    asked = api.asked({"prompt": [ids, ids]}, "small", ours, 64, 512)
+    assert [r.prompt for r in asked.requests] == [text, text]
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

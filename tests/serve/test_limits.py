@@ -13,6 +13,7 @@ from serving import JSON, PROMPT, ask, connect, post, serving, until
 
 from retro_jax.config.request import Request
 from retro_jax.generate.generator import Generator
+from retro_jax.serve import server
 from retro_jax.store.workdir import WorkDir
 
 # More than the kernel keeps for who does not read.
@@ -81,6 +82,46 @@ def test_who_has_no_key_is_not_let_in(generator):
             == httpx.get(f"{address}/healthz").status_code
             == 200
         )
+
+
+def test_a_page_of_another_name_is_told_nothing(generator):
+    """DNS rebinding: a browser sends the name that led it here."""
+    with serving(generator) as (address, _):
+        for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.x"):
+            for path in ("/", "/healthz", "/metrics", "/v1/models"):
+                answer = httpx.get(address + path, headers={"host": host})
+                assert answer.status_code == 421
+                assert "answers to 127.0.0.1, [::1], localhost" in answer.json()["error"]["message"]
+        for host in ("localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:8000"):
+            assert httpx.get(f"{address}/v1/models", headers={"host": host}).status_code == 200
+
+
+def test_names_are_looked_at_where_only_this_machine_is_served():
+    this = {"localhost", "127.0.0.1", "[::1]"}
+    assert server.names_of("127.0.0.1") == server.names_of("localhost") == this
+    assert server.names_of("::1", ["a.example"]) == this | {"a.example"}
+    assert server.names_of("127.8.0.1") == this | {"127.8.0.1"}
+    assert server.names_of("0.0.0.0") is server.names_of("::") is server.names_of("host.a") is None
+    assert server.names_of("0.0.0.0", ["a.example"]) == {"a.example"}
+
+
+def test_long_neighbours_are_tokenized_once_and_no_further_than_they_are_read(
+    generator, monkeypatch
+):
+    encode, read = generator.tokenizer.encode, []
+    long = "lopo kara minel " * 30_000
+
+    def counted(text):
+        read.append(len(text))
+        return encode(text)
+
+    monkeypatch.setattr(generator.tokenizer, "encode", counted)
+    made = generator.generate(PROMPT, tokens=24, retrieval_step=1, neighbours=(long, "minel"))
+    assert len(made.chunks) > 20
+    assert sum(read) < 30_000
+    width = generator.model.reading.retrieved
+    expected = generator.tokenizer.decode(encode(long)[:width])
+    assert made.chunks[-1]["neighbours"][0]["text"] == expected
 
 
 def test_without_a_key_documents_are_not_to_be_had(generator):
