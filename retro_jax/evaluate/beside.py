@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retro_jax.evaluate import likelihood, rows, signals
+from retro_jax.evaluate.overlap import is_little
 from retro_jax.evaluate.rows import Rows
 from retro_jax.evaluate.where import passages, where
 from retro_jax.store import artefact, files
@@ -98,7 +99,7 @@ def summary(found: Rows, cost: dict[str, dict]) -> dict:
     has the bits of each; `tuned` is of the first."""
     facts, each = found.facts, trainings(found)
     whole, out = mean(each), {}
-    little = found["overlap"] < facts["filter_overlap"] * facts["chunk"]
+    little = is_little(found["overlap"], facts["filter_overlap"], facts["chunk"])
     keep = {"all": np.ones(len(found), bool), "filtered": little, "novel": found["copied"] == 0}
     cut = {part: [r.where(mask) for r in each] for part, mask in keep.items()}
     for name in facts["methods"]:
@@ -126,6 +127,7 @@ def summary(found: Rows, cost: dict[str, dict]) -> dict:
         "filtered_share_of_bytes": float(found["bytes"][keep["filtered"]].sum() / size),
         "novel_share_of_bytes": float(found["bytes"][keep["novel"]].sum() / size),
         "violations": facts["violations"],
+        "whole_chunks": facts["whole_chunks"],
         "tuned": facts["tuned"],
         "pairs": {
             a: {b: signals.effect_over(each, a, b) for b in out if b != a} for a in out if a != BASE

@@ -186,7 +186,7 @@ def _facts(work: WorkDir, split: str, in_train: Callable[[], dict]) -> dict:
     return {
         "name": e.name, "split": split, "chunk": e.model.reading.chunk,
         "neighbours": e.retrieval.neighbours, "filter_overlap": e.evaluate.filter_overlap,
-        "violations": no_leaks(work, split, in_train),
+        **no_leaks(work, split, in_train),
         "documents": [{"id": d["id"], "metadata": d["metadata"]} for d in text.table.documents],
         "vocabulary": vocabulary(Prepared(work).tokenizer), "versions": provenance.versions(),
     }  # fmt: skip

@@ -167,6 +167,7 @@ def evaluate_text(
             )
         found = {
             "violations": {"heldout_in_database": 0},
+            "whole_chunks": {name: leaks.whole_chunks(text)},
             "share_with_fewer_than_k": {name: float((text.ids < 0).any(axis=1).mean())},
         }
         return _score(work, text, prepared, method, others, found, partial)
@@ -177,28 +178,30 @@ def evaluate_text(
         return again(out, settings, inputs, make)  # the text or a database may have changed
 
 
-def leaks_of(work: WorkDir, split: str) -> dict[str, int]:
-    """How many leaks the shards of a split hold, by kind."""
+def leaks_of(work: WorkDir, split: str) -> tuple[dict[str, int], dict]:
+    """How many leaks the shards of a split hold, by kind; and what `whole_chunks` says of it."""
     text = Text.prepared(work, split)
     with progress.bar(f"looking for leaks in {split}", len(text.records)) as advance:
         database = Prepared(work).database
-        return leaks.violations({split: text}, database, work.experiment, advance)
+        found = leaks.violations({split: text}, database, work.experiment, advance)
+        return found, leaks.whole_chunks(text)
 
 
-def no_leaks(work: WorkDir, split: str, in_train: Callable[[], dict]) -> dict[str, int]:
-    """The leaks of a split and of the training shards, by kind: none.
+def no_leaks(work: WorkDir, split: str, in_train: Callable[[], tuple[dict, dict]]) -> dict:
+    """violations: the leaks of a split and of the training shards, by kind, none; whole_chunks: of both.
 
     Raises:
       UserError: there is one.
     """
-    mine = leaks_of(work, split)
-    found = {name: n + mine[name] for name, n in in_train().items()}
+    mine, whole = leaks_of(work, split)
+    theirs, whole_train = in_train()
+    found = {name: n + mine[name] for name, n in theirs.items()}
     if any(found.values()):
         raise UserError(
             f"the shards of {work.prepared()} leak, so no result would mean anything: {found}; look at "
             "what was prepared, and prepare anew in another working directory"
         )
-    return found
+    return {"violations": found, "whole_chunks": {split: whole, "train": whole_train}}
 
 
 def _evaluate(
@@ -215,8 +218,8 @@ def _evaluate(
         s: prepared[f"neighbours/{s}"]["counts"]["share_with_fewer_than_k"]
         for s in ("train", split)
     }
-    found = {"violations": found, "share_with_fewer_than_k": fewer}
     text = Text.prepared(work, split)
+    found |= {"share_with_fewer_than_k": fewer}
     return _score(work, text, prepared, method, others, found, out)
 
 

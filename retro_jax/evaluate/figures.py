@@ -3,6 +3,7 @@
 import numpy as np
 
 from retro_jax.evaluate import chunks, retriever_health, signals
+from retro_jax.evaluate.overlap import is_little
 from retro_jax.evaluate.rows import Rows
 
 ALARM = 1e-3  # a cross-attention that changes tokens by less has collapsed
@@ -15,7 +16,7 @@ def figures(rows: Rows) -> dict:
     gathered, bits = chunks.gather(rows), signals.bits_per_byte(rows)
     words = words_of(rows)
     copies = [facts["documents"][n]["id"] for n in chunks.near_copies(gathered, m)]
-    clean = rows.where(rows["overlap"] < facts["filter_overlap"] * m)
+    clean = rows.where(is_little(rows["overlap"], facts["filter_overlap"], m))
     out = {
         "documents": len(facts["documents"]),
         "tokens": len(rows),
@@ -41,6 +42,7 @@ def figures(rows: Rows) -> dict:
         "verbatim": facts["verbatim"],
         "near_copies": copies,
         "violations": facts["violations"],
+        "whole_chunks": facts["whole_chunks"],
         "conditions": facts["conditions"],
         "share_with_fewer_than_k": facts["share_with_fewer_than_k"],
     }

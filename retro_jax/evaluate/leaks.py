@@ -1,14 +1,19 @@
 """Leaks: whatever shows a model, by way of retrieval, the text that it is to predict."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from retro_jax.config import Experiment
 from retro_jax.corpus.chunks import ChunkTable
+from retro_jax.corpus.tokenizer import PAD
 from retro_jax.databases.retriever import Retriever
 from retro_jax.evaluate.text import Text
 from retro_jax.retrieval import forbidden
+
+_BLOCK = 1024  # chunks at a time
+_NAMED = 20  # pairs of documents
 
 
 def violations(
@@ -51,6 +56,29 @@ def violations(
         "wrong_query": query,
         "heldout_in_database": shared,
     }
+
+
+def whole_chunks(text: Text) -> dict:
+    """Chunks that stand whole in a neighbour of the chunk before them: no violation, as the documents differ, but
+    what is to be predicted can be read there.
+
+    Returns:
+      chunks: how many. documents: [document, document of the neighbour, chunks], the most first.
+    """
+    table, found, count = text.table, Counter(), 0
+    continued = np.flatnonzero(np.asarray(table.continuation) >= 0)
+    for begin in range(0, len(continued), _BLOCK):
+        rows = continued[begin : begin + _BLOCK]
+        target = np.asarray(table.tokens[np.asarray(table.continuation)[rows]])
+        near = text.values(text.ids[rows])
+        runs = np.lib.stride_tricks.sliding_window_view(near, target.shape[1], axis=-1)
+        same = (runs == target[:, None, None]).all(axis=-1).any(axis=-1)
+        same &= (target != PAD).all(axis=1)[:, None]
+        count += int(same.any(axis=1).sum())
+        for row, k in np.argwhere(same).tolist():
+            document = table.documents[int(table.document[rows[row]])]["id"]
+            found[document, text.source(int(text.ids[rows[row], k]))["document"]] += 1
+    return {"chunks": count, "documents": [[*pair, n] for pair, n in found.most_common(_NAMED)]}
 
 
 def held(text: Text, retriever: Retriever, databases: Sequence[str]) -> list[str]:

@@ -35,6 +35,12 @@ def runs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return out
 
 
+def is_little(longest: np.ndarray, share: float, m: int) -> np.ndarray:
+    """Whether chunks of M tokens have little in common with what they retrieved or read, of which `longest` is the
+    longest run: less than a share of their tokens. A share of 1 is no limit."""
+    return longest < (share * m if share < 1 else np.inf)
+
+
 @functools.partial(jax.jit, static_argnums=2)
 def _runs(a, b, kind):
     def token(ending, x):

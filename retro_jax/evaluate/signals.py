@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from retro_jax.evaluate.chunks import CLASSES, EPS, Chunks, classes
+from retro_jax.evaluate.overlap import is_little
 from retro_jax.evaluate.rows import Rows
 
 # What each effect compares: (worse, better), in bits per byte; positive is a gain.
@@ -124,12 +125,12 @@ def by_copied(rows: Rows) -> dict:
 
 
 def filtered(rows: Rows, m: int) -> list[dict]:
-    """Bits per byte, and what retrieval is worth, on chunks that share at most so much of their M tokens
-    with what they retrieved or read (the paper's section 2.6)."""
+    """Bits per byte, and what retrieval is worth, on chunks that share less than so much of their M tokens
+    with what they retrieved or read; in the paper (section 2.6) they may share just so much, too."""
     out = []
-    for most in FILTERS:
-        kept = rows.where(rows["overlap"] <= most * m)
-        one = {"most": most, "share_of_bytes": float(kept["bytes"].sum() / rows["bytes"].sum())}
+    for below in FILTERS:
+        kept = rows.where(is_little(rows["overlap"], below, m))
+        one = {"below": below, "share_of_bytes": float(kept["bytes"].sum() / rows["bytes"].sum())}
         one["bits_per_byte"] = bits_per_byte(kept)
         pair = ("random", "on") if "random" in rows.nats else ("off", "on")
         one["content"] = effect(kept, *pair) if len(kept) else None

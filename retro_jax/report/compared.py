@@ -14,6 +14,7 @@ from retro_jax.report.decision import BASE, Decision, Stated, decide
 from retro_jax.report.examples import text
 from retro_jax.report.numbers import bits, interval, nats, percent, plain, sign
 from retro_jax.report.section import Section
+from retro_jax.report.setup import in_words
 from retro_jax.report.write import put
 
 _GAIN = "gain over the language model, bits per byte"
@@ -242,6 +243,10 @@ def _facts(summary: dict, facts: dict) -> Section:
         ["bytes", f"{summary['bytes']:,}"],
         ["chunk", f"{facts['chunk']} tokens"],
         ["neighbours", str(facts["neighbours"])],
+        *(
+            [f"chunks that stand whole in what is retrieved before them, {split}", in_words(of)]
+            for split, of in summary["whole_chunks"].items()
+        ),
         *([f"{name}: chosen for either half", _settings(of)] for name, of in summary["tuned"].items()),
         *([name, version] for name, version in facts["versions"].items()),
     ]  # fmt: skip

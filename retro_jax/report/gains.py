@@ -137,12 +137,12 @@ def filtered(f: dict, rows) -> Section | None:
     first = parts[0]
     lowest = min(shown, key=lambda n: first["bits_per_byte"][n] or 0)
     caption = (
-        f"Only chunks of which at most such a share stands, in one run, in what was found. At {first['most']:g} "
+        f"Only chunks of which less than such a share stands, in one run, in what was found. Below {first['below']:g} "
         f"({percent(first['share_of_bytes'])} of the bytes) the best of the curves is {lowest}, and {pair} is worth "
         f"{interval(first['content'])}; over everything {change(parts[-1]['content']['value'])}."
     )
     series = {n: [p["bits_per_byte"][n] for p in parts] for n in shown}
-    x = [p["most"] for p in parts]
+    x = [p["below"] for p in parts]
     chart = charts.lines(
         "filtered", caption, x, series, "allowed overlap, share of a chunk", "bits per byte"
     )
@@ -151,10 +151,12 @@ def filtered(f: dict, rows) -> Section | None:
         "content", f"{pair} against the allowed overlap", x, {pair: gain[0]},
         "allowed overlap, share of a chunk", f"{pair}, bits per byte", {pair: gain[1:]},
     )  # fmt: skip
-    head = ["overlap at most", "share of bytes", *shown, f"{pair} [95 %]"]
+    head = ["overlap below", "share of bytes", *shown, f"{pair} [95 %]"]
     table = []
     for p in parts:
         curves = (bits(p["bits_per_byte"][n]) for n in shown)
         kept = percent(p["share_of_bytes"])
-        table.append([f"{p['most']:g}", kept, *curves, interval(p["content"])])
+        table.append(
+            ["any" if p["below"] == 1 else f"{p['below']:g}", kept, *curves, interval(p["content"])]
+        )
     return Section("filtered", "Without what is shared", caption, head, table, chart, wide=True)

@@ -4,6 +4,8 @@ from retro_jax.evaluate.rows import Rows
 from retro_jax.report.numbers import percent, plain
 from retro_jax.report.section import Section
 
+_NAMED = 3  # pairs of documents
+
 
 def tables(f: dict, rows: Rows) -> list[Section]:
     """The facts that the rows carry."""
@@ -19,6 +21,10 @@ def tables(f: dict, rows: Rows) -> list[Section]:
         *([f"database, {n}", plain(x)] for n, x in facts["database"].items()),
         *([f"index, {n}", _text(x)] for n, x in facts["index"].items()),
         *([f"leaks, {n}", plain(x)] for n, x in f["violations"].items()),
+        *(
+            [f"chunks that stand whole in what is retrieved before them, {n}", in_words(x)]
+            for n, x in f["whole_chunks"].items()
+        ),
     ]
     means = [[n, text] for n, text in facts["conditions"].items()]
     versions = [[n, text] for n, text in facts["versions"].items()]
@@ -29,6 +35,12 @@ def tables(f: dict, rows: Rows) -> list[Section]:
         Section("means", "Conditions", "What the model reads.", ["condition", "it reads"], means),
         Section("versions", "Versions", "What made the rows.", ["package", "version"], versions),
     ]
+
+
+def in_words(whole: dict) -> str:
+    """What `leaks.whole_chunks` found, in a few words."""
+    named = [f"{n} of {near} in {of}" for of, near, n in whole["documents"][:_NAMED]]
+    return f"{whole['chunks']:,}" + (f" ({', '.join(named)})" if named else "")
 
 
 def _text(x) -> str:

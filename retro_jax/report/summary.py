@@ -8,6 +8,7 @@ from retro_jax.generate import show
 from retro_jax.methods.method import METHODS
 from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.recipe import database_split, shard_splits
+from retro_jax.report.setup import in_words
 from retro_jax.store import artefact, files, provenance
 from retro_jax.store.workdir import WorkDir
 from retro_jax.terminal import Terminal
@@ -68,9 +69,8 @@ def _print_summary(work: WorkDir, s: dict):
     e, p = work.experiment, s["prepare"]
     corpus, train, held_out = p["corpus"], p["chunks/train"], p["chunks/heldout"]
     database = p[f"chunks/{database_split(e)}"]
-    # Training documents that repeat another's text and were kept.
-    repeats = corpus["exact_duplicates_in_train"]
-    copies = repeats if e.corpus.exact_duplicates == "keep" else 0
+    dropped = e.corpus.exact_duplicates == "drop"
+    copies, repeats = train["exact_copies"], corpus["exact_duplicates_in_train"] * dropped
     rows = [
         (
             "training text",
@@ -85,7 +85,7 @@ def _print_summary(work: WorkDir, s: dict):
         (
             "left out",
             f"{corpus['near_duplicates_dropped']} held-out near-duplicates, "
-            f"{repeats - copies} exact copies, "
+            f"{repeats} exact copies, "
             f"{sum(corpus['bad_documents'].values())} bad, "
             f"{train['short_documents_skipped'] + held_out['short_documents_skipped']} shorter "
             "than a chunk",
@@ -142,6 +142,10 @@ def _print_evaluation(split: str, result: dict):
         "chunks with fewer than k neighbours: "
         + ", ".join(f"{share:.2%} of {name}" for name, share in fewer.items()),
         f"leaks (violations): {sum(result['violations'].values())}",
+        "chunks that stand whole in what is retrieved before them: "
+        + "; ".join(
+            f"{in_words(whole)} of {name}" for name, whole in result["whole_chunks"].items()
+        ),
     ):
         out.print(line, markup=False, soft_wrap=True)
     for name in ("content", "on_against_off", "system"):

@@ -39,7 +39,7 @@ def planted(documents: int = 30, per: int = 12, **changes) -> Rows:
     }
     facts = {
         "chunk": M, "neighbours": K, "filter_overlap": 0.5, "database": {"documents": 9, "chunks": 1000},
-        "conditions": dict.fromkeys(nats, "something"), "violations": {"same_document": 0},
+        "conditions": dict.fromkeys(nats, "something"), "violations": {"same_document": 0}, "whole_chunks": {},
         "share_with_fewer_than_k": {"heldout": 0.0},
         "documents": [{"id": str(i), "metadata": {"source": "ab"[i % 2]}} for i in range(documents)],
         "vocabulary": ["", "", "", *"a b c d"], "verbatim": {},
@@ -128,14 +128,14 @@ def test_gain_goes_to_the_bin_of_what_was_copied():
 
 
 def test_a_gain_that_is_copying_goes_away_when_it_is_filtered():
-    overlap = np.repeat(np.where(np.arange(30 * 12) % 4 == 0, 6, 1), M)
+    overlap = np.repeat(np.where(np.arange(30 * 12) % 4 == 0, 6, 0), M)
     r = planted(
         random=np.where(overlap == 6, 0.5, 0.0) + 0.05 * noise(), off=0.1, language_model=0.1
     )
     r.columns["overlap"] = overlap.astype(np.int16)
-    curve = {round(f["most"] * 8): f for f in signals.filtered(r, M)}
-    assert curve[5]["content"]["low"] < 0 < curve[5]["content"]["high"]
-    assert curve[6]["content"]["low"] > 0
+    curve = {round(f["below"] * 8): f for f in signals.filtered(r, M)}
+    assert curve[6]["content"]["low"] < 0 < curve[6]["content"]["high"]
+    assert curve[7]["content"]["low"] > 0
     np.testing.assert_allclose(curve[8]["bits_per_byte"]["on"], signals.bits_per_byte(r)["on"])
     assert 0.7 < curve[1]["share_of_bytes"] < 0.8
     few = figures(r)["effects_filtered"]["content"]

@@ -91,11 +91,34 @@ def test_every_document_is_there_to_the_last_byte(prepared, texts):
     assert found[trained("one chunk")] == 1
 
 
+def _every_whole_chunk_is_named(text):
+    """Compared with a loop over chunks and places."""
+    table, expected = text.table, 0
+    m, pairs = table.chunk, set()
+    for row, after in enumerate(np.asarray(table.continuation).tolist()):
+        if after < 0 or not table.tokens[after].all():
+            continue
+        target = table.tokens[after].tolist()
+        holds = [
+            id
+            for id, near in zip(text.ids[row].tolist(), text.values(text.ids[row]).tolist())
+            if any(near[i : i + m] == target for i in range(m + 1))
+        ]
+        expected += bool(holds)
+        own = table.documents[int(table.document[row])]["id"]
+        pairs |= {(own, text.source(id)["document"]) for id in holds}
+    found = leaks.whole_chunks(text)
+    assert found["chunks"] == expected > 0
+    assert {(of, near) for of, near, _ in found["documents"]} <= pairs
+    assert len(found["documents"]) == min(20, len(pairs))
+
+
 def test_nothing_leaks_and_every_chunk_has_its_neighbours(prepared, texts):
     work, _, _ = prepared
     splits = {s: Text.prepared(work, s) for s in ("train", "heldout")}
     database, packed = splits["train"].table, 0
     assert not any(leaks.violations(splits, database, work.experiment).values())
+    _every_whole_chunk_is_named(splits["train"])
     name = [d["id"] for d in database.documents]
     for record in splits["train"].records:
         own = {texts[name[d]] for d in record["documents"] if d >= 0}

@@ -19,6 +19,7 @@ from retro_jax.evaluate import likelihood, rows
 from retro_jax.evaluate.figures import figures
 from retro_jax.evaluate.likelihood import Column
 from retro_jax.report import examples, numbers, report
+from retro_jax.terminal import visible
 
 M, K, LAYERS = 8, 2, 2
 EVIL = "<script>alert(1)</script>"
@@ -74,6 +75,7 @@ def write(
         "database": {"documents": 20, "chunks": 40},
         "index": {"kind": "exact", "size": 40, "recall": 1.0, "sizes": [40]},
         "violations": {"same_document": leaks, "wrong_text": 0},
+        "whole_chunks": {"heldout": {"chunks": 2, "documents": [[EVIL, EVIL, 2]]}},
         "share_with_fewer_than_k": {"train": 0.1, "heldout": 0.0},
         "documents": [
             {"id": f"{i}/{EVIL}", "metadata": {"source": f"s{i % 3} {EVIL}"} if source else {}}
@@ -208,7 +210,7 @@ def test_json_has_the_figures_and_markdown_the_same_content(made):
         assert section["caption"] in squeezed
         assert section["caption"] in shown
         for row in section["rows"]:
-            line = "| " + " | ".join(" ".join(c.split()) for c in row) + " |"
+            line = "| " + " | ".join(" ".join(visible(c).split()) for c in row) + " |"
             assert line in plain, line
     for sentence in got["verdict"]["sentences"] + got["verdict"]["advice"]:
         assert sentence in plain

@@ -87,6 +87,7 @@ class Chunks(Rows):
             "chunks": len(table),
             "tokens": sum(d["tokens"] for d in table.documents),
             "short_documents_skipped": counts.get("short", 0),
+            "exact_copies": sum(1 for _ in collect.repeated(table.texts)),  # of an earlier one
         }
 
     def again(self, some: Some) -> Iterator[tuple[str, bool]]:
