@@ -103,11 +103,11 @@ def test_a_cross_attention_that_adds_nothing_is_reported():
 
 
 def test_harm_and_help_by_token():
-    r = planted(off=np.tile([0.5, -0.2, 0.05, 0.0], 30 * 12 * M // 4))
+    r = planted(off=np.tile([0.5, -0.2, 0.05, -0.05], 30 * 12 * M // 4))
     harm, quarter = signals.harm(r), len(r) / 4
     assert (harm["rate"], harm["help_rate"]) == (0.25, 0.25)
-    np.testing.assert_allclose([harm["help"], harm["harm"]], [0.55 * quarter, 0.2 * quarter])
-    np.testing.assert_allclose(harm["ratio"], 0.55 / 0.2)
+    np.testing.assert_allclose([harm["help"], harm["harm"]], [0.55 * quarter, 0.25 * quarter])
+    np.testing.assert_allclose(harm["ratio"], 0.55 / 0.25)
     one = planted(off=np.where(np.arange(len(r)) < len(r) // 100, 1.0, 0.0))
     np.testing.assert_allclose(signals.harm(one)["concentration"], 1.0)
 

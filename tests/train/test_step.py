@@ -103,6 +103,24 @@ def test_on_a_mesh_and_in_parts_steps_are_the_same(tiny, begin):
         assert difference.max() < 5e-4, (name, difference.max())
 
 
+def test_the_loss_is_nats_a_token_of_what_is_predicted(mesh, tiny, begin, step_on_one):
+    """Of the logits (which tests/model holds to the paper), one token after the other: padding is no target."""
+    given, state = batch(0), begin(mesh)
+    given["tokens"][:3, 5:] = 0
+    given["tokens"][4, 7] = 0
+    params = {n: np.asarray(p) for n, p in state.params.items()}
+    logits = functional.apply(tiny, params, given["tokens"], given["neighbours"])
+    nats = []
+    for row, tokens in zip(np.asarray(logits, np.float64), given["tokens"]):
+        for place, target in zip(row, tokens[1:]):
+            if target:
+                e = np.exp(place - place.max())
+                nats.append(-np.log(e[target] / e.sum()))
+    _, metrics = step_on_one(TRAIN)(state, given)
+    np.testing.assert_allclose(metrics["loss"], np.mean(nats), rtol=1e-5)
+    assert len(nats) == 8 * 15 - 3 * 11 - 1
+
+
 def test_the_average_follows_the_parameters_and_is_what_is_evaluated(mesh, begin, step_on_one):
     train = dataclasses.replace(TRAIN, ema=0.75)
     state = begin(mesh, train)
