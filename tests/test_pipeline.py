@@ -141,7 +141,7 @@ sys.exit(main(sys.argv[2:]))
 
 def test_a_stopped_training_continues_to_the_same_weights(tmp_path):
     """Stopped in the middle by request; the same command again gives, bit for bit, the uninterrupted run.
-    (Stopped outright: train/test_faults.py.)"""
+    (Stopped outright: faults/test_kills.py.)"""
     corpus = tmp_path / "corpus"
     write_corpus(corpus)
     experiment = small_experiment(corpus, steps=24, checkpoint_every=5, methods=("retro",))

@@ -14,7 +14,6 @@ import errno
 import functools
 import os
 import re
-import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -203,14 +202,14 @@ class Databases:
     @contextlib.contextmanager
     def _changing(self, name: str, new: dict) -> Iterator[dict]:
         """The state of a database (`new` where there is none), while nobody else changes it."""
-        (self.directory / name).mkdir(parents=True, exist_ok=True)
+        files.make_directory(self.directory / name)
         with lock(self.directory, f".{name}", wait=True):
             state = self.state(name) if self.stamp(name) else new
             numbers = [part["number"] for part in state["parts"] if part["number"]]
             known = {self._segment(name, number).name for number in numbers}
             for path in self._state_file(name).parent.glob("*"):
                 if path.is_dir() and path.name not in known:  # of who was killed, or taken over
-                    shutil.rmtree(path)
+                    files.remove_directory(path)
             for number in numbers:
                 self._check(name, number)
             yield state

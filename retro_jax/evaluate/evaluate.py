@@ -5,7 +5,6 @@ An evaluation has tokens.parquet, a row a token (likelihood.py), and result.json
 """
 
 import functools
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -123,7 +122,7 @@ def done(out: Path, settings: dict, inputs: list[Path]) -> dict | None:
 def again(out: Path, settings: dict, inputs: list[Path], make) -> dict:
     """Makes an evaluation again; the one before stays until the new one is complete."""
     before = out.with_name(f".{out.name}.before")
-    shutil.rmtree(before, ignore_errors=True)
+    files.remove_directory(before)
     if out.exists():
         out.rename(before)
     try:
@@ -131,7 +130,7 @@ def again(out: Path, settings: dict, inputs: list[Path], make) -> dict:
     finally:
         if before.exists() and not out.exists():
             before.rename(out)
-        shutil.rmtree(before, ignore_errors=True)
+        files.remove_directory(before)
 
 
 def evaluate_text(
@@ -156,7 +155,7 @@ def evaluate_text(
 
     def make(partial: Path) -> dict:
         for part in ("chunks", "embeddings"):  # of a run that was killed, perhaps of another text
-            shutil.rmtree(partial / part, ignore_errors=True)
+            files.remove_directory(partial / part)
         text = Text.given(name, source, retriever, databases, partial)
         if ids := leaks.held(text, retriever, databases):
             shown = ", ".join(ids[:_SHOWN]) + (" and more" if len(ids) > _SHOWN else "")

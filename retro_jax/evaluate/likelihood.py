@@ -121,10 +121,13 @@ def score(
             for batch, rows, count in _batches(e, text):
                 x, found = put(batch["tokens"]), {}
                 distances = put(batch["distances"], np.float32)
+                scored = _scored(batch, rows, tokenizer.byte_counts)
+                asked = put(scored, bool)
                 for c, of in zip(columns, scores):
                     near = c.condition and c.condition.neighbours(rows, batch["neighbours"])
                     near = None if near is None else Retrieved(put(near), distances)
-                    logp = of(params[c.method.trained_as], x, near)
+                    some = {"asked": asked} if c.method.by_chunk else {}
+                    logp = of(params[c.method.trained_as], x, near, **some)
                     found[f"logp_{c.name}"] = np.asarray(logp)
                 seen = {}
                 if measured:
@@ -132,7 +135,7 @@ def score(
                     seen = statistics(params[measured.trained_as], x, real)
                 seen = {name: np.asarray(v) for name, v in seen.items()}
                 writer.write_table(
-                    _table(text, batch, rows, found, seen, tokenizer.byte_counts, out, once)
+                    _table(text, batch, rows, scored, found, seen, tokenizer.byte_counts, out, once)
                 )
                 advance(count)
 
@@ -153,17 +156,22 @@ def _batches(e: Experiment, text: Text) -> Iterator[tuple[dict, np.ndarray, int]
         yield {name: np.stack([x[name] for x in examples]) for name in blank}, rows, count
 
 
+def _scored(batch: dict, rows: np.ndarray, byte_counts: np.ndarray) -> np.ndarray:
+    """Which tokens of a batch are scored [B, L]. Special tokens hold no byte of the text; position 0 is predicted by
+    nothing."""
+    tokens, position = batch["tokens"], np.arange(batch["tokens"].shape[1])
+    scored = (byte_counts[tokens] > 0) & (tokens != PAD)
+    scored &= (position >= batch["first_scored"]) & (position > 0)
+    return scored & (rows >= 0).repeat(tokens.shape[1] // rows.shape[1], axis=1)
+
+
 def _table(
-    text: Text, batch, rows, found, seen, byte_counts, out: pa.Schema, once: bool
+    text: Text, batch, rows, scored, found, seen, byte_counts, out: pa.Schema, once: bool
 ) -> pa.Table:
     """The scored tokens of a batch, one row each; once: what the first chunk retrieved is read by all after it."""
     tokens, near = batch["tokens"], batch["neighbours"]
     (size, length), m, k = tokens.shape, near.shape[3] // 2, near.shape[2]
     position = np.arange(length)
-    # Special tokens hold no byte of the text; position 0 is predicted by nothing.
-    scored = (byte_counts[tokens] > 0) & (tokens != PAD)
-    scored &= (position >= batch["first_scored"]) & (position > 0)
-    scored &= (rows >= 0).repeat(m, axis=1)
 
     def spread(x):  # of a chunk to its tokens
         return x.repeat(m, axis=1)[scored]

@@ -113,7 +113,7 @@ def run(
         "results": [_record(item, answers, i) for i, item in enumerate(found)],
     }
     out = work.task(name)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    files.make_directory(out.parent)
     files.write_json(out, result)
     show(result, out)
     return result

@@ -106,7 +106,12 @@ class InContext(Prompted):
     # Scoring.
 
     def scores(
-        self, params: dict, tokens, retrieved: Retrieved | None = None, never: tuple[int, ...] = ()
+        self,
+        params: dict,
+        tokens,
+        retrieved: Retrieved | None = None,
+        never: tuple[int, ...] = (),
+        asked=None,
     ):
         """And whether each is the most probable one."""
         if retrieved is None or not retrieved.tokens.shape[2]:
@@ -116,10 +121,10 @@ class InContext(Prompted):
         def of(logits, targets, weights):
             return read_off(prompt_rows.mixed(logits, weights[:, :, None]), targets, never)
 
-        logp, best = self._by_chunk(params, tokens, retrieved, self.weigh, of)
+        logp, best = self._by_chunk(params, tokens, retrieved, asked, self.weigh, of)
         return jnp.where(jnp.arange(length) > 0, logp, 0), best & (jnp.arange(length) > 0)
 
-    def tried(self, params: dict, tokens, retrieved: Retrieved | None = None):
+    def tried(self, params: dict, tokens, retrieved: Retrieved | None = None, asked=None):
         """log p of each token under each of `choices` [B, L, A]: of other weights of the same streams."""
         others = [type(self)(self.model, self.k, s, self.length) for s in self.choices()]
         if retrieved is None or not retrieved.tokens.shape[2]:
@@ -132,12 +137,13 @@ class InContext(Prompted):
             own = at(logits, targets[:, None]) - jax.nn.logsumexp(logits, axis=-1)  # [B, S, M]
             return jax.nn.logsumexp(own[..., None] + weights[:, :, None], axis=1)
 
-        logp = self._by_chunk(params, tokens, retrieved, weigh, of)
+        logp = self._by_chunk(params, tokens, retrieved, asked, weigh, of)
         return jnp.where(jnp.arange(tokens.shape[1])[:, None] > 0, logp, 0)
 
-    def _by_chunk(self, params: dict, tokens, retrieved: Retrieved, weigh, of):
+    def _by_chunk(self, params: dict, tokens, retrieved: Retrieved, asked, weigh, of):
         """What `of` makes of the logits of a chunk's tokens in its streams [B, S, M, V], of the tokens [B, M], and of
-        what `weigh` said of the streams [B, S, ...]: arrays [B, M, ...], of all chunks [B, L, ...]."""
+        what `weigh` said of the streams [B, S, ...]: arrays [B, M, ...], of all chunks [B, L, ...]. asked: [B, L] the
+        tokens that it is wanted of; chunks without any are left out, and zeros there."""
         (b, length), m = tokens.shape, self._every(retrieved, tokens.shape[1])
         retrieved = self._looked_up(params, tokens, retrieved)
         chunks = retrieved.tokens.shape[1]
@@ -155,27 +161,29 @@ class InContext(Prompted):
         shape = (b, chunks, streams)
         ends = jnp.broadcast_to(end, shape)
         rows, places = self._every_row(texts, tokens, ends, window)
-        model = functional.network(self.model, params)
-        h = model(prompt_rows.flat(rows, 3))[0]  # [B C S, W, D]
         own = ends[..., None] - m + jnp.arange(m)
         at = jnp.take_along_axis(places, own, axis=-1) - 1  # where each target is in its row
-        predicts = prompt_rows.flat(jnp.maximum(at - 1, 0), 3)
-        h = jax.vmap(lambda x, i: x.at[i].get(mode="promise_in_bounds"))(h, predicts)
-        h = jnp.reshape(h, (*shape, m, h.shape[-1]), out_sharding=ROWS)
-        targets = jnp.reshape(tokens, (b, chunks, m), out_sharding=ROWS)
-
-        def read(chunk):
-            h, target, weights = chunk  # [B, S, M, D], [B, M], [B, S]
-            flat = jnp.reshape(h, (b, streams * m, h.shape[-1]), out_sharding=ROWS)
-            logits = jnp.reshape(model.logits(flat), (b, streams, m, -1), out_sharding=ROWS)
-            return of(logits, target, weights)
-
-        made = jax.lax.map(
-            read, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (h, targets, weights))
+        predicts = jnp.maximum(at - 1, 0)
+        asked = (
+            (tokens != PAD) if asked is None else jnp.pad(asked, ((0, 0), (0, chunks * m - length)))
         )
+        targets, asked = (
+            jnp.reshape(x, (b, chunks, m), out_sharding=ROWS) for x in (tokens, asked)
+        )
+        model = functional.network(self.model, params)
 
-        def whole(x):  # [C, B, M, ...] -> [B, L, ...]
-            x = jnp.moveaxis(x, 0, 1)
+        def read(rows, predicts, targets, weights):  # [B, S, W], [B, S, M], [B, M], [B, S, ...]
+            h = model(prompt_rows.flat(rows, 2))[0]  # [B S, W, D]
+            i = prompt_rows.flat(predicts, 2)
+            h = jax.vmap(lambda x, i: x.at[i].get(mode="promise_in_bounds"))(h, i)
+            h = jnp.reshape(h, (b, streams * m, h.shape[-1]), out_sharding=ROWS)
+            logits = jnp.reshape(model.logits(h), (b, streams, m, -1), out_sharding=ROWS)
+            return of(logits, targets, weights)
+
+        given = rows, predicts, targets, weights
+        made = prompt_rows.where_asked(read, asked.any(axis=-1), given)
+
+        def whole(x):  # [B, C, M, ...] -> [B, L, ...]
             return jnp.reshape(x, (b, chunks * m, *x.shape[3:]), out_sharding=ROWS)[:, :length]
 
         return jax.tree.map(whole, made)

@@ -229,7 +229,10 @@ class Method:
         """The same in closed form (model/formulas.py), within a tenth."""
         raise NotImplementedError
 
-    # Scoring. retrieved: None for nothing.
+    # Scoring. retrieved: None for nothing. Where `by_chunk`, each chunk is a pass of its own, and all three take
+    # `asked` [B, L], the tokens that are wanted: chunks without any are left out.
+
+    by_chunk = False
 
     def logprobs(self, params: dict, tokens: jax.Array, retrieved: Retrieved | None) -> jax.Array:
         """log p(token t | earlier tokens, what was retrieved), nats: tokens [B, L] -> [B, L] float32."""

@@ -1,8 +1,11 @@
 """Rows that a language model is given, made of texts and what stands before them."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from retro_jax.model import cache
 from retro_jax.model.layers import ROWS
@@ -29,6 +32,40 @@ def rows(texts, tokens, count, end, width: int, window: int | None = None):
     order = jnp.argsort(~real, axis=-1, stable=True)
     rows = jnp.take_along_axis(whole, order, axis=-1)[..., :width]
     return rows, jnp.cumsum(real, axis=-1)[..., texts.shape[-1] :]
+
+
+def where_asked(function: Callable, asked, given: tuple):
+    """What a function makes of B items at a time, made of those of B x C that are asked for; zeros for the others. It
+    takes as long as there are such: those to be read of a window are few where windows overlap and texts are short.
+
+    Args:
+      function: from `given`, each [B, ...], to a tree of arrays [B, ...]. asked: [B, C]. given: trees of arrays
+        [B, C, ...].
+
+    Returns:
+      A tree of arrays [B, C, ...].
+    """
+    b, c = asked.shape
+    given = jax.tree.map(lambda x: flat(x, 2), given)
+    asked = jax.sharding.reshard(asked.reshape(-1), P())
+    order = jnp.argsort(~asked, stable=True)
+
+    def some(i):
+        return jax.lax.dynamic_slice(order, (i * b,), (b,))
+
+    def of(at):
+        return function(*jax.tree.map(lambda x: x.at[at].get(out_sharding=ROWS), given))
+
+    def put(i, out):
+        at = some(i)
+        return jax.tree.map(
+            lambda o, x: o.at[at].set(x, out_sharding=jax.typeof(o).sharding), out, of(at)
+        )
+
+    like = jax.eval_shape(of, order[:b])
+    out = jax.tree.map(lambda x: jnp.zeros((b * c, *x.shape[1:]), x.dtype, out_sharding=ROWS), like)
+    out = jax.lax.fori_loop(0, -(-asked.sum() // b), put, out)
+    return jax.tree.map(lambda x: jnp.reshape(x, (b, c, *x.shape[1:]), out_sharding=ROWS), out)
 
 
 def flat(x, axes: int):

@@ -21,18 +21,18 @@ def budget_setting():
 class Prompted(LanguageModel):
     """What has neighbours in its prompt, new ones at every chunk; a subclass has its own `scores`."""
 
-    reads, follows = True, True
+    reads, follows, by_chunk = True, True, True
 
     @property
     def look_ups(self) -> LookUps:
         """Every chunk is looked up with its own tokens."""
         return LookUps(self.model.reading.chunk, self.model.reading.chunk)
 
-    def logprobs(self, params: dict, tokens, retrieved: Retrieved | None = None):
+    def logprobs(self, params: dict, tokens, retrieved: Retrieved | None = None, asked=None):
         """log p of each token [B, L], those of a chunk given what the chunks before it retrieved."""
         if retrieved is None or not retrieved.tokens.shape[2]:
             return super().logprobs(params, tokens)
-        return self.scores(params, tokens, retrieved)[0]
+        return self.scores(params, tokens, retrieved, asked=asked)[0]
 
 
 def read_off(logits, targets, never: tuple[int, ...]):

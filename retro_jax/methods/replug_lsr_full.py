@@ -5,7 +5,6 @@ The encoder (dual_encoder.py) begins as an imitation of the retriever that was p
 training chunks up, asks the language model how probable each makes what follows, trains, and makes the index again.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from retro_jax.retrieval.index import INDEXES, Found, Given
 from retro_jax.retrieval.neighbours import find
 from retro_jax.retrieval.ranking import Queries
 from retro_jax.retrieval.sharded import ShardedIndex
+from retro_jax.store import files
 from retro_jax.store.workdir import WorkDir
 from retro_jax.train import sharding
 from retro_jax.train.restore import restore_trained
@@ -106,7 +106,7 @@ class ReplugLsrFull(replug.Replug):
                 logp = replug_lsr.said(self.model, given, weights, mesh, e.evaluate.batch)
             params, found = self._train(params, given, database.rows(ids[full]), logp, round_)
             losses.append(found)
-            shutil.rmtree(out / f"index{round_}")
+            files.remove_directory(out / f"index{round_}")
         vectors = dual_encoder.encode_all(params, database.tokens)
         self._index(vectors, out / "index")
         np.savez(out / "encoder.npz", **{n: np.asarray(p) for n, p in params.items()})
@@ -126,7 +126,7 @@ class ReplugLsrFull(replug.Replug):
         return dual_encoder.imitate(params, database.tokens, vectors, s.imitates)
 
     def _index(self, vectors: np.ndarray, out: Path) -> ShardedIndex:
-        shutil.rmtree(out, ignore_errors=True)  # of a run that was stopped
+        files.remove_directory(out)  # of a run that was stopped
         out.mkdir()
         r = RetrievalConfig(neighbours=self.settings.candidates, index="auto", rerank="none")
         with progress.bar("index of the encoder", None):

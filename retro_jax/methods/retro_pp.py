@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from retro_jax.config import ModelConfig
 from retro_jax.config.fields import require_one_of
 from retro_jax.errors import UserError
+from retro_jax.methods import prompt_rows
 from retro_jax.methods.method import Retrieved
 from retro_jax.methods.prompted import BUDGETS, Prompted, budget_setting, read_off
 from retro_jax.model import cache, decode, formulas, functional, sizes
@@ -94,7 +95,12 @@ class RetroPP(Prompted):
     # Scoring.
 
     def scores(
-        self, params: dict, tokens, retrieved: Retrieved | None = None, never: tuple[int, ...] = ()
+        self,
+        params: dict,
+        tokens,
+        retrieved: Retrieved | None = None,
+        never: tuple[int, ...] = (),
+        asked=None,
     ):
         """And whether each is the most probable one."""
         if retrieved is None or not retrieved.tokens.shape[2]:
@@ -103,18 +109,22 @@ class RetroPP(Prompted):
         chunks = near.shape[1]
         text = jnp.pad(tokens, ((0, 0), (0, chunks * m - length)))
         window, model = self._chunks(chunks), functional.network(self.model, params)
-        targets = jnp.reshape(text, (b, chunks, m), out_sharding=ROWS)
+        asked = text != PAD if asked is None else jnp.pad(asked, ((0, 0), (0, chunks * m - length)))
+        targets, asked = (jnp.reshape(x, (b, chunks, m), out_sharding=ROWS) for x in (text, asked))
 
-        def one(u):
-            row, read = _row(text, near, jnp.broadcast_to(u, (b,)), window, m)
-            h = model(row, read)[0][:, -m - 1 : -1]
-            target = jax.lax.dynamic_index_in_dim(targets, u, 1, False)
-            return read_off(by_rows(model.logits(h)), target, never)
+        def read(text, near, u, targets):
+            row, neighbours = _row(text, near, u, window, m)
+            h = model(row, neighbours)[0][:, -m - 1 : -1]
+            return read_off(by_rows(model.logits(h)), targets, never)
 
-        logp, best = jax.lax.map(one, jnp.arange(chunks))
+        def each(x):  # of every chunk
+            return jnp.broadcast_to(x[:, None], (b, chunks, *x.shape[1:]))
+
+        number = jnp.broadcast_to(jnp.arange(chunks), (b, chunks), out_sharding=ROWS)
+        given = each(text), each(near), number, targets
+        logp, best = prompt_rows.where_asked(read, asked.any(axis=-1), given)
         logp, best = (
-            jnp.reshape(jnp.moveaxis(x, 0, 1), (b, chunks * m), out_sharding=ROWS)[:, :length]
-            for x in (logp, best)
+            jnp.reshape(x, (b, chunks * m), out_sharding=ROWS)[:, :length] for x in (logp, best)
         )
         return jnp.where(jnp.arange(length) > 0, logp, 0), best & (jnp.arange(length) > 0)
 

@@ -1,6 +1,5 @@
 """`retro prepare`: every step that is not done, here; a killed one goes on after its last complete part."""
 
-import shutil
 from pathlib import Path
 
 from retro_jax import progress
@@ -9,7 +8,7 @@ from retro_jax.errors import UserError
 from retro_jax.pipeline.recipe import live, recipe, shard_splits
 from retro_jax.pipeline.step import Rows, Step, Whole
 from retro_jax.retrieval import index
-from retro_jax.store import artefact, columns, records
+from retro_jax.store import artefact, columns, files, records
 from retro_jax.store.workdir import WorkDir
 from retro_jax.weights.base import check_model
 
@@ -47,7 +46,7 @@ def _run(work: WorkDir, made: dict[str, Step], rebuild: bool) -> dict[str, dict]
             if not rebuild:
                 raise
             progress.say(f"prepare/{name}: made again ({error})")
-            shutil.rmtree(step.out)
+            files.remove_directory(step.out)
             done = None
         changed |= not done
         progress.say(f"prepare/{name}" + (": complete" if done else ""))

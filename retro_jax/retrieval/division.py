@@ -11,7 +11,6 @@ by words     a shard has the lists of some words (indexes/bm25.py), of _WORDS ti
 """
 
 import functools
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -170,11 +169,11 @@ class Division:
         """Writes a shard, whole or absent."""
         directory = self._out / shard_name(shard)
         made = files.aside(directory)
-        shutil.rmtree(made, ignore_errors=True)
+        files.remove_directory(made)
         made.mkdir()
         report = {"kind": self._kind} | make(made) | {"size": size, "routed": self.routed}
         files.write_json(made / "index.json", report)
-        shutil.rmtree(directory, ignore_errors=True)
+        files.remove_directory(directory)
         files.replace(made, directory)
 
     def finish(self) -> dict:

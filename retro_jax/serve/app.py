@@ -22,7 +22,7 @@ from starlette.routing import Route
 from retro_jax.errors import UserError
 from retro_jax.generate.completion import Completion
 from retro_jax.generate.generator import Generator
-from retro_jax.serve import api, documents
+from retro_jax.serve import api, documents, openapi
 from retro_jax.serve.answer import DONE, Answer, event
 from retro_jax.serve.limits import Limits
 from retro_jax.serve.metrics import CONTENT_TYPE, Metrics
@@ -66,6 +66,7 @@ class Service:
             Route("/", self.page),
             Route("/healthz", self.health),
             Route("/metrics", self.measured),
+            Route("/openapi.json", self.described),
             Route("/v1/models", self.models),
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/documents", self.documents, methods=["GET", "POST", "DELETE"]),
@@ -97,6 +98,10 @@ class Service:
     async def measured(self, request: Request) -> Response:
         """For Prometheus."""
         return Response(self.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    async def described(self, request: Request) -> Response:
+        """What can be asked for, as OpenAPI."""
+        return json_response(openapi.document())
 
     async def models(self, request: Request) -> Response:
         """The one model, and what it can be asked for."""

@@ -7,10 +7,8 @@ from retro_jax.serve.reading import Refused, fields, needed, objects, text, text
 
 _MANY = 2**15  # documents of a body, whose own size is limited
 _METADATA = {"date": text, "licence": text, "source": text, "title": text}
-_ADDED = {
-    "database": text,
-    "documents": objects(_MANY, {"id": text, "text": text} | _METADATA),
-}
+FIELDS = {"id": text, "text": text} | _METADATA
+_ADDED = {"database": text, "documents": objects(_MANY, FIELDS)}
 _DELETED = {"database": text, "ids": texts(_MANY)}
 _EXAMPLE = 'for example [{"id": "4711", "text": "It was"}]'
 

@@ -9,7 +9,7 @@ import datetime
 import hashlib
 import json
 import os
-import shutil
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -20,6 +20,7 @@ from retro_jax import progress
 from retro_jax.errors import UserError
 from retro_jax.store import files, provenance
 
+_GOING = re.compile(r"(^|/)(\.nfs|[^/]*\.removed(/|$))")  # what NFS keeps while it is open
 PURPOSE = "building.json"  # in a directory that is being built: settings and inputs
 MANIFEST = "manifest.json"
 
@@ -48,8 +49,8 @@ def build(path: Path, settings: dict, inputs: Iterable[Path], make: Callable[[Pa
     try:
         if not _is_finished(partial, purpose):
             if read_purpose(partial) != purpose:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
+                files.remove_directory(partial)
+                files.make_directory(partial)
                 files.write_json(partial / PURPOSE, purpose)
             start, cpu = time.perf_counter(), time.process_time()
             counts = make(partial)
@@ -64,7 +65,7 @@ def build(path: Path, settings: dict, inputs: Iterable[Path], make: Callable[[Pa
             f"{path}: cannot be written ({error}); make room, or choose another working directory"
         ) from error
     except UserError:  # the config or the input has to change first
-        shutil.rmtree(partial, ignore_errors=True)
+        files.remove_directory(partial)
         raise
     return read(path)
 
@@ -75,7 +76,7 @@ def renew(path: Path, settings: dict, inputs: Iterable[Path], make: Callable[[Pa
     inputs = list(inputs)
     if wrong := outdated(path, settings, inputs):
         progress.say(f"{path.parent.name}/{path.name}: made again, because {'; '.join(wrong)}")
-        shutil.rmtree(path)
+        files.remove_directory(path)
     return build(path, settings, inputs, make)
 
 
@@ -124,7 +125,8 @@ def sizes(path: Path) -> dict[str, int]:
         root = str(path.path).rstrip("/")
         details = path.fs.find(root, detail=True)
         below = {p[len(root) :].lstrip("/"): about["size"] for p, about in details.items()}
-    return {name: size for name, size in below.items() if name not in (MANIFEST, PURPOSE)}
+    own = {name: size for name, size in below.items() if name not in (MANIFEST, PURPOSE)}
+    return {name: size for name, size in own.items() if not _GOING.search(name)}
 
 
 def damaged(path: Path, manifest: dict, checksums: bool = False) -> Iterator[str]:

@@ -41,7 +41,7 @@ class Writer:
 
     def __init__(self, directory: Path, columns: dict):
         self._directory = Path(directory)
-        self._directory.mkdir(parents=True, exist_ok=True)
+        files.make_directory(self._directory)
         self._columns = _layout(columns)
         empty = {f: 0 for name, c in self._columns.items() for f in _files(name, c)}
         path = self._directory / JOURNAL

@@ -1,19 +1,45 @@
 """Files that are whole or absent: written aside, forced to the disk, and only then given their name."""
 
+import contextlib
+import itertools
 import json
 import os
+import shutil
 from pathlib import Path
 
 import google_crc32c
 
 from retro_jax.errors import UserError
 
+_REMOVED = ".removed"
 _PIECE = 2**22  # bytes read at a time
 
 
 def aside(path: Path) -> Path:
     """Where a file or directory is made before it gets its name."""
     return path.with_name(f".{path.name}.partial")
+
+
+def make_directory(path: Path):
+    """Makes a directory, and those above it, unless they are there: for good, so that a loss of power does not take
+    away what is put into it. In a bucket there is nothing to force."""
+    new = [p for p in (path, *path.parents) if not p.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    if isinstance(path, Path):
+        for made in reversed(new):
+            force(made.parent)
+
+
+def remove_directory(path: Path):
+    """Removes a local directory if it is there. It loses its name first, because on NFS it cannot go while a file of
+    it is open: what is left of it then, `.NAME.removed`, goes with the next one of that name."""
+    gone = path if path.name.endswith(_REMOVED) else path.with_name(f".{path.name}{_REMOVED}")
+    shutil.rmtree(gone, ignore_errors=True)
+    free = (gone.with_name(f".{n}{gone.name}") if n else gone for n in itertools.count())
+    gone = next(p for p in free if not p.exists())
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def replace(made: Path, path: Path):

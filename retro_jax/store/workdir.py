@@ -91,7 +91,7 @@ class WorkDir:
 
     def save(self):
         """Stores the experiment."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        files.make_directory(self.root)
         config = dataclasses.asdict(self.experiment)
         stored = files.as_json({"retro_jax": __version__, "config": config})
         if not (self.exists and files.read_json(self.root / CONFIG, "") == stored):

@@ -13,7 +13,7 @@ from retro_jax.config import TrainConfig
 from retro_jax.errors import UserError
 from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.prepared import Prepared
-from retro_jax.store import artefact
+from retro_jax.store import artefact, files
 from retro_jax.store.workdir import WorkDir
 from retro_jax.train import checkpoint, data, processes, restore, sharding
 from retro_jax.train.checkpoint import Checkpoints
@@ -67,7 +67,7 @@ def train(work: WorkDir, method: Trainable) -> dict:
     with _alone(work), jax.set_mesh(mesh), processes.StopRequest() as stop:
         given = restore.weights_of_base(e, work, method, mesh)  # refuses a base that does not fit
         if writes:
-            directory.mkdir(parents=True, exist_ok=True)
+            files.make_directory(directory)
             checkpoint.clear(directory / "checkpoints")
             if not done:  # claims the directory, so that no other config continues it
                 artefact.write(directory, settings, inputs, None, planned)
@@ -190,7 +190,7 @@ def _as_it_is(work: WorkDir, method: Trainable, settings: dict, inputs: list, vo
     counts = {"complete": True, "parameters": restore.parameters(method, vocab), "steps": 0}
     counts |= {"tokens_per_second": None, "best": None, "planned": 0, "began_with": 0}
     if jax.process_index() == 0:
-        directory.mkdir(parents=True, exist_ok=True)
+        files.make_directory(directory)
         artefact.write(directory, settings, inputs, 0.0, counts)
     processes.wait("manifest")
     return artefact.read(directory)

@@ -241,16 +241,25 @@ def test_without_neighbours_it_is_the_language_model(tiny, mesh, name):
 
 
 @pytest.mark.parametrize("name", [*NAMES, "rag_spliced", "rag_reranked"])
-def test_on_a_mesh_of_eight_devices_it_is_the_same(tiny, name):
+def test_on_a_mesh_of_eight_devices_some_chunks_are_the_same(tiny, name):
+    """Those that are asked for; the others are left out."""
     method = method_of(name, tiny, K * R + 2 * M)
     params = drawn(tiny, METHODS["language_model"](tiny).shapes(64))
     tokens, near = examples(1, 50, rows=4)
-    found = []
-    for shape in ((1, 1, 1), (2, 2, 2)):
+    found, asked = [], np.random.default_rng(0).random(tokens.shape) < 0.1
+    for shape, given in (((1, 1, 1), {}), ((2, 2, 2), {"asked": asked})):
         with jax.set_mesh(make_mesh(*shape)):
-            logp = jax.jit(method.logprobs)(params, put(tokens), jax.tree.map(put, near))
+            near_of = jax.tree.map(put, near)
+            logp = jax.jit(method.logprobs)(
+                params, put(tokens), near_of, **jax.tree.map(put, given)
+            )
             found.append(np.asarray(logp))
-    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+    whole, some = found
+    np.testing.assert_allclose(whole[asked], some[asked], atol=1e-5)
+    size = method.look_ups.every
+    without = ~np.add.reduceat(asked, np.arange(0, asked.shape[1], size), axis=1).astype(bool)
+    assert 0 < without.mean() < 0.9
+    assert not some[without.repeat(size, axis=1)[:, : some.shape[1]]].any()
 
 
 def test_a_nearer_neighbour_weighs_more_and_a_missing_one_nothing(tiny):
@@ -281,5 +290,7 @@ def test_the_flops_are_those_of_the_traced_program(tiny, mesh, name):
     params = {n: jax.ShapeDtypeStruct(s, np.float32) for n, s in shapes.items()}
     near = Retrieved(np.zeros((1, C, K, R), np.int32), np.zeros((1, C, K), np.float32))
     traced = jax.make_jaxpr(method.logprobs)(params, np.zeros((1, length), np.int32), near)
-    # What is projected of relative positions is the same for all rows of a batch, and counted for each.
-    assert method.flops(50, length) == pytest.approx(sizes.dot_flops(traced.jaxpr), rel=0.1)
+    # The body of its loop, which is run for every look-up that is asked for, is counted once. What is projected of
+    # relative positions is the same for all rows of a batch, and counted for each.
+    counted = sizes.dot_flops(traced.jaxpr) * method.look_ups.count(length)
+    assert method.flops(50, length) == pytest.approx(counted, rel=0.1)

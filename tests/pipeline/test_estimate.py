@@ -9,8 +9,20 @@ from retro_jax.store import artefact
 
 
 @pytest.fixture(scope="module")
-def one(small):
-    return estimate.estimate(small, 1e9)
+def sample():
+    """The manifests of the sample that `one` is estimated from."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def one(small, sample):
+    def prepare(work, before=estimate.prepare):
+        sample.update(before(work))
+        return sample
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimate, "prepare", prepare)
+        return estimate.estimate(small, 1e9)
 
 
 def test_counts_and_sizes_are_those_of_the_real_thing(one, finished):
@@ -26,7 +38,22 @@ def test_counts_and_sizes_are_those_of_the_real_thing(one, finished):
         assert one["steps"][step]["bytes"] == pytest.approx(
             scale * sum(p.stat().st_size for p in files), rel=0.3
         )
-    assert all(cost["vcpu_hours"] > 0 for cost in one["steps"].values())
+
+
+def test_hours_are_those_of_the_sample_for_so_much_more_text(small, one, sample):
+    text = sum(sample["corpus"]["counts"][f"{s}_bytes"] for s in ("train", "heldout"))
+    hours = dict.fromkeys(one["steps"], 0.0)
+    for name, manifest in sample.items():
+        step = name.partition("/")[0]
+        fixed = step in ("tokenizer", "statistics", "embedder")
+        hours[step] += manifest["cpu_seconds"] / 3600 * (1 if fixed else 1e9 / text)
+    index, database = one["index"], one["chunks"] * (1 - small.corpus.heldout)
+    hours["neighbours"] = one["chunks"] * index["cpu_seconds_a_query"] / 3600
+    hours["index"] = database * index["build_cpu_seconds_a_vector"] / 3600
+    found = {name: cost["vcpu_hours"] for name, cost in one["steps"].items()}
+    assert found == pytest.approx(hours)
+    assert one["vcpu_hours"] == pytest.approx(sum(hours.values()))
+    assert min(hours.values()) > 0
 
 
 def test_ten_times_the_text_costs_ten_times_but_for_what_is_fitted_and_searched(small, one):

@@ -12,6 +12,7 @@ from retro_jax.evaluate import evaluate, leaks
 from retro_jax.evaluate.text import Text
 from retro_jax.pipeline import sequences
 from retro_jax.pipeline.prepared import Prepared
+from retro_jax.pipeline.recipe import recipe
 from retro_jax.store import records
 from retro_jax.store.workdir import WorkDir
 
@@ -68,6 +69,17 @@ def test_each_chunk_of_a_shard_has_the_neighbours_of_its_own_text(finished, smal
             np.testing.assert_allclose(
                 d[u, record["neighbour_ids"][u]], record["distances"][u], rtol=1e-4, atol=1e-5
             )
+
+
+@pytest.mark.parametrize(("share", "warns"), [(0.0, False), (0.09, False), (0.2, True)])
+def test_many_chunks_that_find_few_neighbours_are_a_warning(
+    finished, small, tmp_path, capfd, share, warns
+):
+    step = recipe(small, finished / "prepare")["neighbours/heldout"]
+    counts = step.finish(tmp_path, {"fewer": share * step.total()})
+    assert counts["share_with_fewer_than_k"] == pytest.approx(share)
+    said = capfd.readouterr().err
+    assert ("WARNING: 20% of the heldout chunks find fewer than 2 neighbours" in said) == warns
 
 
 def test_training_sequences_hold_every_chunk_once(finished):

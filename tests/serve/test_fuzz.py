@@ -11,7 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from retro_jax.config.request import Request
 from retro_jax.corpus.tokenizer import open_tokenizer
 from retro_jax.corpus.tokenizer_json import PretrainedTokenizer
-from retro_jax.serve import api
+from retro_jax.serve import api, openapi
 from retro_jax.serve.reading import Refused, json_of
 
 NUMBERS = st.integers() | st.floats() | st.booleans()
@@ -79,6 +79,12 @@ def test_any_json_becomes_requests_or_is_refused(tokenizer, body, more):
     for request in asked.requests:
         request.check()
         request.prompt.encode()
+
+
+def test_the_openapi_document_has_every_field():
+    assert openapi.COMPLETION.keys() == api._FIELDS.keys()
+    assert openapi._RETRIEVAL.keys() == api._RETRIEVAL.keys()
+    assert openapi._WHERE.keys() == api._WHERE.keys()
 
 
 @pytest.fixture(scope="module")

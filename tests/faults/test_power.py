@@ -1,4 +1,4 @@
-"""The offline pipeline, killed again and again, ends with the bytes of an undisturbed run."""
+"""The offline pipeline, killed and without power again and again, ends with the bytes of an undisturbed run."""
 
 import json
 import re
@@ -13,6 +13,7 @@ SCRIPT = r"""
 import dataclasses, json, random, re, sys
 from pathlib import Path
 from conftest import small_experiment
+import power
 from lives import CHANGES, live, nth
 from retro_jax.pipeline import prepare
 from retro_jax.pipeline.steps import chunk_blocks
@@ -25,7 +26,8 @@ from retro_jax.retrieval.indexes.exact import Exact
 
 sources.BLOCK, chunk_blocks.BLOCK, neighbours.BLOCK = 5, 32, 32
 records._SHARD_BYTES = 12_000
-corpus, whole, killed = map(Path, sys.argv[1:])
+corpus, whole, killed, notes = map(Path, sys.argv[1:])
+notes.mkdir()
 experiment = small_experiment(corpus)
 # Partitions, searched exactly, because no two ScaNN indexes are the same.
 Exact.approximate, Exact.Settings = True, scann.Settings
@@ -36,7 +38,11 @@ retrieval = dataclasses.replace(
 experiment = dataclasses.replace(experiment, retrieval=retrieval)
 
 def run(root, *killed_at):
-    return live(lambda: prepare.prepare(WorkDir(root, experiment)), root, *killed_at)
+    def do():
+        if killed_at:
+            power.remember(root, notes)
+        prepare.prepare(WorkDir(root, experiment))
+    return live(do, root, *killed_at)
 
 def begun(partial):  # with something to build on
     journal = partial / "columns.json"
@@ -57,12 +63,14 @@ def moment():  # long enough for a step that is begun anew, and for a shard
         named = what == "rename" and re.fullmatch(r"prepare/(\w+)(/\w+)?", path)
         return random_one(what, path) or named and named[1] not in seen
     return now
-for _ in range(200):
+for life in range(200):
     where = run(killed, moment())
     if not where:
         break
     seen |= set(re.findall(r"prepare/\.?(\w+)", where))
-    print(json.dumps([where, any(map(begun, killed.glob("prepare/**/.*.partial")))]))
+    built_on = any(map(begun, killed.glob("prepare/**/.*.partial")))
+    lost = power.lose(killed, notes, rng) if life % 2 else 0
+    print(json.dumps([where, built_on, lost]))
 else:
     sys.exit("it does not come to its end")
 """
@@ -73,7 +81,7 @@ STEPS = {
 
 def test_killed_before_changes_on_disk_it_ends_with_the_same_bytes(tmp_path):
     write_corpus(tmp_path / "corpus", documents=30)
-    names = ("corpus", "whole", "killed")
+    names = ("corpus", "whole", "killed", "notes")
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *(str(tmp_path / n) for n in names)],
         cwd=Path(__file__).parents[1],  # where conftest is
@@ -84,9 +92,12 @@ def test_killed_before_changes_on_disk_it_ends_with_the_same_bytes(tmp_path):
     assert done.returncode == 0, done.stderr[-5000:]
     kills = list(map(json.loads, done.stdout.splitlines()))
     assert len(kills) > 10
-    assert sum(begun for _, begun in kills) >= 5, kills  # with something to build on
-    assert any(where.startswith("record ") for where, _ in kills), kills  # half a shard
-    assert {step for where, _ in kills for step in re.findall(r"prepare/\.?(\w+)", where)} == STEPS
+    assert sum(begun for _, begun, _ in kills) >= 5, kills  # with something to build on
+    assert any(where.startswith("record ") for where, _, _ in kills), kills  # half a shard
+    assert sum(lost > 0 for _, _, lost in kills) >= 5, kills  # without power
+    assert {
+        step for where, _, _ in kills for step in re.findall(r"prepare/\.?(\w+)", where)
+    } == STEPS
 
     def contents(name):
         root = tmp_path / name

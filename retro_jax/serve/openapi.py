@@ -1,0 +1,147 @@
+"""What can be asked of the server, as an OpenAPI document: for clients that are generated, and for fuzzers."""
+
+from retro_jax import __version__
+from retro_jax.config.request import MOST_LOGPROBS, MOST_STOPS
+from retro_jax.serve import api, documents
+
+_TEXT, _FLAG = {"type": ["string", "null"]}, {"type": ["boolean", "null"]}
+_TEXTS = {"type": ["array", "null"], "items": {"type": "string"}}
+
+
+def _whole(low: int, high: int) -> dict:
+    return {"type": ["integer", "null"], "minimum": low, "maximum": high}
+
+
+def _number(low: float, high: float) -> dict:
+    return {"type": ["number", "null"], "minimum": low, "maximum": high}
+
+
+def _object(fields: dict, *needed: str) -> dict:
+    return {
+        "type": "object",
+        "properties": fields,
+        "required": list(needed),
+        "additionalProperties": False,
+    }
+
+
+def _or_null(schema: dict) -> dict:
+    return {"oneOf": [schema, {"type": "null"}]}
+
+
+_IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+_WHERE = {"date_from": _TEXT, "date_to": _TEXT, "licence": _TEXTS, "source": _TEXTS}
+_RETRIEVAL = {
+    "k": _whole(0, 2**31 - 1),
+    "step": _whole(0, 2**31 - 1),
+    "align": _FLAG,
+    "in_prompt": _FLAG,
+    "neighbours": _TEXTS,
+    "databases": _TEXTS,
+    "where": _or_null(_object(_WHERE)),
+    "contributions": _FLAG,
+}
+COMPLETION = {
+    "model": _TEXT,
+    "method": _TEXT,
+    "prompt": {
+        "oneOf": [
+            {"type": "string"},
+            {"type": "array", "minItems": 1, "items": {"type": "string"}},
+            _IDS,
+            {"type": "array", "minItems": 1, "items": _IDS},
+        ]
+    },
+    "max_tokens": _whole(0, 2**31 - 1),
+    "temperature": _number(0, 100),
+    "top_p": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1},
+    "n": _whole(1, api.CHOICES),
+    "stream": _FLAG,
+    "stream_options": _or_null(_object({"include_usage": _FLAG})),
+    "logprobs": _whole(0, MOST_LOGPROBS),
+    "echo": _FLAG,
+    "stop": {
+        "oneOf": [
+            {"type": "string", "minLength": 1},
+            {"type": "array", "maxItems": min(api.STOPS, MOST_STOPS), "items": {"type": "string"}},
+            {"type": "null"},
+        ]
+    },
+    "seed": _whole(0, 2**32 - 1),
+    "user": _TEXT,
+    "top_k": _whole(0, 2**31 - 1),
+    "min_p": _number(0, 1),
+    "repetition_penalty": _number(0.01, 100),
+    "retrieval": _or_null(_object(_RETRIEVAL)),
+    "best_of": _whole(1, api.CHOICES),
+    "presence_penalty": {"enum": [0, None]},
+    "frequency_penalty": {"enum": [0, None]},
+    "logit_bias": {"enum": [{}, None]},
+    "suffix": {"enum": ["", None]},
+}
+_SAID = {"type": "string"}
+_DOCUMENT = dict.fromkeys(documents.FIELDS, _TEXT) | {"id": _SAID, "text": _SAID}
+_ADDED = {
+    "database": _TEXT,
+    "documents": {
+        "type": "array",
+        "minItems": 1,
+        "items": _object(_DOCUMENT, "id", "text"),
+    },
+}
+_DELETED = {
+    "database": _TEXT,
+    "ids": {"type": "array", "minItems": 1, "items": {"type": "string"}},
+}
+_ERROR = _object(
+    {"error": {"type": "object", "required": ["message", "type", "param", "code"]}}, "error"
+)
+_REFUSED = (400, 401, 403, 404, 408, 413, 415, 421, 429, 503)
+
+
+def document() -> dict:
+    """The whole of it."""
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "retro serve", "version": __version__},
+        "paths": {
+            "/healthz": {"get": _operation("Whether continuations can be asked for.")},
+            "/metrics": {"get": _operation("For Prometheus.", kinds=("text/plain",))},
+            "/v1/models": {"get": _operation("The model, its databases and methods.")},
+            "/v1/completions": {
+                "post": _operation(
+                    "Continuations with live retrieval.",
+                    _object(COMPLETION, "prompt"),
+                    ("application/json", "text/event-stream"),
+                )
+            },
+            "/v1/documents": {
+                "get": _operation("What databases hold."),
+                "post": _operation(
+                    "Adds documents, or replaces them.", _object(_ADDED, "documents")
+                ),
+                "delete": _operation("Deletes documents.", _object(_DELETED, "ids")),
+            },
+        },
+        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "security": [{"key": []}, {}],
+    }
+
+
+def _operation(
+    summary: str, body: dict | None = None, kinds: tuple[str, ...] = ("application/json",)
+) -> dict:
+    refused = {"application/json": {"schema": _ERROR}}
+    found = {
+        "summary": summary,
+        "responses": {
+            "200": {"description": "Done.", "content": {kind: {} for kind in kinds}},
+            **{str(s): {"description": "Refused.", "content": refused} for s in _REFUSED},
+        },
+    }
+    if body:
+        found["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": body}},
+        }
+    return found
