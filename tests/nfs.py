@@ -8,7 +8,7 @@ import re
 
 def behaves(monkeypatch):
     """From now on removing a file that this process has open or mapped leaves it as `.nfs` and a number."""
-    unlink, remove, count = os.unlink, os.remove, itertools.count()
+    unlink, remove, rename, count = os.unlink, os.remove, os.rename, itertools.count()
 
     def is_open(path: str) -> bool:
         links = (f"/proc/self/fd/{n}" for n in os.listdir("/proc/self/fd"))
@@ -18,7 +18,7 @@ def behaves(monkeypatch):
         return os.path.realpath(path) in held
 
     def keep(path: str):
-        os.link(path, os.path.join(os.path.dirname(path), f".nfs{next(count):08d}"))
+        rename(path, os.path.join(os.path.dirname(path), f".nfs{next(count):08d}"))
 
     def removing(real):
         def removed(path, *, dir_fd=None):
@@ -27,8 +27,8 @@ def behaves(monkeypatch):
             if is_open(whole):
                 if ".nfs" in whole:
                     raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), whole)
-                keep(whole)
-            real(path, dir_fd=dir_fd)
+                return keep(whole)
+            return real(path, dir_fd=dir_fd)
 
         return removed
 

@@ -23,7 +23,8 @@ from retro_jax.store import artefact, provenance
 from retro_jax.train import processes, sharding
 from retro_jax.train.step import TrainState
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every file that it writes
+# Orbax logs every file that it writes; what fails it logs with a traceback of each thread, and raises it.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Damaged(UserError):
@@ -95,8 +96,13 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best(self) -> tuple[int, float] | None:
-        """Step and held-out nats a token of the best checkpoint, or None if none was scored."""
-        self._manager.wait_until_finished()
+        """Step and held-out nats a token of the best checkpoint, or None if none was scored.
+
+        Raises:
+          UserError: one that is under way cannot be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
         found = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
         scored = [(m["nats"], step) for step, m in found.items() if m]
         return min(scored)[::-1] if scored else None
