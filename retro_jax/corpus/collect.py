@@ -1,9 +1,8 @@
 """The corpus steps: documents read from a source, split, and compared with one another.
 
 A directory of columns (`columns.py`): the documents of each split as lines, and for each a hash of its
-id and of its text; and the bad ones that were skipped, with the reason. Beside it, the rows that are left out:
-held-out documents that nearly repeat a document that is trained on or retrieved, and if the config says so
-exact duplicates, and documents whose id an earlier one has.
+id and of its text. Beside it, the rows that are left out: held-out documents that nearly repeat a document that is
+trained on or retrieved, and if the config says so exact duplicates, and documents whose id an earlier one has.
 """
 
 import itertools
@@ -25,7 +24,7 @@ from retro_jax.store import columns, files
 
 TRAIN, HELDOUT = "train", "heldout"
 REPEATED = "repeated id"  # a kind of bad document
-_NAMED = 10  # bad documents of a kind that the manifest names
+_NAMED = 100  # bad documents of a kind that the manifest names
 
 
 class Rules(NamedTuple):
@@ -67,7 +66,7 @@ def collect(rules: Rules, source: Source, out: Path, others: tuple[Path, ...] = 
       The counts.
 
     Raises:
-      UserError: a bad document (if they are refused), two of one id, or an empty split.
+      UserError: a bad document (if they are refused), or an empty split.
     """
     splits, counts = source.splits, _read(rules, source, out)
     documents = columns.Columns(out)
@@ -87,10 +86,12 @@ def collect(rules: Rules, source: Source, out: Path, others: tuple[Path, ...] = 
             refuse_or_skip(rules.bad_documents, repeats(id))
             _count(repeats(id), bad, named)
         dropped[split] = np.unique(np.concatenate(list(again.values())))
-    if TRAIN in splits:
-        result["exact_duplicates_in_train"] = sum(1 for _ in repeated(documents["train_texts"]))
+        if split == TRAIN:
+            copies = np.array(list(repeated(documents["train_texts"])), np.int64)
+            copies = np.setdiff1d(copies, again[REPEATED])  # each is counted once
+            result["exact_duplicates_in_train"] = len(copies)
     if HELDOUT in splits:
-        near = _drop_near_duplicates(rules, documents, splits, others, out)
+        near = _drop_near_duplicates(rules, documents, splits, others, out, dropped[HELDOUT])
         result["near_duplicates_dropped"] = len(near)
         dropped[HELDOUT] = np.union1d(dropped[HELDOUT], near)
     for split, rows in dropped.items():
@@ -183,7 +184,7 @@ def _count(document: BadDocument, bad: dict[str, int], named: dict[str, list[str
 
 
 def _read(rules: Rules, source: Source, out: Path) -> dict:
-    layout, splits = {"bad": columns.LINES}, source.splits
+    layout, splits = {}, source.splits
     for split in splits:
         layout |= {split: columns.LINES, f"{split}_ids": ("S8", ()), f"{split}_texts": ("S16", ())}
     writer = columns.Writer(out, layout)
@@ -196,7 +197,7 @@ def _read(rules: Rules, source: Source, out: Path) -> dict:
     with progress.bar("reading documents", None) as advance:
         advance(sum(1 for _ in itertools.islice(found, counts["documents"])))
         for block in sources.blocks(found):
-            good, bad = {split: [] for split in splits}, []
+            good = {split: [] for split in splits}
             for document in block:
                 split = source.split_of(document)
                 if split is None:
@@ -204,10 +205,8 @@ def _read(rules: Rules, source: Source, out: Path) -> dict:
                 if isinstance(document, BadDocument):
                     refuse_or_skip(rules.bad_documents, document)
                     _count(document, counts["bad"], counts["named"])
-                    bad.append(vars(document))
                 else:
                     good[split].append(document)
-            writer.append(bad=bad)
             for split, documents in good.items():
                 counts[f"{split}_bytes"] += sum(len(d.text.encode()) for d in documents)
                 writer.append(**{
@@ -224,8 +223,11 @@ def _read(rules: Rules, source: Source, out: Path) -> dict:
     return counts
 
 
-def _drop_near_duplicates(rules: Rules, documents, splits, others, out: Path) -> np.ndarray:
-    """Rows of held-out documents that nearly repeat a training document; writes which it repeats."""
+def _drop_near_duplicates(
+    rules: Rules, documents, splits, others, out: Path, gone: np.ndarray
+) -> np.ndarray:
+    """Rows of held-out documents that nearly repeat a training document, but for those that are gone already; writes
+    which it repeats."""
     heldout = documents[HELDOUT]
     training = [documents[TRAIN]] if TRAIN in splits else []
     training += [columns.Columns(path)[TRAIN] for path in others]
@@ -248,10 +250,11 @@ def _drop_near_duplicates(rules: Rules, documents, splits, others, out: Path) ->
                     advance(len(block))
                 first += len(lines)
     writer.close()
-    found = {}
+    found, before = {}, set(gone.tolist())
     for row, other in columns.Columns(out / "near_duplicates")["pairs"]:
-        found.setdefault(row, other)
-    if len(found) == len(heldout):
+        if row not in before:
+            found.setdefault(row, other)
+    if len(found) + len(before) == len(heldout):
         raise UserError(
             "every held-out document nearly repeats a training document "
             f"(corpus.near_duplicate = {rules.near_duplicate}), or one that is retrieved; give "

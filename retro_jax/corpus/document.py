@@ -30,6 +30,11 @@ class BadDocument:
     kind: str
     reason: str
 
+    def __post_init__(self):
+        for name in ("id", "reason"):  # of a file whose name is not UTF-8, for example
+            text = getattr(self, name).encode("utf-8", "backslashreplace").decode()
+            object.__setattr__(self, name, text)
+
 
 class Unusable(ValueError):
     """Why a value cannot be used."""
@@ -47,6 +52,20 @@ def in_words(bad: dict[str, int]) -> str:
 def digest(text: str, size: int) -> bytes:
     """A hash of a text, of `size` bytes, the same on every machine."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).digest()
+
+
+def parsed(line: bytes):
+    """The value of a line of JSON.
+
+    Raises:
+      Unusable: it is none, not UTF-8, nests too deeply or has a number of too many digits.
+    """
+    try:
+        return json.loads(line)
+    except UnicodeDecodeError as error:
+        raise Unusable("not UTF-8", f"not a line of JSON in UTF-8 ({error})"[:200]) from error
+    except (ValueError, RecursionError) as error:
+        raise Unusable("not JSON", f"not a line of JSON ({error})"[:200]) from error
 
 
 def of_bytes(id: str, data: bytes | None, most: int) -> Document | BadDocument:
@@ -126,7 +145,15 @@ def as_text(name: str, value) -> str | None:
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, dict | list | tuple):
-        return _text(f"field {name}", json.dumps(value, ensure_ascii=False, default=_in_json))
+        try:
+            whole = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_in_json)
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, Unusable):
+                raise
+            raise Unusable(
+                "metadata", f"field {name} is no value of JSON ({error})"[:200]
+            ) from error
+        return _text(f"field {name}", whole)
     return str(value)
 
 

@@ -5,7 +5,7 @@ import io
 import lzma
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -32,14 +32,13 @@ def expand(pattern: str, named: str) -> list[tuple[str, str]]:
     if "://" in pattern:
         with _reading(pattern):
             system, path = fsspec.core.url_to_fs(pattern)
-            found = [path] if system.isfile(path) else sorted(system.glob(path))
+            there, rest = _there(path, system.exists)
+            found = sorted(system.glob(glob.escape(there) + rest)) if rest else [path]
             found = [p for p in found if system.isfile(p)]
-            root = PurePosixPath(path)
-        while glob.has_magic(str(root)) or str(root) in found:
-            root = root.parent
+            root = PurePosixPath(there) if rest else PurePosixPath(there).parent
         paths = [(system.unstrip_protocol(p), PurePosixPath(p)) for p in found]
     else:
-        there, rest = _there(pattern)
+        there, rest = _there(pattern, os.path.exists)
         matching = glob.glob(glob.escape(there) + rest, recursive=True)
         found = sorted(p for p in matching if os.path.isfile(p))
         root = Path(there) if rest else Path(there).parent
@@ -60,12 +59,12 @@ def expand(pattern: str, named: str) -> list[tuple[str, str]]:
     ]
 
 
-def _there(pattern: str) -> tuple[str, str]:
+def _there(pattern: str, exists: Callable[[str], bool]) -> tuple[str, str]:
     """The longest beginning of a pattern that is the path of something, and the rest."""
     parts = pattern.split("/")
     for count in range(len(parts), 0, -1):
         there = "/".join(parts[:count])
-        if os.path.exists(there):
+        if exists(there):
             return there, pattern[len(there) :]
     return ("/", pattern[1:]) if pattern.startswith("/") else ("", pattern)
 
@@ -103,23 +102,33 @@ def parquet_rows(
                 "the source as parquet:GLOB#COLUMN"
             )
         chosen = [column, *(n for n in others if n in schema.names and n != column)]
+        if twice := [n for n in chosen if schema.names.count(n) > 1]:
+            raise UserError(f"{path}: two columns have the name {twice[0]!r}; rename one of them")
         # A text that many rows share is held once.
         shared = [n for n in chosen if _is_text(schema.field(n).type)]
         table = pq.ParquetFile(file, read_dictionary=shared)
         row = 0
-        for batch in table.iter_batches(batch_size=_rows_held(table), columns=chosen):
-            names = batch.schema.names
-            for cells in zip(*(batch.column(n) for n in names)):
-                large = any(_size(cell) > most for cell in cells)
-                yield row, None if large else dict(zip(names, map(_value, cells)))
-                row += 1
+        for group in range(table.num_row_groups):
+            rows, each = _sizes(table, group, column)
+            if each > most:  # which ones, only what holds them all would know
+                yield from ((row + i, None) for i in range(rows))
+                row += rows
+                continue
+            size = max(1, min(_ROWS, _HELD // max(1, each)))
+            for batch in table.iter_batches(size, [group], columns=chosen):
+                names = batch.schema.names
+                for cells in zip(*(batch.column(n) for n in names)):
+                    large = any(_size(cell) > most for cell in cells)
+                    yield row, None if large else dict(zip(names, map(_value, cells)))
+                    row += 1
 
 
-def _rows_held(table: pq.ParquetFile) -> int:
-    """How many rows of a table to read at a time, by what they take."""
-    groups = [table.metadata.row_group(i) for i in range(table.num_row_groups)]
-    largest = max((g.total_byte_size // max(1, g.num_rows) for g in groups), default=1)
-    return max(1, min(_ROWS, _HELD // max(1, largest)))
+def _sizes(table: pq.ParquetFile, group: int, column: str) -> tuple[int, int]:
+    """Rows of a row group, and bytes of a column that each has in the mean, as the file says."""
+    about = table.metadata.row_group(group)
+    parts = [about.column(i) for i in range(about.num_columns)]
+    own = sum(p.total_uncompressed_size for p in parts if p.path_in_schema.split(".")[0] == column)
+    return about.num_rows, own // max(1, about.num_rows)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -191,7 +200,8 @@ def _decompressed(file, suffix: str):
     if suffix in _COMPRESSED:
         stream = pa.CompressedInputStream(pa.PythonFile(file, "r"), _COMPRESSED[suffix])
         return io.BufferedReader(stream)
-    return file
+    # One of a bucket may give less than it is asked for, and no line.
+    return file if isinstance(file, io.BufferedIOBase) else io.BufferedReader(file)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Where documents come from: a library, files of text, JSON lines or parquet, a TFDS data set, mixtures."""
 
-import json
 import re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +8,16 @@ from pathlib import Path
 
 from retro_jax import progress
 from retro_jax.corpus import files
-from retro_jax.corpus.document import KEPT, BadDocument, Document, of_bytes, of_fields, too_large
+from retro_jax.corpus.document import (
+    KEPT,
+    BadDocument,
+    Document,
+    Unusable,
+    of_bytes,
+    of_fields,
+    parsed,
+    too_large,
+)
 from retro_jax.errors import UserError
 
 # Left out of `python:`: installed packages are not the standard library; tests are missing from
@@ -186,11 +194,9 @@ def _read_jsonl(path: str, name: str, file: str, largest: int):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except UnicodeDecodeError as error:
-            yield BadDocument(where, "not UTF-8", f"not a line of JSON in UTF-8 ({error})"[:200])
-        except (ValueError, RecursionError) as error:
-            yield BadDocument(where, "not JSON", f"not a line of JSON ({error})"[:200])
+            row = parsed(line)
+        except Unusable as error:
+            yield BadDocument(where, error.kind, str(error))
         else:
             yield of_fields(row, name, where, f"{file}:{number}", largest)
 

@@ -62,7 +62,11 @@ class PretrainedTokenizer(Vocabulary):
             self._special = {t["id"] for t in added if t.get("special")}
             self._added = {t["id"]: t["content"] for t in added}
             drops = _drops(fields.get("pre_tokenizer"))
-        except Exception as error:  # the library raises Exception itself
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except (
+            BaseException
+        ) as error:  # the library raises Exception itself, and what is none when it panics
             raise UserError(f"{name}: no Hugging Face tokenizer ({str(error)[:200]})") from error
         if drops:
             raise UserError(
@@ -74,6 +78,11 @@ class PretrainedTokenizer(Vocabulary):
         if size > 2 * len(ids) + _GAPS:
             raise UserError(
                 f"{name}: has token {size - 1:,} in a vocabulary of {len(ids):,}; number them without gaps"
+            )
+        if lost := self._bytes_without_a_piece():
+            raise UserError(
+                f"{name}: has no piece for {len(lost)} of the 256 bytes, 0x{lost[0]:02X} for example, so it would "
+                f"lose text; {_USE}"
             )
         own = [self._piece_bytes(i) for i in range(size)]
         super().__init__([b""] * FIRST + own + [b""] * (padded(FIRST + size) - FIRST - size))
@@ -117,6 +126,13 @@ class PretrainedTokenizer(Vocabulary):
         if found := _BYTE_PIECE.fullmatch(piece):
             return bytes([int(found[1], 16)])
         return piece.replace(_SPACE, " ").encode()
+
+    def _bytes_without_a_piece(self) -> list[int]:
+        pieces = self._pieces.get_vocab(with_added_tokens=False)
+        named = {b: c for c, b in _BYTE.items()}
+        if not self._byte_level:
+            named = {b: f"<0x{b:02X}>" for b in range(256)}
+        return [b for b in range(256) if named[b] not in pieces]
 
     def _probes(self) -> Iterator[str]:
         """Texts that must come back: fixed ones, the added tokens, and random text of the tokens."""

@@ -181,7 +181,7 @@ def _score(
     return cost
 
 
-def _facts(work: WorkDir, split: str, in_train: Callable[[], dict]) -> dict:
+def _facts(work: WorkDir, split: str, in_train: Callable[[], tuple[dict, dict]]) -> dict:
     e, text = work.experiment, Text.prepared(work, split)
     return {
         "name": e.name, "split": split, "chunk": e.model.reading.chunk,

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from retro_jax.corpus import files
+from retro_jax.corpus.document import parsed
+from retro_jax.corpus.sources import LARGEST
 from retro_jax.errors import UserError
 
 EXAMPLES = {
@@ -46,15 +48,17 @@ def parse(task: str) -> tuple[str, str]:
 
 
 def read(kind: str, file: str, limit: int | None = None) -> list[Item]:
-    """The first `limit` items of a file, or all; it may end in .gz or .zst.
+    """The first `limit` items of a file, or all; it may be compressed (.gz, .zst, .bz2, .xz).
 
     Raises:
       UserError: a file that cannot be read or holds no item, or a line that is none.
     """
     items = []
-    for number, line in files.lines(file):
+    for number, line in files.lines(file, LARGEST):
         if limit is not None and len(items) == limit:
             break
+        if line is None:
+            raise UserError(f"{file}: line {number} has more than {LARGEST:,} bytes; shorten it")
         if line.strip():
             items.append(_READ[kind](_Line(kind, file, number, line)))
     if not items:
@@ -68,7 +72,7 @@ class _Line:
     def __init__(self, kind: str, file: str, number: int, line: bytes):
         self.number, self._kind, self._where = number, kind, f"{file}: line {number}"
         try:
-            self._fields = json.loads(line)
+            self._fields = parsed(line)
             json.dumps(self._fields, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair
             raise UserError(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from retro_jax import progress
 from retro_jax.config import Experiment, Request, from_config_dict
-from retro_jax.corpus.document import digest
+from retro_jax.corpus.document import Unusable, as_text, digest, parsed
 from retro_jax.databases.database import Databases
 from retro_jax.errors import UserError
 from retro_jax.generate.generator import Generator
@@ -121,9 +121,10 @@ def read_requests(experiment: Experiment, file: Path) -> list[Request]:
             requests.append(dataclasses.replace(experiment.generate, prompt=line))
             continue
         try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}: line {number} is no JSON ({error}); mend it") from error
+            fields = parsed(line.encode())
+            as_text("prompt", fields)
+        except Unusable as error:
+            raise UserError(f"{file}: line {number}: {error}; mend it") from error
         if not isinstance(fields, dict) or "prompt" not in fields:
             raise UserError(
                 f'{file}: line {number} is no request; write {{"prompt": "..."}}, with more fields of '

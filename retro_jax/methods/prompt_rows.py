@@ -65,7 +65,13 @@ def where_asked(function: Callable, asked, given: tuple):
     like = jax.eval_shape(of, order[:b])
     out = jax.tree.map(lambda x: jnp.zeros((b * c, *x.shape[1:]), x.dtype, out_sharding=ROWS), like)
     out = jax.lax.fori_loop(0, -(-asked.sum() // b), put, out)
-    return jax.tree.map(lambda x: jnp.reshape(x, (b, c, *x.shape[1:]), out_sharding=ROWS), out)
+    wanted = jnp.zeros(b * c, bool).at[:].set(asked)
+
+    def whole(x):  # the last round may have had more than were asked for
+        x = jnp.where(wanted.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
+        return jnp.reshape(x, (b, c, *x.shape[1:]), out_sharding=ROWS)
+
+    return jax.tree.map(whole, out)
 
 
 def flat(x, axes: int):

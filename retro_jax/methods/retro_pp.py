@@ -112,16 +112,17 @@ class RetroPP(Prompted):
         asked = text != PAD if asked is None else jnp.pad(asked, ((0, 0), (0, chunks * m - length)))
         targets, asked = (jnp.reshape(x, (b, chunks, m), out_sharding=ROWS) for x in (text, asked))
 
-        def read(text, near, u, targets):
-            row, neighbours = _row(text, near, u, window, m)
+        def read(row, u, targets):
+            own, read = (x.at[row].get(out_sharding=ROWS) for x in (text, near))
+            row, neighbours = _row(own, read, u, window, m)
             h = model(row, neighbours)[0][:, -m - 1 : -1]
             return read_off(by_rows(model.logits(h)), targets, never)
 
-        def each(x):  # of every chunk
-            return jnp.broadcast_to(x[:, None], (b, chunks, *x.shape[1:]))
-
-        number = jnp.broadcast_to(jnp.arange(chunks), (b, chunks), out_sharding=ROWS)
-        given = each(text), each(near), number, targets
+        row, number = (
+            jnp.broadcast_to(x, (b, chunks), out_sharding=ROWS)
+            for x in (jnp.arange(b)[:, None], jnp.arange(chunks))
+        )
+        given = row, number, targets
         logp, best = prompt_rows.where_asked(read, asked.any(axis=-1), given)
         logp, best = (
             jnp.reshape(x, (b, chunks * m), out_sharding=ROWS)[:, :length] for x in (logp, best)

@@ -244,7 +244,7 @@ def _facts(summary: dict, facts: dict) -> Section:
         ["chunk", f"{facts['chunk']} tokens"],
         ["neighbours", str(facts["neighbours"])],
         *(
-            [f"chunks that stand whole in what is retrieved before them, {split}", in_words(of)]
+            [f"chunks whose whole text is in what is read before them, {split}", in_words(of)]
             for split, of in summary["whole_chunks"].items()
         ),
         *([f"{name}: chosen for either half", _settings(of)] for name, of in summary["tuned"].items()),

@@ -22,7 +22,7 @@ def tables(f: dict, rows: Rows) -> list[Section]:
         *([f"index, {n}", _text(x)] for n, x in facts["index"].items()),
         *([f"leaks, {n}", plain(x)] for n, x in f["violations"].items()),
         *(
-            [f"chunks that stand whole in what is retrieved before them, {n}", in_words(x)]
+            [f"chunks whose whole text is in what is read before them, {n}", in_words(x)]
             for n, x in f["whole_chunks"].items()
         ),
     ]
@@ -39,7 +39,7 @@ def tables(f: dict, rows: Rows) -> list[Section]:
 
 def in_words(whole: dict) -> str:
     """What `leaks.whole_chunks` found, in a few words."""
-    named = [f"{n} of {near} in {of}" for of, near, n in whole["documents"][:_NAMED]]
+    named = [f"{of}: {n} stand in {near}" for of, near, n in whole["documents"][:_NAMED]]
     return f"{whole['chunks']:,}" + (f" ({', '.join(named)})" if named else "")
 
 

@@ -142,7 +142,7 @@ def _print_evaluation(split: str, result: dict):
         "chunks with fewer than k neighbours: "
         + ", ".join(f"{share:.2%} of {name}" for name, share in fewer.items()),
         f"leaks (violations): {sum(result['violations'].values())}",
-        "chunks that stand whole in what is retrieved before them: "
+        "chunks whose whole text is in what is read before them: "
         + "; ".join(
             f"{in_words(whole)} of {name}" for name, whole in result["whole_chunks"].items()
         ),

@@ -142,7 +142,7 @@ def _prompts(value: str | list, tokenizer, length: int) -> list[str]:
     if isinstance(value[0], str):
         return value
     if isinstance(value[0], int):
-        value = [value]
+        return [_text_of(value, "prompt", tokenizer, length)]
     return [_text_of(ids, f"prompt[{i}]", tokenizer, length) for i, ids in enumerate(value)]
 
 

@@ -22,7 +22,7 @@ def add(databases: Databases, body) -> dict:
     Raises:
       Refused, UserError: what is asked for is not understood, or cannot be done.
     """
-    f, found = fields(body, "", _ADDED), []
+    f, found, ids = fields(body, "", _ADDED), [], set()
     for i, given in enumerate(needed(f, "documents", _EXAMPLE)):
         of = f"documents[{i}]."
         id, said = needed(given, "id", "a text", of), needed(given, "text", "a text", of)
@@ -37,6 +37,9 @@ def add(databases: Databases, body) -> dict:
         )
         if isinstance(made, BadDocument):
             raise Refused(f"{made.id}: {made.reason}", made.id)
+        if made.id in ids:
+            raise wrong(f"{of}id", made.id, "is there twice; make ids unique")
+        ids.add(made.id)
         found.append(made)
     name = f.get("database", PREPARED)
     return {"database": name} | databases.add(name, found)

@@ -66,13 +66,8 @@ def serve(
         progress.say("compiling what requests will need")
         for generator in generators.values():
             generator.warm_up()
-        known = names_of(host, names)
-        if known is None and not key:
-            progress.say(
-                f"WARNING: --host={host} is to be reached from other machines and there is no key: whoever reaches the "
-                f"port may ask anything; set {KEY}"
-            )
-        answering = server(Service(generators, name, limits, key, known), limits)
+        warn(host, key)
+        answering = server(Service(generators, name, limits, key, names_of(host, names)), limits)
         _listen(listening, host, port)
         where = f"[{host}]" if ":" in host else host
         print(f"retro serves {name} on http://{where}:{port} (Ctrl-C ends it)", flush=True)
@@ -87,12 +82,28 @@ def serve(
 
 def names_of(host: str, more: Sequence[str] = ()) -> frozenset[str] | None:
     """Names by which clients may ask for a server at an address; None: any, as it is not for this machine alone."""
-    with contextlib.suppress(ValueError):
-        if not ipaddress.ip_address(host).is_loopback:
-            return frozenset(more) or None
-        host = f"[{host}]" if ":" in host else host
-        return frozenset({host, *_LOOPBACK, *more})
-    return frozenset({*_LOOPBACK, *more}) if host == "localhost" else frozenset(more) or None
+    if not is_loopback(host):
+        return frozenset(more) or None
+    own = f"[{host}]" if ":" in host else host.lower()
+    return frozenset({own, *_LOOPBACK, *more})
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host.lower() == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def warn(host: str, key: str | None):
+    """Says it where others than this machine may ask anything."""
+    if not is_loopback(host) and not key:
+        progress.say(
+            f"WARNING: --host={host} can be reached from other machines, and there is no key: whoever reaches the "
+            f"port may ask anything; set {KEY}"
+        )
 
 
 def bound(host: str, port: int) -> socket.socket:

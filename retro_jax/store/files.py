@@ -1,6 +1,7 @@
 """Files that are whole or absent: written aside, forced to the disk, and only then given their name."""
 
 import contextlib
+import glob
 import itertools
 import json
 import os
@@ -33,8 +34,11 @@ def make_directory(path: Path):
 def remove_directory(path: Path):
     """Removes a local directory if it is there. It loses its name first, because on NFS it cannot go while a file of
     it is open: what is left of it then, `.NAME.removed`, goes with the next one of that name."""
-    gone = path if path.name.endswith(_REMOVED) else path.with_name(f".{path.name}{_REMOVED}")
-    shutil.rmtree(gone, ignore_errors=True)
+    for left in path.parent.glob(f".*{glob.escape(path.name.removesuffix(_REMOVED))}{_REMOVED}"):
+        shutil.rmtree(left, ignore_errors=True)
+    if path.name.endswith(_REMOVED):
+        return
+    gone = path.with_name(f".{path.name}{_REMOVED}")
     free = (gone.with_name(f".{n}{gone.name}") if n else gone for n in itertools.count())
     gone = next(p for p in free if not p.exists())
     with contextlib.suppress(FileNotFoundError):
@@ -43,12 +47,9 @@ def remove_directory(path: Path):
 
 
 def replace(made: Path, path: Path):
-    """Gives a file or directory its name, for good: a loss of power leaves the old or the new, whole.
-
-    What is in a directory has to be on the disk already (see `artefact.write`).
-    """
-    if made.is_file():
-        force(made)
+    """Gives a file or directory its name, for good: a loss of power leaves the old or the new, whole."""
+    for inside in [made, *made.rglob("*")] if made.is_dir() else [made]:
+        force(inside)
     os.replace(made, path)
     force(path.parent)
 

@@ -93,6 +93,7 @@ def bad_corpus(tmp_path, name, data):
         "prepare", f"--config={CONFIG}", f"--workdir={tmp_path}/w", "--config.corpus.vocab=320",
         f"--config.corpus.source=text:{tmp_path}/corpus/*.txt", "--config.retrieval.settings.tfidf.dim=8",
         "--config.corpus.heldout=0.2", "--config.corpus.bad_documents=refuse",
+        "--config.corpus.largest_document=9000",
     ]  # fmt: skip
 
 
@@ -103,6 +104,7 @@ def bad_corpus(tmp_path, name, data):
         ("binary.txt", b"\x7fELF\0\0", "binary"),
         ("latin.txt", b"caf\xe9 au lait", "not UTF-8"),
         ("short.txt", b"kara lopo", "fewer than a chunk of 64"),
+        ("large.txt", b"kara lopo " * 1000, "more than 9,000 bytes"),
     ],
 )
 def test_documents_that_cannot_be_used(capfd, tmp_path, name, data, reason):

@@ -5,7 +5,9 @@ import functools
 import gzip
 import json
 import lzma
+import os
 import tracemalloc
+from typing import ClassVar
 
 import fsspec
 import numpy as np
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 import zstandard
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from retro_jax.corpus import sources
 from retro_jax.corpus.document import BadDocument, Document
@@ -113,6 +116,8 @@ def test_jsonl_keeps_id_date_and_licence_and_reads_gzip(tmp_path):
         (b'{"text": "a", "id": "' + b"x" * 2000 + b'"}', "metadata", "id has 2,000 bytes"),
         (b'{"text": "' + b"x" * 200_000 + b'"}', "too large", "more than 150,000 bytes"),
         (b" " * 200_000, "too large", "more than 150,000 bytes"),
+        (b'{"\\ud800": 1}', "no text", "found: \\ud800"),
+        (b'{"text": "a", "title": [1e999]}', "metadata", "no value of JSON"),
     ],
 )  # fmt: skip
 def test_a_bad_line_is_named_by_file_and_number_and_the_next_is_read(tmp_path, line, kind, message):
@@ -125,6 +130,18 @@ def test_a_bad_line_is_named_by_file_and_number_and_the_next_is_read(tmp_path, l
     json.dumps(vars(bad)).encode()
 
 
+def test_metadata_that_can_be_read_but_not_written_are_refused(tmp_path):
+    """Somewhere below 1,000 a list nests too deeply for the one and not for the other."""
+    lines = [b'{"text": "a", "title": ' + b"[" * n + b"]" * n + b"}" for n in range(700, 1000)]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    found = list(documents(f"jsonl:{tmp_path}/a.jsonl"))
+    kinds = [d.kind if isinstance(d, BadDocument) else "fine" for d in found]
+    assert len(kinds) == 300
+    assert set(kinds) <= {"fine", "metadata", "not JSON"}
+    assert kinds[0] == "fine"
+    assert kinds[-1] == "not JSON"
+
+
 @pytest.mark.parametrize(
     ("value", "kept"),
     [
@@ -135,7 +152,7 @@ def test_a_bad_line_is_named_by_file_and_number_and_the_next_is_read(tmp_path, l
         ("2024.0", "2024"),  # as pandas writes a year where others are missing
         ("1e300", "1e+300"),
         ("true", "True"),
-        ('{"a": [1, NaN]}', '{"a": [1, NaN]}'),
+        ('{"a": [1, null]}', '{"a": [1, null]}'),
         ('"\\u001b[31m"', "\x1b[31m"),
     ],
 )
@@ -178,6 +195,14 @@ def test_zstandard_and_parquet_and_buckets_are_read(tmp_path):
     memory.pipe("/bucket/a.txt", b"vier")
     got = list(documents("text:memory://bucket/**/*.txt"))
     assert got == [Document("a.txt", "vier"), Document("deep/er/b.txt", "drei")]
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    for names in (["text", "text"], ["text", "id", "id"]):
+        table = pa.Table.from_arrays([pa.array(["a"])] * len(names), names=names)
+        pq.write_table(table, tmp_path / "a.parquet")
+        with pytest.raises(UserError, match=f"two columns have the name '{names[-1]}'"):
+            list(documents(f"parquet:{tmp_path}/a.parquet"))
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path):
@@ -268,6 +293,67 @@ def test_compressed_text_is_read_and_a_bomb_is_not_held(tmp_path, suffix):
     assert peak < 8_000_000
 
 
+class _Remote(AbstractFileSystem):
+    """As those of buckets: files without lines, which give less than they are asked for."""
+
+    protocol, cachable = "remote", False
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def _open(self, path, mode="rb", **given):
+        return _Pieces(self, path, mode, size=len(self.files[path]), block_size=7)
+
+    def info(self, path, **given):
+        path = self._strip_protocol(path)
+        if path in self.files:
+            return {"name": path, "size": len(self.files[path]), "type": "file"}
+        if any(name.startswith(f"{path}/") for name in self.files):
+            return {"name": path, "size": 0, "type": "directory"}
+        raise FileNotFoundError(path)
+
+    def ls(self, path, detail=True, **given):
+        path = self._strip_protocol(path)
+        below = {
+            f"{path}/{n[len(path) + 1 :].split('/')[0]}"
+            for n in self.files
+            if n.startswith(f"{path}/")
+        }
+        found = [self.info(name) for name in sorted(below)] or [self.info(path)]
+        return found if detail else [x["name"] for x in found]
+
+
+class _Pieces(AbstractBufferedFile):
+    def _fetch_range(self, start, end):
+        return self.fs.files[self.path][start:end]
+
+    def read(self, length=-1):
+        return super().read(min(length, 5) if length > 0 else length)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".zst"])
+def test_files_of_buckets_are_read_to_their_end(monkeypatch, suffix):
+    fsspec.register_implementation("remote", _Remote, clobber=True)
+    lines = b"".join(b'{"text": "number %d"}\n' % i for i in range(50))
+    compress = COMPRESS.get(suffix[1:], bytes)
+    stored = {
+        f"b/[2024]/deep/a.jsonl{suffix}": compress(lines),
+        f"b/a.txt{suffix}": compress(lines),
+    }
+    monkeypatch.setattr(_Remote, "files", stored)
+    found = list(documents(f"jsonl:remote://b/[2024]/*/*.jsonl{suffix}#text"))
+    assert [d.text for d in found] == [f"number {i}" for i in range(50)]
+    assert found[0].id == f"deep/a.jsonl{suffix}:1"
+    (one,) = documents(f"text:remote://b/a.txt{suffix}")
+    assert one == Document(f"a.txt{suffix}", lines.decode())
+
+
+def test_a_bad_line_of_a_file_whose_name_is_not_utf8_can_be_kept(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.jsonl", "wb") as file:
+        file.write(b"{")
+    (bad,) = documents(f"jsonl:{tmp_path}/*.jsonl")
+    assert "caf\\udce9.jsonl:1" in bad.id
+    bad.id.encode()
+
+
 def test_archives_and_long_windows_are_refused_with_the_remedy(tmp_path):
     (tmp_path / "a.zip").write_bytes(b"PK")
     with pytest.raises(UserError, match=r"a\.zip: \.zip is not read; unpack it"):
@@ -336,6 +422,14 @@ def test_texts_of_parquet_are_counted_and_decoded_one_by_one(tmp_path):
         found = list(documents(f"parquet:{tmp_path}/a.parquet", largest=1_000_000))
         kinds = [d.kind if isinstance(d, BadDocument) else d.text for d in found]
         assert kinds == [good, "not UTF-8", "too large", "no text", good], kind
+    # Of a row group whose rows are too large in the mean nothing is read.
+    pq.write_table(pa.table({"text": ["x" * 30_000_000] * 2}), tmp_path / "a.parquet")
+    before = pa.total_allocated_bytes()
+    peak = pa.default_memory_pool().max_memory()
+    both = list(documents(f"parquet:{tmp_path}/a.parquet", largest=1_000_000))
+    assert [d.kind for d in both] == ["too large", "too large"]
+    assert pa.default_memory_pool().max_memory() == peak
+    assert pa.total_allocated_bytes() == before
     # A text that 5,000 rows share would take 5 GB if each had its own.
     shared = pa.DictionaryArray.from_arrays(np.zeros(5000, np.int32), [large])
     pq.write_table(pa.table({"text": shared}), tmp_path / "a.parquet")

@@ -216,7 +216,7 @@ def test_readers_go_on_while_others_change(work):
 @pytest.mark.parametrize(
     ("documents", "message"),
     [
-        ([Document("a", "x y"), Document("a", "z")], "a: two documents have this id"),
+        ([Document("a", "x y"), Document("a", "z")], "a: an earlier document has this id"),
         (
             [BadDocument("a", "empty", "the document is empty")],
             "a: the document is empty; mend or remove",

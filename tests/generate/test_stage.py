@@ -102,7 +102,14 @@ def test_a_file_that_changed_is_not_mixed_with_what_it_was(small, root, tmp_path
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.jsonl", '{"prompt": "kara"}\n{"prompt": ', r"a.jsonl: line 2 is no JSON"),
+        ("a.jsonl", '{"prompt": "kara"}\n{"prompt": ', r"a.jsonl: line 2: not a line of JSON"),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "k": ' + "9" * 5000 + "}",
+            r"a.jsonl: line 1: not a line of JSON",
+        ),
+        ("a.jsonl", '{"prompt": ' + "[" * 50_000, r"a.jsonl: line 1: not a line of JSON"),
+        ("a.jsonl", r'{"prompt": "\ud800"}', r"line 1: field prompt is not UTF-8"),
         ("a.jsonl", '["kara"]', r"line 1 is no request; write \{"),
         ("a.jsonl", '{"prompt": "kara", "tokns": 3}', r"line 1: .*tokns.*did you mean .*tokens"),
         ("a.jsonl", '{"prompt": "kara", "top_p": 2}', r"line 1: .*top_p = 2\.0: must be above 0"),

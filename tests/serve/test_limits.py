@@ -101,8 +101,24 @@ def test_names_are_looked_at_where_only_this_machine_is_served():
     assert server.names_of("127.0.0.1") == server.names_of("localhost") == this
     assert server.names_of("::1", ["a.example"]) == this | {"a.example"}
     assert server.names_of("127.8.0.1") == this | {"127.8.0.1"}
+    assert server.names_of("LocalHost") == this
+    assert server.names_of("::ffff:127.0.0.1") == this | {"[::ffff:127.0.0.1]"}
     assert server.names_of("0.0.0.0") is server.names_of("::") is server.names_of("host.a") is None
     assert server.names_of("0.0.0.0", ["a.example"]) == {"a.example"}
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "warns"),
+    [
+        ("0.0.0.0", None, True),
+        ("::", None, True),
+        ("0.0.0.0", "a", False),
+        ("127.0.0.1", None, False),
+    ],
+)
+def test_a_server_for_all_without_a_key_is_a_warning(capfd, host, key, warns):
+    server.warn(host, key)
+    assert (f"WARNING: --host={host} can be reached" in capfd.readouterr().err) == warns
 
 
 def test_long_neighbours_are_tokenized_once_and_no_further_than_they_are_read(

@@ -76,7 +76,7 @@ def test_documents_come_and_go_while_it_serves_and_sigterm_lets_requests_end(
                 "an ISO date",
             ),
             ("POST", {"database": "../a", "documents": [given]}, "letters, digits"),
-            ("POST", {"documents": [given, given]}, "two documents have this id"),
+            ("POST", {"documents": [given, given]}, "is there twice"),
         ):
             answer = documents(method, **body)
             assert answer.status_code == 400
