@@ -8,6 +8,7 @@ import numpy as np
 
 from retro_jax.corpus import chunks, collect, sources
 from retro_jax.corpus.chunks import ChunkTable
+from retro_jax.corpus.document import Document
 from retro_jax.corpus.tokenizer import open_tokenizer
 from retro_jax.errors import UserError
 from retro_jax.pipeline.step import Advance, Rows, Some, nothing_done
@@ -46,7 +47,7 @@ class Chunks(Rows):
         part = collect.TRAIN if self.split in (collect.TRAIN, DATABASE) else collect.HELDOUT
         return self.at(self.inputs[0]), part
 
-    def documents(self, begin: int = 0, end: int | None = None) -> Iterator[sources.Document]:
+    def documents(self, begin: int = 0, end: int | None = None) -> Iterator[Document]:
         """The documents of the split, from number `begin` to before `end`."""
         return collect.read(*self._corpus, begin, end)
 
