@@ -1,4 +1,5 @@
-"""A disk that fills at every kind of moment: one line, nothing half written, and the same command goes on."""
+"""A disk that fills at every kind of moment, and a clock that goes back a second whenever it is looked at: one line,
+nothing half written, and the same command goes on."""
 
 import os
 import shutil
@@ -11,8 +12,10 @@ from conftest import write_corpus
 
 # In name spaces of its own, where a small disk can be mounted; and a process of its own, because it forks.
 SCRIPT = r"""
-import os, shutil, subprocess, sys
+import itertools, os, shutil, subprocess, sys, time
 from pathlib import Path
+seconds = itertools.count()
+time.time = lambda: 2e9 - next(seconds)
 from conftest import altered, make_mesh, small_experiment
 from lives import live
 import jax, numpy as np
