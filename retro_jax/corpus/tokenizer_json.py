@@ -59,8 +59,9 @@ class PretrainedTokenizer(Vocabulary):
             fields |= self._lossless(fields)
             self._pieces = tokenizers.Tokenizer.from_str(json.dumps(fields))
             added = fields.get("added_tokens") or ()
-            self._special = {t["id"] for t in added if t.get("special")}
-            self._added = {t["id"]: t["content"] for t in added}
+            ids = [self._pieces.token_to_id(t["content"]) for t in added]
+            self._special = {i for i, t in zip(ids, added) if t.get("special")}
+            self._added = {i: t["content"] for i, t in zip(ids, added)}
             drops = _drops(fields.get("pre_tokenizer"))
         except (KeyboardInterrupt, SystemExit):
             raise
@@ -68,6 +69,8 @@ class PretrainedTokenizer(Vocabulary):
             BaseException
         ) as error:  # the library raises Exception itself, and what is none when it panics
             raise UserError(f"{name}: no Hugging Face tokenizer ({str(error)[:200]})") from error
+        if len(self._added) < len({t["content"] for t in added}):
+            raise UserError(f"{name}: two of its added_tokens have one id; give each its own")
         if drops:
             raise UserError(
                 f"{name}: its pre_tokenizer {drops} drops the text that it splits at; {_USE}"

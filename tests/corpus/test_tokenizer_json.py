@@ -161,6 +161,16 @@ def _split(at):
     return {"type": "Sequence", "pretokenizers": [split, level]}
 
 
+def test_an_added_token_has_the_number_that_the_library_gives_it():
+    """Not the one that the file has for it, which another has too."""
+    flags = dict.fromkeys(("special", "lstrip", "rstrip", "single_word", "normalized"), False)
+    fields = fields_of(byte_level())
+    fields["added_tokens"] += [{"id": 0, "content": c, **flags} for c in ("\x80", "0")]
+    pieces = opened(fields)
+    for text in ("\x80", "0", "a\x800", "<|endoftext|>"):
+        assert pieces.decode_bytes(pieces.encode(text)) == text.encode()
+
+
 def test_a_piece_that_looks_like_a_byte_is_text():
     fields = fields_of(byte_fallback())
     fields["model"]["vocab"]["<0xZZ>"] = len(fields["model"]["vocab"])
