@@ -107,10 +107,17 @@ def parquet_rows(
         # A text that many rows share is held once.
         shared = [n for n in chosen if _is_text(schema.field(n).type)]
         table = pq.ParquetFile(file, read_dictionary=shared)
-        row = 0
+        rest = (schema.field(i).type for i in range(len(schema)) if schema.names[i] not in chosen)
+        alone, row = (
+            all(map(pat.is_primitive, rest)),
+            0,
+        )  # whether the size of a row is that of its text
         for group in range(table.num_row_groups):
-            rows, each = _sizes(table, group, column)
-            if each > most:  # which ones, only what holds them all would know
+            about = table.metadata.row_group(
+                group
+            )  # whose columns, if damaged, would abort the process
+            rows, each = about.num_rows, about.total_byte_size // max(1, about.num_rows)
+            if each > most and alone:  # which ones, only what holds them all would know
                 yield from ((row + i, None) for i in range(rows))
                 row += rows
                 continue
@@ -121,14 +128,6 @@ def parquet_rows(
                     large = any(_size(cell) > most for cell in cells)
                     yield row, None if large else dict(zip(names, map(_value, cells)))
                     row += 1
-
-
-def _sizes(table: pq.ParquetFile, group: int, column: str) -> tuple[int, int]:
-    """Rows of a row group, and bytes of a column that each has in the mean, as the file says."""
-    about = table.metadata.row_group(group)
-    parts = [about.column(i) for i in range(about.num_columns)]
-    own = sum(p.total_uncompressed_size for p in parts if p.path_in_schema.split(".")[0] == column)
-    return about.num_rows, own // max(1, about.num_rows)
 
 
 def _is_text(kind: pa.DataType) -> bool:
