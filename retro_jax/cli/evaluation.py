@@ -71,6 +71,8 @@ def _compare(args, fields) -> int:
     keep(work)
 
     def run():
+        if not args.task:
+            decision.warn(compare.documents(work))
         for seed in range(args.seeds):
             train_all(work.seeded(seed), methods)
         if args.task:

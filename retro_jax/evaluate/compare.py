@@ -67,6 +67,13 @@ def last(work: WorkDir) -> dict:
     return {}
 
 
+def documents(work: WorkDir) -> dict[str, int]:
+    """How many documents each held-out split has."""
+    prepared = check_prepared(work)
+    splits = shard_splits(work.experiment)[1:]
+    return {s: prepared[f"chunks/{s}"]["counts"]["documents"] for s in splits}
+
+
 def fewer_of(e: Experiment, text: str | None) -> tuple[int, ...] | None:
     """Numbers of neighbours, with commas between them; None without any.
 
@@ -79,7 +86,7 @@ def fewer_of(e: Experiment, text: str | None) -> tuple[int, ...] | None:
     for word in words:
         if not (word.isdecimal() and 0 < int(word) < most):
             raise UserError(
-                f"--k={text}: must be numbers from 1 to {most - 1}, below config field retrieval.neighbours = {most}"
+                f"--k={text}: must be numbers above 0 and below config field retrieval.neighbours = {most}"
             )
     return tuple(dict.fromkeys(map(int, words)))
 

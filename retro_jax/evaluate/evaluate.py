@@ -110,6 +110,9 @@ def settings_of(e: Experiment) -> dict:
 
 def done(out: Path, settings: dict, inputs: list[Path]) -> dict | None:
     """The manifest of an evaluation that need not be made again."""
+    before = _before(out)
+    if before.exists() and not out.exists():  # who was to make it again was killed
+        before.rename(out)
     name = f"{out.parent.name}/{out.name}"
     if wrong := artefact.outdated(out, settings, inputs):
         progress.say(f"{name}: made again, because {'; '.join(wrong)}")
@@ -119,9 +122,14 @@ def done(out: Path, settings: dict, inputs: list[Path]) -> dict | None:
     return made
 
 
+def _before(out: Path) -> Path:
+    """Where an evaluation is while it is made again."""
+    return out.with_name(f".{out.name}.before")
+
+
 def again(out: Path, settings: dict, inputs: list[Path], make) -> dict:
     """Makes an evaluation again; the one before stays until the new one is complete."""
-    before = out.with_name(f".{out.name}.before")
+    before = _before(out)
     files.remove_directory(before)
     if out.exists():
         out.rename(before)

@@ -117,7 +117,7 @@ def score(
         params = {name: restore_trained(work, m, mesh) for name, m in weights.items()}
         scores = [c.method.jitted("tried" if c.tuned else "logprobs") for c in columns]
         statistics = jax.jit(measured.statistics) if measured else None
-        with progress.bar(f"scoring {text.name} windows", len(text.records)) as advance:
+        with progress.bar(f"{columns[0].name}: scoring {text.name}", len(text.records)) as advance:
             for batch, rows, count in _batches(e, text):
                 x, found = put(batch["tokens"]), {}
                 distances = put(batch["distances"], np.float32)

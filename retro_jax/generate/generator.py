@@ -135,6 +135,11 @@ class Generator:
             raise UserError(
                 f"{named}where: {self.method.name} searches an index of its own, which has no filters; leave it out"
             )
+        if request.in_prompt and self.method.by_chunk:
+            raise UserError(
+                f"{named}in_prompt = True: {self.method.name} puts what it retrieves into the prompt "
+                "by itself; leave it out"
+            )
         if request.retrieval_step > self.model.reading.chunk:
             raise UserError(
                 f"{named}retrieval_step = {request.retrieval_step}: must be at most the chunk's "

@@ -57,7 +57,7 @@ def _numbers(values) -> np.ndarray:
 
 
 def _legend(axes, series):
-    if len(series) > 1:
+    if len(series) > 1 and axes.get_legend_handles_labels()[0]:
         axes.figure.legend(loc="outside upper left", ncols=min(4, len(series)))
 
 
@@ -116,7 +116,7 @@ def forest(name: str, label: str, names, series: dict, x: str) -> str:
                 value, y, xerr=around, fmt="os"[i % 2], color=colour, markersize=5, capsize=3, label=text
             )  # fmt: skip
         axes.set_yticks(at, names)
-        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
         axes.grid(False, axis="y")
         axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel(x)

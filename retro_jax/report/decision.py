@@ -8,13 +8,14 @@ the one that takes the least time.
 
 from dataclasses import dataclass, field
 
+from retro_jax import progress
 from retro_jax.errors import UserError
 from retro_jax.methods.method import METHODS, NEEDS
 from retro_jax.report.numbers import change, interval, sign
 
 BASE = "language_model"
 CHANGES = ("never", "daily")
-_FEWEST = 10  # documents: with fewer an interval over them says little
+FEWEST = 10  # documents: with fewer an interval over them says little
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,16 @@ class Decision:
     changes: list[str] = field(default_factory=list)
 
 
+def warn(documents: dict[str, int]):
+    """Says before anything slow begins of which splits the documents will be too few; documents: of each split."""
+    for split, count in documents.items():
+        if count < FEWEST:
+            progress.say(
+                f"WARNING: {split} has {count} documents, and with fewer than {FEWEST} nothing will be decided; raise "
+                "config field corpus.heldout, or give more documents"
+            )
+
+
 def decide(summary: dict, stated: Stated) -> Decision:
     """The decision of a comparison's summary (`evaluate.beside.summary`)."""
     methods, documents = summary["methods"], summary["documents"]
@@ -63,9 +74,10 @@ def decide(summary: dict, stated: Stated) -> Decision:
     better = [n for n in rest if _helps(methods[n])]
     unclear = [n for n in rest if n not in better and methods[n]["all"]["gain"]["high"] > 0]
     changes = _changes(methods, out, better, summary)
-    if documents < _FEWEST:
+    if documents < FEWEST:
         head = f"Cannot tell: {documents} held-out documents are too few"
-        return Decision("cannot_tell", BASE, head, [], out, ["More held-out documents."])
+        more = f"{FEWEST} held-out documents or more (config field corpus.heldout)."
+        return Decision("cannot_tell", BASE, head, [], out, [*changes, more])
     if not better and unclear:
         head = f"Cannot tell whether reading makes {_listed(unclear)} better than the language model alone"
         more = "More held-out documents: an interval that holds 0 may then be on one side of it."
@@ -97,14 +109,14 @@ def decide(summary: dict, stated: Stated) -> Decision:
 
 
 def _barred(name: str, of: dict, stated: Stated) -> str:
-    cls = METHODS[name]
+    cls, why = METHODS[name], []
     if NEEDS.index(cls.needs) < NEEDS.index(stated.may):
-        return f"needs --may={cls.needs}"
+        why.append(f"needs --may={cls.needs}")
     if stated.latency_ms and _ms(of) > stated.latency_ms:
-        return f"takes {_ms(of):.1f} ms a token"
+        why.append(f"takes {_ms(of):.1f} ms a token")
     if stated.database_changes != "never" and not cls.follows:
-        return "what it knows of the database changes only by training or by a pass over all of it"
-    return ""
+        why.append("knows of a change of the database only by training or by a pass over all of it")
+    return ", and ".join(why)
 
 
 def _helps(of: dict) -> bool:

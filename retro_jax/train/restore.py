@@ -79,7 +79,8 @@ def check_trained(work: WorkDir, method: Trainable) -> Path:
     method = method.trainer
     directory, e = work.trained(method.trained_as), method.trained_with(work.experiment)
     inputs = inputs_of(work, method)
-    counts = artefact.require(directory, "train", settings_of(e, method), inputs)["counts"]
+    stage = "train" if method.trained_as in e.methods else f"compare --methods={method.name}"
+    counts = artefact.require(directory, stage, settings_of(e, method), inputs)["counts"]
     if not counts.get("complete"):
         raise UserError(f"{directory}: training has not finished; run `retro train` to continue it")
     if counts["steps"] != e.train.steps and trains(e, method):

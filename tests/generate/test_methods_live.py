@@ -8,6 +8,7 @@ from whole import TEXT, M
 
 from retro_jax.config import Request
 from retro_jax.corpus.tokenizer import EOS
+from retro_jax.errors import UserError
 from retro_jax.generate.generator import Generator
 from retro_jax.generate.lookup import prompt_ids, window
 from retro_jax.methods.method import Retrieved, method_of
@@ -52,6 +53,9 @@ def test_live_it_says_what_it_says_of_the_whole_text(work, name, looks_up):
     exact = next(t for t in cuts if len(prompt_ids(tokenizer, t)) == 2 * M)
     prompts = (*PROMPTS, exact)  # of the last one a chunk ends with it
     with Generator(method, params, tokenizer, retriever, rows=3, length=192) as generator:
+        if method.by_chunk:
+            with pytest.raises(UserError, match=f"in_prompt = True: {name} puts what it retrieves"):
+                generator.check(Request(TEXT, in_prompt=True))
         requests = [Request(p, tokens=140, temperature=0) for p in prompts]
         made = generator.generate_all(requests)
     score = jax.jit(method.logprobs)

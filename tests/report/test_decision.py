@@ -2,7 +2,7 @@
 
 import pytest
 
-from retro_jax.report.decision import BASE, Stated, decide
+from retro_jax.report.decision import BASE, Stated, decide, warn
 
 
 def effect(value: float, spread: float = 0.01) -> dict:
@@ -90,3 +90,24 @@ def test_nothing_that_is_allowed_helps_but_something_else_would():
     assert d.word == "language_model"
     assert set(d.out) == set(ALL)
     assert len(d.changes) == len(ALL)
+
+
+def test_every_reason_is_named():
+    stated = Stated(may="logits", latency_ms=10.0, database_changes="daily")
+    out = decide(summary(**ALL), stated).out["knn_lm"]
+    for part in ("needs --may=train", "takes 30.0 ms a token", "only by training or by a pass"):
+        assert part in out
+
+
+def test_too_few_documents_are_said_before_and_after(capfd):
+    warn({"heldout": 6, "peps": 10})
+    said = capfd.readouterr().err
+    assert (
+        "WARNING: heldout has 6 documents, and with fewer than 10 nothing will be decided" in said
+    )
+    assert "peps" not in said
+    made = summary(**ALL) | {"documents": 9}
+    d = decide(made, Stated(may="none"))
+    assert d.word == "cannot_tell"
+    assert "retro would gain more" in " ".join(d.changes)
+    assert "10 held-out documents or more" in d.changes[-1]
