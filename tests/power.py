@@ -55,6 +55,12 @@ def _note_file(note, stat: os.stat_result):
     note("file", stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
+def _moved(names: dict[str, set], source: str, target: str):
+    """What is known of the names in a directory, and in those below it, is known under its new name."""
+    for path in [p for p in names if f"{p}/".startswith(f"{source}/")]:
+        names[target + path[len(source) :]] = names.pop(path)
+
+
 def lose(directory: Path, notes: Path, draw: random.Random) -> int:
     """Takes away what was not forced, each thing or not, by chance; returns how many. `notes` is empty then."""
     log = [json.loads(line) for line in (notes / "log").read_text().splitlines()]
@@ -67,12 +73,14 @@ def lose(directory: Path, notes: Path, draw: random.Random) -> int:
             renames = [r for r in renames if os.path.dirname(r[1]) != said[0]]
         else:
             renames.append(said)
+            _moved(names, said[0], said[1])
     for source, target, kept in reversed(
         renames
     ):  # an earlier one may be the folder of a later one
         if draw.random() < 0.5 and os.path.exists(target) and not os.path.exists(source):
             with contextlib.suppress(FileNotFoundError):
                 os.rename(target, source)
+                _moved(names, target, source)
                 lost += 1
                 if kept:
                     os.link(kept, target)
