@@ -108,14 +108,10 @@ def parquet_rows(
         shared = [n for n in chosen if _is_text(schema.field(n).type)]
         table = pq.ParquetFile(file, read_dictionary=shared)
         rest = (schema.field(i).type for i in range(len(schema)) if schema.names[i] not in chosen)
-        alone, row = (
-            all(map(pat.is_primitive, rest)),
-            0,
-        )  # whether the size of a row is that of its text
+        # Whether the size of a row is that of its text. (To look at a damaged column's aborts the process.)
+        alone, row = all(map(pat.is_primitive, rest)), 0
         for group in range(table.num_row_groups):
-            about = table.metadata.row_group(
-                group
-            )  # whose columns, if damaged, would abort the process
+            about = table.metadata.row_group(group)
             rows, each = about.num_rows, about.total_byte_size // max(1, about.num_rows)
             if each > most and alone:  # which ones, only what holds them all would know
                 yield from ((row + i, None) for i in range(rows))

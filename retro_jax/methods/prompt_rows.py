@@ -50,14 +50,11 @@ def where_asked(function: Callable, asked, given: tuple):
     asked = jax.sharding.reshard(asked.reshape(-1), P())
     order = jnp.argsort(~asked, stable=True)
 
-    def some(i):
-        return jax.lax.dynamic_slice(order, (i * b,), (b,))
-
     def of(at):
         return function(*jax.tree.map(lambda x: x.at[at].get(out_sharding=ROWS), given))
 
     def put(i, out):
-        at = some(i)
+        at = jax.lax.dynamic_slice(order, (i * b,), (b,))
         return jax.tree.map(
             lambda o, x: o.at[at].set(x, out_sharding=jax.typeof(o).sharding), out, of(at)
         )
@@ -65,10 +62,9 @@ def where_asked(function: Callable, asked, given: tuple):
     like = jax.eval_shape(of, order[:b])
     out = jax.tree.map(lambda x: jnp.zeros((b * c, *x.shape[1:]), x.dtype, out_sharding=ROWS), like)
     out = jax.lax.fori_loop(0, -(-asked.sum() // b), put, out)
-    wanted = jnp.zeros(b * c, bool).at[:].set(asked)
 
     def whole(x):  # the last round may have had more than were asked for
-        x = jnp.where(wanted.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
+        x = jnp.where(asked.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
         return jnp.reshape(x, (b, c, *x.shape[1:]), out_sharding=ROWS)
 
     return jax.tree.map(whole, out)
