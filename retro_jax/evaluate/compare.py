@@ -20,7 +20,7 @@ from retro_jax.evaluate import beside, likelihood, tuning
 from retro_jax.evaluate.beside import BASE
 from retro_jax.evaluate.condition import CONDITIONS
 from retro_jax.evaluate.costs import costs
-from retro_jax.evaluate.evaluate import again, done, leaks_of, no_leaks, vocabulary
+from retro_jax.evaluate.evaluate import again, done, leaks_of, no_leaks, put_back, vocabulary
 from retro_jax.evaluate.likelihood import Column
 from retro_jax.evaluate.text import Text
 from retro_jax.methods.method import METHODS, Method, method_of
@@ -134,6 +134,7 @@ def _scored(
     """Where what a method says of a split is, made if it is not there. first: whether it is of the first seed, which
     alone is asked for costs and for fewer neighbours."""
     e, out = work.experiment, work.scored(split, method.name)
+    put_back(out)
     if asked is None:
         asked = (artefact.read(out) or {"settings": {}})["settings"].get("fewer", ())
     possible = first and method.look_ups and method.fetches == e.retrieval.neighbours

@@ -110,9 +110,7 @@ def settings_of(e: Experiment) -> dict:
 
 def done(out: Path, settings: dict, inputs: list[Path]) -> dict | None:
     """The manifest of an evaluation that need not be made again."""
-    before = _before(out)
-    if before.exists() and not out.exists():  # who was to make it again was killed
-        before.rename(out)
+    put_back(out)
     name = f"{out.parent.name}/{out.name}"
     if wrong := artefact.outdated(out, settings, inputs):
         progress.say(f"{name}: made again, because {'; '.join(wrong)}")
@@ -120,6 +118,13 @@ def done(out: Path, settings: dict, inputs: list[Path]) -> dict | None:
     if made := artefact.read(out):
         progress.say(f"{name}: complete")
     return made
+
+
+def put_back(out: Path):
+    """Gives an evaluation its place again, if whoever made it again was killed."""
+    before = _before(out)
+    if before.exists() and not out.exists():
+        before.rename(out)
 
 
 def _before(out: Path) -> Path:
@@ -136,8 +141,7 @@ def again(out: Path, settings: dict, inputs: list[Path], make) -> dict:
     try:
         return artefact.build(out, settings, inputs, make)
     finally:
-        if before.exists() and not out.exists():
-            before.rename(out)
+        put_back(out)
         files.remove_directory(before)
 
 

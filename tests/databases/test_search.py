@@ -89,7 +89,7 @@ def test_weights_decide_between_databases(work):
     [
         (["other"], "no database 'other': there are prepared, notes"),
         (["../notes"], "no database '../notes'"),
-        (["notes=0"], "database 'notes=0': its weight must be a positive number.*prepared, notes"),
+        (["notes=0"], "database 'notes=0': its weight must lie between.*prepared, notes"),
         (["notes=nan"], "weight"),
         (["notes=much"], "weight"),
         (["notes", "notes=2"], "named twice"),

@@ -1,6 +1,6 @@
 """Whatever a file holds, it is documents, bad documents, or refused in one line: never an exception of another kind.
 
-FUZZ=100000 python -m pytest -n0 tests/corpus/test_hostile.py    # examples a test; 100 by default
+FUZZ=100000 python -m pytest -n0 tests/corpus/test_anything.py    # examples a test; 100 by default
 """
 
 import gzip
