@@ -1,6 +1,7 @@
 """Neighbours are the nearest of what is allowed, and nothing else."""
 
 import numpy as np
+import pytest
 
 from retro_jax.config import RetrievalConfig
 from retro_jax.retrieval import division, neighbours
@@ -37,8 +38,9 @@ def test_no_neighbour_is_from_any_document_of_the_sequence():
         assert not set(document[ids[query]]) & set(forbidden[query])
 
 
-def test_what_remains_is_the_nearest_first():
-    vectors, document = database(5, 4)
+@pytest.mark.parametrize(("documents", "each"), [(5, 4), (20, 1)])
+def test_what_remains_is_the_nearest_first(documents, each):
+    vectors, document = database(documents, each)
     forbidden = document[:, None]
     ids, distances = find(alone(vectors), vectors, forbidden, document, 2)
     for query in range(20):
