@@ -6,8 +6,7 @@
 
 It changes files of the checkout that it is started in and puts them back: use a clone of its own for each part.
 A mutant is a change that cosmic-ray makes: a number, an operator, a comparison, a condition, a loop. One is drawn of
-each place in the code, places by the seed. `survivors.md` has the last run and what became of those that no test
-noticed. Two cores: about five hours.
+each place in the code, places by the seed.
 """
 
 import argparse
