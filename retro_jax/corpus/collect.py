@@ -23,7 +23,7 @@ from retro_jax.errors import UserError
 from retro_jax.store import columns, files
 
 TRAIN, HELDOUT = "train", "heldout"
-REPEATED = "repeated id"  # a kind of bad document
+REPEATED, _COPIES = "repeated id", "exact copies"  # kinds of what is left out
 _NAMED = 100  # bad documents of a kind that the manifest names
 
 
@@ -87,7 +87,7 @@ def collect(rules: Rules, source: Source, out: Path, others: tuple[Path, ...] = 
             _count(repeats(id), bad, named)
         dropped[split] = np.unique(np.concatenate(list(again.values())))
         if split == TRAIN:
-            copies = np.array(list(repeated(documents["train_texts"])), np.int64)
+            copies = again[_COPIES] if _COPIES in again else _again(documents, "train_texts")
             copies = np.setdiff1d(copies, again[REPEATED])  # each is counted once
             result["exact_duplicates_in_train"] = len(copies)
     if HELDOUT in splits:
@@ -107,14 +107,15 @@ def collect(rules: Rules, source: Source, out: Path, others: tuple[Path, ...] = 
 def left_out(rules: Rules, documents: columns.Columns, split: str) -> dict[str, np.ndarray]:
     """Rows of a split that are left out of it whatever else there is, sorted: those whose id an earlier one has,
     and exact copies of training documents if the rules say so."""
-
-    def again(name: str) -> np.ndarray:
-        return np.array(sorted(repeated(documents[f"{split}_{name}"])), np.int64)
-
-    found = {REPEATED: again("ids")}
+    found = {REPEATED: _again(documents, f"{split}_ids")}
     if split == TRAIN and rules.exact_duplicates == "drop":
-        found["exact copy"] = again("texts")
+        found[_COPIES] = _again(documents, f"{split}_texts")
     return found
+
+
+def _again(documents: columns.Columns, name: str) -> np.ndarray:
+    """The rows of a column that equal an earlier one, sorted."""
+    return np.array(sorted(repeated(documents[name])), np.int64)
 
 
 def read(corpus: Path, split: str, begin: int = 0, end: int | None = None) -> Iterator[Document]:

@@ -147,9 +147,9 @@ def as_text(name: str, value) -> str | None:
     if isinstance(value, dict | list | tuple):
         try:
             whole = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_in_json)
+        except Unusable:  # of a value in it
+            raise
         except (ValueError, RecursionError) as error:
-            if isinstance(error, Unusable):
-                raise
             raise Unusable(
                 "metadata", f"field {name} is no value of JSON ({error})"[:200]
             ) from error

@@ -65,9 +65,7 @@ class PretrainedTokenizer(Vocabulary):
             drops = _drops(fields.get("pre_tokenizer"))
         except (KeyboardInterrupt, SystemExit):
             raise
-        except (
-            BaseException
-        ) as error:  # the library raises Exception itself, and what is none when it panics
+        except BaseException as error:  # a panic of the library is no Exception
             raise UserError(f"{name}: no Hugging Face tokenizer ({str(error)[:200]})") from error
         if len(self._added) < len({t["content"] for t in added}):
             raise UserError(f"{name}: two of its added_tokens have one id; give each its own")

@@ -105,24 +105,13 @@ class InContext(Prompted):
 
     # Scoring.
 
-    def scores(
-        self,
-        params: dict,
-        tokens,
-        retrieved: Retrieved | None = None,
-        never: tuple[int, ...] = (),
-        asked=None,
-    ):
-        """And whether each is the most probable one."""
-        if retrieved is None or not retrieved.tokens.shape[2]:
-            return super().scores(params, tokens, None, never)
-        length = tokens.shape[1]
+    def chunk_scores(self, params: dict, tokens, retrieved: Retrieved, never, asked):
+        """See `Prompted.chunk_scores`."""
 
         def of(logits, targets, weights):
             return read_off(prompt_rows.mixed(logits, weights[:, :, None]), targets, never)
 
-        logp, best = self._by_chunk(params, tokens, retrieved, asked, self.weigh, of)
-        return jnp.where(jnp.arange(length) > 0, logp, 0), best & (jnp.arange(length) > 0)
+        return self._by_chunk(params, tokens, retrieved, asked, self.weigh, of)
 
     def tried(self, params: dict, tokens, retrieved: Retrieved | None = None, asked=None):
         """log p of each token under each of `choices` [B, L, A]: of other weights of the same streams."""
@@ -147,7 +136,7 @@ class InContext(Prompted):
         (b, length), m = tokens.shape, self._every(retrieved, tokens.shape[1])
         retrieved = self._looked_up(params, tokens, retrieved)
         chunks = retrieved.tokens.shape[1]
-        tokens = jnp.pad(tokens, ((0, 0), (0, chunks * m - length)))
+        whole = jnp.pad(tokens, ((0, 0), (0, chunks * m - length)))
         # What a chunk retrieved is read by the next one.
         before = jax.tree.map(lambda x: jnp.roll(x, 1, axis=1), retrieved)
         if self.look_ups.times:  # or what the first one did by all
@@ -160,19 +149,13 @@ class InContext(Prompted):
         end = (jnp.arange(chunks)[None, :, None] + 1) * m
         shape = (b, chunks, streams)
         ends = jnp.broadcast_to(end, shape)
-        rows, places = self._every_row(texts, tokens, ends, window)
+        rows, places = self._every_row(texts, whole, ends, window)
         own = ends[..., None] - m + jnp.arange(m)
         at = jnp.take_along_axis(places, own, axis=-1) - 1  # where each target is in its row
         predicts = jnp.maximum(at - 1, 0)
-        asked = (
-            (tokens != PAD) if asked is None else jnp.pad(asked, ((0, 0), (0, chunks * m - length)))
-        )
-        targets, asked = (
-            jnp.reshape(x, (b, chunks, m), out_sharding=ROWS) for x in (tokens, asked)
-        )
         model = functional.network(self.model, params)
 
-        def read(rows, predicts, targets, weights):  # [B, S, W], [B, S, M], [B, M], [B, S, ...]
+        def read(rows, predicts, weights, targets):  # [B, S, W], [B, S, M], [B, S, ...], [B, M]
             h = model(prompt_rows.flat(rows, 2))[0]  # [B S, W, D]
             i = prompt_rows.flat(predicts, 2)
             h = jax.vmap(lambda x, i: x.at[i].get(mode="promise_in_bounds"))(h, i)
@@ -180,13 +163,7 @@ class InContext(Prompted):
             logits = jnp.reshape(model.logits(h), (b, streams, m, -1), out_sharding=ROWS)
             return of(logits, targets, weights)
 
-        given = rows, predicts, targets, weights
-        made = prompt_rows.where_asked(read, asked.any(axis=-1), given)
-
-        def whole(x):  # [B, C, M, ...] -> [B, L, ...]
-            return jnp.reshape(x, (b, chunks * m, *x.shape[3:]), out_sharding=ROWS)[:, :length]
-
-        return jax.tree.map(whole, made)
+        return prompt_rows.each_chunk(read, (rows, predicts, weights), tokens, asked, m)
 
     def _every(self, retrieved: Retrieved, length: int) -> int:
         """Tokens between look-ups: `look_ups.every`, or a chunk where one look-up of each is given."""

@@ -34,6 +34,27 @@ def rows(texts, tokens, count, end, width: int, window: int | None = None):
     return rows, jnp.cumsum(real, axis=-1)[..., texts.shape[-1] :]
 
 
+def each_chunk(function: Callable, given: tuple, tokens, asked, m: int):
+    """What a function makes of the chunks of M tokens that hold a token that is asked for, zeros for the others: arrays
+    [B, M, ...] of B chunks, [B, L, ...] of all.
+
+    Args:
+      function: from `given` of B chunks, each [B, ...], and their tokens [B, M]. given: trees of arrays [B, C, ...].
+      tokens: [B, L], at most C M. asked: [B, L] bool; None: all that are not PAD.
+    """
+    (b, length), chunks = tokens.shape, given[0].shape[1]
+
+    def split(x):  # [B, L] -> [B, C, M]
+        x = jnp.pad(x, ((0, 0), (0, chunks * m - length)))
+        return jnp.reshape(x, (b, chunks, m), out_sharding=ROWS)
+
+    def joined(x):  # [B, C, M, ...] -> [B, L, ...]
+        return jnp.reshape(x, (b, chunks * m, *x.shape[3:]), out_sharding=ROWS)[:, :length]
+
+    wanted = split(tokens != PAD if asked is None else asked).any(axis=-1)
+    return jax.tree.map(joined, where_asked(function, wanted, (*given, split(tokens))))
+
+
 def where_asked(function: Callable, asked, given: tuple):
     """What a function makes of B items at a time, made of those of B x C that are asked for; zeros for the others. It
     takes as long as there are such: those to be read of a window are few where windows overlap and texts are short.

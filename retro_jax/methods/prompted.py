@@ -19,7 +19,7 @@ def budget_setting():
 
 
 class Prompted(LanguageModel):
-    """What has neighbours in its prompt, new ones at every chunk; a subclass has its own `scores`."""
+    """What has neighbours in its prompt, new ones at every chunk; a subclass says what it makes of the chunks."""
 
     reads, follows, by_chunk = True, True, True
 
@@ -33,6 +33,25 @@ class Prompted(LanguageModel):
         if retrieved is None or not retrieved.tokens.shape[2]:
             return super().logprobs(params, tokens)
         return self.scores(params, tokens, retrieved, asked=asked)[0]
+
+    def scores(
+        self,
+        params: dict,
+        tokens,
+        retrieved: Retrieved | None = None,
+        never: tuple[int, ...] = (),
+        asked=None,
+    ):
+        """And whether each is the most probable one."""
+        if retrieved is None or not retrieved.tokens.shape[2]:
+            return super().scores(params, tokens, None, never)
+        logp, best = self.chunk_scores(params, tokens, retrieved, never, asked)
+        predicted = jnp.arange(tokens.shape[1]) > 0  # the first one is by nothing
+        return jnp.where(predicted, logp, 0), best & predicted
+
+    def chunk_scores(self, params: dict, tokens, retrieved: Retrieved, never, asked):
+        """The same of all tokens, made chunk by chunk of what was retrieved; see `prompt_rows.each_chunk`."""
+        raise NotImplementedError
 
 
 def read_off(logits, targets, never: tuple[int, ...]):

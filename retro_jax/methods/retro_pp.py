@@ -94,23 +94,12 @@ class RetroPP(Prompted):
 
     # Scoring.
 
-    def scores(
-        self,
-        params: dict,
-        tokens,
-        retrieved: Retrieved | None = None,
-        never: tuple[int, ...] = (),
-        asked=None,
-    ):
-        """And whether each is the most probable one."""
-        if retrieved is None or not retrieved.tokens.shape[2]:
-            return super().scores(params, tokens, None, never)
+    def chunk_scores(self, params: dict, tokens, retrieved: Retrieved, never, asked):
+        """See `Prompted.chunk_scores`."""
         (b, length), m, near = tokens.shape, self.model.reading.chunk, retrieved.tokens
         chunks = near.shape[1]
         text = jnp.pad(tokens, ((0, 0), (0, chunks * m - length)))
         window, model = self._chunks(chunks), functional.network(self.model, params)
-        asked = text != PAD if asked is None else jnp.pad(asked, ((0, 0), (0, chunks * m - length)))
-        targets, asked = (jnp.reshape(x, (b, chunks, m), out_sharding=ROWS) for x in (text, asked))
 
         def read(row, u, targets):
             own, read = (x.at[row].get(out_sharding=ROWS) for x in (text, near))
@@ -118,16 +107,11 @@ class RetroPP(Prompted):
             h = model(row, neighbours)[0][:, -m - 1 : -1]
             return read_off(by_rows(model.logits(h)), targets, never)
 
-        row, number = (
+        given = (
             jnp.broadcast_to(x, (b, chunks), out_sharding=ROWS)
             for x in (jnp.arange(b)[:, None], jnp.arange(chunks))
         )
-        given = row, number, targets
-        logp, best = prompt_rows.where_asked(read, asked.any(axis=-1), given)
-        logp, best = (
-            jnp.reshape(x, (b, chunks * m), out_sharding=ROWS)[:, :length] for x in (logp, best)
-        )
-        return jnp.where(jnp.arange(length) > 0, logp, 0), best & (jnp.arange(length) > 0)
+        return prompt_rows.each_chunk(read, tuple(given), tokens, asked, m)
 
     # Generation.
 

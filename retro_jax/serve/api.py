@@ -13,8 +13,8 @@ from retro_jax.serve import reading
 from retro_jax.serve.reading import Refused, fields, flag, number, text, texts, whole, wrong
 
 CHOICES, STOPS = 8, 4  # at most
-_MANY = 2**31 - 1  # what a device's integers hold
-_SEEDS = 2**32
+MANY = 2**31 - 1  # what a device's integers hold
+SEEDS = 2**32
 _LIST = 1024  # entries of a list, and more than a request can use
 _MESSAGE = 600  # characters; what is refused may be long
 
@@ -94,7 +94,7 @@ def asked(
         raise wrong(
             "logprobs", logprobs, "those of a prompt are not known; leave out logprobs or echo"
         )
-    seed = f.get("seed", secrets.randbelow(_SEEDS))
+    seed = f.get("seed", secrets.randbelow(SEEDS))
     try:
         one = Request("", **_request(f))
         one.check()
@@ -102,7 +102,7 @@ def asked(
         raise refusal(error) from error
     return Asked(
         [
-            dataclasses.replace(one, prompt=prompt, seed=(seed + i) % _SEEDS)
+            dataclasses.replace(one, prompt=prompt, seed=(seed + i) % SEEDS)
             for prompt in prompts
             for i in range(n)
         ],
@@ -178,7 +178,7 @@ def _prompt(value, name: str) -> str | list:
 
 
 def _is_id(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MANY
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MANY
 
 
 def _stop(value, name: str) -> tuple[str, ...]:
@@ -204,8 +204,8 @@ def _object_of(readers: dict) -> reading.Reader:
 
 _WHERE = {"date_from": text, "date_to": text, "licence": texts(_LIST), "source": texts(_LIST)}
 _RETRIEVAL = {
-    "k": whole(0, _MANY),
-    "step": whole(0, _MANY),
+    "k": whole(0, MANY),
+    "step": whole(0, MANY),
     "align": flag,
     "in_prompt": flag,
     "neighbours": texts(_LIST),
@@ -217,7 +217,7 @@ _FIELDS = {
     "model": text,
     "method": text,
     "prompt": _prompt,
-    "max_tokens": whole(0, _MANY),
+    "max_tokens": whole(0, MANY),
     "temperature": number,
     "top_p": number,
     "n": whole(1, CHOICES),
@@ -226,9 +226,9 @@ _FIELDS = {
     "logprobs": whole(0, MOST_LOGPROBS),
     "echo": flag,
     "stop": _stop,
-    "seed": whole(0, _SEEDS - 1),
+    "seed": whole(0, SEEDS - 1),
     "user": text,
-    "top_k": whole(0, _MANY),
+    "top_k": whole(0, MANY),
     "min_p": number,
     "repetition_penalty": number,
     "retrieval": _object_of(_RETRIEVAL),

@@ -32,8 +32,8 @@ def _or_null(schema: dict) -> dict:
 _IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
 _WHERE = {"date_from": _TEXT, "date_to": _TEXT, "licence": _TEXTS, "source": _TEXTS}
 _RETRIEVAL = {
-    "k": _whole(0, 2**31 - 1),
-    "step": _whole(0, 2**31 - 1),
+    "k": _whole(0, api.MANY),
+    "step": _whole(0, api.MANY),
     "align": _FLAG,
     "in_prompt": _FLAG,
     "neighbours": _TEXTS,
@@ -52,7 +52,7 @@ COMPLETION = {
             {"type": "array", "minItems": 1, "items": _IDS},
         ]
     },
-    "max_tokens": _whole(0, 2**31 - 1),
+    "max_tokens": _whole(0, api.MANY),
     "temperature": _number(0, 100),
     "top_p": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1},
     "n": _whole(1, api.CHOICES),
@@ -67,9 +67,9 @@ COMPLETION = {
             {"type": "null"},
         ]
     },
-    "seed": _whole(0, 2**32 - 1),
+    "seed": _whole(0, api.SEEDS - 1),
     "user": _TEXT,
-    "top_k": _whole(0, 2**31 - 1),
+    "top_k": _whole(0, api.MANY),
     "min_p": _number(0, 1),
     "repetition_penalty": _number(0.01, 100),
     "retrieval": _or_null(_object(_RETRIEVAL)),

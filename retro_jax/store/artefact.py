@@ -104,15 +104,10 @@ def write(
 
 def sums(path: Path) -> dict[str, list]:
     """{file: [bytes, CRC-32C]} of an artefact, whose files are on the disk when this returns."""
-    found = {}
-    for name, size in sorted(sizes(path).items()):
-        found[name] = [size, files.checksum(path / name)]
-        if isinstance(path, Path):
-            files.force(path / name)
     if isinstance(path, Path):
-        for directory in {(path / name).parent for name in found}:
-            files.force(directory)
-    return found
+        files.force_all(path)
+    found = sorted(sizes(path).items())
+    return {name: [size, files.checksum(path / name)] for name, size in found}
 
 
 def sizes(path: Path) -> dict[str, int]:

@@ -48,8 +48,7 @@ def remove_directory(path: Path):
 
 def replace(made: Path, path: Path):
     """Gives a file or directory its name, for good: a loss of power leaves the old or the new, whole."""
-    for inside in [made, *made.rglob("*")] if made.is_dir() else [made]:
-        force(inside)
+    force_all(made)
     os.replace(made, path)
     force(path.parent)
 
@@ -61,6 +60,12 @@ def force(path: Path):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def force_all(path: Path):
+    """Has the system write a file to the disk, or a directory with all that is in it."""
+    for inside in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        force(inside)
 
 
 def write(path: Path, data: bytes | str):

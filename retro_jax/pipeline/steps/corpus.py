@@ -88,9 +88,8 @@ class Corpus(Whole):
         yield from self._left_out(documents, stored, some)
 
     def _repeats(self, documents: Columns, part: str) -> set[int]:
-        return {
-            int(i) for rows in collect.left_out(self.rules, documents, part).values() for i in rows
-        }
+        rows = collect.left_out(self.rules, documents, part).values()
+        return set(np.concatenate(list(rows)).tolist())
 
     def _left_out(self, documents: Columns, stored: dict, some: Some) -> Iterator[tuple[str, bool]]:
         rows = {part: self._repeats(documents, part) for part in stored}
