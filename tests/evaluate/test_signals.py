@@ -266,3 +266,37 @@ def test_words_are_counted_in_the_text_itself():
     per = found["perplexity"]["on"]
     np.testing.assert_allclose(np.log(per["word"]) * found["words"], r.nats["on"].sum())
     np.testing.assert_allclose(np.log(per["token"]) * len(r), r.nats["on"].sum())
+
+
+def test_the_gap_that_is_closed_is_a_share():
+    assert signals.gap_closed({"random": 2.0, "on": 1.75, "self": 1.5}) == 0.5
+    assert signals.gap_closed({"random": 2.0, "on": 2.25, "self": 1.5}) == -0.5
+    assert signals.gap_closed({"random": 5.0, "on": 4.0, "self": 1.0}) == 0.25
+    for bits in ({"random": 2.0, "on": 1.0}, {"random": 2.0, "on": 1.0, "self": 2.0}):
+        assert signals.gap_closed(bits) is None
+
+
+def test_bins_of_what_was_copied_hold_every_length_once():
+    for length in range(60):
+        assert sum(a <= length <= (b if b is not None else length) for a, b in signals.BINS) == 1
+
+
+def test_a_perplexity_beyond_all_numbers_is_none():
+    r = planted()
+    for nats, known in ((699.9, True), (700.1, False), (1e6, False)):
+        r.nats["on"][:] = nats
+        found = signals.perplexity(r, 1)["on"]
+        assert (found["token"] is not None) == known
+        assert found["word"] is None
+
+
+def test_what_cross_attention_did_is_of_tokens_that_read():
+    r = planted()
+    read = r["chunk"] > 0
+    r.columns["ratio"] = np.where(read[:, None], [0.1, 0.2, 0.3], 9.0).astype(np.float32)
+    r.columns["mass"] = np.where(read[:, None], [0.1, 0.2, 0.3, 0.4], 9.0).astype(np.float32)
+    found = signals.inside(r, K)
+    np.testing.assert_allclose(found["ratio"], [0.1, 0.2, 0.3], rtol=1e-5)
+    np.testing.assert_allclose(found["mass"], [[0.1, 0.2], [0.3, 0.4]], rtol=1e-5)
+    r.columns["neighbours"][:] = -1
+    assert signals.inside(r, K) == {"ratio": [0.0] * 3, "mass": [[0.0, 0.0]] * K}

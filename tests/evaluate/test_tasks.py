@@ -48,6 +48,18 @@ def test_intervals_are_of_the_same_items_drawn_under_both_conditions():
     assert "difference" not in metrics.compare({"off": on}, metrics.mean)
 
 
+def test_an_interval_is_the_middle_95_of_a_thousand_resamples():
+    on, off = np.random.default_rng(1).random((2, 30))
+    found = metrics.compare({"on": on, "off": off}, metrics.mean, seed=3)
+    drawn = np.random.default_rng(3).integers(0, 30, (1000, 30))
+    for name, x in (("on", on), ("off", off), ("difference", on - off)):
+        means = np.sort([x[d].mean() for d in drawn])
+        assert found[name]["value"] == pytest.approx(x.mean())
+        # The percentile at 2.5 % of 999 steps is between two of them, and so is that at 97.5 %.
+        low, high = means[24] / 40 + means[25] * 39 / 40, means[974] * 39 / 40 + means[975] / 40
+        assert (found[name]["low"], found[name]["high"]) == pytest.approx((low, high))
+
+
 def test_a_choice_is_normalised_by_its_own_bytes():
     """Without the space before it: with it the first would be chosen, at -1 against -1.25 a byte."""
     item = items.Item(1, "q", (" a", " né"), answer=1)

@@ -1,5 +1,7 @@
 """A memory of n-grams: what plain loops say, how large it is, and on any mesh the same."""
 
+import itertools
+
 import jax
 import numpy as np
 from conftest import drawn, make_mesh
@@ -60,6 +62,14 @@ def test_the_same_n_gram_has_the_same_place_and_every_table_its_own(tiny, mesh):
         )
     )
     np.testing.assert_array_equal(apart, places[:, 2:])
+    # The same in every version, or a trained memory's rows would not be found again. Worked out in Python:
+    factors = np.random.default_rng(0).integers(1 << 31, 1 << 32, (4, 3)) | 1
+    for row, (n, head) in enumerate(itertools.product((2, 3), range(4))):
+        mixed = n
+        for back in range(n):
+            mixed = (mixed ^ int(tokens[0, 4 - back])) * int(factors[head, back]) % (1 << 32)
+            mixed ^= mixed >> 15
+        assert places[0, 4, row] == mixed % (1 << 16) + (row << 16)
 
 
 def test_it_has_the_parameters_that_retro_adds(tiny):

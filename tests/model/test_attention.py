@@ -223,6 +223,12 @@ def test_attention_mass_is_the_softmax_summed_over_each_half_of_a_neighbour(mesh
             np.testing.assert_allclose(
                 mass[..., memory, half], read[..., 0].mean((-2, -1)), atol=1e-5
             )
+    # With "values" each key counts as long as its value is.
+    _, weighed = attend(*f32(q, k, v), jnp.asarray(mask), statistics="values")
+    long = np.broadcast_to(np.linalg.norm(v, axis=-1, keepdims=True), v.shape)
+    read = attend_by_loops(q, k, long, mask, lambda d: np.zeros(q.shape[3:]), 0 * q[0, 0, 0],
+                           0 * q[0, 0, 0], 0)  # fmt: skip
+    np.testing.assert_allclose(weighed.sum((-2, -1)), read[..., 0].mean((-2, -1)), atol=1e-5)
 
 
 def equations(jaxpr):

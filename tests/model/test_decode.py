@@ -32,7 +32,8 @@ OTHERS = {
         "encoder": {"final_norm": False},
         "reading": {"positions": "none", "normed_chunk": True},
     },
-    "one CCA layer, shared embedding": {
+    "one layer, shared embedding": {
+        "decoder": {"layers": 1},
         "encoder": {"d": 16, "heads": 4, "head_size": 4, "share_embedding": True},
         "reading": {"cca_layers": (1,)},
     },

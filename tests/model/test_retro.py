@@ -10,7 +10,11 @@ import pytest
 from conftest import altered, weights
 
 from retro_jax.model import functional
-from retro_jax.model.cross import chunked_cross_attention, full_cross_attention
+from retro_jax.model.cross import (
+    chunked_cross_attention,
+    cross_attention_once,
+    full_cross_attention,
+)
 from retro_jax.model.layers import ROWS
 from retro_jax.model.retro import PAD, layer_names
 
@@ -194,6 +198,22 @@ def test_encoder_reads_the_chunk_that_retrieved_and_no_other(mesh, tiny):
         assert not np.delete(touched, u, axis=0).any()
 
 
+def test_a_filled_chunk_is_read_as_if_zeros_stood_where_it_has_padding(mesh, tiny):
+    params, rng = weights(tiny, VOCAB), np.random.default_rng(0)
+    h = jnp.asarray(rng.normal(size=(2, 6, 16)), jnp.float32)
+    real = jnp.asarray(np.arange(6) < np.array([[6], [3]]))
+    _, neighbours = example(6)
+
+    def memory(h, real, filled):
+        net = functional.network(altered(tiny, reading={"filled_chunk": filled}), params)
+        return net.encode(net.embedding[...], neighbours, h, real)[0]
+
+    padded = jnp.pad(jnp.where(real[..., None], h, 0), ((0, 0), (0, 2), (0, 0)))
+    expected = memory(padded, jnp.ones((2, 8), bool), False)
+    np.testing.assert_allclose(memory(h, real, True), expected, atol=1e-5)
+    assert np.abs(memory(h, real, False) - expected).max() > 1e-3
+
+
 def test_encoder_is_conditioned_after_self_attention_of_the_first_cca_layer(mesh, tiny):
     """Replace a part of the network: E follows the attention of layer min(P), not its FFW; and it is
     computed once, for both CCA layers."""
@@ -276,6 +296,42 @@ def test_token_logprobs_are_those_of_the_softmax(mesh, tiny):
         np.testing.assert_allclose(got[b, t + 1], expected[b, t, tokens[b, t + 1]], atol=1e-5)
 
 
+@pytest.mark.parametrize("block", [256, 4])
+def test_scores_are_log_probabilities_and_whether_it_is_the_first_of_the_most_probable_tokens(
+    mesh, tiny, monkeypatch, block
+):
+    """Of 40 tokens 20 .. 39 are as probable as 0 .. 19, so that each has an equal."""
+    params = weights(tiny, VOCAB)
+    params["embedding"] = jnp.tile(params["embedding"][:20], (2, 1))
+    tokens, neighbours = example(12)
+    first = int(np.argmax(apply(tiny, params, tokens, neighbours)[0, 0]))
+    never, expected = (first, 2), np.zeros((2, 12), bool)
+    for t in range(11):
+        logits = np.array(apply(tiny, params, tokens, neighbours))[:, t]
+        logits[:, never] = -np.inf
+        top = logits.argmax(-1)
+        if t % 3 == 0:
+            tokens[:, t + 1], expected[:, t + 1] = top, True
+        elif t % 3 == 1:  # its equal, which is not the first
+            tokens[:, t + 1] = np.where(top < 20, top + 20, top)
+            expected[:, t + 1] = top >= 20
+        else:
+            expected[:, t + 1] = tokens[:, t + 1] == top
+    monkeypatch.setattr(functional, "_READOUT_BLOCK", block)
+    logp, best = functional.token_scores(tiny, params, tokens, neighbours, never)
+    np.testing.assert_array_equal(best, expected)
+    logits = apply(tiny, params, tokens, neighbours)
+    of_softmax = np.asarray(jax.nn.log_softmax(logits))
+    for remat in ("none", "full"):
+        config = dataclasses.replace(tiny, remat=remat)
+        # (A function of this test's own: blocks are no argument, and traces are kept.)
+        whole = jax.jit(lambda p, c=config: functional.token_logprobs(c, p, tokens, neighbours))
+        np.testing.assert_allclose(whole(params), logp, atol=1e-5)
+    assert not np.any(logp[:, 0])
+    for b, t in np.ndindex(2, 11):
+        np.testing.assert_allclose(logp[b, t + 1], of_softmax[b, t, tokens[b, t + 1]], atol=1e-5)
+
+
 def test_bfloat16_stays_near_float32(mesh, tiny):
     tokens, neighbours = example(12)
     params = weights(tiny, VOCAB)
@@ -303,3 +359,14 @@ def test_one_memory_for_the_whole_sequence_is_read_by_the_same_cross_attention(m
     chunked, _ = chunked_cross_attention(cross, shifted, memories, masks, 7)
     np.testing.assert_allclose(got, chunked[:, 6:13], atol=1e-5)
     assert not np.any(chunked[:, :6])
+    # The reader that looks up once: nothing before the end of the first chunk, all of it from there on.
+    for m in (1, 3, 7):
+        one = (memory[:, None], mask[:, None])
+        y, share = cross_attention_once(cross, h, *one, m, True)
+        whole = full_cross_attention(cross, h[:, m - 1 :], memory, mask, statistics=True)
+        for had, wanted in zip((y, share), whole):
+            assert not np.any(had[:, : m - 1])
+            np.testing.assert_allclose(had[:, m - 1 :], wanted, atol=1e-5)
+    assert full_cross_attention(cross, h, memory, mask)[1] is None
+    y, share = cross_attention_once(cross, h[:, :2], memory[:, None], mask[:, None], 3)
+    assert y.shape == (2, 2, 16) and not np.any(y) and share is None  # noqa: PT018

@@ -88,6 +88,8 @@ def test_flops_of_a_model_counted_by_hand():
 def test_cca_layers_are_every_third_from_6():
     assert sizes.every_third_from_6(12) == (6, 9, 12)
     assert sizes.every_third_from_6(32) == (6, 9, 12, 15, 18, 21, 24, 27, 30)
+    fewer = {1: (1,), 2: (1,), 3: (1,), 4: (2,), 6: (3, 6), 11: (5, 8, 11)}
+    assert {layers: sizes.every_third_from_6(layers) for layers in fewer} == fewer
 
 
 def test_the_whole_train_step_of_the_largest_retro_lowers_without_its_weights():

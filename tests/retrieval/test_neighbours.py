@@ -146,3 +146,40 @@ def test_where_a_route_holds_only_what_is_forbidden_all_partitions_are_searched(
     for forbidden, found in ((0, False), (-1, True)):
         ids, _ = neighbours.find(index, vectors[:50], np.full((50, 1), forbidden), one, 3)
         assert ((ids >= 0) == found).all()
+
+
+def test_the_chunks_of_each_number_are_counted():
+    document = np.array([0, 2, 2, 1, 2])
+    np.testing.assert_array_equal(neighbours.Owners(document).chunks, [1, 1, 3])
+    np.testing.assert_array_equal(
+        neighbours.Owners(document, np.array([0, 0, 2])).chunks, [2, 0, 3]
+    )
+    np.testing.assert_array_equal(neighbours.Owners(np.zeros(3, int)).chunks, [3])
+    assert len(neighbours.Owners(np.zeros(0, int)).chunks) == 0
+    np.testing.assert_array_equal(neighbours.Owners(document)(np.array([4, 0])), [2, 0])
+
+
+@pytest.mark.parametrize("most", [None, 40, 150, 200])
+def test_a_query_that_finds_too_few_among_so_many_candidates_is_given_up(most):
+    """Of 200 chunks on a line, what a query may have begins `wanted` away from it."""
+    vectors = np.arange(200, dtype=np.float32)[:, None]
+    wanted, fetched = np.array([0, 30, 60, 190]), []
+
+    def search(queries, k):
+        fetched.append(k)
+        return Exact(vectors).search(queries, k)
+
+    def valid(rows, found):
+        return found >= wanted[rows][:, None]
+
+    queries = np.zeros((4, 1), np.float32)
+    ids, distances, given_up = neighbours.nearest_valid(search, queries, 200, 2, valid, 10, most)
+    expected = np.stack([wanted, wanted + 1], 1)
+    assert fetched == ([10, 40] if most in (40, 150) else [10, 40, 160, 200])
+    lost = [2, 3] if most in (40, 150) else []
+    assert given_up.tolist() == lost
+    expected[lost] = -1
+    np.testing.assert_array_equal(ids, expected)
+    np.testing.assert_array_equal(
+        distances, np.where(expected < 0, np.inf, expected.astype(float) ** 2)
+    )

@@ -15,7 +15,7 @@ from retro_jax.errors import UserError
 from retro_jax.methods.retro import Retro
 from retro_jax.model import functional
 from retro_jax.train import optimizer, sharding
-from retro_jax.train.step import COMPILER, init_state, make_train_step
+from retro_jax.train.step import COMPILER, gradients, init_state, make_train_step
 
 VOCAB = 64
 TRAIN = TrainConfig(
@@ -101,6 +101,20 @@ def test_on_a_mesh_and_in_parts_steps_are_the_same(tiny, begin):
         difference = np.abs(other[name] - params[name])
         assert np.median(difference) < 1e-7, (name, np.median(difference))
         assert difference.max() < 5e-4, (name, difference.max())
+
+
+def test_parts_of_a_batch_are_computed_one_after_the_other(mesh, tiny, begin):
+    """Or accumulation would save no memory, whatever its numbers."""
+    state, given = begin(mesh), batch(0)
+
+    def loops(parts):
+        train = dataclasses.replace(TRAIN, accumulate=parts)
+        jaxpr = jax.make_jaxpr(lambda s, b: gradients(Retro(tiny), train, s, b))(state, given)
+        return [e.params["length"] for e in jaxpr.eqns if e.primitive.name == "scan"]
+
+    # (A stack of layers is a loop too: `tiny` has stacks of one layer each.)
+    assert set(loops(1)) == {1}
+    assert loops(4) == [4]
 
 
 def test_the_loss_is_nats_a_token_of_what_is_predicted(mesh, tiny, begin, step_on_one):
