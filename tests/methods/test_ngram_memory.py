@@ -90,3 +90,24 @@ def test_on_eight_devices_it_is_the_same(tiny):
             given = {n: jax.device_put(params[n], x.sharding) for n, x in given.items()}
             found.append(np.asarray(jax.jit(method.logprobs)(given, put(tokens))))
     np.testing.assert_allclose(*found, atol=1e-5)
+
+
+def test_it_is_added_before_the_first_layer_that_retrieval_would_have(tiny, mesh):
+    """That layer is given what the layers before it made, and the memory; nothing else is changed."""
+    method, first = NGramMemory(tiny), tiny.reading.cca_layers[0]
+    params = drawn(method.model, method.shapes(VOCAB))
+    tokens = put(np.random.default_rng(0).integers(1, VOCAB, (2, LENGTH)).astype(np.int32))
+
+    def by_layers(p, tokens):
+        net = functional.network(method.model, p)
+        h, number = net.embed(net.embedding[...], tokens), 0
+        for stack in net.stacks:
+            for time in range(jax.tree.leaves(stack)[0].shape[0]):
+                for layer in jax.tree.map(lambda w: w[time], stack):  # noqa: B023
+                    number += 1
+                    h = h + net.memory(tokens, h) if number == first else h
+                    h = layer(h, tokens != 0, None, False)[0]
+        return net.norm(h)
+
+    whole = jax.jit(lambda p, t: functional.network(method.model, p)(t)[0])(params, tokens)
+    np.testing.assert_allclose(whole, jax.jit(by_layers)(params, tokens), atol=1e-4)
