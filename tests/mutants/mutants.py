@@ -5,6 +5,7 @@
     python tests/mutants/mutants.py table /tmp/mutants
 
 It changes files of the checkout that it is started in and puts them back: use a clone of its own for each part.
+Those that change nothing that a caller could see stand in survivors.md, each with the reason.
 A mutant is a change that cosmic-ray makes: a number, an operator, a comparison, a condition, a loop. One is drawn of
 each place in the code, places by the seed.
 """
@@ -153,18 +154,29 @@ def results(out: Path) -> dict[str, dict]:
     return found
 
 
+def equivalents() -> set[str]:
+    """Names of those that change nothing, as survivors.md says."""
+    lines = Path(__file__).with_name("survivors.md").read_text().splitlines()
+    return {line.split("`")[1] for line in lines if line.startswith("| `")}
+
+
 def table(out: Path):
-    """How many were noticed, by file; then those that were not, with what was changed."""
-    found, count = results(out), Counter()
+    """How many were noticed, by file; then those that were not and should be, with what was changed."""
+    found, count, same = results(out), Counter(), equivalents()
     tried = [spec for spec in sample() if name_of(spec) in found]
     survived = [s for s in tried if found[name_of(s)]["outcome"] == "survived"]
     for spec in tried:
-        count[str(spec.module_path), found[name_of(spec)]["outcome"] != "survived"] += 1
-    print("| file | mutants | noticed |\n|---|---|---|")
-    for path in sorted({p for p, _ in count}):
-        print(f"| {path} | {count[path, True] + count[path, False]} | {count[path, True]} |")
-    print(f"| all | {len(tried)} | {len(tried) - len(survived)} |")
-    for spec in survived:
+        name, noticed = name_of(spec), found[name_of(spec)]["outcome"] != "survived"
+        kind = "noticed" if noticed else "equivalent" if name in same else "survived"
+        count[str(spec.module_path), kind] += 1
+        count["all", kind] += 1
+    print("| file | mutants | noticed | equivalent | survived |\n|---|---|---|---|---|")
+    for path in sorted({p for p, _ in count}, key=lambda p: (p == "all", p)):
+        each = [count[path, kind] for kind in ("noticed", "equivalent", "survived")]
+        print("|", " | ".join(map(str, (path, sum(each), *each))), "|")
+    of = len(tried) - count["all", "equivalent"]
+    print(f"Of {of} that are not equivalent {count['all', 'noticed'] / of:.1%} are noticed.")
+    for spec in (s for s in survived if name_of(s) not in same):
         print(
             f"\n{name_of(spec)} (stage {found[name_of(spec)]['stage']})\n{found[name_of(spec)]['diff']}"
         )

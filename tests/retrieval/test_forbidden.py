@@ -25,9 +25,9 @@ def test_documents_of_one_text_have_the_number_of_the_first():
 
 def test_a_document_is_found_again_by_its_text_and_by_its_id():
     """Whatever comes before, after or between what the database has; an id counts as the first document of its text."""
-    sequences = table("uAtZs", "ZeAbd", [1] * 5)
+    sequences = table("uAtZsz", "ZeAbdz", [1] * 6)
     own = own_documents(sequences, DATABASE, copies(DATABASE))
-    np.testing.assert_array_equal(own, [[2, -1], [-1, 1], [0, -1], [-1, 1], [1, 0]])
+    np.testing.assert_array_equal(own, [[2, -1], [-1, 1], [0, -1], [-1, 1], [1, 0], [-1, -1]])
     itself = own_documents(DATABASE, DATABASE, copies(DATABASE))
     np.testing.assert_array_equal(itself, np.stack([copies(DATABASE)] * 2, 1))
 
