@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from conftest import altered, weights
+from conftest import altered, make_mesh, weights
 
 from retro_jax.model import decode, functional
 from retro_jax.model.cache import Fresh, place
+from retro_jax.model.layers import ROWS
 
 prefill, step = jax.jit(decode.prefill), jax.jit(decode.step)
 decoder = jax.jit(decode.decoder, static_argnums=0)
@@ -245,3 +246,20 @@ def test_a_prompt_that_is_padded_past_the_last_position_is_read(mesh, tiny):
     np.testing.assert_allclose(
         logits[0], whole(config, params, tokens, near)[0, -1], rtol=1e-5, atol=1e-5
     )
+
+
+def test_a_step_gives_back_a_cache_of_the_types_that_it_was_given(tiny):
+    """Shapes, dtypes and how they lie on eight devices: or every first step would be compiled twice."""
+    with jax.set_mesh(make_mesh(2, 2, 2)):
+        found = []
+
+        def types():
+            net = decode.decoder(tiny, functional.init(tiny, VOCAB, 0))
+            before = decode.start(net, 4, LENGTH, 2)
+            tokens = jnp.zeros(4, jnp.int32, out_sharding=ROWS)
+            after = decode.step(net, before, tokens)[1]
+            found.extend([jax.typeof(x) for x in jax.tree.leaves(c)] for c in (before, after))
+
+        jax.eval_shape(types)
+    before, after = found
+    assert before == after
