@@ -12,10 +12,12 @@ each place in the code, places by the seed.
 
 import argparse
 import ast
+import functools
 import json
 import os
 import random
 import shlex
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -116,6 +118,15 @@ def stages(path: str, python: str) -> list[str]:
     return [f"{run} -n0 {quick}", f"{run} -n 2 {whole}"]
 
 
+@functools.cache
+def check(command: str):
+    """Ends the program if tests fail where nothing is changed: they would notice everything."""
+    if subprocess.run(shlex.split(command), check=False).returncode:
+        raise SystemExit(
+            f"these tests fail, or there are none, before anything is changed: {command}"
+        )
+
+
 def run(out: Path, part: int, parts: int, python: str, last: int):
     """Tries what of a part has not been tried; `last`: how many stages of tests."""
     out.mkdir(parents=True, exist_ok=True)
@@ -127,6 +138,7 @@ def run(out: Path, part: int, parts: int, python: str, last: int):
             continue
         for stage, command in enumerate(stages(str(spec.module_path), python)[:last], 1):
             if stage > known["stage"]:
+                check(command)
                 made = mutate_and_test([spec], command, SECONDS)
                 outcome = str(made.test_outcome.value)
                 found = {
