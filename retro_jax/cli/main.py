@@ -77,7 +77,8 @@ def _dispatch(argv: list[str]) -> int:
 def _fail(message: str) -> int:
     from retro_jax.terminal import visible  # with rich, which takes a moment
 
-    print(f"retro: {visible(message)}", file=sys.stderr)
+    line = visible(message).replace("\n", "\\n")  # of an id, say: a message is one line
+    print(f"retro: {line}", file=sys.stderr)
     return 2
 
 

@@ -58,6 +58,8 @@ def test_messages_and_reports_spell_them_out(capfd):
     progress.say(HOSTILE)
     error = capfd.readouterr().err
     assert error.count("\\x1b]0;title") == 2
+    assert main(["database", "--two\nlines"]) == 2
+    assert capfd.readouterr().err.count("\n") == 1
     assert not _parts(error)
     made = markdown._section(SimpleNamespace(title=HOSTILE, caption="", head=[HOSTILE], rows=[]))
     assert not _parts("".join(made) + markdown._code(HOSTILE))
