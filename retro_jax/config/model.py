@@ -123,6 +123,10 @@ class ReadingConfig:
     cca_zero: bool = setting(
         False, "cross-attention starts as the identity: step 0 equals RETRO[OFF]"
     )
+    null_key: bool = setting(
+        False,
+        "every head of a cross-attention may attend to nothing: a learned key whose value is 0",
+    )
     # What InstructRetro (Wang et al. 2023, arXiv 2310.07713) has instead.
     positions: str = setting("relative", "relative | none, of the encoder and of cross-attention")
     normed_chunk: bool = setting(

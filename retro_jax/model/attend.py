@@ -37,7 +37,7 @@ _SEGMENTS = 8
 SAVED = "attention"  # name of what an attention's gradient needs, for policies of `jax.checkpoint`
 
 
-def attend(q, k, v, mask, relative=None, causal_from=None, statistics=False):
+def attend(q, k, v, mask, relative=None, causal_from=None, statistics=False, nothing=None):
     """Multi-head attention over all memories of a group under one softmax.
 
     Args:
@@ -49,27 +49,40 @@ def attend(q, k, v, mask, relative=None, causal_from=None, statistics=False):
       causal_from: query i attends keys up to i + causal_from; None attends all.
       statistics: also say where the attention went: "attention", or "values", which is that times the norms of
         the values.
+      nothing: the logit of one more key, whose value is 0 [B, G, I, N, A], float32; or None.
 
     Returns:
       [B, G, I, N, A, H], exactly 0 where the mask allows no key (logits and softmax are float32),
       and None or, with `statistics`, the attention mass [B, G, I, K, 2] on the first and the second
-      half of each memory's keys: mean over heads, sums to 1, or to 0 where there is no key.
+      half of each memory's keys: mean over heads; sums to 1, or to 0 where there is no key, or with
+      `nothing` to what it leaves.
     """
     mask = mask[:, :, None, None]  # [B, G, 1, 1, K, J]
     if causal_from is not None:
         past = jnp.arange(k.shape[3]) <= jnp.arange(q.shape[2])[:, None] + causal_from
         mask = mask & past[:, None, None]  # [B, G, I, 1, K, J]
-    y = _softmax_read(q, k, v, relative, mask)
+    y, normaliser = _softmax_read(q, k, v, relative, mask)
+    left = 1.0
+    if nothing is not None:
+        left = beside(nothing, jnp.moveaxis(normaliser, 0, 3))
+        y = (y * left[..., None]).astype(y.dtype)
+        left = jnp.moveaxis(left, 3, 0)[..., None, None]  # [N, B, G, I, A, 1, 1]
     if not statistics:
         return y, None
     mass = (
         jax.nn.softmax(_logits(*_queries(q, relative, k.shape[3]), k, mask), axis=(-2, -1)) * mask
-    )
+    ) * left
     if statistics == "values":
         norms = jnp.linalg.norm(v.astype(jnp.float32), axis=-1)  # [B, G, K, J, N]
         mass = mass * jnp.moveaxis(norms, 4, 0)[:, :, :, None, None]
     halves = [m.sum(-1) for m in jnp.split(mass, [k.shape[3] // 2], axis=-1)]
     return y, jnp.stack(halves, axis=-1).mean((0, 4))
+
+
+def beside(nothing, normaliser):
+    """The share of a softmax that its keys keep beside one more, of the logit `nothing`; `normaliser` is
+    their log sum exp: exp(s) / (exp(s) + exp(n)) = sigmoid(s - n)."""
+    return jax.nn.sigmoid(normaliser - nothing)
 
 
 def _queries(q, relative, keys: int):
@@ -109,7 +122,8 @@ def _logits(content, position, k, mask):
 
 @jax.custom_vjp
 def _softmax_read(q, k, v, relative, mask):
-    """softmax(logits) v -> [B, G, I, N, A, H]; 0 where every key is masked.
+    """softmax(logits) v -> [B, G, I, N, A, H], and the logits' log sum exp [N, B, G, I, A]; both 0 where
+    every key is masked.
 
     The gradient computes the logits again (Dao et al. 2022, arXiv 2205.14135, section 3.1): no
     [I, J] array is kept.
@@ -130,13 +144,13 @@ def _read(q, k, v, relative, mask):
     # Any finite number for a row without keys: its weights are exp(-1e30 - 0) = 0.
     normaliser = jnp.where(total > 0, top[..., 0, 0] + jnp.log(jnp.maximum(total, 1e-30)), 0)
     y, normaliser = checkpoint_name(y, SAVED), checkpoint_name(normaliser, SAVED)
-    return y, (q, k, v, relative, mask, y, normaliser)
+    return (y, normaliser), (q, k, v, relative, mask, y, normaliser)
 
 
-def _read_gradient(saved, dy):
+def _read_gradient(saved, given):
     # The barrier holds the logits back until the gradient has arrived: they need nothing of it, and a
     # scheduler that may compute every layer's first keeps them all.
-    saved, dy = jax.lax.optimization_barrier((saved, dy))
+    saved, (dy, dnormaliser) = jax.lax.optimization_barrier((saved, given))
     q, k, v, relative, mask, y, normaliser = saved
     (content, position), back = jax.vjp(lambda q, r: _queries(q, r, k.shape[3]), q, relative)
     weights = jnp.exp(_logits(content, position, k, mask) - normaliser[..., None, None])
@@ -145,7 +159,7 @@ def _read_gradient(saved, dy):
     # A sum over H as a product: XLA's CPU sums take five times as long.
     along = dy.astype(jnp.float32) * y.astype(jnp.float32)
     along = jnp.einsum("bginah,h->nbgia", along, jnp.ones(y.shape[-1]))
-    dlogits = weights * (dweights - along[..., None, None])
+    dlogits = weights * (dweights + (dnormaliser - along)[..., None, None])
     low, dlow = weights.astype(v.dtype), dlogits.astype(v.dtype)
     dv = gradient(v, "bgkjnh", (low, "nbgiakj"), (dy, "bginah"))
     dk = gradient(k, "bgkjnh", (dlow, "nbgiakj"), (content, "bginah"))

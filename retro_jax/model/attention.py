@@ -14,6 +14,9 @@ from retro_jax.model.layers import ROWS, Norm, constant, gather, weight
 from retro_jax.model.positions import distances, rotate, rotations, sinusoid
 
 
+_NULL_BIAS = 3.0
+
+
 @dataclasses.dataclass(frozen=True)
 class Heads:
     """What an attention is made of: a query stream of width `d`, a memory of width `memory`."""
@@ -42,6 +45,10 @@ class Attention(nnx.Module):
     The position bias starts random, so that every head prefers distances of its own. With W_o and
     W_k drawn independently instead, a small RETRO did not begin to read its neighbours in the steps
     in which it otherwise learned to (docs/quickstart.md).
+
+    With `reading.null_key` a cross-attention's softmax has one more key, whose value is 0: its logit is
+    q . null_key + null_bias, of which the first starts at 0 and the second at 3, so that a head that
+    has found nothing among 256 alike keys (their log sum exp is 5.5) starts by reading 92 % of them.
     """
 
     def __init__(self, config: ModelConfig, heads: Heads, kind: type, out_scale: float):
@@ -70,6 +77,10 @@ class Attention(nnx.Module):
             self.value_bias = constant(kind, (n, size), P("model", None))
         if self.config.out_bias:
             self.out_bias = constant(kind, (d,), P(None))
+        self.may_ignore = heads.cross and config.reading.null_key
+        if self.may_ignore:
+            self.null_key = constant(kind, (n, a, size), spec)
+            self.null_bias = constant(kind, (n, a), P("model", None), _NULL_BIAS)
         if heads.qk_norm:
             self.query_norm = Norm(self.config, size, kind)
             self.key_norm = Norm(self.config, size, kind)
@@ -98,7 +109,8 @@ class Attention(nnx.Module):
         if causal:
             y, mass = attend_causal(q, k, v, mask, relative, self.block), None
         else:
-            y, mass = attend(q, k, v, mask, relative, statistics=statistics)
+            nothing = self.nothing(q)
+            y, mass = attend(q, k, v, mask, relative, statistics=statistics, nothing=nothing)
         return self.output(y, mask.any((-2, -1))[:, :, None]), mass
 
     def queries(self, x):
@@ -116,6 +128,12 @@ class Attention(nnx.Module):
             k = k + self.key_bias[...].astype(dtype)
             v = v + self.value_bias[...].astype(dtype)
         return self.key_norm(k) if self.heads.qk_norm else k, v
+
+    def nothing(self, q):
+        """The logit of attending to nothing: q [..., N, A, H] -> [..., N, A] float32; None without a null key."""
+        if not self.may_ignore:
+            return None
+        return (q.astype(jnp.float32) * self.null_key[...]).sum(-1) + self.null_bias[...]
 
     def output(self, y, any_key):
         """y [..., N, A, H] -> [..., D]; any_key [...]: whether there was a key to attend."""

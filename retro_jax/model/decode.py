@@ -18,6 +18,7 @@ import numpy as np
 
 from retro_jax.config import DecoderConfig, ModelConfig
 from retro_jax.model import functional, ngrams
+from retro_jax.model.attend import beside
 from retro_jax.model.cache import Cache, Fresh, Layer, Read, over_rows
 from retro_jax.model.layers import ROWS, by_rows, gather
 from retro_jax.model.positions import rotate, rotations
@@ -34,7 +35,8 @@ class Decoder(NamedTuple):
 
 def decoder(config: ModelConfig, params: dict) -> Decoder:
     """The network whose weights are `params`, for decoding."""
-    dtype, exact = jnp.dtype(config.dtype), (".scale", ".shift_bias", ".position")
+    exact = (".scale", ".shift_bias", ".position", ".null_key", ".null_bias")
+    dtype = jnp.dtype(config.dtype)
     cast = {n: p if n.endswith(exact) else p.astype(dtype) for n, p in params.items()}
     model = functional.network(config, cast)
     blocks = []
@@ -253,10 +255,15 @@ def _attend(attention, q, key, value, mask, table, start, times: int = 1):
     logits = jnp.einsum("bnah,bnsh->bnas", content * scale, key, **f32) + by_key
     logits = jnp.where(mask[:, None, None], logits, -1e30)
     # Bounded, so that where no key is allowed every weight is 0.
-    weights = jnp.exp(logits - jnp.maximum(logits.max(-1, keepdims=True), -1e29))
-    total = jnp.maximum(weights.sum(-1), 1e-30)[..., None]
+    top = jnp.maximum(logits.max(-1, keepdims=True), -1e29)
+    weights = jnp.exp(logits - top)
+    total = jnp.maximum(weights.sum(-1), 1e-30)
     y = jnp.einsum("bnas,bnsh->bnah", weights.astype(value.dtype), value, **f32)
-    return attention.output((y / total).astype(value.dtype)[:, None], mask.any(-1)[:, None])
+    y = y / total[..., None]
+    nothing = attention.nothing(q)
+    if nothing is not None:
+        y = y * beside(nothing, top[..., 0] + jnp.log(total))[..., None]
+    return attention.output(y.astype(value.dtype)[:, None], mask.any(-1)[:, None])
 
 
 def _table(attention, steps, dtype):

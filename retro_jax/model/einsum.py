@@ -70,4 +70,10 @@ def gradient(x, letters: str, *operands):
     where = dict(zip(letters, (*spec, *(None,) * (x.ndim - len(spec)))))
     sharding = jax.P(*(where[c] for c in result))
     got = jnp.einsum(f"{ys},{zs}->{result}", y, z, out_sharding=sharding)
+    if result != letters:
+        # XLA would turn a transposed product back into the one that copies the larger array. (For
+        # GPU and TPU it is right to: their products read both orders.)
+        got = jax.lax.platform_dependent(
+            got, cpu=jax.lax.optimization_barrier, default=lambda product: product
+        )
     return jnp.transpose(got, [result.index(c) for c in letters]).astype(x.dtype)

@@ -32,7 +32,10 @@ def attend_one(query, others, distance_of, a) -> np.ndarray:
             ]
         ) / np.sqrt(len(q))
         weights = np.exp(logits - logits.max())
-        weights /= weights.sum()
+        total = weights.sum()
+        if "null_key" in a:  # ours, not the paper's: one more key, whose value is 0
+            total += np.exp(q @ a["null_key"][n, b] + a["null_bias"][n, b] - logits.max())
+        weights /= total
         read = sum(w * (x @ a["value"][:, n]) for w, (_, x) in zip(weights, others))
         out += read @ a["out"][n, b]
     return out

@@ -231,6 +231,18 @@ def test_attention_mass_is_the_softmax_summed_over_each_half_of_a_neighbour(mesh
     np.testing.assert_allclose(weighed.sum((-2, -1)), read[..., 0].mean((-2, -1)), atol=1e-5)
 
 
+def test_attention_mass_is_what_nothing_leaves(mesh):
+    q, k, v, mask, *_ = example(4, 6, 3)
+    mask[0, 0] = False  # no key: nothing is all there is
+    for logit, left in ((-1e4, 1.0), (1e4, 0.0)):
+        nothing = jnp.full(q.shape[:-1], logit)
+        y, mass = attend(*f32(q, k, v), jnp.asarray(mask), statistics=True, nothing=nothing)
+        total = mass.sum((-2, -1))  # [B, G, I]
+        expected = np.where(mask.any((-2, -1)), left, 0)[:, :, None]
+        np.testing.assert_allclose(total, np.broadcast_to(expected, total.shape), atol=1e-6)
+        assert np.isfinite(y).all()
+
+
 def equations(jaxpr):
     """All equations of a traced program, those of its inner programs too."""
     for eqn in jaxpr.eqns:
@@ -262,27 +274,32 @@ def test_no_array_has_queries_keys_and_width_together(mesh, causal):
     assert largest <= 2 * 2 * 64 * 66  # batch x heads x queries x distances
 
 
-def test_the_gradient_is_that_of_the_definition(mesh):
-    """Of every input, several windows and memories, heads that share keys: against JAX's own."""
+@pytest.mark.parametrize("null", [False, True])
+def test_the_gradient_is_that_of_the_definition(mesh, null):
+    """Of every input, several windows and memories, heads that share keys, one more key of value 0:
+    against JAX's own."""
     q, k, v, mask, w_r, u, w = example(16, 8, 2, each=2, groups=2)
     steps, rng = distances(16, 8, 3, causal=False), np.random.default_rng(1)
-    weights = rng.normal(size=q.shape)
+    weights, nothing = rng.normal(size=q.shape), rng.normal(size=q.shape[:-1])
 
-    def plain(q, k, v, table, u, w):
+    def plain(q, k, v, table, u, w, nothing):
         at = np.array([[list(steps).index(i - j + 3) for j in range(8)] for i in range(16)])
         logits = jnp.einsum("bginah,bgmjnh->bginamj", q + u, k)
         logits += jnp.einsum("bginah,ijnah->bginaj", q + w, table[at])[..., None, :]
         logits = jnp.where(mask[:, :, None, None, None], logits / 2, -1e30)  # H = 4
-        read = (
-            jax.nn.softmax(logits, axis=(-2, -1))
-            * mask.any((-2, -1))[:, :, None, None, None, None, None]
-        )
+        flat = logits.reshape(*logits.shape[:-2], -1)
+        if null:
+            flat = jnp.concatenate([flat, nothing[..., None]], axis=-1)
+        read = jax.nn.softmax(flat)[..., :16].reshape(logits.shape)
+        read *= mask.any((-2, -1))[:, :, None, None, None, None, None]
         return (jnp.einsum("bginamj,bgmjnh->bginah", read, v) * weights).sum()
 
-    def ours(q, k, v, *r):
-        return (attend(q, k, v, jnp.asarray(mask), r)[0] * weights).sum()
+    def ours(q, k, v, table, u, w, nothing):
+        given = (jnp.asarray(mask), (table, u, w))
+        y, _ = attend(q, k, v, *given, nothing=nothing if null else None)
+        return (y * weights).sum()
 
-    given = f32(q, k, v, table_of(steps, w_r), u, w)
-    expected = jax.jit(jax.grad(plain, argnums=range(6)))(*given)
-    for got, truth in zip(jax.jit(jax.grad(ours, argnums=range(6)))(*given), expected):
+    given = f32(q, k, v, table_of(steps, w_r), u, w, nothing)
+    expected = jax.jit(jax.grad(plain, argnums=range(7)))(*given)
+    for got, truth in zip(jax.jit(jax.grad(ours, argnums=range(7)))(*given), expected):
         np.testing.assert_allclose(got, truth, rtol=1e-4, atol=1e-4)

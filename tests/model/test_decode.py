@@ -33,10 +33,10 @@ OTHERS = {
         "encoder": {"final_norm": False},
         "reading": {"positions": "none", "normed_chunk": True},
     },
-    "one layer, shared embedding": {
+    "one layer, shared embedding, null keys": {
         "decoder": {"layers": 1},
         "encoder": {"d": 16, "heads": 4, "head_size": 4, "share_embedding": True},
-        "reading": {"cca_layers": (1,)},
+        "reading": {"cca_layers": (1,), "null_key": True},
     },
 }  # fmt: skip
 

@@ -30,7 +30,7 @@ OPTIONS = {
     }},
     "gemma": {"decoder": {
         "norm_unit_offset": True, "gated": True, "positions": "rotary", "kv_heads": 1,
-    }},
+    }, "reading": {"null_key": True}},
     "qwen3": {"decoder": {
         "positions": "rotary", "kv_heads": 2, "gated": True, "qk_norm": True, "readout_bias": True,
         "rotary_scaling": (8.0, 1.0, 4.0, 16.0),

@@ -38,13 +38,13 @@ def test_logits_equal_the_paper_in_loops(mesh, config, length, k):
         np.testing.assert_allclose(got[b][real], expected[real], rtol=2e-4, atol=2e-4)
 
 
-def test_blocks_windows_and_a_shared_embedding_equal_the_paper_too(mesh, tiny):
+def test_blocks_windows_a_shared_embedding_and_a_null_key_equal_the_paper_too(mesh, tiny):
     """Chunks of 16, so that distances go by windows, and self-attention by blocks of 8."""
     config = altered(
         tiny,
         decoder={"layers": 2, "d": 24},
         encoder={"layers": 1, "share_embedding": True},
-        reading={"cca_layers": (2,), "chunk": 16, "retrieved": 32},
+        reading={"cca_layers": (2,), "chunk": 16, "retrieved": 32, "null_key": True},
         attention_block=8,
     )
     params, rng = weights(config, VOCAB), np.random.default_rng(0)
