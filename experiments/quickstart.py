@@ -49,13 +49,13 @@ def get_config():
         Experiment(
             name="quickstart",
             methods=("retro", "language_model"),
-            method_settings={"retro": {"own_continuation": 1.0, "own_continuation_until": 0.42}},
+            method_settings={"retro": {"own_continuation": 1.0, "own_continuation_steps": 300}},
             corpus=CorpusConfig(source="python:", bad_documents="skip", heldout=0.05, vocab=4096),
             retrieval=RetrievalConfig(embedder="lexical", index="scann", neighbours=2),
             model=ModelConfig(
                 decoder=DecoderConfig(d=128, layers=4, heads=4, head_size=32),
                 encoder=EncoderConfig(d=128, layers=1, heads=4, head_size=32, share_embedding=True),
-                reading=ReadingConfig(cca_layers=(2,)),
+                reading=ReadingConfig(cca_layers=(2,), null_key=True),
             ),
             train=TrainConfig(
                 length=256,
@@ -65,7 +65,9 @@ def get_config():
                 warmup=100,
                 b2=0.98,
             ),
-            evaluate=EvaluateConfig(stride=192, batch=16),
+            evaluate=EvaluateConfig(
+                stride=192, batch=16, conditions=("random", "language_model"), generated=8
+            ),
             generate=Request(prompt=PROMPT, repetition_penalty=1.2, contributions=True),
             mesh=MeshConfig(cpu_devices=2),
         )

@@ -50,6 +50,11 @@ EXPERIMENT = (
 )
 
 
+CONDITIONS = Flag(
+    "--conditions", "what is compared: names, with commas; all: every condition and method there is"
+)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line, as every other."""
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from retro_jax.cli.command import Command, Flag
+from retro_jax.cli.command import CONDITIONS, Command, Flag
 from retro_jax.cli.experiment import keep, open_work, ready
 from retro_jax.errors import UserError
 
@@ -127,10 +127,11 @@ COMMANDS = (
     Command(
         "evaluate",
         "checkpoints to held-out bits per byte under every condition; or of any text; or of a task",
-        "retro evaluate runs/mine --config.evaluate.conditions=\"('random', 'language_model')\"",
+        "retro evaluate runs/mine --conditions=random,language_model",
         "DIR/evaluate/SPLIT with tokens.parquet and result.json; of a task, DIR/evaluate/tasks/NAME.json",
         _evaluate,
         (
+            CONDITIONS,
             Flag("--text", "documents to score instead, as corpus.source"),
             Flag("--task", "lambada:FILE, choice:FILE or qa:FILE instead (docs/tasks.md)"),
             Flag("--name", "what the evaluation of --text or --task is called"),

@@ -27,7 +27,7 @@ def open_work(args: argparse.Namespace, fields: Sequence[str]) -> WorkDir:
     Raises:
       UserError: there is no experiment, a field or value that cannot be meant, or a bucket.
     """
-    root = args.workdir or args.workdir_flag
+    root, fields = args.workdir or args.workdir_flag, [*fields, *_conditions(args)]
     if args.workdir and args.workdir_flag:
         raise UserError(
             f"--workdir={args.workdir_flag}: the directory {args.workdir} is given already"
@@ -38,6 +38,17 @@ def open_work(args: argparse.Namespace, fields: Sequence[str]) -> WorkDir:
         for line in differing(stored.experiment, e):
             progress.say(f"config: {line}")
     return WorkDir(stored.root, e)
+
+
+def _conditions(args: argparse.Namespace) -> list[str]:
+    """What --conditions says, as a field; of a command that has no such flag, nothing."""
+    given = getattr(args, "conditions", None)
+    if given is None:
+        return []
+    names = () if given == "all" else tuple(filter(None, given.split(",")))
+    if not names and given != "all":
+        raise UserError(f"--conditions={given}: name some, with commas, or all")
+    return [f"--config.evaluate.conditions={names!r}"]
 
 
 def experiment_of(args: argparse.Namespace, fields: Sequence[str]) -> Experiment:

@@ -3,7 +3,7 @@
 import contextlib
 import time
 
-from retro_jax.cli.command import Command, Flag
+from retro_jax.cli.command import CONDITIONS, Command, Flag
 from retro_jax.cli.experiment import keep, open_work, ready
 
 
@@ -95,6 +95,7 @@ COMMANDS = (
         "retro run --config=experiments/quickstart.py --workdir=runs/mine",
         "DIR with config.json, prepare/, train/, evaluate/, generate.json and summary.json",
         _run,
+        (CONDITIONS,),
     ),
     Command(
         "train",

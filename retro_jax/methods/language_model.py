@@ -31,7 +31,7 @@ class LanguageModel(Method):
         dtype = {"model.dtype": self.model.dtype}
         return dtype | binding(self.model.decoder, "model.decoder.")
 
-    def example(self, record: Mapping[str, np.ndarray], rng, done: float) -> dict:
+    def example(self, record: Mapping[str, np.ndarray], rng, step: float) -> dict:
         """The tokens [L] int32."""
         return {"tokens": record["tokens"].astype(np.int32)}
 

@@ -203,13 +203,13 @@ class Method:
         return self.flops(vocab, length)
 
     def example(
-        self, record: Mapping[str, np.ndarray], rng: np.random.Generator, done: float
+        self, record: Mapping[str, np.ndarray], rng: np.random.Generator, step: float
     ) -> dict:
         """What a batch has of a record of the shards, each array without its first axis.
 
         Args:
           record: see `sequences.record`. rng: its own random numbers, the same at every run.
-          done: the fraction of the run that is done.
+          step: how many steps came before; math.inf of what is not trained on.
         """
         raise NotImplementedError
 

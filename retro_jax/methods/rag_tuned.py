@@ -41,7 +41,7 @@ class RagTuned(rag.Rag):
         return super().binding() | row
 
     def example(
-        self, record: Mapping[str, np.ndarray], rng: np.random.Generator, done: float
+        self, record: Mapping[str, np.ndarray], rng: np.random.Generator, step: float
     ) -> dict:
         """A row of tokens [W] int32, and which of them count [W] bool."""
         m, tokens = self.model.reading.chunk, record["tokens"]

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from retro_jax.config.fields import binding, require_share, setting
+from retro_jax.config.fields import binding, require_at_least, require_share, setting
 from retro_jax.methods.language_model import LanguageModel
 from retro_jax.methods.method import LookUps
 from retro_jax.model import formulas, functional
@@ -19,20 +19,19 @@ class Settings:
 
     of: ClassVar[str] = "method_settings.retro."
     # An augmentation of this project, not of the paper: `own_continuation` at first; from half of
-    # `own_continuation_until` on it falls linearly, to be 0 there.
+    # `own_continuation_steps` on it falls linearly, to be 0 there.
     own_continuation: float = setting(
         0.0, "share of the chunks one of whose neighbours is replaced by their own continuation"
     )
-    own_continuation_until: float = setting(0.5, "fraction of the run after which none is")
+    own_continuation_steps: int = setting(300, "steps of training after which none is")
 
     def __post_init__(self):
-        require_share(self.of, self, "own_continuation", "own_continuation_until")
+        require_share(self.of, self, "own_continuation")
+        require_at_least(1, self.of, self, "own_continuation_steps")
 
-    def share(self, done: float) -> float:
-        """Of the chunks, when a fraction `done` of the run is done: constant, then it falls to 0."""
-        if not self.own_continuation_until:
-            return 0.0
-        left = 1 - done / self.own_continuation_until
+    def share(self, step: float) -> float:
+        """Of the chunks, after so many steps: constant, then it falls to 0."""
+        left = 1 - step / self.own_continuation_steps
         return self.own_continuation * min(1.0, max(0.0, 2 * left))
 
 
@@ -64,24 +63,24 @@ class Retro(LanguageModel):
         if not s.own_continuation:
             return ""
         return (
-            f"For the first {s.own_continuation_until:.0%} of the steps up to {s.own_continuation:.0%} of "
+            f"For the first {s.own_continuation_steps} steps up to {s.own_continuation:.0%} of "
             "the chunks had their own continuation among their neighbours, which is not the paper's."
         )
 
     def binding(self) -> dict[str, Any]:
         """The whole network, and how reading is taught."""
         taught = {
-            n: getattr(self.settings, n) for n in ("own_continuation", "own_continuation_until")
+            n: getattr(self.settings, n) for n in ("own_continuation", "own_continuation_steps")
         }
         return binding(self.model, "model.") | {self.settings.of + n: v for n, v in taught.items()}
 
     def example(
-        self, record: Mapping[str, np.ndarray], rng: np.random.Generator, done: float
+        self, record: Mapping[str, np.ndarray], rng: np.random.Generator, step: float
     ) -> dict:
         """The tokens [L] and the neighbours [C, K, R] of their chunks, int32."""
-        example = super().example(record, rng, done)
+        example = super().example(record, rng, step)
         neighbours = record["neighbours"].astype(np.int32)
-        share = self.settings.share(done)
+        share = self.settings.share(step)
         if share > 0:
             add_own_continuations(neighbours, example["tokens"], record["documents"], share, rng)
         return example | {"neighbours": neighbours}

@@ -13,7 +13,6 @@ from retro_jax.model.einsum import project
 from retro_jax.model.layers import ROWS, Norm, constant, gather, weight
 from retro_jax.model.positions import distances, rotate, rotations, sinusoid
 
-
 _NULL_BIAS = 3.0
 
 

@@ -1,5 +1,6 @@
 """What a train step needs, counted from shapes: bytes a chip by kind, FLOPs."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ def shapes(e: Experiment, vocab: int, mesh, method: Method) -> Step:
             (e.chunks, e.retrieval.neighbours, e.model.reading.retrieved), np.int32
         ),
     }
-    example = method.example(record, np.random.default_rng(0), 1.0)
+    example = method.example(record, np.random.default_rng(0), math.inf)
     return Step(sharding.shapes_on(mesh, state), {n: given(x) for n, x in example.items()})
 
 

@@ -20,22 +20,18 @@ def batches(
     method: Trainable,
     start: int,
     rows: Sequence[int] | None = None,
-    steps: int = 0,
 ) -> Iterator[dict]:
     """Batches of the steps from `start` on, read ahead while the caller computes.
 
     Args:
       rows: those of each batch that this process wants; all, if None.
-      steps: of the run that is begun, by which what changes on the way is timed; by default train.steps.
 
     Yields:
       What the method has of an example, with a first axis [B]; and records [B] int64: where in the
       shards they are from.
     """
     rows = range(config.batch) if rows is None else rows
-    make = functools.partial(
-        _example, records=records, config=config, method=method, steps=steps or config.steps
-    )
+    make = functools.partial(_example, records=records, config=config, method=method)
     examples = order(len(records), config.seed).map_with_index(make)
     stream = iter(
         grain.MapDataset.source(_Share(examples, config.batch, rows))
@@ -66,8 +62,8 @@ class _Share:
 
 
 def _example(
-    index: int, record: int, records: Records, config: TrainConfig, method: Trainable, steps: int
+    index: int, record: int, records: Records, config: TrainConfig, method: Trainable
 ) -> dict:
     rng = np.random.default_rng((config.seed, index))
-    made = method.example(records[record], rng, (index // config.batch) / max(1, steps))
+    made = method.example(records[record], rng, index // config.batch)
     return made | {"records": np.int64(record)}

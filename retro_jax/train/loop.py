@@ -60,9 +60,7 @@ def train(work: WorkDir, method: Trainable) -> dict:
     mesh = sharding.make_mesh(e.mesh)
     part = e.train.batch // e.train.accumulate
     sharding.check_divides(mesh, e.model, vocab, train_batch=part)
-    planned = {"planned": e.train.steps, "began_with": e.train.steps}
-    if done:
-        planned["began_with"] = done["counts"]["began_with"]
+    planned = {"planned": e.train.steps}
     writes = jax.process_index() == 0
     with _alone(work), jax.set_mesh(mesh), processes.StopRequest() as stop:
         given = restore.weights_of_base(e, work, method, mesh)  # refuses a base that does not fit
@@ -98,8 +96,7 @@ def train(work: WorkDir, method: Trainable) -> dict:
             )
         earlier = (done and done["seconds"]) or 0.0  # of the runs that this one continues
         log = Log(directory, start, earlier, e.train, step_flops(method, e.train, vocab))
-        records, began = prepared.records("train"), planned["began_with"]
-        read = functools.partial(data.batches, records, e.train, method, steps=began)
+        read = functools.partial(data.batches, prepared.records("train"), e.train, method)
         watch = Watch(
             directory, settings, e.train.nonfinite == "stop", lambda step: next(read(step))
         )
@@ -188,7 +185,7 @@ def _as_it_is(work: WorkDir, method: Trainable, settings: dict, inputs: list, vo
     directory = work.trained(method.name)
     open_base(work.experiment, work.prepared("tokenizer"))  # refuses one that does not fit
     counts = {"complete": True, "parameters": restore.parameters(method, vocab), "steps": 0}
-    counts |= {"tokens_per_second": None, "best": None, "planned": 0, "began_with": 0}
+    counts |= {"tokens_per_second": None, "best": None, "planned": 0}
     if jax.process_index() == 0:
         files.make_directory(directory)
         artefact.write(directory, settings, inputs, 0.0, counts)

@@ -1,5 +1,6 @@
 """The held-out loss at a checkpoint: a few batches, always the same, so that checkpoints compare."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -31,7 +32,9 @@ def make_validation(
         total = tokens = 0.0
         for start in range(0, count, size):
             # The run being over, a method adds nothing of its own.
-            examples = [method.example(records[i], rng, 1.0) for i in chosen[start : start + size]]
+            examples = [
+                method.example(records[i], rng, math.inf) for i in chosen[start : start + size]
+            ]
             blank = {name: np.full_like(value, PAD) for name, value in examples[0].items()}
             examples += [blank] * (size - len(examples))
             local = {n: np.stack([examples[r][n] for r in rows]) for n in blank}

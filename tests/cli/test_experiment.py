@@ -67,12 +67,13 @@ def test_what_is_refused_is_not_stored(root, capfd):
 
 
 def test_another_evaluation_is_made_again_and_kept_in_the_config(root, capfd):
-    fields = ["--config.evaluate.conditions=('random',)"]
-    assert cli.main(["evaluate", str(root), *fields]) == 0
+    assert cli.main(["evaluate", str(root), "--conditions=random"]) == 0
     assert "evaluate/heldout: made again" in capfd.readouterr().err
     result = json.loads((root / "evaluate" / "heldout" / "result.json").read_text())
     assert set(result["bits_per_byte"]) == {"on", "off", "random"}
     assert WorkDir(root).experiment.evaluate.conditions == ("random",)
+    assert cli.main(["evaluate", str(root), "--conditions=,"]) == 2
+    assert "--conditions=,: name some, with commas, or all" in capfd.readouterr().err
 
 
 def test_an_experiment_is_a_file_or_the_name_of_an_installed_one(tmp_path, monkeypatch):

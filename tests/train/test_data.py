@@ -101,10 +101,10 @@ def test_own_continuations_stay_in_the_document_and_fall_to_none(shards):
         own = (kept - 4) // M  # the chunk that each token is from
         # all but the noise, which is from anywhere in the sequence, is of the chunk's document
         assert (documents[own] == documents[c]).mean() > 0.6
-    until_half = Settings(own_continuation=1.0, own_continuation_until=0.5)
-    assert until_half.share(0) == 1.0
-    assert 0 < until_half.share(15 / 40) < 1
-    assert until_half.share(0.5) == 0
+    until_half = Settings(own_continuation=1.0, own_continuation_steps=20)
+    assert until_half.share(0) == until_half.share(10) == 1.0
+    assert until_half.share(15) == 0.5
+    assert until_half.share(20) == until_half.share(1000) == 0
     late = take(shards, CONFIG, 20, 3, Retro(ModelConfig(), K, until_half))
     stored = {tuple(r["tokens"]): r["neighbours"] for r in map(shards.__getitem__, range(20))}
     for batch in late:
