@@ -1,18 +1,21 @@
-"""A forward pass and a train step of retro_jax beside retro-pytorch 0.3.9, at the same shapes.
+"""A forward pass and a train step of RETRO beside retro-pytorch 0.3.9, and of the language model beside a plain
+decoder of jax.nn, each pair at the same shapes.
 
     pip install -e . torch==2.13.0 retro-pytorch==0.3.9
+    python benchmarks/model.py --size quickstart
     python benchmarks/model.py --size small --threads 1
     python benchmarks/model.py --size 172M --rounds 3
     python benchmarks/model.py --smoke      # does it run? a tiny shape
 
-Each library runs in a process of its own; the two take turns, round by round, so that a machine that
-slows down slows both. Prints medians: tokens a second, their ratio to ours, GFLOP/s and its share of the
-fastest large float32 matrix product that either library reached in the same run, and the peak memory
-of each process.
+Each runs in a process of its own; they take turns, round by round, so that a machine that slows down
+slows all. The plain decoder is what one writes in a page: RMS norms, `jax.nn.dot_product_attention`, a
+feed-forward, a tied readout, no positions, AdamW of optax. Prints medians: tokens a second, how many
+times as fast ours is, GFLOP/s and its share of the fastest large float32 matrix product that any of them
+reached in the same run, and the peak memory of each process.
 
 FLOPs are those of the matrix products of the forward pass, counted in each library's own program
 (the jaxpr; torch's FlopCounterMode); a train step is three times that, and what is computed again
-for the gradient counts for nothing. Both sides compute in float32, with AdamW.
+for the gradient counts for nothing. All compute in float32, with AdamW.
 """
 
 import os
@@ -26,6 +29,10 @@ SIZES = {
     "tiny": {
         "d": 32, "layers": 1, "heads": 8, "inner": 256, "cca": (1,), "encoder_d": 32,
         "encoder_layers": 1, "vocab": 512, "batch": 1, "length": 128, "product": 256,
+    },
+    "quickstart": {
+        "d": 128, "layers": 4, "heads": 4, "inner": 128, "cca": (2,), "encoder_d": 128,
+        "encoder_layers": 1, "vocab": 4096, "batch": 4, "length": 256, "product": 3072,
     },
     "small": {
         "d": 256, "layers": 6, "heads": 8, "inner": 512, "cca": (3, 6), "encoder_d": 128,
@@ -52,8 +59,8 @@ def example(s: dict) -> tuple[np.ndarray, np.ndarray]:
     return tokens, rng.integers(1, s["vocab"], shape)
 
 
-def retro_jax(s: dict, threads: int):
-    """(what to run by name, FLOPs of a forward pass, parameters)."""
+def ours(s: dict, retrieval: bool):
+    """(what to run by name, FLOPs of a forward pass, parameters) of RETRO or of its language model."""
     import jax
 
     from retro_jax.config import (
@@ -63,12 +70,14 @@ def retro_jax(s: dict, threads: int):
         ReadingConfig,
         TrainConfig,
     )
+    from retro_jax.methods.language_model import LanguageModel
     from retro_jax.methods.method import Retrieved
     from retro_jax.methods.retro import Retro
     from retro_jax.train import sharding
     from retro_jax.train.step import init_state, make_train_step
 
     sharding.set_up_cpu(1)
+    sharding.keep_memory()  # as `retro train` does
     jax.set_mesh(sharding.one_device())
     size = s["inner"] // s["heads"]
     config = ModelConfig(
@@ -78,27 +87,104 @@ def retro_jax(s: dict, threads: int):
         ),
         reading=ReadingConfig(cca_layers=s["cca"], chunk=CHUNK, retrieved=2 * CHUNK),
     )
-    method, train = Retro(config, NEIGHBOURS), TrainConfig(length=s["length"], batch=s["batch"])
+    method = (Retro if retrieval else LanguageModel)(config, NEIGHBOURS)
+    train = TrainConfig(length=s["length"], batch=s["batch"])
     tokens, neighbours = (jax.numpy.asarray(x, np.int32) for x in example(s))
-    read = Retrieved(neighbours)
+    read, batch = None, {"tokens": tokens}
+    if retrieval:
+        read, batch = Retrieved(neighbours), batch | {"neighbours": neighbours}
     step, logprobs = make_train_step(method, train), jax.jit(method.logprobs)
     state = [init_state(method, train, s["vocab"])]
-    a = jax.numpy.ones((s["product"], s["product"]))
-    product = jax.jit(lambda a: a @ a)
-
-    def matmul():
-        product(a).block_until_ready()
 
     def forward():
         logprobs(state[0].params, tokens, read).block_until_ready()
 
     def train_step():
-        state[0], metrics = step(state[0], {"tokens": tokens, "neighbours": neighbours})
+        state[0], metrics = step(state[0], batch)
         return float(metrics["loss"])
 
     flops = method.flops(s["vocab"], s["length"]) * s["batch"]
-    work = {"matmul": matmul, "forward": forward, "train": train_step}
+    work = {"matmul": jax_product(s), "forward": forward, "train": train_step}
     return work, flops, sum(p.size for p in state[0].weights().values())
+
+
+def jax_product(s: dict):
+    """A large product."""
+    import jax
+
+    a, product = jax.numpy.ones((s["product"], s["product"])), jax.jit(lambda a: a @ a)
+
+    def matmul():
+        product(a).block_until_ready()
+
+    return matmul
+
+
+def retro_jax(s: dict, threads: int):
+    """RETRO; see `ours`."""
+    return ours(s, True)
+
+
+def language_model(s: dict, threads: int):
+    """RETRO's decoder alone; see `ours`."""
+    return ours(s, False)
+
+
+def jax_nn(s: dict, threads: int):
+    """(what to run by name, FLOPs of a forward pass, parameters)."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from retro_jax.model.sizes import dot_flops
+
+    d, heads, inner, rng = s["d"], s["heads"], s["inner"], np.random.default_rng(0)
+
+    def matrix(rows: int, columns: int):
+        return jnp.asarray(rng.normal(0, rows**-0.5, (rows, columns)), jnp.float32)
+
+    def layer():
+        made = {"qkv": matrix(d, 3 * inner), "out": matrix(inner, d)}
+        made |= {"up": matrix(d, 4 * d), "down": matrix(4 * d, d)}
+        return made | {"scales": jnp.ones((2, d))}
+
+    params = {"embedding": matrix(d, s["vocab"]).T, "scale": jnp.ones(d)}
+    params["layers"] = [layer() for _ in range(s["layers"])]
+    tokens = jnp.asarray(example(s)[0], jnp.int32)
+
+    def norm(x, scale):
+        return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6) * scale
+
+    def loss(params, tokens):
+        h = params["embedding"][tokens] * d**0.5
+        shape = (*tokens.shape, 3, heads, inner // heads)
+        for w in params["layers"]:
+            qkv = (norm(h, w["scales"][0]) @ w["qkv"]).reshape(shape)
+            y = jax.nn.dot_product_attention(*jnp.moveaxis(qkv, 2, 0), is_causal=True)
+            h = h + y.reshape(*tokens.shape, inner) @ w["out"]
+            h = h + jax.nn.gelu(norm(h, w["scales"][1]) @ w["up"]) @ w["down"]
+        logits = norm(h, params["scale"])[:, :-1] @ params["embedding"].T
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(2e-4))
+    scored = jax.jit(loss)
+
+    @jax.jit
+    def step(params, moments):
+        value, grads = jax.value_and_grad(loss)(params, tokens)
+        updates, moments = optimizer.update(grads, moments, params)
+        return optax.apply_updates(params, updates), moments, value
+
+    state = [params, optimizer.init(params)]
+
+    def train_step():
+        *state[:], value = step(*state)
+        return float(value)
+
+    flops = dot_flops(jax.make_jaxpr(loss)(params, tokens).jaxpr)
+    work = {"matmul": jax_product(s), "forward": lambda: float(scored(state[0], tokens))}
+    count = sum(p.size for p in jax.tree.leaves(params))
+    return work | {"train": train_step}, flops, count
 
 
 def retro_pytorch(s: dict, threads: int):
@@ -140,8 +226,12 @@ def retro_pytorch(s: dict, threads: int):
     return work, counter.get_total_flops(), sum(p.numel() for p in model.parameters())
 
 
-LIBRARIES = {"retro_jax": retro_jax, "retro_pytorch": retro_pytorch}
-NEEDS = {"retro_jax": ("retro_jax",), "retro_pytorch": ("torch", "retro_pytorch")}
+LIBRARIES = {
+    "retro_jax": retro_jax, "retro_pytorch": retro_pytorch, "language_model": language_model, "jax_nn": jax_nn,
+}  # fmt: skip
+NEEDS = {"retro_pytorch": ("torch", "retro_pytorch")}
+# Whose figures are whose measure.
+OURS = {"retro_pytorch": "retro_jax", "jax_nn": "language_model"}
 
 
 def worker(library: str, size: str, threads: int):
@@ -165,13 +255,13 @@ def compare(libraries: list[str], size: str, threads: int, rounds: int) -> dict[
     for kind, passes in KINDS.items():
         for name in libraries:
             took, flops = answers[kind][name]["seconds"], passes * about[name]["flops"]
-            ours = answers[kind].get("retro_jax")
+            own = answers[kind].get(OURS.get(name, name))
             rows.append(
                 {
                     "library": name,
                     "what": kind,
                     "tokens/s": s["batch"] * s["length"] / took,
-                    "ours, times as fast": took / ours["seconds"] if ours else None,
+                    "ours, times as fast": took / own["seconds"] if own else None,
                     "GFLOP": flops / 1e9,
                     "GFLOP/s": flops / took / 1e9,
                     "of the product's": flops / took / fastest,
@@ -202,7 +292,7 @@ def main():
         library, size, threads = args.worker
         return worker(library, size, int(threads))
     wanted = [args.only] if args.only else list(LIBRARIES)
-    libraries = [name for name in wanted if common.installed(name, *NEEDS[name])]
+    libraries = [name for name in wanted if common.installed(name, *NEEDS.get(name, ()))]
     tables = compare(libraries, args.size, args.threads, args.rounds)
     return common.show(tables, FORMATS, args.json)
 

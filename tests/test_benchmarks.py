@@ -21,6 +21,7 @@ SCRIPTS = {
     "overlap": ((), {"way", "pairs/s"}),
     "reading": ((), {"reader", "examples/s"}),
     "methods": ((), {"way", "ms", "of predicted", "of k times one"}),
+    "curves": ((), {"tokens/parameter", "part", "random - on", "language_model - on"}),
     "model": ((), {"library", "what", "tokens/s", "parameters"}),
     "generate": ((), {"retrieval", "tokens/s", "part", "share", "bytes", "times as long"}),
     "load": ((), {"number", "p95", "MiB"}),

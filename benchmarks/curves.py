@@ -1,0 +1,139 @@
+"""Bits per byte against tokens seen, for RETRO and its language model: how much training is enough?
+
+    pip install -e '.[report]'
+    python benchmarks/curves.py --config experiments/small.py --plot=curves.png
+    python benchmarks/curves.py --config experiments/small.py --neighbours 1 4 --seeds 3
+    python benchmarks/curves.py --smoke      # does it run?
+
+One run for each seed and number of neighbours, at a constant learning rate. At each number of steps the rate falls
+over the last fifth, the model is scored (on, off, random, language_model), and the run goes on from before the
+fall. So a curve's points are models that were trained to their end, and cost one run and its branches. The language
+model reads nothing: it is trained once for each seed.
+
+all: every held-out token. little: chunks that share fewer than 8 tokens in a row with what was read. novel: tokens
+that end no run of tokens shared with what was read. Each point is kept in WORKDIR/curves; a run goes on where it
+was stopped.
+"""
+
+import json
+from pathlib import Path
+
+import common
+import numpy as np
+
+STEPS = (360, 720, 1440, 2880, 5760)
+PARTS = ("all", "little", "novel")
+NAMES = ("on", "off", "random", "language_model")
+FORMATS = {"steps": ",d", "tokens": ",d", "tokens/parameter": ".2f"} | dict.fromkeys(
+    [*NAMES, "random - on", "language_model - on", "low", "high"], ".4f"
+)
+
+
+def parts_of(rows) -> dict[str, np.ndarray]:
+    """Which tokens are of each of PARTS, as masks [T]."""
+    from retro_jax.evaluate.overlap import is_little
+
+    facts = rows.facts
+    little = is_little(rows["overlap"], facts["filter_overlap"], facts["chunk"])
+    return {"all": np.ones(len(rows), bool), "little": little, "novel": rows["copied"] == 0}
+
+
+def figures(scored: Path, plain: Path, at: dict) -> list[dict]:
+    """The rows of a point, one for each of PARTS; plain: where the language model was scored."""
+    from retro_jax.evaluate import rows, signals
+
+    found, baseline = (rows.load(d / "evaluate/heldout/tokens.parquet") for d in (scored, plain))
+    if not np.array_equal(found["target"], baseline["target"]):
+        raise SystemExit(f"{scored} and {plain} were scored on other tokens")
+    found.nats["language_model"] = baseline.nats["language_model"]
+    made = []
+    for part, mask in parts_of(found).items():
+        own = found.where(mask)
+        content, system = (signals.effect(own, worse, "on") for worse in ("random", NAMES[-1]))
+        made.append(
+            {**at, "part": part, **{n: signals.bits_per_byte(own)[n] for n in NAMES}}
+            | {"random - on": content["value"], "language_model - on": system["value"]}
+            | {"low": system["low"], "high": system["high"]}
+        )
+    return made
+
+
+def point(args, k: int, seed: int, steps: int) -> list[dict]:
+    """Trains as far as `steps` and scores, or reads what was kept of it."""
+    from retro_jax.store import files
+    from retro_jax.store.workdir import WorkDir
+
+    kept = args.workdir / "curves" / f"k{k}-seed{seed}-steps{steps}.json"
+    if kept.exists():
+        return json.loads(kept.read_text())
+    first = args.neighbours[0]
+    root, plain = (args.workdir / f"k{n}-seed{seed}" for n in (k, first))
+    methods = ("retro", "language_model") if k == first else ("retro",)
+    fields = {
+        "corpus.source": args.source, "retrieval.neighbours": k, "train.seed": seed, "train.steps": steps,
+        "train.schedule": "constant", "train.decay": 0.2, "methods": methods, "generate.contributions": False,
+        "evaluate.generated": 0,
+    }  # fmt: skip
+    fields |= dict(field.split("=", 1) for field in args.fields) | {"methods": methods}
+    if not args.source:
+        del fields["corpus.source"]
+    words = [f"--config={args.config}", f"--workdir={root}"]
+    words += [f"--config.{name}={value}" for name, value in fields.items()]
+    conditions = ",".join(["random", *methods[1:]])
+    common.retro("prepare", *words)
+    common.retro("train", *words)
+    common.retro("evaluate", *words, f"--conditions={conditions}")
+    counts = json.loads((root / "train/retro/manifest.json").read_text())["counts"]
+    train = WorkDir(root).experiment.train
+    tokens = steps * train.batch * train.length
+    at = {"k": k, "seed": seed, "steps": steps, "tokens": tokens}
+    at["tokens/parameter"] = tokens / counts["parameters"]
+    made = figures(root, plain, at)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(kept, made)
+    return made
+
+
+def plot(rows: list[dict], file: Path):
+    """A panel for each of PARTS: the gain of `on` over the others, by tokens seen; a line for each k."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    for part, axes in zip(PARTS, figure.subplots(1, len(PARTS), sharey=True)):
+        for k in sorted({r["k"] for r in rows}):
+            own = [r for r in rows if (r["k"], r["part"]) == (k, part)]
+            at = sorted({r["tokens"] for r in own})
+            for name, style in (("random", "--"), ("language_model", "-")):
+                gain = [np.mean([r[name] - r["on"] for r in own if r["tokens"] == t]) for t in at]
+                axes.plot(at, gain, f"o{style}", label=f"{name} - on, k={k}")
+        axes.axhline(0, color="black", linewidth=0.5)
+        axes.set(title=part, xscale="log", xlabel="training tokens")
+    figure.axes[0].set_ylabel("bits per byte")
+    figure.axes[-1].legend(fontsize=8)
+    figure.savefig(file, dpi=150)
+
+
+def main():
+    parser = common.parser(__doc__)
+    parser.set_defaults(source="", workdir=Path("runs/curves"))
+    parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
+    parser.add_argument(
+        "--neighbours", type=int, nargs="+", default=[2], help="k, one after the other"
+    )
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--plot", type=Path)
+    small = common.SMALL["fields"]
+    fields = [f for f in small if not f.startswith(("methods", "train.steps"))]
+    args = common.parse(parser, steps=[2], fields=fields)
+    rows = []
+    for seed in range(args.seeds):
+        for steps in sorted(args.steps):  # the first points of all curves come early
+            for k in args.neighbours:
+                rows += point(args, k, seed, steps)
+    if args.plot:
+        plot(rows, args.plot)
+    return common.show({"bits per byte, held-out": rows}, FORMATS, args.json)
+
+
+if __name__ == "__main__":
+    main()
