@@ -16,7 +16,7 @@ from retro_jax.config import experiment_beside
 def get_config():
     config = experiment_beside(__file__, "quickstart").get_config()
     config.name = "compare"
-    config.model.reading.null_key = False
+    config.model.reading.null_key = False  # as the tables were measured
     config.method_settings.retro.own_continuation_steps = 200
     taught = dict(config.method_settings.retro)  # to read: what it gets, the other readers get
     config.method_settings.update(atlas=dict(taught), cepe=dict(taught))

@@ -5,7 +5,8 @@
 
 The argument is where the clone lies; its pages are read from there, 40 MB of text (CC BY 4.0).
 
-Hardware: 2 cores, no accelerator, 2.2 GiB of memory; about an hour and a quarter. Expected: docs/quickstart.md.
+Hardware: 2 cores, no accelerator; about an hour and a quarter, reckoned from the quickstart's speed. It was not run
+to its end yet.
 """
 
 from retro_jax.config import experiment_beside

@@ -26,7 +26,8 @@ def get_config(what: str = "base"):
     config = experiment_beside(__file__, "quickstart").get_config()
     config.train.steps = {"base": BASE, "fit": FIT, "scratch": SCRATCH}[kind]
     config.methods = ("language_model",) if kind == "base" else ("retro",)
-    config.model.reading.cca_layers, config.model.reading.null_key = (2, 4), False
+    config.model.reading.cca_layers = (2, 4)
+    config.model.reading.null_key = False  # as the tables were measured
     config.method_settings.retro.own_continuation_steps = 460 if kind == "scratch" else 200
     config.evaluate.conditions = ()
     config.name = f"quickfit-{kind}"

@@ -2,7 +2,7 @@
 
     retro run --config=experiments/small.py
 
-Hardware: 2 cores, no accelerator, 2.2 GiB of memory; about an hour. Expected: the table of docs/quickstart.md.
+Hardware: 2 cores, no accelerator; about an hour, reckoned from the quickstart's speed. It was not run to its end yet.
 
 Eight times the quickstart's tokens, 3.4 for each parameter, and every condition of the evaluation. Neighbours that
 are a chunk's own continuation, which teach the model to read, are a twentieth of the run and not two fifths of it.
