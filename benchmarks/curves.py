@@ -10,7 +10,7 @@ over the last fifth, the model is scored (on, off, random, language_model), and 
 fall. So a curve's points are models that were trained to their end, and cost one run and its branches. The language
 model reads nothing: it is trained once for each seed.
 
-all: every held-out token. little: chunks that share fewer than 8 tokens in a row with what was read. novel: tokens
+all: every held-out token. filtered: chunks that share fewer than 8 tokens in a row with what was read. novel: tokens
 that end no run of tokens shared with what was read. Each point is kept in WORKDIR/curves; a run goes on where it
 was stopped.
 """
@@ -22,32 +22,29 @@ import common
 import numpy as np
 
 STEPS = (360, 720, 1440, 2880, 5760)
-PARTS = ("all", "little", "novel")
+PARTS = ("all", "filtered", "novel")
 NAMES = ("on", "off", "random", "language_model")
 FORMATS = {"steps": ",d", "tokens": ",d", "tokens/parameter": ".2f"} | dict.fromkeys(
     [*NAMES, "random - on", "language_model - on", "low", "high"], ".4f"
 )
 
 
-def parts_of(rows) -> dict[str, np.ndarray]:
-    """Which tokens are of each of PARTS, as masks [T]."""
-    from retro_jax.evaluate.overlap import is_little
-
-    facts = rows.facts
-    little = is_little(rows["overlap"], facts["filter_overlap"], facts["chunk"])
-    return {"all": np.ones(len(rows), bool), "little": little, "novel": rows["copied"] == 0}
-
-
 def figures(scored: Path, plain: Path, at: dict) -> list[dict]:
     """The rows of a point, one for each of PARTS; plain: where the language model was scored."""
-    from retro_jax.evaluate import rows, signals
+    from retro_jax.evaluate import beside, rows, signals
 
     found, baseline = (rows.load(d / "evaluate/heldout/tokens.parquet") for d in (scored, plain))
     if not np.array_equal(found["target"], baseline["target"]):
         raise SystemExit(f"{scored} and {plain} were scored on other tokens")
+    trained = baseline.facts["models"]["language_model"]["steps"]
+    if trained != at["steps"]:
+        raise SystemExit(
+            f"{plain}: its language model has {trained} steps now, and {scored} has {at['steps']}; to add "
+            "neighbours to curves that are complete, use another --workdir"
+        )
     found.nats["language_model"] = baseline.nats["language_model"]
     made = []
-    for part, mask in parts_of(found).items():
+    for part, mask in beside.parts_of(found).items():
         own = found.where(mask)
         content, system = (signals.effect(own, worse, "on") for worse in ("random", NAMES[-1]))
         made.append(
@@ -64,8 +61,12 @@ def point(args, k: int, seed: int, steps: int) -> list[dict]:
     from retro_jax.store.workdir import WorkDir
 
     kept = args.workdir / "curves" / f"k{k}-seed{seed}-steps{steps}.json"
+    of = {"config": str(args.config), "source": args.source, "fields": args.fields}
     if kept.exists():
-        return json.loads(kept.read_text())
+        before = json.loads(kept.read_text())
+        if before["of"] != of:
+            raise SystemExit(f"{kept} is of {before['of']}, not {of}: use another --workdir")
+        return before["rows"]
     first = args.neighbours[0]
     root, plain = (args.workdir / f"k{n}-seed{seed}" for n in (k, first))
     methods = ("retro", "language_model") if k == first else ("retro",)
@@ -90,7 +91,7 @@ def point(args, k: int, seed: int, steps: int) -> list[dict]:
     at["tokens/parameter"] = tokens / counts["parameters"]
     made = figures(root, plain, at)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(kept, made)
+    files.write_json(kept, {"of": of, "rows": made})
     return made
 
 

@@ -18,7 +18,9 @@ FLOPs are those of the matrix products of the forward pass, counted in each libr
 for the gradient counts for nothing. All compute in float32, with AdamW.
 """
 
+import functools
 import os
+import sys
 
 import common
 import numpy as np
@@ -137,7 +139,9 @@ def jax_nn(s: dict, threads: int):
     import optax
 
     from retro_jax.model.sizes import dot_flops
+    from retro_jax.train import sharding
 
+    sharding.keep_memory()  # both sides have it
     d, heads, inner, rng = s["d"], s["heads"], s["inner"], np.random.default_rng(0)
 
     def matrix(rows: int, columns: int):
@@ -169,7 +173,7 @@ def jax_nn(s: dict, threads: int):
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(2e-4))
     scored = jax.jit(loss)
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, moments):
         value, grads = jax.value_and_grad(loss)(params, tokens)
         updates, moments = optimizer.update(grads, moments, params)
@@ -292,9 +296,14 @@ def main():
         library, size, threads = args.worker
         return worker(library, size, int(threads))
     wanted = [args.only] if args.only else list(LIBRARIES)
-    if SIZES[args.size]["inner"] < 8 * 32:  # retro-pytorch refuses heads of less than 32 numbers
-        wanted = [name for name in wanted if name != "retro_pytorch"]
     libraries = [name for name in wanted if common.installed(name, *NEEDS.get(name, ()))]
+    if "retro_pytorch" in libraries and SIZES[args.size]["inner"] < 8 * 32:
+        libraries.remove("retro_pytorch")
+        print(
+            "retro_pytorch is left out: it refuses heads of less than 32 numbers", file=sys.stderr
+        )
+    if not libraries:
+        sys.exit(2)
     tables = compare(libraries, args.size, args.threads, args.rounds)
     return common.show(tables, FORMATS, args.json)
 

@@ -17,9 +17,10 @@ def get_config():
     config = experiment_beside(__file__, "quickstart").get_config()
     config.name = "compare"
     config.model.reading.null_key = False  # as the tables were measured
-    config.method_settings.retro.own_continuation_steps = 200
+    config.method_settings.retro.own_continuation_steps = 202
     taught = dict(config.method_settings.retro)  # to read: what it gets, the other readers get
     config.method_settings.update(atlas=dict(taught), cepe=dict(taught))
     config.train.length, config.train.batch, config.train.steps = 768, 2, 480
-    config.evaluate.stride, config.evaluate.batch, config.evaluate.conditions = 576, 4, ()
+    config.evaluate.stride, config.evaluate.batch = 576, 4
+    config.evaluate.conditions, config.evaluate.generated = (), 32
     return config

@@ -28,8 +28,8 @@ def get_config(what: str = "base"):
     config.methods = ("language_model",) if kind == "base" else ("retro",)
     config.model.reading.cca_layers = (2, 4)
     config.model.reading.null_key = False  # as the tables were measured
-    config.method_settings.retro.own_continuation_steps = 460 if kind == "scratch" else 200
-    config.evaluate.conditions = ()
+    config.method_settings.retro.own_continuation_steps = 462 if kind == "scratch" else 202
+    config.evaluate.conditions, config.evaluate.generated = (), 32
     config.name = f"quickfit-{kind}"
     if kind == "fit":
         given = experiment_beside(__file__, "retrofit").get_config(base)

@@ -91,6 +91,14 @@ def mean(each: list[Rows]) -> Rows:
     return Rows(each[0].facts, nats | only, each[0].columns)
 
 
+def parts_of(found: Rows) -> dict[str, np.ndarray]:
+    """The parts of a text, as masks of its tokens [T]: all; filtered, what shares little with what was read; novel,
+    the tokens that end no copy."""
+    facts = found.facts
+    little = is_little(found["overlap"], facts["filter_overlap"], facts["chunk"])
+    return {"all": np.ones(len(found), bool), "filtered": little, "novel": found["copied"] == 0}
+
+
 def summary(found: Rows, cost: dict[str, dict]) -> dict:
     """Of each method: bits per byte, what it gains over the language model, what its neighbours' content is worth,
     on all text, on what shares little with what was read, and on tokens that end no copy; help and harm; costs; the
@@ -98,9 +106,7 @@ def summary(found: Rows, cost: dict[str, dict]) -> dict:
     that the second is better than the first. where, passages: see where.py. Of several trainings all are means; `seeds`
     has the bits of each; `tuned` is of the first."""
     facts, each = found.facts, trainings(found)
-    whole, out = mean(each), {}
-    little = is_little(found["overlap"], facts["filter_overlap"], facts["chunk"])
-    keep = {"all": np.ones(len(found), bool), "filtered": little, "novel": found["copied"] == 0}
+    whole, out, keep = mean(each), {}, parts_of(found)
     cut = {part: [r.where(mask) for r in each] for part, mask in keep.items()}
     for name in facts["methods"]:
         out[name] = {"reads": facts["methods"][name], **cost[name]}

@@ -46,8 +46,8 @@ class Attention(nnx.Module):
     in which it otherwise learned to (docs/quickstart.md).
 
     With `reading.null_key` a cross-attention's softmax has one more key, whose value is 0: its logit is
-    q . null_key + null_bias, of which the first starts at 0 and the second at 3, so that a head that
-    has found nothing among 256 alike keys (their log sum exp is 5.5) starts by reading 92 % of them.
+    q . null_key + null_bias, of which the first starts at 0 and the second at 3, so that a head
+    whose 256 keys all have logit 0 starts by giving them 93 % of its attention.
     """
 
     def __init__(self, config: ModelConfig, heads: Heads, kind: type, out_scale: float):
