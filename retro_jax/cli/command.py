@@ -51,7 +51,8 @@ EXPERIMENT = (
 
 
 CONDITIONS = Flag(
-    "--conditions", "what is compared: names, with commas; all: every condition and method there is"
+    "--conditions",
+    "what the network reads in place of its neighbours: names, with commas; all: every one there is",
 )
 
 

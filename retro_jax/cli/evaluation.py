@@ -15,6 +15,10 @@ def _evaluate(args, fields) -> int:
         raise UserError(
             "--limit, --k, --align and --vote are for an evaluation of --task=KIND:FILE"
         )
+    if args.task is not None and args.conditions is not None:
+        raise UserError(
+            f"--conditions={args.conditions}: a task is scored on, off and with random chunks; leave it out"
+        )
     if args.task is not None and args.text is not None:
         raise UserError("--task and --text are two evaluations; give one of them")
     if args.task is None and args.text is None and (args.name or args.databases):
@@ -127,7 +131,7 @@ COMMANDS = (
     Command(
         "evaluate",
         "checkpoints to held-out bits per byte under every condition; or of any text; or of a task",
-        "retro evaluate runs/mine --conditions=random,language_model",
+        "retro evaluate runs/mine --conditions=random,self",
         "DIR/evaluate/SPLIT with tokens.parquet and result.json; of a task, DIR/evaluate/tasks/NAME.json",
         _evaluate,
         (

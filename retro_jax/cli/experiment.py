@@ -27,7 +27,7 @@ def open_work(args: argparse.Namespace, fields: Sequence[str]) -> WorkDir:
     Raises:
       UserError: there is no experiment, a field or value that cannot be meant, or a bucket.
     """
-    root, fields = args.workdir or args.workdir_flag, [*fields, *_conditions(args)]
+    root, fields = args.workdir or args.workdir_flag, [*fields, *_conditions(args, fields)]
     if args.workdir and args.workdir_flag:
         raise UserError(
             f"--workdir={args.workdir_flag}: the directory {args.workdir} is given already"
@@ -40,11 +40,15 @@ def open_work(args: argparse.Namespace, fields: Sequence[str]) -> WorkDir:
     return WorkDir(stored.root, e)
 
 
-def _conditions(args: argparse.Namespace) -> list[str]:
+def _conditions(args: argparse.Namespace, fields: Sequence[str]) -> list[str]:
     """What --conditions says, as a field; of a command that has no such flag, nothing."""
     given = getattr(args, "conditions", None)
     if given is None:
         return []
+    if any(f.startswith("--config.evaluate.conditions") for f in fields):
+        raise UserError(
+            f"--conditions={given} is the field evaluate.conditions, which is given too; leave one of them out"
+        )
     names = () if given == "all" else tuple(filter(None, given.split(",")))
     if not names and given != "all":
         raise UserError(f"--conditions={given}: name some, with commas, or all")

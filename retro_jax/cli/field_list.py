@@ -19,7 +19,7 @@ Row = tuple[str, object, object, str]  # name, value, default, meaning
 def rows(e: Experiment) -> Iterator[Row]:
     """The rows of an experiment, settings of embedders, indexes and methods included."""
     known = {table.field: table for table in (EMBEDDERS, INDEXES, METHODS)}
-    known["evaluate.conditions"] = [*every(None, e.retrieval.neighbours), *e.methods]
+    known["evaluate.conditions"] = list(every(None, e.retrieval.neighbours))
     for name, value, usual, meaning in _of(e, Experiment()):
         if name == "retrieval.settings":
             for table in (EMBEDDERS, INDEXES):

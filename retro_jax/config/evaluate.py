@@ -15,7 +15,8 @@ class EvaluateConfig:
     batch: int = setting(16, "windows of a batch", free=True)
     checkpoint: str = setting("last", "last | best (by train.validate): what is evaluated")
     conditions: tuple[str, ...] = setting(
-        (), "what is compared, conditions (evaluate/condition.py) and methods; (): all"
+        (),
+        "what the network reads in place of its neighbours (evaluate/condition.py); (): all there is",
     )
     generated: int = setting(32, "documents whose beginning is continued, to see what is copied")
     filter_overlap: float = setting(

@@ -110,16 +110,19 @@ def chosen(
 
 
 def check_config(e: Experiment):
-    """Raises UserError for what in `evaluate.conditions` is no condition, and no method. (Whether it makes sense
-    for the experiment's own methods is looked at where they are evaluated.)"""
-    check(e.evaluate.conditions, None, e.retrieval.neighbours, list(METHODS))
+    """Raises UserError for what in `evaluate.conditions` is no condition. (Whether a method can be scored under it is
+    looked at where the method is evaluated.)"""
+    check(e.evaluate.conditions, None, e.retrieval.neighbours)
 
 
-def check(asked: Sequence[str], allowed: Sequence[str] | None, k: int, others: Sequence[str]):
-    """Raises UserError for a condition that there is not; others: methods that are compared too."""
-    known = [*every(allowed, k), *others]
+def check(asked: Sequence[str], allowed: Sequence[str] | None, k: int):
+    """Raises UserError for a condition that there is not."""
+    known = every(allowed, k)
     for name in asked:
         if name not in known:
+            remedy = f"there are {', '.join(known)}"
+            if name in METHODS:
+                remedy = f"it is a method, and all of `methods` are scored anyway; {remedy}"
             raise UserError(
-                f"config field evaluate.conditions: no condition {name!r} here; there are {', '.join(known)}"
+                f"config field evaluate.conditions: no condition {name!r} here; {remedy}"
             )

@@ -94,7 +94,7 @@ def possible(e: Experiment) -> tuple[Method, list[Method]]:
                 f"config field methods = {e.methods}: {m.name} retrieves by itself, and `retro evaluate` scores what "
                 f"was prepared; {m.instead}, and see `retro compare`"
             )
-    condition.check(e.evaluate.conditions, method.conditions, method.k, [m.name for m in others])
+    condition.check(e.evaluate.conditions, method.conditions, method.k)
     return method, others
 
 
@@ -243,7 +243,6 @@ def _score(
     index |= {"distance": Ranking.of(e.retrieval).distance, "rerank": e.retrieval.rerank}
     asked = e.evaluate.conditions
     conditions = condition.chosen(asked, method.conditions, text, method.k, index["approximate"])
-    others = [m for m in others if not asked or m.name in asked]
     trained = {m.name: artefact.read(work.trained(m.trained_as)) for m in (method, *others)}
     facts = found | {
         "name": e.name,

@@ -56,7 +56,7 @@ def schema(
     runs: the longest run that its chunk shares with each of them. twins: how many of them are nearly the same as
       one before them: their N share a run of four fifths.
     ratio: of every CCA layer, |what it adds| / |what it adds to|. mass: its attention on N and F of each
-      neighbour, mean over layers [K, 2]. Without layers there are neither.
+      neighbour, mean over layers [K, 2]; what is missing from 1 went to the null key. Without layers there are neither.
     read: at the first row of a chunk, the tokens of its neighbours [K, R]; elsewhere empty. sources: there,
       the document and chunk of each, "" for none.
     """

@@ -21,16 +21,18 @@ class Settings:
     # An augmentation of this project, not of the paper: `own_continuation` at first; from half of
     # `own_continuation_steps` on it falls linearly, to be 0 there.
     own_continuation: float = setting(
-        0.0, "share of the chunks one of whose neighbours is replaced by their own continuation"
+        0.0, "share of the neighbours that are replaced by their chunk's own continuation"
     )
-    own_continuation_steps: int = setting(300, "steps of training after which none is")
+    own_continuation_steps: int = setting(
+        300, "steps of training after which none is; a run has to be longer"
+    )
 
     def __post_init__(self):
         require_share(self.of, self, "own_continuation")
         require_at_least(1, self.of, self, "own_continuation_steps")
 
     def share(self, step: float) -> float:
-        """Of the chunks, after so many steps: constant, then it falls to 0."""
+        """Of the neighbours, after so many steps: constant, then it falls to 0."""
         left = 1 - step / self.own_continuation_steps
         return self.own_continuation * min(1.0, max(0.0, 2 * left))
 
@@ -63,8 +65,8 @@ class Retro(LanguageModel):
         if not s.own_continuation:
             return ""
         return (
-            f"For the first {s.own_continuation_steps} steps up to {s.own_continuation:.0%} of "
-            "the chunks had their own continuation among their neighbours, which is not the paper's."
+            f"For the first {s.own_continuation_steps} steps up to {s.own_continuation:.0%} of the "
+            "neighbours were the chunk's own continuation, which is not the paper's."
         )
 
     def binding(self) -> dict[str, Any]:
@@ -91,7 +93,7 @@ class Retro(LanguageModel):
 
 
 def add_own_continuations(neighbours, tokens, documents, share: float, rng: np.random.Generator):
-    """Replaces, for a share of the chunks, one neighbour by the chunk's own continuation.
+    """Replaces a share of the neighbours by their chunk's own continuation.
 
     What it stands for is a neighbour that continues as the chunk does, which natural text gives too
     seldom for a small model to learn reading from. The copy is shifted by up to half a chunk and a
@@ -105,11 +107,11 @@ def add_own_continuations(neighbours, tokens, documents, share: float, rng: np.r
     """
     chunks, k, width = neighbours.shape
     m = len(tokens) // chunks
-    for c in np.flatnonzero(rng.random(chunks) < share):
+    for c, i in np.argwhere(rng.random((chunks, k)) < share):
         at = c * m + rng.integers(-m // 2, m // 2 + 1) + np.arange(width)
         inside = (at >= 0) & (at < len(tokens))
         at = np.where(inside, at, 0)
         inside &= documents[at // m] == documents[c]
         noise = rng.random(width) < 0.05
         at = np.where(noise, rng.integers(0, len(tokens), width), at)
-        neighbours[c, rng.integers(k)] = np.where(inside, tokens[at], PAD)
+        neighbours[c, i] = np.where(inside, tokens[at], PAD)

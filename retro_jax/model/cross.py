@@ -80,7 +80,8 @@ def statistics_of(h, y, mass) -> dict[str, jax.Array]:
 
     Returns:
       ratio [B, L]: |y| / |h|, how much it changed a token; mass [B, L, K, 2]: the share of its
-      attention on N and F of each neighbour, mean over heads (0 where nothing was read).
+      attention on N and F of each neighbour, mean over heads (0 where nothing was read; what is
+      missing from 1 went to the null key).
     """
 
     def norm(x):

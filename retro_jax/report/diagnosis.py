@@ -60,8 +60,9 @@ def attention(f: dict, rows) -> Section | None:
     names = [f"neighbour {i + 1}" for i in range(len(mass))]
     caption = (
         "Attention on each neighbour (N) and its continuation (F), mean over layers and over the tokens that read "
-        f"any: {percent(n)} in all goes to neighbours, {percent(c)} to continuations. Attention shows where a model "
-        "looks, not what that is worth."
+        f"any: {percent(n)} in all goes to neighbours, {percent(c)} to continuations"
+        + (f", {percent(1 - n - c)} to nothing (null keys)" if n + c < 0.999 else "")
+        + ". Attention shows where a model looks, not what that is worth."
     )
     series = {"N": [m[0] for m in mass], "F": [m[1] for m in mass]}
     chart = charts.bars("attention", caption, names, series, "share of attention", percent)

@@ -70,10 +70,27 @@ def test_another_evaluation_is_made_again_and_kept_in_the_config(root, capfd):
     assert cli.main(["evaluate", str(root), "--conditions=random"]) == 0
     assert "evaluate/heldout: made again" in capfd.readouterr().err
     result = json.loads((root / "evaluate" / "heldout" / "result.json").read_text())
-    assert set(result["bits_per_byte"]) == {"on", "off", "random"}
+    assert set(result["bits_per_byte"]) == {"on", "off", "random", "language_model"}
     assert WorkDir(root).experiment.evaluate.conditions == ("random",)
     assert cli.main(["evaluate", str(root), "--conditions=,"]) == 2
     assert "--conditions=,: name some, with commas, or all" in capfd.readouterr().err
+    both = ["evaluate", str(root), "--conditions=self", "--config.evaluate.conditions=('self',)"]
+    for given, message in (
+        (both, "which is given too"),
+        (
+            ["evaluate", str(root), "--conditions=self", "--task=lambada:x"],
+            "--conditions=self: a task is",
+        ),
+        (
+            ["evaluate", str(root), "--conditions=language_model"],
+            "it is a method, and all of `methods`",
+        ),
+    ):
+        assert cli.main(given) == 2
+        assert message in capfd.readouterr().err
+    assert cli.main(["evaluate", str(root), "--conditions=all"]) == 0
+    result = json.loads((root / "evaluate" / "heldout" / "result.json").read_text())
+    assert {"self", "permuted", "n_only"} < set(result["bits_per_byte"])
 
 
 def test_an_experiment_is_a_file_or_the_name_of_an_installed_one(tmp_path, monkeypatch):

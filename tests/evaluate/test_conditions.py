@@ -58,7 +58,7 @@ def test_every_condition_there_is_has_a_meaning(small, text):
     with pytest.raises(
         UserError, match=r"evaluate\.conditions: no condition 'slef' here; there are on"
     ):
-        condition.check(("slef",), list(condition.CONDITIONS), K, ["language_model"])
+        condition.check(("slef",), list(condition.CONDITIONS), K)
 
 
 def test_what_cannot_be_compared_is_left_out(small, text):

@@ -94,18 +94,23 @@ def test_own_continuations_stay_in_the_document_and_fall_to_none(shards):
     neighbours = np.full((C, K, 2 * M), 999)
     add_own_continuations(neighbours, tokens, documents, 1.0, np.random.default_rng(0))
     replaced = (neighbours != 999).all(-1)
-    assert (replaced.sum(1) == 1).all()
-    for c in range(C):
-        (value,) = neighbours[c][replaced[c]]
+    assert replaced.all()
+    for c, i in np.ndindex(C, K):
+        value = neighbours[c, i]
         kept = value[value > 0]
         own = (kept - 4) // M  # the chunk that each token is from
         # all but the noise, which is from anywhere in the sequence, is of the chunk's document
         assert (documents[own] == documents[c]).mean() > 0.6
-    until_half = Settings(own_continuation=1.0, own_continuation_steps=20)
-    assert until_half.share(0) == until_half.share(10) == 1.0
-    assert until_half.share(15) == 0.5
-    assert until_half.share(20) == until_half.share(1000) == 0
-    late = take(shards, CONFIG, 20, 3, Retro(ModelConfig(), K, until_half))
+    half = np.full((1000, K, 2 * M), 999)
+    add_own_continuations(
+        half, np.arange(4, 4 + 1000 * M), np.zeros(1000), 0.5, np.random.default_rng(0)
+    )
+    assert abs((half != 999).all(-1).mean() - 0.5) < 0.05  # of the neighbours, each by itself
+    until_20 = Settings(own_continuation=1.0, own_continuation_steps=20)
+    assert until_20.share(0) == until_20.share(10) == 1.0
+    assert until_20.share(15) == 0.5
+    assert until_20.share(20) == until_20.share(1000) == 0
+    late = take(shards, CONFIG, 20, 3, Retro(ModelConfig(), K, until_20))
     stored = {tuple(r["tokens"]): r["neighbours"] for r in map(shards.__getitem__, range(20))}
     for batch in late:
         for tokens, neighbours in zip(batch["tokens"], batch["neighbours"]):

@@ -31,7 +31,7 @@ SMALL = {
     "train.length": 64, "train.batch": 8, "train.steps": 6, "train.warmup": 2, "train.log_every": 1,
     "train.learning_rate": 1e-2, "train.checkpoint_every": 3, "methods": "('retro','language_model')",
     "evaluate.stride": 32, "evaluate.batch": 8, "evaluate.generated": 4, "corpus.heldout": 0.2,
-    "evaluate.conditions": "('random','language_model')", "retrieval.settings.tfidf.dim": 16, "generate.tokens": 20,
+    "evaluate.conditions": "('random',)", "retrieval.settings.tfidf.dim": 16, "generate.tokens": 20,
     "mesh.data": 4, "mesh.model": 2,
 }  # fmt: skip
 
