@@ -16,7 +16,8 @@ from retro_jax.config import experiment_beside
 def get_config():
     config = experiment_beside(__file__, "quickstart").get_config()
     config.name = "compare"
-    config.model.reading.null_key = False  # as the tables were measured
+    # As the table was measured.
+    config.model.reading.cca_layers, config.model.reading.null_key = (2,), False
     config.method_settings.retro.own_continuation_steps = 202
     taught = dict(config.method_settings.retro)  # to read: what it gets, the other readers get
     config.method_settings.update(atlas=dict(taught), cepe=dict(taught))

@@ -5,11 +5,26 @@
 
 The argument is where the clone lies; its pages are read from there, 40 MB of text (CC BY 4.0).
 
-Hardware: 2 cores, no accelerator; about an hour and a quarter, reckoned from the quickstart's speed. It was not run
-to its end yet.
+Hardware: 2 cores, no accelerator; about an hour and a quarter, reckoned from the quickstart's speed. It was prepared
+(5 minutes), and not trained to its end yet.
 """
 
 from retro_jax.config import experiment_beside
+
+PROMPT = """\
+# How to read a text file
+
+To read a file, include the header `<fstream>` and construct an `ifstream` object with the name of the file. The
+following example shows how to read a file line by line, and how to report an error if it can't be opened.
+
+```cpp
+#include <fstream>
+#include <iostream>
+#include <string>
+
+int main()
+{
+"""
 
 
 def get_config(clone: str = "cpp-docs"):
@@ -17,4 +32,5 @@ def get_config(clone: str = "cpp-docs"):
     config.name = "docs"
     config.corpus.source = f"text:{clone}/docs/**/*.md"
     config.corpus.heldout = 0.01
+    config.generate.prompt = PROMPT
     return config

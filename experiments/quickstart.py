@@ -8,9 +8,9 @@ are scored; `--conditions=all` scores the other conditions too. experiments/smal
 a sketch of BM25 that ScaNN searches, and exact BM25 for the order of what it finds (docs/pipeline.md).
 
 The model is the paper's, made small: one encoder layer instead of two, chunked cross-attention in
-layer 2 of 4, and one embedding for decoder and encoder, so that a token looks the same on both sides.
-Not the paper's: every cross-attention has a null key, so that it may read nothing; and for the first 300 steps
-some neighbours are the chunk's own continuation, which teaches the model to read
+layer 3 of 4, and one embedding for decoder and encoder, so that a token looks the same on both sides.
+Not the paper's: every cross-attention has a null key, so that it may read nothing; and for the first 240 steps
+neighbours are the chunk's own continuation, at first all and then fewer, which teaches the model to read
 (retro_jax/methods/retro.py). The rest of the run, and all of the evaluation, is on real neighbours only.
 """
 
@@ -50,18 +50,18 @@ def get_config():
         Experiment(
             name="quickstart",
             methods=("retro", "language_model"),
-            method_settings={"retro": {"own_continuation": 1.0, "own_continuation_steps": 300}},
+            method_settings={"retro": {"own_continuation": 1.0, "own_continuation_steps": 240}},
             corpus=CorpusConfig(source="python:", bad_documents="skip", heldout=0.05, vocab=4096),
             retrieval=RetrievalConfig(embedder="lexical", index="scann", neighbours=2),
             model=ModelConfig(
                 decoder=DecoderConfig(d=128, layers=4, heads=4, head_size=32),
                 encoder=EncoderConfig(d=128, layers=1, heads=4, head_size=32, share_embedding=True),
-                reading=ReadingConfig(cca_layers=(2,), null_key=True),
+                reading=ReadingConfig(cca_layers=(3,), null_key=True),
             ),
             train=TrainConfig(
                 length=256,
                 batch=4,
-                steps=720,
+                steps=600,
                 learning_rate=3e-3,
                 warmup=100,
                 b2=0.98,
