@@ -22,7 +22,7 @@ def compiled(mesh, rows: int):
 
 
 def test_the_gradient_of_a_weight_copies_what_is_smaller(mesh):
-    """x [R, 8] and the result's gradient g [R, 4]: x^T g would copy x; (g^T x)^T copies g, which has half of the numbers.
+    """x [R, 8], the gradient of the result g [R, 4]: x^T g would copy x, (g^T x)^T copies g, half as many numbers.
     Without the barrier XLA merges the last transpose into the product, and copies x after all."""
     text = compiled(mesh, 4096)
     products = re.findall(r"f32\[(\d+),(\d+)\]\S* (?:dot|custom-call|fusion)\(", text)
