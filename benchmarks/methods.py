@@ -38,7 +38,7 @@ def model(d: int, layers: int) -> ModelConfig:
     return ModelConfig(
         decoder=DecoderConfig(d=d, layers=layers, heads=heads, head_size=32),
         encoder=EncoderConfig(d=d, layers=1, heads=heads, head_size=32, share_embedding=True),
-        reading=ReadingConfig(cca_layers=(layers // 2,)),
+        reading=ReadingConfig(cca_layers=(max(1, layers * 3 // 4),)),
     )
 
 

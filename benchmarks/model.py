@@ -33,7 +33,7 @@ SIZES = {
         "encoder_layers": 1, "vocab": 512, "batch": 1, "length": 128, "product": 256,
     },
     "quickstart": {
-        "d": 128, "layers": 4, "heads": 4, "inner": 128, "cca": (2,), "encoder_d": 128,
+        "d": 128, "layers": 4, "heads": 4, "inner": 128, "cca": (3,), "encoder_d": 128,
         "encoder_layers": 1, "vocab": 4096, "batch": 4, "length": 256, "product": 3072,
     },
     "small": {

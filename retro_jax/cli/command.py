@@ -52,7 +52,7 @@ EXPERIMENT = (
 
 CONDITIONS = Flag(
     "--conditions",
-    "what the network reads in place of its neighbours: names, with commas; all: every one there is",
+    "what the network reads in place of its neighbours, beside on and off: names, with commas; all: every one there is",
 )
 
 

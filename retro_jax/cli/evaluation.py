@@ -17,7 +17,7 @@ def _evaluate(args, fields) -> int:
         )
     if args.task is not None and args.conditions is not None:
         raise UserError(
-            f"--conditions={args.conditions}: a task is scored on, off and with random chunks; leave it out"
+            f"--conditions={args.conditions}: a task is answered with its neighbours and without; leave it out"
         )
     if args.task is not None and args.text is not None:
         raise UserError("--task and --text are two evaluations; give one of them")

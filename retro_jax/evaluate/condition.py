@@ -122,7 +122,7 @@ def check(asked: Sequence[str], allowed: Sequence[str] | None, k: int):
         if name not in known:
             remedy = f"there are {', '.join(known)}"
             if name in METHODS:
-                remedy = f"it is a method, and all of `methods` are scored anyway; {remedy}"
+                remedy = f"leave it out: it is a method, and all of `methods` are scored; {remedy}"
             raise UserError(
                 f"config field evaluate.conditions: no condition {name!r} here; {remedy}"
             )

@@ -24,7 +24,7 @@ class Settings:
         0.0, "share of the neighbours that are replaced by their chunk's own continuation"
     )
     own_continuation_steps: int = setting(
-        300, "steps of training after which none is; a run has to be longer"
+        300, "steps of training after which none is; a run should be longer"
     )
 
     def __post_init__(self):
@@ -66,7 +66,7 @@ class Retro(LanguageModel):
             return ""
         return (
             f"For the first {s.own_continuation_steps} steps up to {s.own_continuation:.0%} of the "
-            "neighbours were the chunk's own continuation, which is not the paper's."
+            "neighbours were their chunk's own continuation, which is not the paper's."
         )
 
     def binding(self) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def attention(f: dict, rows) -> Section | None:
     caption = (
         "Attention on each neighbour (N) and its continuation (F), mean over layers and over the tokens that read "
         f"any: {percent(n)} in all goes to neighbours, {percent(c)} to continuations"
-        + (f", {percent(1 - n - c)} to nothing (null keys)" if n + c < 0.999 else "")
+        + (f", {percent(1 - n - c)} to nothing (null keys)" if 0 < n + c < 0.999 else "")
         + ". Attention shows where a model looks, not what that is worth."
     )
     series = {"N": [m[0] for m in mass], "F": [m[1] for m in mass]}

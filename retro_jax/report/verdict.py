@@ -103,11 +103,9 @@ def _system(f: dict, facts: dict) -> str:
     """Against a plain language model."""
     v = f["verdict"]
     if not v["system"]:
-        trained = "language_model" in facts.get("models", {})
-        remedy = "score it too (evaluate.conditions)" if trained else "train one too (methods)"
         return (
-            f"Whether a language model without retrieval would do as well was not measured: {remedy} and "
-            "evaluate again."
+            "Whether a language model without retrieval would do as well was not measured: train one too (methods) "
+            "and evaluate again."
         )
     said = {1: "better than", 0: "not to be told from", -1: "worse than"}
     every, few = (

@@ -79,11 +79,11 @@ def test_another_evaluation_is_made_again_and_kept_in_the_config(root, capfd):
         (both, "which is given too"),
         (
             ["evaluate", str(root), "--conditions=self", "--task=lambada:x"],
-            "--conditions=self: a task is",
+            "--conditions=self: a task is answered with its neighbours and without",
         ),
         (
             ["evaluate", str(root), "--conditions=language_model"],
-            "it is a method, and all of `methods`",
+            "leave it out: it is a method",
         ),
     ):
         assert cli.main(given) == 2

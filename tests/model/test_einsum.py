@@ -9,7 +9,7 @@ import numpy as np
 from retro_jax.model.einsum import project
 
 
-def compiled(mesh, rows: int):
+def compiled(rows: int):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(rows, 8)), jnp.float32)
     w = jnp.asarray(np.random.default_rng(1).normal(size=(8, 4)), jnp.float32)
 
@@ -24,6 +24,6 @@ def compiled(mesh, rows: int):
 def test_the_gradient_of_a_weight_copies_what_is_smaller(mesh):
     """x [R, 8], the gradient of the result g [R, 4]: x^T g would copy x, (g^T x)^T copies g, half as many numbers.
     Without the barrier XLA merges the last transpose into the product, and copies x after all."""
-    text = compiled(mesh, 4096)
-    products = re.findall(r"f32\[(\d+),(\d+)\]\S* (?:dot|custom-call|fusion)\(", text)
+    text = compiled(4096)
+    products = re.findall(r"f32\[(\d+),(\d+)\]\S* dot\(", text)
     assert ("4", "8") in products, text

@@ -92,7 +92,7 @@ def write(
         "copied": copied, "overlap": rng.integers(0, M + 1, size // M).repeat(M),
         "neighbours": list(near), "distances": list(distance),
         "runs": list(rng.integers(0, M, (size // M, K)).repeat(M, axis=0)), "twins": [0] * size,
-        "ratio": [[ratio] * LAYERS] * size, "mass": [[0.25] * 2 * K] * size,
+        "ratio": [[ratio] * LAYERS] * size, "mass": [[0.2] * 2 * K] * size,
         "read": [texts[u].ravel() if p == 0 else [] for u, p in zip(unit, place)],
         "sources": [[f"{EVIL} chunk {i}"] * K if p == 0 else [] for i, p in zip(unit, place)],
     }  # fmt: skip
@@ -220,6 +220,8 @@ def test_json_has_the_figures_and_markdown_the_same_content(made):
         "conditions", "effects", "histogram", "copied", "filtered", "distance", "skipping", "neighbours",
         "database", "place", "sources", "failures", "layers", "attention", "retriever",
     }  # fmt: skip
+    (looks,) = [s["caption"] for s in got["evidence"] if s["name"] == "attention"]
+    assert f"{numbers.percent(1 - 4 * 0.2)} to nothing (null keys)" in looks
     rows_of = {s["name"]: s["rows"] for s in got["evidence"]}
     shown = {r[0]: r[2] for r in rows_of["conditions"]}
     assert shown == {n: numbers.bits(x) for n, x in expected["bits_per_byte"].items()}
