@@ -27,9 +27,11 @@ class LanguageModel(Method):
         return functional.init(self.model, vocab, seed, self.network, but)
 
     def binding(self) -> dict[str, Any]:
-        """The decoder: how anything is read does not matter."""
-        dtype = {"model.dtype": self.model.dtype}
-        return dtype | binding(self.model.decoder, "model.decoder.")
+        """The decoder: how anything is read does not matter, but for the layers that read. By them the weights of
+        all layers are stacked and drawn (`stacks`, model/retro.py)."""
+        m = self.model
+        own = {"model.dtype": m.dtype, "model.reading.cca_layers": m.reading.cca_layers}
+        return own | binding(m.decoder, "model.decoder.")
 
     def example(self, record: Mapping[str, np.ndarray], rng, step: float) -> dict:
         """The tokens [L] int32."""

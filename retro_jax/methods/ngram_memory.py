@@ -55,9 +55,8 @@ class NGramMemory(LanguageModel):
         return super().formula(vocab, length) + formulas.memory(self.model, length)
 
     def binding(self) -> dict[str, Any]:
-        """The decoder, the memory, and where it stands."""
-        at = {"model.reading.cca_layers": self.model.reading.cca_layers[:1]}
-        return super().binding() | binding(self.model.memory, "model.memory.") | at
+        """The decoder and the memory."""
+        return super().binding() | binding(self.model.memory, "model.memory.")
 
 
 def _like_retro(model: ModelConfig, s: Settings) -> int:

@@ -21,7 +21,7 @@ def test_a_language_model_depends_on_nothing_that_retrieval_adds():
     for part, values, name in (
         ("encoder", {"d": 64}, "model.encoder.d"),
         ("encoder", {"final_norm": False}, "model.encoder.final_norm"),
-        ("reading", {"cca_layers": (6,)}, "model.reading.cca_layers"),
+        ("reading", {"null_key": True}, "model.reading.null_key"),
         ("reading", {"positions": "none"}, "model.reading.positions"),
     ):
         assert differing("retro", model={part: values}) == {name}
@@ -30,6 +30,9 @@ def test_a_language_model_depends_on_nothing_that_retrieval_adds():
         assert differing("retro", model={"decoder": values}) == {name}
         assert differing("language_model", model={"decoder": values}) == {name}
     assert differing("language_model", model={"dtype": "bfloat16"}) == {"model.dtype"}
+    # By these the weights of its layers are stacked: with others its checkpoint cannot be read.
+    layers = {"reading": {"cca_layers": (6,)}}
+    assert differing("language_model", model=layers) == {"model.reading.cca_layers"}
     taught = {"method_settings": {"retro": {"own_continuation": 0.5}}}
     assert differing("retro", **taught) == {"method_settings.retro.own_continuation"}
     assert differing("language_model", **taught) == set()
