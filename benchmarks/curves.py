@@ -22,7 +22,6 @@ import common
 import numpy as np
 
 STEPS = (360, 720, 1440, 2880, 5760)
-PARTS = ("all", "filtered", "novel")
 NAMES = ("on", "off", "random", "language_model")
 FORMATS = {"steps": ",d", "tokens": ",d", "tokens/parameter": ".2f"} | dict.fromkeys(
     [*NAMES, "random - on", "language_model - on", "low", "high"], ".4f"
@@ -30,7 +29,7 @@ FORMATS = {"steps": ",d", "tokens": ",d", "tokens/parameter": ".2f"} | dict.from
 
 
 def figures(scored: Path, plain: Path, at: dict) -> list[dict]:
-    """The rows of a point, one for each of PARTS; plain: where the language model was scored."""
+    """The rows of a point, one for each part; plain: where the language model was scored."""
     from retro_jax.evaluate import beside, rows, signals
 
     found, baseline = (rows.load(d / "evaluate/heldout/tokens.parquet") for d in (scored, plain))
@@ -95,11 +94,12 @@ def point(args, k: int, seed: int, steps: int) -> list[dict]:
 
 
 def plot(rows: list[dict], file: Path):
-    """A panel for each of PARTS: the gain of `on` over the others, by tokens seen; a line for each k."""
+    """A panel for each part: the gain of `on` over the others, by tokens seen; a line for each k."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4), layout="constrained")
-    for part, axes in zip(PARTS, figure.subplots(1, len(PARTS), sharey=True)):
+    parts = list(dict.fromkeys(r["part"] for r in rows))
+    for part, axes in zip(parts, figure.subplots(1, len(parts), sharey=True)):
         for k in sorted({r["k"] for r in rows}):
             own = [r for r in rows if (r["k"], r["part"]) == (k, part)]
             at = sorted({r["tokens"] for r in own})

@@ -171,7 +171,8 @@ def check(e: Experiment):
     if e.evaluate.conditions:
         from retro_jax.evaluate import condition
 
-        condition.check_config(e)
+        # Whether the method can be scored under them is looked at where it is evaluated.
+        condition.check(e.evaluate.conditions, None, e.retrieval.neighbours)
 
 
 def load(config: str, fields: Sequence[str] = ()) -> Experiment:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from retro_jax.config import Experiment
 from retro_jax.config.table import Table
 from retro_jax.corpus.tokenizer import PAD
 from retro_jax.errors import UserError
@@ -109,14 +108,8 @@ def chosen(
     ]
 
 
-def check_config(e: Experiment):
-    """Raises UserError for what in `evaluate.conditions` is no condition. (Whether a method can be scored under it is
-    looked at where the method is evaluated.)"""
-    check(e.evaluate.conditions, None, e.retrieval.neighbours)
-
-
 def check(asked: Sequence[str], allowed: Sequence[str] | None, k: int):
-    """Raises UserError for a condition that there is not."""
+    """Raises UserError for what in `evaluate.conditions` is no condition; allowed: as `every` has it."""
     known = every(allowed, k)
     for name in asked:
         if name not in known:

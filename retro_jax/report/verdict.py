@@ -29,7 +29,7 @@ def verdict(f: dict, facts: dict) -> dict:
         "effect": f"{interval(v['effect'])} bits per byte: {worse} ({facts['conditions'][worse]}) less "
         f"{better} ({facts['conditions'][better]}), with the 95 % interval over {f['documents']:,} documents.",
         "alarms": _alarms(f),
-        "sentences": [_reads(f), _system(f, facts)],
+        "sentences": [_reads(f), _system(f)],
         "advice": _advice(f),
         "tiles": _tiles(f, facts),
     }
@@ -99,7 +99,7 @@ def _reads(f: dict) -> str:
     return f"It reads its neighbours{told}, and not only to copy: {where} gains {novel:.3f} nats per token too."
 
 
-def _system(f: dict, facts: dict) -> str:
+def _system(f: dict) -> str:
     """Against a plain language model."""
     v = f["verdict"]
     if not v["system"]:
