@@ -61,7 +61,7 @@ def experiment(size: str, batch: int, remat: str, block: int, args: argparse.Nam
     config = experiment_beside(common.QUICKSTART, "quickstart" if args.smoke else "retro")
     e = from_config_dict(config.get_config(*[size] * (not args.smoke)))
     if args.smoke:
-        tiny = {"d": 32, "layers": 2, "heads": 2, "head_size": 16}
+        tiny = {"d": 32, "layers": 3, "heads": 2, "head_size": 16}
         decoder = dataclasses.replace(e.model.decoder, **tiny)
         encoder = dataclasses.replace(e.model.encoder, **tiny | {"layers": 1})
         e = dataclasses.replace(

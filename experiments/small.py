@@ -17,6 +17,7 @@ def get_config():
     config = experiment_beside(__file__, "quickstart").get_config()
     config.name = "small"
     config.train.steps = 5760
+    config.train.schedule, config.train.decay = "constant", 0.2
     config.method_settings.retro.own_continuation_steps = 300
     config.evaluate.conditions, config.evaluate.generated = (), 32
     return config
