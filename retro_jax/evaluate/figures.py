@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from retro_jax.evaluate import chunks, retriever_health, signals
+from retro_jax.evaluate import chunks, retriever_health, signals, where
 from retro_jax.evaluate.overlap import is_little
 from retro_jax.evaluate.rows import Rows
 
@@ -30,6 +30,7 @@ def figures(rows: Rows) -> dict:
         "effects_filtered": signals.effects(clean) if len(clean) else {},
         "filtered_share_of_bytes": float(clean["bytes"].sum() / rows["bytes"].sum()),
         "filtered": signals.filtered(rows, m),
+        "nearest": where.nearest(rows),
         "harm": signals.harm(rows),
         "copied": signals.by_copied(rows),
         "by_place": signals.by_place(rows, m),

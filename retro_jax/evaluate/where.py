@@ -3,7 +3,7 @@
 import numpy as np
 
 from retro_jax.evaluate.rows import Rows
-from retro_jax.evaluate.signals import BINS
+from retro_jax.evaluate.signals import BINS, bits_per_byte, effects
 
 PARTS = 4  # of the nearest neighbours' distances, and of a chunk
 
@@ -16,21 +16,43 @@ def where(rows: Rows, base: str, names: list[str]) -> dict[str, list[dict]]:
     nearest neighbour's, in quarters of the tokens that have one. place: in the chunk.
     """
     copied = {_named(low, high): _within(rows["copied"], low, high) for low, high in BINS}
-    chunk, near = rows.facts["chunk"], rows["distances"][:, 0]
-    there = np.isfinite(near)
-    by_distance = {"nothing found": ~there}
-    if there.any():
-        edges = np.quantile(near[there], np.arange(1, PARTS) / PARTS)
-        part = np.searchsorted(edges, near, side="right")
-        names_of = ("nearest quarter", "second", "third", "farthest")
-        by_distance |= {n: there & (part == i) for i, n in enumerate(names_of)}
+    chunk = rows.facts["chunk"]
     size = -(-chunk // PARTS)
     place = rows["position"] % chunk // size
     by_place = {
         f"{i * size}-{min(chunk, (i + 1) * size) - 1}": place == i for i in range(-(-chunk // size))
     }
-    cuts = {"copied": copied, "distance": by_distance, "place": by_place}
+    cuts = {"copied": copied, "distance": by_nearest(rows), "place": by_place}
     return {name: _parts(rows, base, names, cut) for name, cut in cuts.items()}
+
+
+def by_nearest(rows: Rows) -> dict[str, np.ndarray]:
+    """Masks of the tokens [T] by how near the nearest neighbour is that is read for them: quarters of those that have
+    one, and those that have none. It is known before the tokens are, so that this cut does not choose by the outcome,
+    as those by what is shared with the neighbours do."""
+    near = rows["distances"][:, 0]
+    there = np.isfinite(near)
+    cut = {"nothing found": ~there}
+    if there.any():
+        edges = np.quantile(near[there], np.arange(1, PARTS) / PARTS)
+        part = np.searchsorted(edges, near, side="right")
+        names = ("nearest quarter", "second", "third", "farthest")
+        cut |= {n: there & (part == i) for i, n in enumerate(names)}
+    return cut
+
+
+def nearest(rows: Rows) -> list[dict]:
+    """Of each part of `by_nearest` that holds tokens: label, share_of_bytes, bits_per_byte by condition, effects."""
+    return [
+        {
+            "label": label,
+            "share_of_bytes": float(own["bytes"].sum() / rows["bytes"].sum()),
+            "bits_per_byte": bits_per_byte(own),
+            "effects": effects(own),
+        }
+        for label, mask in by_nearest(rows).items()
+        if len(own := rows.where(mask))
+    ]
 
 
 def _parts(rows: Rows, base: str, names: list[str], cut: dict[str, np.ndarray]) -> list[dict]:

@@ -18,6 +18,8 @@ from retro_jax.report.setup import in_words
 from retro_jax.report.write import put
 
 _GAIN = "gain over the language model, bits per byte"
+# What of a text, and its name in a table.
+_PARTS = {"all": "all", "filtered": "little overlap", "novel": "no copy", "far": "far"}
 _CUTS = {
     "copied": ("Copied or not", "longest run that ends with the token and stands in what was read"),
     "distance": ("Near or far", "distance of the nearest neighbour"),
@@ -88,7 +90,8 @@ def _table(summary: dict, facts: dict) -> Section:
     caption = (
         f"Bits per byte of the same tokens; the axis does not begin at 0. Little overlap: {few} of the bytes, in "
         f"chunks that share less than {facts['filter_overlap']:.3g} of their length with what any method retrieves or "
-        "reads. No copy: tokens that end no run that stands in it. Content: how much better real neighbours are than "
+        "reads. No copy: tokens that end no run that stands in it. Far: the half whose nearest neighbour is "
+        "farther; this alone is known before the tokens are. Content: how much better real neighbours are than "
         "random ones."
     )
     series = {
@@ -98,7 +101,7 @@ def _table(summary: dict, facts: dict) -> Section:
     chart = charts.bars(
         "methods", caption, names, series, "bits per byte (lower is better)", bits, zero=False
     )
-    head = ["method", "reads", "bits per byte", "little overlap", "no copy"]
+    head = ["method", "reads", "bits per byte", *list(_PARTS.values())[1:]]
     head += ["content", "content, little overlap"]
     if summary["trainings"] > 1:
         head.append("each training")
@@ -106,7 +109,7 @@ def _table(summary: dict, facts: dict) -> Section:
     table = [
         [
             n, methods[n]["reads"],
-            *(bits(_of(methods[n][part], "bits_per_byte")) for part in ("all", "filtered", "novel")),
+            *(bits(_of(methods[n][part], "bits_per_byte")) for part in _PARTS),
             interval(methods[n]["all"].get("content")),
             interval(_of(methods[n]["filtered"], "content")),
             *([", ".join(map(bits, methods[n]["seeds"]))] if "seeds" in methods[n] else []),
@@ -130,12 +133,12 @@ def _gains(summary: dict) -> Section:
     chart = charts.forest("gains", caption, names, series, _GAIN)
     table = [
         [
-            n, *(interval(_of(methods[n][p], "gain")) for p in ("all", "filtered", "novel")),
+            n, *(interval(_of(methods[n][p], "gain")) for p in _PARTS),
             percent(methods[n]["harm"]["help_rate"]), percent(methods[n]["harm"]["rate"]),
         ]
         for n in names
     ]  # fmt: skip
-    head = ["method", "all", "little overlap", "no copy", "help", "harm"]
+    head = ["method", *_PARTS.values(), "help", "harm"]
     return Section("gains", "Gain, help and harm", caption, head, table, chart)
 
 

@@ -10,6 +10,7 @@ _PARTS = (
     gains.histogram,
     gains.copied,
     gains.filtered,
+    gains.nearest,
     curves.distance,
     curves.skipping,
     curves.neighbours,

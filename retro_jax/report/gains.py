@@ -160,3 +160,27 @@ def filtered(f: dict, rows) -> Section | None:
             ["any" if p["below"] == 1 else f"{p['below']:g}", kept, *curves, interval(p["content"])]
         )
     return Section("filtered", "Without what is shared", caption, head, table, chart, wide=True)
+
+
+def nearest(f: dict, rows) -> Section:
+    """By how near the nearest neighbour is: known before reading, as what is copied is not."""
+    parts, by = f["nearest"], f["verdict"]["by"]
+    told = " - ".join(EFFECTS[by])
+    hurt = [p["label"] for p in parts if sign(p["effects"][by]) < 0]
+    caption = (
+        "Tokens by the distance of their nearest neighbour, in quarters. It is known before the tokens are: what is "
+        "chosen by an overlap, or by the end of a copy, leaves out those that copying got right, and a reader that is "
+        f"right to trust a neighbour loses on the rest. {told} is below 0 "
+        + (f"in: {', '.join(hurt)}." if hurt else "in none of them.")
+    )
+    names = [p["label"] for p in parts]
+    shown = [n for n in ("on", "off", "random", "language_model") if n in rows.nats]
+    series = {told: [p["effects"][by] for p in parts]}
+    chart = charts.forest("nearest", caption, names, series, "gain, bits per byte")
+    head = ["nearest neighbour", "share of bytes", *shown, f"{told} [95 %]"]
+    table = [
+        [p["label"], percent(p["share_of_bytes"]), *(bits(p["bits_per_byte"][n]) for n in shown),
+         interval(p["effects"][by])]
+        for p in parts
+    ]  # fmt: skip
+    return Section("nearest", "Where it finds little", caption, head, table, chart, wide=True)

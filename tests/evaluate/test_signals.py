@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from retro_jax.evaluate import chunks, likelihood, retriever_health, signals
+from retro_jax.evaluate import beside, chunks, likelihood, retriever_health, signals, where
 from retro_jax.evaluate.figures import figures
 from retro_jax.evaluate.rows import Rows
 
@@ -300,3 +300,25 @@ def test_what_cross_attention_did_is_of_tokens_that_read():
     np.testing.assert_allclose(found["mass"], [[0.1, 0.2], [0.3, 0.4]], rtol=1e-5)
     r.columns["neighbours"][:] = -1
     assert signals.inside(r, K) == {"ratio": [0.0] * 3, "mass": [[0.0, 0.0]] * K}
+
+
+def test_where_it_finds_little_is_known_before_and_not_from_what_came_of_it():
+    """A reader that is right nine times in ten loses on the tenth: where nothing was copied it seems to do harm, and
+    by the distance of what it read it does none."""
+    r = planted()
+    distance = r["distances"][:, 0]
+    near = distance < np.median(distance)
+    r.columns["copied"] = np.where(near & (np.arange(len(r)) % 10 > 0), 9, 0).astype(np.int16)
+    r.nats["language_model"] += np.where(r["copied"] == 9, 0.3, np.where(near, -0.5, 0.0))
+    parts = beside.parts_of(r)
+    assert signals.effect(r.where(parts["novel"]), "language_model", "on")["high"] < 0
+    gains = {p["label"]: p["effects"]["system"] for p in where.nearest(r)}
+    assert list(gains) == ["nearest quarter", "second", "third", "farthest"]
+    assert min(gains["nearest quarter"]["low"], gains["second"]["low"]) > 0
+    assert gains["third"]["value"] == gains["farthest"]["value"] == 0
+    np.testing.assert_array_equal(parts["far"], ~near)
+    r.columns["distances"][: len(r) // 10] = np.inf
+    assert where.nearest(r)[0]["label"] == "nothing found"
+    assert beside.parts_of(r)["far"][: len(r) // 10].all()
+    r.columns["distances"][:] = np.inf
+    assert beside.parts_of(r)["far"].all()

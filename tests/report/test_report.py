@@ -217,7 +217,7 @@ def test_json_has_the_figures_and_markdown_the_same_content(made):
         assert sentence in shown
     names = {s["name"] for s in got["evidence"]}
     assert names == {
-        "conditions", "effects", "histogram", "copied", "filtered", "distance", "skipping", "neighbours",
+        "conditions", "effects", "histogram", "copied", "filtered", "nearest", "distance", "skipping", "neighbours",
         "database", "place", "sources", "failures", "layers", "attention", "retriever",
     }  # fmt: skip
     (looks,) = [s["caption"] for s in got["evidence"] if s["name"] == "attention"]
