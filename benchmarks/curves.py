@@ -2,7 +2,7 @@
 
     pip install -e '.[report]'
     python benchmarks/curves.py --config experiments/small.py --plot=curves.png
-    python benchmarks/curves.py --config experiments/small.py --neighbours 1 4 --seeds 3
+    python benchmarks/curves.py --config experiments/small.py --neighbours 1 4 --seeds 0 1 2
     python benchmarks/curves.py --smoke      # does it run?
 
 One run for each seed and number of neighbours, at a constant learning rate. At each number of steps the rate falls
@@ -11,8 +11,9 @@ fall. So a curve's points are models that were trained to their end, and cost on
 model reads nothing: it is trained once for each seed.
 
 all: every held-out token. filtered: chunks that share fewer than 8 tokens in a row with what was read. novel: tokens
-that end no run of tokens shared with what was read. Each point is kept in WORKDIR/curves; a run goes on where it
-was stopped.
+that end no run of tokens shared with what was read. far: the half of the tokens whose nearest neighbour is farther;
+of the four this alone is known before the tokens are (docs/report.md). Each point is kept in WORKDIR/curves; a run
+goes on where it was stopped.
 """
 
 import json
@@ -97,8 +98,8 @@ def plot(rows: list[dict], file: Path):
     """A panel for each part: the gain of `on` over the others, by tokens seen; a line for each k."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 4), layout="constrained")
     parts = list(dict.fromkeys(r["part"] for r in rows))
+    figure = Figure(figsize=(4 * len(parts), 4), layout="constrained")
     for part, axes in zip(parts, figure.subplots(1, len(parts), sharey=True)):
         for k in sorted({r["k"] for r in rows}):
             own = [r for r in rows if (r["k"], r["part"]) == (k, part)]
@@ -120,13 +121,13 @@ def main():
     parser.add_argument(
         "--neighbours", type=int, nargs="+", default=[2], help="k, one after the other"
     )
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--plot", type=Path)
     small = common.SMALL["fields"]
     fields = [f for f in small if not f.startswith(("methods", "train.steps"))]
     args = common.parse(parser, steps=[2], fields=fields)
     rows = []
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         for steps in sorted(args.steps):  # the first points of all curves come early
             for k in args.neighbours:
                 rows += point(args, k, seed, steps)
