@@ -145,7 +145,7 @@ def _value(cell: pa.Scalar):
     if isinstance(cell, pa.BinaryScalar):
         return bytes(cell.as_buffer()) if cell.is_valid else None
     try:
-        return cell.as_py()
+        return _in_microseconds(cell).as_py()
     except (ValueError, OverflowError):  # nanoseconds, or a year past 9999
         try:
             text = cell.cast(pa.string()).as_py()
@@ -154,6 +154,17 @@ def _value(cell: pa.Scalar):
         if text.startswith("<"):
             return Unusable("metadata", f"a value of type {cell.type} is out of range")
         return text.replace(" ", "T", 1)
+
+
+def _in_microseconds(cell: pa.Scalar) -> pa.Scalar:
+    """What is counted in nanoseconds in microseconds, if they are whole (ValueError): of nanoseconds Arrow makes values
+    of pandas where pandas is installed, and those say a time in other words."""
+    kind = cell.type
+    if getattr(kind, "unit", None) != "ns":
+        return cell
+    if pat.is_timestamp(kind):
+        return cell.cast(pa.timestamp("us", kind.tz))
+    return cell.cast(pa.duration("us") if pat.is_duration(kind) else pa.time64("us"))
 
 
 def tfds_rows(name: str, named: str) -> Iterator[tuple[int, dict]]:

@@ -1,35 +1,19 @@
-import bz2
 import datetime
-import decimal
-import functools
 import gzip
 import json
-import lzma
 import os
-import tracemalloc
-from typing import ClassVar
 
 import fsspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 import zstandard
-from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from retro_jax.corpus import sources
 from retro_jax.corpus.document import BadDocument, Document
 from retro_jax.corpus.sources import documents
 from retro_jax.errors import UserError
-
-COMPRESS = {
-    "gz": gzip.compress,
-    "zst": zstandard.compress,
-    "bz2": bz2.compress,
-    "xz": functools.partial(lzma.compress, preset=0),
-    "GZ": gzip.compress,
-}
 
 
 def test_text_yields_a_document_a_file_named_below_the_pattern(tmp_path):
@@ -170,16 +154,6 @@ def test_python_yields_the_standard_library_without_tests_and_packages():
     ]
 
 
-def test_files_that_cannot_be_decompressed_are_named(tmp_path):
-    text = "".join(json.dumps({"text": f"{i} " * 1000}) + "\n" for i in range(2000)).encode()
-    for suffix, compress in COMPRESS.items():
-        whole = compress(text)
-        for data, line in ((whole[:-20], r" after line [1-9]\d+"), (b"not compressed", " after")):
-            (tmp_path / f"a.jsonl.{suffix}").write_bytes(data)
-            with pytest.raises(UserError, match=rf"a\.jsonl\.{suffix}{line}.*: cannot be read"):
-                list(documents(f"jsonl:{tmp_path}/a.jsonl.{suffix}"))
-
-
 def test_zstandard_and_parquet_and_buckets_are_read(tmp_path):
     row = {"id": "x", "text": "eins", "date": datetime.date(2024, 1, 1), "licence": None}
     pq.write_table(pa.Table.from_pylist([row, row | {"id": None}]), tmp_path / "a.parquet")
@@ -195,20 +169,6 @@ def test_zstandard_and_parquet_and_buckets_are_read(tmp_path):
     memory.pipe("/bucket/a.txt", b"vier")
     got = list(documents("text:memory://bucket/**/*.txt"))
     assert got == [Document("a.txt", "vier"), Document("deep/er/b.txt", "drei")]
-
-
-def test_columns_of_one_name_are_refused(tmp_path):
-    for names in (["text", "text"], ["text", "id", "id"]):
-        table = pa.Table.from_arrays([pa.array(["a"])] * len(names), names=names)
-        pq.write_table(table, tmp_path / "a.parquet")
-        with pytest.raises(UserError, match=f"two columns have the name '{names[-1]}'"):
-            list(documents(f"parquet:{tmp_path}/a.parquet"))
-
-
-def test_a_damaged_parquet_file_is_named(tmp_path):
-    (tmp_path / "a.parquet").write_bytes(b"PAR1 no parquet at all")
-    with pytest.raises(UserError, match=r"a\.parquet: cannot be read"):
-        list(documents(f"parquet:{tmp_path}/*.parquet#text"))
 
 
 def test_a_mixture_takes_documents_by_weight_until_one_source_ends(tmp_path, capfd):
@@ -265,174 +225,9 @@ def test_a_prepared_tfds_data_set_is_read(tmp_path):
     assert bad[0].id.endswith("row 0")
 
 
-def test_a_null_id_is_none(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "b", "id": null}\n')
-    (good,) = documents(f"jsonl:{tmp_path}/a.jsonl")
-    assert good.id == "a.jsonl:1"
-
-
-@pytest.mark.parametrize("suffix", COMPRESS)
-def test_compressed_text_is_read_and_a_bomb_is_not_held(tmp_path, suffix):
-    data = b"naive" + b" " * 12_000_000
-    (tmp_path / f"a.txt.{suffix}").write_bytes(COMPRESS[suffix](data[:9]))
-    (tmp_path / f"b.txt.{suffix}").write_bytes(COMPRESS[suffix](data))
-    (tmp_path / f"b.jsonl.{suffix}").write_bytes(COMPRESS[suffix](data + b'\n{"text": "b"}'))
-    tracemalloc.start()
-    try:
-        good, bad = documents(f"text:{tmp_path}/*.txt.{suffix}", largest=100_000)
-        long, short = documents(f"jsonl:{tmp_path}/b.jsonl.{suffix}", largest=100_000)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert (good.text, bad.kind, long.kind, short.text) == (
-        "naive    ",
-        "too large",
-        "too large",
-        "b",
-    )
-    assert peak < 8_000_000
-
-
-class _Remote(AbstractFileSystem):
-    """As those of buckets: files without lines, which give less than they are asked for."""
-
-    protocol, cachable = "remote", False
-    files: ClassVar[dict[str, bytes]] = {}
-
-    def _open(self, path, mode="rb", **given):
-        return _Pieces(self, path, mode, size=len(self.files[path]), block_size=7)
-
-    def info(self, path, **given):
-        path = self._strip_protocol(path)
-        if path in self.files:
-            return {"name": path, "size": len(self.files[path]), "type": "file"}
-        if any(name.startswith(f"{path}/") for name in self.files):
-            return {"name": path, "size": 0, "type": "directory"}
-        raise FileNotFoundError(path)
-
-    def ls(self, path, detail=True, **given):
-        path = self._strip_protocol(path)
-        below = {
-            f"{path}/{n[len(path) + 1 :].split('/')[0]}"
-            for n in self.files
-            if n.startswith(f"{path}/")
-        }
-        found = [self.info(name) for name in sorted(below)] or [self.info(path)]
-        return found if detail else [x["name"] for x in found]
-
-
-class _Pieces(AbstractBufferedFile):
-    def _fetch_range(self, start, end):
-        return self.fs.files[self.path][start:end]
-
-    def read(self, length=-1):
-        return super().read(min(length, 5) if length > 0 else length)
-
-
-@pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".zst"])
-def test_files_of_buckets_are_read_to_their_end(monkeypatch, suffix):
-    fsspec.register_implementation("remote", _Remote, clobber=True)
-    lines = b"".join(b'{"text": "number %d"}\n' % i for i in range(50))
-    compress = COMPRESS.get(suffix[1:], bytes)
-    stored = {
-        f"b/[2024]/deep/a.jsonl{suffix}": compress(lines),
-        f"b/a.txt{suffix}": compress(lines),
-    }
-    monkeypatch.setattr(_Remote, "files", stored)
-    found = list(documents(f"jsonl:remote://b/[2024]/*/*.jsonl{suffix}#text"))
-    assert [d.text for d in found] == [f"number {i}" for i in range(50)]
-    assert found[0].id == f"deep/a.jsonl{suffix}:1"
-    (one,) = documents(f"text:remote://b/a.txt{suffix}")
-    assert one == Document(f"a.txt{suffix}", lines.decode())
-
-
 def test_a_bad_line_of_a_file_whose_name_is_not_utf8_can_be_kept(tmp_path):
     with open(os.fsencode(tmp_path) + b"/caf\xe9.jsonl", "wb") as file:
         file.write(b"{")
     (bad,) = documents(f"jsonl:{tmp_path}/*.jsonl")
     assert "caf\\udce9.jsonl:1" in bad.id
     bad.id.encode()
-
-
-def test_archives_and_long_windows_are_refused_with_the_remedy(tmp_path):
-    (tmp_path / "a.zip").write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"a\.zip: \.zip is not read; unpack it"):
-        list(documents(f"text:{tmp_path}/a.zip"))
-    asked = zstandard.ZstdCompressionParameters(window_log=29, compression_level=1)
-    made = zstandard.ZstdCompressor(compression_params=asked).compressobj()
-    (tmp_path / "a.jsonl.zst").write_bytes(made.compress(b"{}") + made.flush())
-    with pytest.raises(UserError, match="compress it again without --long"):
-        list(documents(f"jsonl:{tmp_path}/a.jsonl.zst"))
-
-
-@pytest.mark.parametrize("name", ["[2024]", "C + D", "a#b", "a*b", "x? + y", "two  spaces"])
-def test_folders_of_any_name_are_read(tmp_path, name):
-    (tmp_path / name / "deep").mkdir(parents=True)
-    (tmp_path / name / "deep" / "a.jsonl").write_text('{"text": "b"}\n')
-    for source in (
-        f"jsonl:{tmp_path}/{name}/**/*.jsonl#text",
-        f"jsonl:{tmp_path}/{name}/deep/a.jsonl#text",
-        f"1*jsonl:{tmp_path}/{name}/*/*.jsonl#text + 2*jsonl:{tmp_path}/{name}/**/a.jsonl#text",
-    ):
-        sources.check(source, "corpus.source")
-        assert {d.text for d in documents(source)} == {"b"}
-    assert next(documents(f"jsonl:{tmp_path}/{name}/**/*.jsonl#text")).id == "deep/a.jsonl:1"
-
-
-def test_every_type_of_parquet_is_text_or_named(tmp_path):
-    nano = pa.array([1700000000123456789], pa.timestamp("ns", "UTC"))
-    columns = {
-        "decimal": (pa.array([decimal.Decimal("20240101")]), "20240101"),
-        "time": (pa.array([datetime.time(1, 2)]), "01:02:00"),
-        "duration": (pa.array([datetime.timedelta(1)]), "1 day, 0:00:00"),
-        "struct": (
-            pa.array([{"seen": datetime.datetime(2024, 1, 1), "n": 1}]),
-            '{"seen": "2024-01-01T00:00:00", "n": 1}',
-        ),
-        "nanoseconds": (nano, "2023-11-14T22:13:20.123456789Z"),
-        "after 9999": (pa.array([10**6 * 4], pa.date32()), "12921-08-18"),
-        "integer": (pa.array([2024], pa.int16()), "2024"),
-        "bytes": (pa.array([b"2024"]), "2024"),
-        "dictionary": (pa.array(["2024"]).dictionary_encode(), "2024"),
-        "list": (pa.array([["a", "b"]]), '["a", "b"]'),
-        "float": (pa.array([float("nan")]), None),
-        "null": (pa.array([None]), None),
-        "out of range": (pa.array([10**12], pa.timestamp("s")), BadDocument),
-        "not UTF-8": (pa.array([b"caf\xe9"]), BadDocument),
-    }
-    for name, (column, kept) in columns.items():
-        pq.write_table(pa.table({"text": ["one"], "date": column}), tmp_path / "a.parquet")
-        (found,) = documents(f"parquet:{tmp_path}/a.parquet")
-        if kept is BadDocument:
-            assert found.id == f"{tmp_path}/a.parquet: row 0", name
-        else:
-            assert found.metadata == ({} if kept is None else {"date": kept}), name
-
-
-def test_texts_of_parquet_are_counted_and_decoded_one_by_one(tmp_path):
-    good, large = "naïve " * 10, "x" * 1_000_001
-    for kind in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary()):
-        texts = pa.array(
-            [good.encode(), b"caf\xe9", large.encode(), None, good.encode()], pa.binary()
-        )
-        texts = texts.cast(kind) if pa.types.is_large_binary(kind) else texts
-        if kind in (pa.string(), pa.large_string()):  # Arrow does not look whether it is UTF-8
-            texts = pa.Array.from_buffers(pa.string(), len(texts), texts.buffers()).cast(kind)
-        pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
-        found = list(documents(f"parquet:{tmp_path}/a.parquet", largest=1_000_000))
-        kinds = [d.kind if isinstance(d, BadDocument) else d.text for d in found]
-        assert kinds == [good, "not UTF-8", "too large", "no text", good], kind
-    # Of a row group whose rows are too large in the mean nothing is read.
-    pq.write_table(pa.table({"text": ["x" * 30_000_000] * 2}), tmp_path / "a.parquet")
-    before = pa.total_allocated_bytes()
-    peak = pa.default_memory_pool().max_memory()
-    both = list(documents(f"parquet:{tmp_path}/a.parquet", largest=1_000_000))
-    assert [d.kind for d in both] == ["too large", "too large"]
-    assert pa.default_memory_pool().max_memory() == peak
-    assert pa.total_allocated_bytes() == before
-    # A text that 5,000 rows share would take 5 GB if each had its own.
-    shared = pa.DictionaryArray.from_arrays(np.zeros(5000, np.int32), [large])
-    pq.write_table(pa.table({"text": shared}), tmp_path / "a.parquet")
-    one = next(documents(f"parquet:{tmp_path}/a.parquet"))
-    assert one.text == large
-    assert pa.total_allocated_bytes() < 100_000_000
