@@ -1,7 +1,7 @@
 """RETRO (Borgeaud et al. 2021, arXiv 2112.04426): chunked cross-attention to what the last chunk retrieved."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,17 +24,27 @@ class Settings:
         0.0, "share of the neighbours that are replaced by their chunk's own continuation"
     )
     own_continuation_steps: int = setting(
-        300, "steps of training after which none is; a run should be longer"
+        300, "steps of training after which none is, but for what is kept; a run should be longer"
+    )
+    # A long run on text that repeats itself little can forget how to read: a few are kept against that.
+    own_continuation_kept: float = setting(
+        0.0, "share of the neighbours that is still replaced after that; it falls to 0"
+    )
+    own_continuation_kept_steps: int = setting(
+        300, "steps of training after which none is kept either"
     )
 
     def __post_init__(self):
-        require_share(self.of, self, "own_continuation")
-        require_at_least(1, self.of, self, "own_continuation_steps")
+        require_share(self.of, self, "own_continuation", "own_continuation_kept")
+        steps = "own_continuation_steps", "own_continuation_kept_steps"
+        require_at_least(1, self.of, self, *steps)
 
     def share(self, step: float) -> float:
-        """Of the neighbours, after so many steps: constant, then it falls to 0."""
+        """Of the neighbours, after so many steps: constant, then it falls to what is kept, which falls to 0."""
         left = 1 - step / self.own_continuation_steps
-        return self.own_continuation * min(1.0, max(0.0, 2 * left))
+        kept = 1 - step / self.own_continuation_kept_steps
+        first = self.own_continuation * min(1.0, 2 * left)
+        return max(0.0, first, self.own_continuation_kept * kept)
 
 
 class Retro(LanguageModel):
@@ -62,19 +72,21 @@ class Retro(LanguageModel):
     def notes(self) -> str:
         """Own continuations, if there were any."""
         s = self.settings
-        if not s.own_continuation:
+        if not s.share(0):
             return ""
+        kept = ""
+        if s.own_continuation_kept:
+            kept = f", and up to {s.own_continuation_kept:.0%} until step {s.own_continuation_kept_steps:,}"
         return (
             f"For the first {s.own_continuation_steps} steps up to {s.own_continuation:.0%} of the "
-            "neighbours were their chunk's own continuation, which is not the paper's."
+            f"neighbours were their chunk's own continuation{kept}, which is not the paper's."
         )
 
     def binding(self) -> dict[str, Any]:
         """The whole network, and how reading is taught."""
-        taught = {
-            n: getattr(self.settings, n) for n in ("own_continuation", "own_continuation_steps")
-        }
-        return binding(self.model, "model.") | {self.settings.of + n: v for n, v in taught.items()}
+        names = [f.name for f in fields(Settings)]
+        taught = {self.settings.of + n: getattr(self.settings, n) for n in names}
+        return binding(self.model, "model.") | taught
 
     def example(
         self, record: Mapping[str, np.ndarray], rng: np.random.Generator, step: float
