@@ -61,13 +61,17 @@ def example(s: dict) -> tuple[np.ndarray, np.ndarray]:
     return tokens, rng.integers(1, s["vocab"], shape)
 
 
-def ours(s: dict, retrieval: bool):
-    """(what to run by name, FLOPs of a forward pass, parameters) of RETRO or of its language model."""
+def ours(s: dict, retrieval: bool, threads: int):
+    """(what to run by name, FLOPs of a forward pass, parameters) of RETRO or of its language model.
+
+    A device a thread, as the experiments say (`mesh.cpu_devices`), where the batch divides by it.
+    """
     import jax
 
     from retro_jax.config import (
         DecoderConfig,
         EncoderConfig,
+        MeshConfig,
         ModelConfig,
         ReadingConfig,
         TrainConfig,
@@ -78,9 +82,11 @@ def ours(s: dict, retrieval: bool):
     from retro_jax.train import sharding
     from retro_jax.train.step import init_state, make_train_step
 
-    sharding.set_up_cpu(1)
+    devices = threads if s["batch"] % threads == 0 else 1
+    sharding.set_up_cpu(devices)
     sharding.keep_memory()  # as `retro train` does
-    jax.set_mesh(sharding.one_device())
+    mesh = sharding.make_mesh(MeshConfig(cpu_devices=devices))
+    jax.set_mesh(mesh)
     size = s["inner"] // s["heads"]
     config = ModelConfig(
         decoder=DecoderConfig(d=s["d"], layers=s["layers"], heads=s["heads"], head_size=size),
@@ -91,15 +97,15 @@ def ours(s: dict, retrieval: bool):
     )
     method = (Retro if retrieval else LanguageModel)(config, NEIGHBOURS)
     train = TrainConfig(length=s["length"], batch=s["batch"])
-    tokens, neighbours = (jax.numpy.asarray(x, np.int32) for x in example(s))
-    read, batch = None, {"tokens": tokens}
-    if retrieval:
-        read, batch = Retrieved(neighbours), batch | {"neighbours": neighbours}
+    names = ("tokens", "neighbours") if retrieval else ("tokens",)
+    batch = {n: np.asarray(x, np.int32) for n, x in zip(names, example(s))}
+    batch = sharding.shard_batch(mesh, batch)
+    read = Retrieved(batch["neighbours"]) if retrieval else None
     step, logprobs = make_train_step(method, train), jax.jit(method.logprobs)
     state = [init_state(method, train, s["vocab"])]
 
     def forward():
-        logprobs(state[0].params, tokens, read).block_until_ready()
+        logprobs(state[0].params, batch["tokens"], read).block_until_ready()
 
     def train_step():
         state[0], metrics = step(state[0], batch)
@@ -124,12 +130,12 @@ def jax_product(s: dict):
 
 def retro_jax(s: dict, threads: int):
     """RETRO; see `ours`."""
-    return ours(s, True)
+    return ours(s, True, threads)
 
 
 def language_model(s: dict, threads: int):
     """RETRO's decoder alone; see `ours`."""
-    return ours(s, False)
+    return ours(s, False, threads)
 
 
 def jax_nn(s: dict, threads: int):

@@ -66,7 +66,7 @@ def get_config():
                 warmup=100,
                 b2=0.98,
             ),
-            evaluate=EvaluateConfig(stride=192, batch=16, conditions=("random",), generated=8),
+            evaluate=EvaluateConfig(stride=192, batch=16, conditions=("random",), generated=0),
             generate=Request(prompt=PROMPT, repetition_penalty=1.2, contributions=True),
             mesh=MeshConfig(cpu_devices=2),
         )
