@@ -85,7 +85,7 @@ def ours(s: dict, retrieval: bool, threads: int):
     devices = threads if s["batch"] % threads == 0 else 1
     sharding.set_up_cpu(devices)
     sharding.keep_memory()  # as `retro train` does
-    mesh = sharding.make_mesh(MeshConfig(cpu_devices=devices))
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
     jax.set_mesh(mesh)
     size = s["inner"] // s["heads"]
     config = ModelConfig(

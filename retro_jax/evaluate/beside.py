@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from retro_jax.evaluate import likelihood, rows, signals
 from retro_jax.evaluate.overlap import is_little
 from retro_jax.evaluate.rows import Rows
-from retro_jax.evaluate.where import by_nearest, passages, where
+from retro_jax.evaluate.where import is_far, passages, where
 from retro_jax.store import artefact, files
 
 BASE = "language_model"  # what every method is compared with
@@ -94,16 +94,14 @@ def mean(each: list[Rows]) -> Rows:
 def parts_of(found: Rows) -> dict[str, np.ndarray]:
     """The parts of a text, as masks of its tokens [T]: all; filtered, what shares little with what was read; novel,
     the tokens that end no copy; far, the half whose nearest neighbour is farther, or that has none. filtered and novel
-    choose by what came of reading; far by what is known before (`where.by_nearest`)."""
+    choose by what came of reading; far by what is known before (`where.is_far`)."""
     facts = found.facts
     little = is_little(found["overlap"], facts["filter_overlap"], facts["chunk"])
-    nearest = by_nearest(found)
-    near = [nearest[n] for n in ("nearest quarter", "second") if n in nearest]
     return {
         "all": np.ones(len(found), bool),
         "filtered": little,
         "novel": found["copied"] == 0,
-        "far": ~np.any(near, axis=0) if near else np.ones(len(found), bool),
+        "far": is_far(found),
     }
 
 

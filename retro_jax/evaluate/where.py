@@ -41,6 +41,13 @@ def by_nearest(rows: Rows) -> dict[str, np.ndarray]:
     return cut
 
 
+def is_far(rows: Rows) -> np.ndarray:
+    """Whether the nearest neighbour is in the farther two quarters of `by_nearest`, or there is none [T]."""
+    near = rows["distances"][:, 0]
+    there = np.isfinite(near)
+    return ~(near < np.quantile(near[there], 0.5)) if there.any() else ~there
+
+
 def nearest(rows: Rows) -> list[dict]:
     """Of each part of `by_nearest` that holds tokens: label, share_of_bytes, bits_per_byte by condition, effects."""
     return [

@@ -126,9 +126,8 @@ def _gains(summary: dict) -> Section:
         f"Gain over the language model, with 95 % intervals over {summary['documents']} documents; right of 0 the "
         "method is better. Help and harm: share of the tokens that gain, and that lose, more than 0.1 nats."
     )
-    parts = {"all": "all", "filtered": "little overlap"}
     series = {
-        label: [_of(methods[n][part], "gain") for n in names] for part, label in parts.items()
+        _PARTS[part]: [_of(methods[n][part], "gain") for n in names] for part in ("all", "filtered")
     }
     chart = charts.forest("gains", caption, names, series, _GAIN)
     table = [

@@ -128,11 +128,16 @@ def copied(f: dict, rows) -> Section:
     return Section("copied", "Copied or not", caption, head, table, chart)
 
 
+def _shown(rows) -> list[str]:
+    """The conditions that the tables of parts of a text have."""
+    return [n for n in ("on", "off", "random", "language_model") if n in rows.nats]
+
+
 def filtered(f: dict, rows) -> Section | None:
     parts = [p for p in f["filtered"] if p["content"]]
     if not parts:
         return None
-    shown = [n for n in ("on", "off", "random", "language_model") if n in rows.nats]
+    shown = _shown(rows)
     pair = "random - on" if "random" in rows.nats else "off - on"
     first = parts[0]
     lowest = min(shown, key=lambda n: first["bits_per_byte"][n] or 0)
@@ -174,7 +179,7 @@ def nearest(f: dict, rows) -> Section:
         + (f"in: {', '.join(hurt)}." if hurt else "in none of them.")
     )
     names = [p["label"] for p in parts]
-    shown = [n for n in ("on", "off", "random", "language_model") if n in rows.nats]
+    shown = _shown(rows)
     series = {told: [p["effects"][by] for p in parts]}
     chart = charts.forest("nearest", caption, names, series, "gain, bits per byte")
     head = ["nearest neighbour", "share of bytes", *shown, f"{told} [95 %]"]

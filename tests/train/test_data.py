@@ -112,14 +112,8 @@ def test_own_continuations_stay_in_the_document_and_fall_to_none(shards):
     assert until_20.share(15) == 0.5
     assert until_20.share(20) == until_20.share(1000) == 0
     kept = Settings(1.0, 20, own_continuation_kept=0.1, own_continuation_kept_steps=100)
-    assert [round(kept.share(step), 3) for step in (0, 15, 20, 50, 100, 1000)] == [
-        1,
-        0.5,
-        0.08,
-        0.05,
-        0,
-        0,
-    ]
+    shares = {0: 1, 15: 0.5, 20: 0.08, 50: 0.05, 100: 0, 1000: 0}
+    assert {step: round(kept.share(step), 3) for step in shares} == shares
     late = take(shards, CONFIG, 20, 3, Retro(ModelConfig(), K, until_20))
     stored = {tuple(r["tokens"]): r["neighbours"] for r in map(shards.__getitem__, range(20))}
     for batch in late:
