@@ -14,6 +14,8 @@ from retro_jax.evaluate.where import is_far, passages, where
 from retro_jax.store import artefact, files
 
 BASE = "language_model"  # what every method is compared with
+# The parts of a text (`parts_of`), and what a table calls them.
+PARTS = {"all": "all", "filtered": "little overlap", "novel": "no copy", "far": "far"}
 
 
 def join(parts: dict[str, list[Path]], meanings: dict[str, str], out: Path) -> dict:
@@ -92,7 +94,7 @@ def mean(each: list[Rows]) -> Rows:
 
 
 def parts_of(found: Rows) -> dict[str, np.ndarray]:
-    """The parts of a text, as masks of its tokens [T]: all; filtered, what shares little with what was read; novel,
+    """PARTS of a text, as masks of its tokens [T]: all; filtered, what shares little with what was read; novel,
     the tokens that end no copy; far, the half whose nearest neighbour is farther, or that has none. filtered and novel
     choose by what came of reading; far by what is known before (`where.is_far`)."""
     facts = found.facts

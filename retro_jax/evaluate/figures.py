@@ -31,6 +31,7 @@ def figures(rows: Rows) -> dict:
         "filtered_share_of_bytes": float(clean["bytes"].sum() / rows["bytes"].sum()),
         "filtered": signals.filtered(rows, m),
         "nearest": where.nearest(rows),
+        "far": where.far(rows),
         "harm": signals.harm(rows),
         "copied": signals.by_copied(rows),
         "by_place": signals.by_place(rows, m),
@@ -67,9 +68,10 @@ def verdict(figures: dict) -> dict:
       documents, of which an interval says little.
     by, effect, filtered: the effect that decides, and the same where little is shared.
     reads: whether the content effect's interval is above 0. content, system: those effects.
+    against_off_far, system_far: off - on, and the system effect, of the half whose nearest neighbour is farther.
     collapsed: cross-attention changes next to nothing, or what it reads makes no difference; and why.
     """
-    effects, few = figures["effects"], figures["effects_filtered"]
+    effects, few, far = figures["effects"], figures["effects_filtered"], figures["far"]["effects"]
     by = "system" if "system" in effects else "on_against_off"
     effect, content = effects[by], effects.get("content", effects["on_against_off"])
     reads = content["low"] > 0
@@ -92,7 +94,8 @@ def verdict(figures: dict) -> dict:
         "content": effects.get("content"),
         "content_filtered": few.get("content"),
         "system": effects.get("system"),
-        "system_filtered": few.get("system"),
+        "against_off_far": far["on_against_off"],
+        "system_far": far.get("system"),
         "collapsed": why is not None,
         "why_collapsed": why,
     }

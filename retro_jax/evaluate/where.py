@@ -5,7 +5,7 @@ import numpy as np
 from retro_jax.evaluate.rows import Rows
 from retro_jax.evaluate.signals import BINS, bits_per_byte, effects
 
-PARTS = 4  # of the nearest neighbours' distances, and of a chunk
+_QUARTERS = 4  # of the distances of nearest neighbours, and of a chunk
 
 
 def where(rows: Rows, base: str, names: list[str]) -> dict[str, list[dict]]:
@@ -17,7 +17,7 @@ def where(rows: Rows, base: str, names: list[str]) -> dict[str, list[dict]]:
     """
     copied = {_named(low, high): _within(rows["copied"], low, high) for low, high in BINS}
     chunk = rows.facts["chunk"]
-    size = -(-chunk // PARTS)
+    size = -(-chunk // _QUARTERS)
     place = rows["position"] % chunk // size
     by_place = {
         f"{i * size}-{min(chunk, (i + 1) * size) - 1}": place == i for i in range(-(-chunk // size))
@@ -34,7 +34,7 @@ def by_nearest(rows: Rows) -> dict[str, np.ndarray]:
     there = np.isfinite(near)
     cut = {"nothing found": ~there}
     if there.any():
-        edges = np.quantile(near[there], np.arange(1, PARTS) / PARTS)
+        edges = np.quantile(near[there], np.arange(1, _QUARTERS) / _QUARTERS)
         part = np.searchsorted(edges, near, side="right")
         names = ("nearest quarter", "second", "third", "farthest")
         cut |= {n: there & (part == i) for i, n in enumerate(names)}
@@ -50,16 +50,22 @@ def is_far(rows: Rows) -> np.ndarray:
 
 def nearest(rows: Rows) -> list[dict]:
     """Of each part of `by_nearest` that holds tokens: label, share_of_bytes, bits_per_byte by condition, effects."""
-    return [
-        {
-            "label": label,
-            "share_of_bytes": float(own["bytes"].sum() / rows["bytes"].sum()),
-            "bits_per_byte": bits_per_byte(own),
-            "effects": effects(own),
-        }
-        for label, mask in by_nearest(rows).items()
-        if len(own := rows.where(mask))
-    ]
+    parts = by_nearest(rows).items()
+    return [{"label": label, **_said(rows, mask)} for label, mask in parts if mask.any()]
+
+
+def far(rows: Rows) -> dict:
+    """The same of `is_far`, which always holds tokens."""
+    return _said(rows, is_far(rows))
+
+
+def _said(rows: Rows, mask: np.ndarray) -> dict:
+    own = rows.where(mask)
+    return {
+        "share_of_bytes": float(own["bytes"].sum() / rows["bytes"].sum()),
+        "bits_per_byte": bits_per_byte(own),
+        "effects": effects(own),
+    }
 
 
 def _parts(rows: Rows, base: str, names: list[str], cut: dict[str, np.ndarray]) -> list[dict]:

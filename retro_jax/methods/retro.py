@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from retro_jax.config.fields import binding, require_at_least, require_share, setting
+from retro_jax.config.fields import binding, require, require_at_least, require_share, setting
 from retro_jax.methods.language_model import LanguageModel
 from retro_jax.methods.method import LookUps
 from retro_jax.model import formulas, functional
@@ -38,6 +38,11 @@ class Settings:
         require_share(self.of, self, "own_continuation", "own_continuation_kept")
         steps = "own_continuation_steps", "own_continuation_kept_steps"
         require_at_least(1, self.of, self, *steps)
+        first, last = self.own_continuation_steps, self.own_continuation_kept_steps
+        require(
+            not self.own_continuation_kept or last > first, self.of + steps[1], last,
+            f"must be above own_continuation_steps ({first:,}), or nothing is kept",
+        )  # fmt: skip
 
     def share(self, step: float) -> float:
         """Of the neighbours, after so many steps: constant, then it falls to what is kept, which falls to 0."""

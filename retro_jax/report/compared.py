@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from retro_jax.evaluate import rows
+from retro_jax.evaluate.beside import PARTS
 from retro_jax.methods.method import METHODS
 from retro_jax.model.sizes import LENGTH, NEIGHBOURS, PAPER, VOCAB
 from retro_jax.report import charts
@@ -18,8 +19,6 @@ from retro_jax.report.setup import in_words
 from retro_jax.report.write import put
 
 _GAIN = "gain over the language model, bits per byte"
-# What of a text, and its name in a table.
-_PARTS = {"all": "all", "filtered": "little overlap", "novel": "no copy", "far": "far"}
 _CUTS = {
     "copied": ("Copied or not", "longest run that ends with the token and stands in what was read"),
     "distance": ("Near or far", "distance of the nearest neighbour"),
@@ -101,7 +100,7 @@ def _table(summary: dict, facts: dict) -> Section:
     chart = charts.bars(
         "methods", caption, names, series, "bits per byte (lower is better)", bits, zero=False
     )
-    head = ["method", "reads", "bits per byte", *list(_PARTS.values())[1:]]
+    head = ["method", "reads", "bits per byte", *list(PARTS.values())[1:]]
     head += ["content", "content, little overlap"]
     if summary["trainings"] > 1:
         head.append("each training")
@@ -109,7 +108,7 @@ def _table(summary: dict, facts: dict) -> Section:
     table = [
         [
             n, methods[n]["reads"],
-            *(bits(_of(methods[n][part], "bits_per_byte")) for part in _PARTS),
+            *(bits(_of(methods[n][part], "bits_per_byte")) for part in PARTS),
             interval(methods[n]["all"].get("content")),
             interval(_of(methods[n]["filtered"], "content")),
             *([", ".join(map(bits, methods[n]["seeds"]))] if "seeds" in methods[n] else []),
@@ -127,17 +126,17 @@ def _gains(summary: dict) -> Section:
         "method is better. Help and harm: share of the tokens that gain, and that lose, more than 0.1 nats."
     )
     series = {
-        _PARTS[part]: [_of(methods[n][part], "gain") for n in names] for part in ("all", "filtered")
+        PARTS[part]: [_of(methods[n][part], "gain") for n in names] for part in ("all", "filtered")
     }
     chart = charts.forest("gains", caption, names, series, _GAIN)
     table = [
         [
-            n, *(interval(_of(methods[n][p], "gain")) for p in _PARTS),
+            n, *(interval(_of(methods[n][p], "gain")) for p in PARTS),
             percent(methods[n]["harm"]["help_rate"]), percent(methods[n]["harm"]["rate"]),
         ]
         for n in names
     ]  # fmt: skip
-    head = ["method", *_PARTS.values(), "help", "harm"]
+    head = ["method", *PARTS.values(), "help", "harm"]
     return Section("gains", "Gain, help and harm", caption, head, table, chart)
 
 

@@ -4,10 +4,10 @@ import sys
 
 from rich.table import Table
 
+from retro_jax.evaluate.beside import PARTS
 from retro_jax.report.decision import Decision
 from retro_jax.terminal import Terminal
 
-_PARTS = {"all": "all text", "filtered": "little overlap", "novel": "no copy"}
 _WIDTH = 160  # of a log
 
 
@@ -19,12 +19,12 @@ def show(split: str, summary: dict, decision: Decision):
         "random ones; [95 %]",
     )
     table.add_column("method", no_wrap=True)
-    for part in _PARTS.values():
+    for part in PARTS.values():
         table.add_column(part, justify="right")
     for column in ("gain", "content", "ms", "GFLOP", "training PFLOP"):
         table.add_column(column, justify="right", no_wrap=column in ("gain", "content"))
     for name, of in summary["methods"].items():
-        bits = [_number(of[p] and of[p]["bits_per_byte"]) for p in _PARTS]
+        bits = [_number(of[p] and of[p]["bits_per_byte"]) for p in PARTS]
         effects = [_interval(of["all"].get(effect)) for effect in ("gain", "content")]
         spent = of["ms_per_token"]["1"], of["gflops_per_token"], of["training_flops"] / 1e15
         table.add_row(name, *bits, *effects, *(f"{x:.3g}" for x in spent))

@@ -4,7 +4,7 @@ from retro_jax.evaluate.figures import ALARM, FEW
 from retro_jax.evaluate.signals import EFFECTS
 from retro_jax.report.curves import kept
 from retro_jax.report.diagnosis import remedy
-from retro_jax.report.numbers import interval, nats, percent, plain, sign
+from retro_jax.report.numbers import interval, percent, plain, sign
 
 _HEAD = {
     "helps": "Retrieval helps",
@@ -66,37 +66,34 @@ def _alarms(f: dict) -> list[str]:
 
 def _reads(f: dict) -> str:
     """Whether it reads, and whether what it gains is more than copying."""
-    copied, v = f["copied"], f["verdict"]
-    novel, share = copied["novel"], percent(copied["bins"][0]["share"])
-    gain = sum(b["nats"] for b in copied["bins"]) / f["tokens"]
+    v = f["verdict"]
+    gain, far = f["effects"]["on_against_off"], v["against_off_far"]
     if f["failures"]["nothing read"]["share"] == 1:
         return "No chunk read anything, so nothing can be said of retrieval."
     if max(f["inside"]["ratio"], default=0.0) < ALARM:
         return "It does not read its neighbours: cross-attention adds next to nothing in any layer."
     if not v["reads"]:
         if not v["content"]:
-            against = interval(f["effects"]["on_against_off"])
-            return f"It is no better with its neighbours than without (off - on: {against} bits per byte)."
+            return (
+                "It is no better with its neighbours than without (off - on: "
+                f"{interval(gain)} bits per byte)."
+            )
         other = "better" if v["content"]["high"] < 0 else "as well"
         return (
             f"It does not show that it reads its neighbours: random text in their place does {other} (random - on: "
             f"{interval(v['content'])} bits per byte)."
         )
     told = f" (random - on: {interval(v['content'])} bits per byte)" if v["content"] else ""
-    if novel is None:
-        return f"It reads its neighbours{told}; every token ends a run that it shares with them."
-    where = f"on tokens that end no shared run ({share} of all) it"
-    if gain <= 0:
+    if gain["value"] <= 0:
         return (
-            f"It tells its neighbours from others{told}, but is no better with them than with none ({nats(gain)} nats "
-            f"per token); {where} changes by {nats(novel)}."
+            f"It tells its neighbours from others{told}, but is no better with them than with none (off - on: "
+            f"{interval(gain)} bits per byte)."
         )
-    if novel < 0:
-        return (
-            f"It reads its neighbours{told}, but what it gains is copying: {where} loses {abs(novel):.3f} nats per "
-            "token."
-        )
-    return f"It reads its neighbours{told}, and not only to copy: {where} gains {novel:.3f} nats per token too."
+    what = {1: "helps too", 0: "makes no difference that can be told from 0", -1: "does harm"}
+    return (
+        f"It reads its neighbours{told}. In the half of the text whose nearest neighbour is farther, reading "
+        f"{what[_told(far)]} (off - on: {interval(far)})."
+    )
 
 
 def _system(f: dict) -> str:
@@ -108,24 +105,26 @@ def _system(f: dict) -> str:
             "and evaluate again."
         )
     said = {1: "better than", 0: "not to be told from", -1: "worse than"}
-    every, few = (
-        0 if not e or e["documents"] < FEW else sign(e) for e in (v["system"], v["system_filtered"])
+    every, far = _told(v["system"]), _told(v["system_far"])
+    joint = "and" if far == every else "but"
+    text = (
+        f"It is {said[every]} the plain language model on all text ({interval(v['system'])} bits per byte), {joint} "
+        f"{said[far]} it in the half whose nearest neighbour is farther ({interval(v['system_far'])})"
     )
-    text = f"It is {said[every]} the plain language model on all text ({interval(v['system'])} bits per byte)"
-    if v["system_filtered"]:
-        joint = "and" if few == every else "but"
-        text += (
-            f", {joint} {said[few]} it where little is shared ({interval(v['system_filtered'])})"
-        )
-    if few < 0:
+    if far < 0:
         return text + {
-            1: ": use it for text that repeats its database, not for new text.",
-            0: ": if it is of use, then for text that repeats its database, not for new text.",
+            1: ": use it for text of which its database has something near, not for other text.",
+            0: ": if it is of use, then for text of which its database has something near.",
             -1: ": use the plain model.",
         }[every]  # fmt: skip
-    if every <= 0 and few <= 0:
+    if every <= 0 and far <= 0:
         return text + ": nothing here pays for its retrieval yet."
     return text + "."
+
+
+def _told(effect: dict) -> int:
+    """The sign of an effect; 0 of too few documents."""
+    return 0 if effect["documents"] < FEW else sign(effect)
 
 
 def _advice(f: dict) -> list[str]:
@@ -143,7 +142,7 @@ def _advice(f: dict) -> list[str]:
 
 
 def _tiles(f: dict, facts: dict) -> list[dict]:
-    v, h, c, r = f["verdict"], f["harm"], f["copied"], f["retrieval"]
+    v, h, far, r = f["verdict"], f["harm"], f["far"], f["retrieval"]
     state = {1: "good", 0: "plain", -1: "bad"}
 
     def tile(label, value, note, s="plain"):
@@ -178,9 +177,10 @@ def _tiles(f: dict, facts: dict) -> list[dict]:
             state[sign(v["content"])],
         ),
         tile(
-            "not copied", nats(c["novel"]),
-            f"nats per token where no shared run ends ({percent(c['bins'][0]['share'])} of the tokens)",
-            state[int((c["novel"] or 0) > 0) - int((c["novel"] or 0) < 0)],
+            f"{name}, far", value(far["effects"][v["by"]]),
+            f"{between(far['effects'][v['by']])}; the half whose nearest neighbour is farther, "
+            f"{percent(far['share_of_bytes'])} of the bytes",
+            state[sign(far["effects"][v["by"]])],
         ),
         tile(
             "harm rate", percent(h["rate"]),

@@ -49,9 +49,11 @@ def write(
     source=None,
     leaks=0,
     novel=None,
+    far=None,
 ):
     """A file of rows: every document has `chunks` chunks, of which the first reads nothing; `on` is `gain` nats a
-    token better than all else, more where runs are copied, and `novel` nats where none is."""
+    token better than all else, more where runs are copied, `novel` nats where none is, and `far` nats where the
+    nearest neighbour of a chunk is farther than half of them are."""
     rng, size = np.random.default_rng(seed), documents * chunks * M
     unit, place = np.arange(size) // M, np.arange(size) % M
     read = (unit % chunks) > 0
@@ -64,6 +66,10 @@ def write(
     worth = np.where(read, gain * (1 + copied / 3) + 0.1 * rng.normal(size=size), 0.0)
     if novel is not None:
         worth[copied == 0] = novel
+    distance = np.where(read[:, None], rng.random((size // M, K)).repeat(M, axis=0), np.inf)
+    if far is not None:
+        nearest = distance[:, 0]
+        worth[read & (nearest >= np.median(nearest[read]))] = far
     near = np.where(read[:, None], rng.integers(0, 40, (size // M, K)).repeat(M, axis=0), -1)
     texts = rng.integers(4, len(WORDS), (size // M, K, 2 * M))
     texts[:, 0, 3:9] = target.reshape(-1, M)[
@@ -83,7 +89,6 @@ def write(
         ],
         "vocabulary": pieces, "verbatim": {}, "versions": {"python": "3", "retro_jax": "0"},
     }  # fmt: skip
-    distance = np.where(near >= 0, rng.random((size // M, K)).repeat(M, axis=0), np.inf)
     out = likelihood.schema([Column(name, None, None) for name in conditions], K, LAYERS, facts)
     values = {
         "document": unit // chunks, "chunk": unit % chunks, "position": unit % chunks * M + place,
@@ -267,17 +272,22 @@ def test_alarms(tmp_path, settings, alarm):
         assert "does not read its neighbours" in text
 
 
-def test_copying_is_told_from_reading(tmp_path):
-    page = report(write(tmp_path, gain=1.0, novel=-0.055))
+@pytest.mark.parametrize(
+    ("settings", "reading", "against"),
+    [
+        ({"far": -0.055}, "does harm (off - on: -0.", "but worse than it in the half"),
+        ({"far": 0.25}, "helps too (off - on: +0.", "and better than it in the half"),
+        # right to expect a copy and wrong now and then: it gains by what is known before, and so it helps
+        ({"novel": -0.055}, "helps too (off - on: +0.", "and better than it in the half"),
+    ],
+)
+def test_the_verdict_goes_by_what_is_known_before(tmp_path, settings, reading, against):
+    page = report(write(tmp_path, gain=1.0, **settings))
     reads, system = json.loads(page.with_suffix(".json").read_text())["verdict"]["sentences"]
-    assert "what it gains is copying: on tokens that end no shared run" in reads
-    assert "loses 0.055 nats per token" in reads
+    assert "In the half of the text whose nearest neighbour is farther, reading " + reading in reads
     assert "better than the plain language model on all text" in system
-    reads = json.loads(
-        report(write(tmp_path, gain=1.0, novel=0.25)).with_suffix(".json").read_text()
-    )["verdict"]["sentences"][0]
-    assert "not only to copy" in reads
-    assert "gains 0.250 nats per token too" in reads
+    assert against in system
+    assert ("for other text" in system) == (settings == {"far": -0.055})
 
 
 def test_no_alarm_where_all_is_well(made):

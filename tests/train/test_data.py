@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from retro_jax.config import ModelConfig, TrainConfig
+from retro_jax.errors import UserError
 from retro_jax.methods.language_model import LanguageModel
 from retro_jax.methods.retro import Retro, Settings, add_own_continuations
 from retro_jax.store import records
@@ -114,6 +115,8 @@ def test_own_continuations_stay_in_the_document_and_fall_to_none(shards):
     kept = Settings(1.0, 20, own_continuation_kept=0.1, own_continuation_kept_steps=100)
     shares = {0: 1, 15: 0.5, 20: 0.08, 50: 0.05, 100: 0, 1000: 0}
     assert {step: round(kept.share(step), 3) for step in shares} == shares
+    with pytest.raises(UserError, match=r"kept_steps = 20:.*above own_continuation_steps \(20\)"):
+        Settings(1.0, 20, own_continuation_kept=0.1, own_continuation_kept_steps=20)
     late = take(shards, CONFIG, 20, 3, Retro(ModelConfig(), K, until_20))
     stored = {tuple(r["tokens"]): r["neighbours"] for r in map(shards.__getitem__, range(20))}
     for batch in late:

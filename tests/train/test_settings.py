@@ -36,8 +36,10 @@ def test_a_language_model_depends_on_nothing_that_retrieval_adds():
     taught = {"method_settings": {"retro": {"own_continuation": 0.5}}}
     assert differing("retro", **taught) == {"method_settings.retro.own_continuation"}
     assert differing("language_model", **taught) == set()
-    kept = {"method_settings": {"retro": {"own_continuation_kept": 0.5}}}
-    assert differing("retro", **kept) == {"method_settings.retro.own_continuation_kept"}
+    kept = {"own_continuation_kept": 0.5, "own_continuation_kept_steps": 400}
+    assert differing("retro", method_settings={"retro": kept}) == {
+        f"method_settings.retro.{name}" for name in kept
+    }
 
 
 def test_a_run_whose_rate_is_constant_may_be_given_more_steps():
