@@ -9,7 +9,7 @@ a sketch of BM25 that ScaNN searches, and exact BM25 for the order of what it fi
 
 The model is the paper's, made small: one encoder layer instead of two, chunked cross-attention in
 layer 3 of 4, and one embedding for decoder and encoder, so that a token looks the same on both sides.
-Not the paper's: every cross-attention has a null key, so that it may read nothing; and for the first 240 steps
+Not the paper's: every cross-attention has a null key, so that it may read nothing; and for the first 215 steps
 neighbours are the chunk's own continuation, at first all and then fewer, which teaches the model to read
 (retro_jax/methods/retro.py). The rest of the run, and all of the evaluation, is on real neighbours only.
 """
@@ -50,7 +50,7 @@ def get_config():
         Experiment(
             name="quickstart",
             methods=("retro", "language_model"),
-            method_settings={"retro": {"own_continuation": 1.0, "own_continuation_steps": 240}},
+            method_settings={"retro": {"own_continuation": 1.0, "own_continuation_steps": 215}},
             corpus=CorpusConfig(source="python:", bad_documents="skip", heldout=0.05, vocab=4096),
             retrieval=RetrievalConfig(embedder="lexical", index="scann", neighbours=2),
             model=ModelConfig(
@@ -61,12 +61,12 @@ def get_config():
             train=TrainConfig(
                 length=256,
                 batch=4,
-                steps=600,
+                steps=420,
                 learning_rate=3e-3,
                 warmup=100,
                 b2=0.98,
             ),
-            evaluate=EvaluateConfig(stride=192, batch=16, conditions=("random",), generated=0),
+            evaluate=EvaluateConfig(stride=192, batch=8, conditions=("random",), generated=0),
             generate=Request(prompt=PROMPT, repetition_penalty=1.2, contributions=True),
             mesh=MeshConfig(cpu_devices=2),
         )

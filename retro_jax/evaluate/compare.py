@@ -175,7 +175,7 @@ def _score(
         condition = CONDITIONS["fewer"](f"k{k}", text, m.fetches)
         columns.append(Column(f"{m.name} k={k}", m, condition, tuned))
     raw = out / "raw.parquet"
-    likelihood.score(work, text, columns, None, found, raw, whole=m.name == BASE)
+    likelihood.score(work, text, columns, found, raw, whole=m.name == BASE)
     tuning.settle(raw, out / "tokens.parquet", columns)
     raw.unlink()
     if not first:

@@ -269,9 +269,9 @@ def _score(
     }
     file = out / "tokens.parquet"
     real = condition.CONDITIONS["on"]("on", text, method.k)
-    columns = [Column(c.name, method, c) for c in conditions]
+    columns = [Column(c.name, method, c, measured=c.name == "on") for c in conditions]
     columns += [Column(m.name, m, real if m.reads else None) for m in others]
-    likelihood.score(work, text, columns, method, facts, file)
+    likelihood.score(work, text, columns, facts, file)
     result = figures(rows.load(file))
     expected = {"documents": len(text.table.documents)} | {
         name: sum(d[name] for d in text.table.documents) for name in ("tokens", "bytes")

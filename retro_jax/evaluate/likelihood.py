@@ -33,12 +33,18 @@ CONTEXT = 32  # tokens before a chunk with which a run that it shares may begin
 @dataclass(frozen=True)
 class Column:
     """What tokens are scored by: a method, under a condition (None: it reads nothing); tuned: under each of the
-    settings that it can choose from."""
+    settings that it can choose from; measured: its cross-attention too, of one column at most."""
 
     name: str
     method: Method
     condition: Condition | None
     tuned: bool = False
+    measured: bool = False
+
+    @property
+    def says(self) -> str:
+        """Which of its method's programs scores."""
+        return "measured" if self.measured else "tried" if self.tuned else "logprobs"
 
 
 def schema(
@@ -91,7 +97,6 @@ def score(
     work: WorkDir,
     text: Text,
     columns: Sequence[Column],
-    measured: Method | None,
     facts: dict,
     file: Path,
     whole: bool = True,
@@ -99,13 +104,12 @@ def score(
     """Writes the rows of every token of every document of a text; each is scored once.
 
     Args:
-      columns: what each token is scored by. measured: whose cross-attention is measured, with real neighbours.
-      whole: see `schema`.
+      columns: what each token is scored by. whole: see `schema`.
     """
     e, tokenizer = work.experiment, Prepared(work).tokenizer
     mesh = sharding.make_mesh(e.mesh)
     sharding.check_divides(mesh, e.model, tokenizer.vocab, evaluate_batch=e.evaluate.batch)
-    layers = len(e.model.reading.cca_layers) if measured else 0
+    layers = len(e.model.reading.cca_layers) if any(c.measured for c in columns) else 0
     once = not whole and any(c.method.look_ups and c.method.look_ups.times for c in columns)
     out = schema(columns, e.retrieval.neighbours, layers, facts, whole)
 
@@ -115,11 +119,10 @@ def score(
     with jax.set_mesh(mesh), pq.ParquetWriter(file, out, **WRITING) as writer:
         weights = {c.method.trained_as: c.method for c in columns}
         params = {name: restore_trained(work, m, mesh) for name, m in weights.items()}
-        scores = [c.method.jitted("tried" if c.tuned else "logprobs") for c in columns]
-        statistics = jax.jit(measured.statistics) if measured else None
+        scores = [c.method.jitted(c.says) for c in columns]
         with progress.bar(f"{columns[0].name}: scoring {text.name}", len(text.records)) as advance:
             for batch, rows, count in _batches(e, text):
-                x, found = put(batch["tokens"]), {}
+                x, found, seen = put(batch["tokens"]), {}, {}
                 distances = put(batch["distances"], np.float32)
                 scored = _scored(batch, rows, tokenizer.byte_counts)
                 asked = put(scored, bool)
@@ -128,11 +131,9 @@ def score(
                     near = None if near is None else Retrieved(put(near), distances)
                     some = {"asked": asked} if c.method.by_chunk else {}
                     logp = of(params[c.method.trained_as], x, near, **some)
+                    if c.measured:
+                        logp, seen = logp
                     found[f"logp_{c.name}"] = np.asarray(logp)
-                seen = {}
-                if measured:
-                    real = Retrieved(put(batch["neighbours"]), distances)
-                    seen = statistics(params[measured.trained_as], x, real)
                 seen = {name: np.asarray(v) for name, v in seen.items()}
                 writer.write_table(
                     _table(text, batch, rows, scored, found, seen, tokenizer.byte_counts, out, once)

@@ -258,15 +258,15 @@ class Method:
         raise NotImplementedError
 
     def jitted(self, name: str, **fixed) -> Callable:
-        """What scores texts: `logprobs`, `scores` or `tried` as a program, of (params, tokens, retrieved); fixed: its
-        further arguments."""
+        """What scores texts: `logprobs`, `measured`, `scores` or `tried` as a program, of (params, tokens, retrieved);
+        fixed: its further arguments."""
         return jax.jit(functools.partial(getattr(self, name), **fixed))
 
-    def statistics(
+    def measured(
         self, params: dict, tokens: jax.Array, retrieved: Retrieved
-    ) -> dict[str, jax.Array] | None:
-        """What its reading did (`cross.statistics_of`), first axis the layers that read; or None."""
-        return None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """What `logprobs` gives, and what its reading did (`cross.statistics_of`), first axis the layers that read."""
+        raise NotImplementedError
 
     # Generation, token by token, of rows on one device: model/decode.py has the shapes.
 

@@ -104,9 +104,9 @@ class Retro(LanguageModel):
             add_own_continuations(neighbours, example["tokens"], record["documents"], share, rng)
         return example | {"neighbours": neighbours}
 
-    def statistics(self, params: dict, tokens, retrieved) -> dict:
-        """Of every cross-attention; see `functional.statistics`."""
-        return functional.statistics(self.model, params, tokens, retrieved.tokens)
+    def measured(self, params: dict, tokens, retrieved):
+        """With every cross-attention's statistics; see `functional.statistics`."""
+        return functional.measured_logprobs(self.model, params, tokens, retrieved.tokens)
 
 
 def add_own_continuations(neighbours, tokens, documents, share: float, rng: np.random.Generator):

@@ -94,7 +94,18 @@ def token_logprobs(config: ModelConfig, params: dict, tokens, neighbours=None) -
     the gradient, so that no [B, L, V] array exists.
     """
     model = network(config, params)
-    h = model(tokens, neighbours)[0][:, :-1]
+    return _of_targets(config, model, model(tokens, neighbours)[0], tokens)
+
+
+def measured_logprobs(config: ModelConfig, params: dict, tokens, neighbours):
+    """What `token_logprobs` gives, and `statistics`, of one pass."""
+    model = network(config, params)
+    h, found = model(tokens, neighbours, statistics="attention")
+    return _of_targets(config, model, h, tokens), found
+
+
+def _of_targets(config: ModelConfig, model: Retro, h, tokens) -> jax.Array:
+    h = h[:, :-1]
     # Not the target's logit out of all logits: a [B, L, V] comparison costs more than this product.
     target = model.logit_of(h, tokens[:, 1:])
 

@@ -130,10 +130,10 @@ def test_what_is_drawn_does_not_depend_on_the_batch(some):
 
 def scored(e, root, text, out, facts) -> rows.Rows:
     retro, other = methods_of(e)
-    columns = [likelihood.Column(c.name, retro, c) for c in chosen(e, text)] + [
-        likelihood.Column(other.name, other, None)
-    ]
-    likelihood.score(WorkDir(root, e), text, columns, retro, facts, out)
+    columns = [
+        likelihood.Column(c.name, retro, c, measured=c.name == "on") for c in chosen(e, text)
+    ] + [likelihood.Column(other.name, other, None)]
+    likelihood.score(WorkDir(root, e), text, columns, facts, out)
     return rows.load(out)
 
 
