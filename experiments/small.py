@@ -6,8 +6,8 @@ Hardware: 2 cores, no accelerator; about an hour (each model on one core: RETRO 
 evaluation 5). Expected, seed 1: held-out bits per byte on 1.15, off 1.17, random 1.17, language_model 1.16; seeds and
 what they say: docs/quickstart.md, "Trained longer".
 
-Ten times the quickstart's tokens, 3.4 for each parameter, and every condition of the evaluation. Neighbours that
-are a chunk's own continuation, which teach the model to read, are a twentieth of the run and not two fifths of it; 2 %
+Fourteen times the quickstart's tokens, 3.4 for each parameter, and every condition of the evaluation. Neighbours that
+are a chunk's own continuation, which teach the model to read, are a twentieth of the run and not half of it; 2 %
 are kept until the rate falls, so that the model does not forget it. The rate is constant before: a run can be given
 more steps.
 """
