@@ -65,19 +65,16 @@ def _alarms(f: dict) -> list[str]:
 
 
 def _reads(f: dict) -> str:
-    """Whether it reads, and whether what it gains is more than copying."""
-    v = f["verdict"]
-    gain, far = f["effects"]["on_against_off"], v["against_off_far"]
+    """Whether it reads, and what that does where no neighbour is near."""
+    v, gain = f["verdict"], f["effects"]["on_against_off"]
+    against, far = f"off - on: {interval(gain)} bits per byte", v["against_off_far"]
     if f["failures"]["nothing read"]["share"] == 1:
         return "No chunk read anything, so nothing can be said of retrieval."
     if max(f["inside"]["ratio"], default=0.0) < ALARM:
         return "It does not read its neighbours: cross-attention adds next to nothing in any layer."
     if not v["reads"]:
         if not v["content"]:
-            return (
-                "It is no better with its neighbours than without (off - on: "
-                f"{interval(gain)} bits per byte)."
-            )
+            return f"It is no better with its neighbours than without ({against})."
         other = "better" if v["content"]["high"] < 0 else "as well"
         return (
             f"It does not show that it reads its neighbours: random text in their place does {other} (random - on: "
@@ -85,10 +82,7 @@ def _reads(f: dict) -> str:
         )
     told = f" (random - on: {interval(v['content'])} bits per byte)" if v["content"] else ""
     if gain["value"] <= 0:
-        return (
-            f"It tells its neighbours from others{told}, but is no better with them than with none (off - on: "
-            f"{interval(gain)} bits per byte)."
-        )
+        return f"It tells its neighbours from others{told}, but is no better with them than with none ({against})."
     what = {1: "helps too", 0: "makes no difference that can be told from 0", -1: "does harm"}
     return (
         f"It reads its neighbours{told}. In the half of the text whose nearest neighbour is farther, reading "
