@@ -56,6 +56,12 @@ CONDITIONS = Flag(
 )
 
 
+PREPARED = Flag(
+    "--prepared",
+    "a working directory whose prepared text is used, and not copied; it may be so used by many at once",
+)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line, as every other."""
 

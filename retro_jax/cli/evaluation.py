@@ -21,9 +21,9 @@ def _evaluate(args, fields) -> int:
         )
     if args.task is not None and args.text is not None:
         raise UserError("--task and --text are two evaluations; give one of them")
-    if args.task is None and args.text is None and (args.name or args.databases):
+    if args.task is None and args.text is None and args.name and not args.databases:
         raise UserError(
-            "--name and --databases are for an evaluation of --text=SOURCE or --task=KIND:FILE"
+            f"--name={args.name}: is for an evaluation of --text=SOURCE or --task=KIND:FILE, or against --databases"
         )
     work = ready(open_work(args, fields))
     databases = (args.databases or "prepared").split(",")
@@ -38,8 +38,11 @@ def _evaluate(args, fields) -> int:
     from retro_jax.evaluate import evaluate as stage
     from retro_jax.report import summary
 
-    if args.text is None:
+    if args.text is None and not args.databases:
         results = stage.evaluate(keep(work))
+    elif args.text is None:
+        name = args.name or "-".join(name.partition("=")[0] for name in databases)
+        results = stage.evaluate_against(work, databases, name)
     else:
         name = args.name or "text"
         results = {name: stage.evaluate_text(work, args.text, name, databases)}
@@ -48,8 +51,9 @@ def _evaluate(args, fields) -> int:
 
 
 def _compare(args, fields) -> int:
-    from retro_jax.cli.training import stopping, train_all
+    from retro_jax.cli.training import stopping
     from retro_jax.evaluate import compare, compare_tasks, items
+    from retro_jax.methods.train_all import train_all
     from retro_jax.report import comparison, decision
     from retro_jax.report.write import libraries
 
@@ -138,8 +142,12 @@ COMMANDS = (
             CONDITIONS,
             Flag("--text", "documents to score instead, as corpus.source"),
             Flag("--task", "lambada:FILE, choice:FILE or qa:FILE instead (docs/tasks.md)"),
-            Flag("--name", "what the evaluation of --text or --task is called"),
-            Flag("--databases", "NAME,NAME=WEIGHT: what is searched for --text or --task"),
+            Flag("--name", "what the evaluation of --text, --task or --databases is called"),
+            Flag(
+                "--databases",
+                "NAME,NAME=WEIGHT: what is searched, as it is now; without --text and --task for the held-out "
+                "splits, to evaluate/SPLIT-NAME",
+            ),
             Flag("--limit", "of --task: items", int),
             Flag("--k", "of --task: neighbours of a chunk, 0 for none", int),
             Flag(

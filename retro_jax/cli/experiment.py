@@ -5,6 +5,7 @@ import argparse
 import dataclasses
 import functools
 import importlib.resources
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,24 @@ def open_work(args: argparse.Namespace, fields: Sequence[str]) -> WorkDir:
     if stored.exists:
         for line in differing(stored.experiment, e):
             progress.say(f"config: {line}")
-    return WorkDir(stored.root, e)
+    return WorkDir(stored.root, e, _prepared_in(stored, getattr(args, "prepared", None)))
+
+
+def _prepared_in(stored: WorkDir, given: str | None) -> Path | None:
+    """The directory of --prepared, if it is given and can be meant."""
+    if given is None:
+        return None
+    there = WorkDir(given)
+    here(there).experiment  # noqa: B018 - says what is missing
+    if there.prepared_in != there.root:
+        raise UserError(f"--prepared={given}: is itself prepared in {there.prepared_in}; give that")
+    made = stored.exists and (stored.prepared() / "corpus").exists()
+    if made and not os.path.samefile(stored.prepared_in, there.root):
+        raise UserError(
+            f"--prepared={given}: {stored.root} reads what is prepared in {stored.prepared_in}; use another "
+            "--workdir, or leave --prepared out"
+        )
+    return there.root
 
 
 def _conditions(args: argparse.Namespace, fields: Sequence[str]) -> list[str]:

@@ -45,6 +45,8 @@ def _database(args, fields) -> int:
     if args.add is not None and args.delete is not None:
         raise UserError(f"--add={args.add} with --delete={args.delete}: give one at a time")
     work = ready(open_work(args, fields))
+    if args.add is not None or args.delete is not None:
+        work.own("change its databases")
     check_prepared(work, only_live=True)
     databases = Databases(Prepared(work))
     name = PREPARED if args.database is None else args.database

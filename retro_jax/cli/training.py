@@ -3,7 +3,7 @@
 import contextlib
 import time
 
-from retro_jax.cli.command import CONDITIONS, Command, Flag
+from retro_jax.cli.command import CONDITIONS, PREPARED, Command, Flag
 from retro_jax.cli.experiment import keep, open_work, ready
 
 
@@ -18,6 +18,7 @@ def run_all(work) -> dict:
     """Every stage of a working directory, then the summary, which it returns."""
     from retro_jax.evaluate.evaluate import evaluate, possible
     from retro_jax.generate.stage import generate
+    from retro_jax.methods.train_all import train_all
     from retro_jax.pipeline.prepare import prepare
     from retro_jax.report.summary import summarise
 
@@ -34,25 +35,18 @@ def run_all(work) -> dict:
     return summarise(work, sample, seconds)
 
 
-def train_all(work, methods=None):
-    """Trains what methods need; by default every method of the experiment that has weights of its own."""
-    from retro_jax.methods.method import methods_of, to_train
-    from retro_jax.train.loop import train
-
-    e = work.experiment
-    if methods is None:
-        methods = [m for m in methods_of(e) if m.trained]
-    for method in to_train(e, methods):
-        train(work, method)
-
-
 def _run(args, fields) -> int:
     work = keep(open_work(args, fields))
     return stopping(work, lambda: run_all(work), False)
 
 
 def _train(args, fields) -> int:
+    from retro_jax.methods.train_all import train_all
+    from retro_jax.pipeline.prepare import prepare
+
     work = keep(open_work(args, fields))
+    if work.prepared_in != work.root:
+        prepare(work)  # which looks at it, and keeps where it is
     return stopping(work, lambda: train_all(work), args.distributed)
 
 
@@ -95,7 +89,7 @@ COMMANDS = (
         "retro run --config=experiments/quickstart.py --workdir=runs/mine",
         "DIR with config.json, prepare/, train/, evaluate/, generate.json and summary.json",
         _run,
-        (CONDITIONS,),
+        (CONDITIONS, PREPARED),
     ),
     Command(
         "train",
@@ -103,7 +97,10 @@ COMMANDS = (
         "retro train runs/mine --config.train.log_every=100",
         "DIR/train/METHOD with checkpoints and metrics.jsonl",
         _train,
-        (Flag("--distributed", "find the other processes of this job (docs/training.md)", bool),),
+        (
+            PREPARED,
+            Flag("--distributed", "find the other processes of this job (docs/training.md)", bool),
+        ),
         more="A run that was stopped goes on from its last checkpoint. A finished run whose learning rate is\n"
         "constant (train.schedule=constant) goes on if train.steps is raised.",
     ),

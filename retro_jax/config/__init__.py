@@ -13,6 +13,7 @@ from retro_jax.config.mesh import MeshConfig
 from retro_jax.config.model import DecoderConfig, EncoderConfig, ModelConfig, ReadingConfig
 from retro_jax.config.request import Request
 from retro_jax.config.retrieval import RetrievalConfig
+from retro_jax.config.study import Study
 from retro_jax.config.train import TrainConfig
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "ReadingConfig",
     "Request",
     "RetrievalConfig",
+    "Study",
     "TrainConfig",
     "Where",
     "experiment_beside",

@@ -13,6 +13,7 @@ from retro_jax.corpus.document import (
     BadDocument,
     Document,
     Unusable,
+    digest,
     of_bytes,
     of_fields,
     parsed,
@@ -47,6 +48,7 @@ def documents(
         parquet:GLOB#COLUMN         a document a row, COLUMN (or `text`) of it
         tfds:NAME[/CONFIG][:SPLIT][#FEATURE]   of a prepared data set (or its directory), in the
                                     array_record format or with TensorFlow installed
+        share:LOW-HIGH:SOURCE       the documents of a source whose id has a hash from LOW to below HIGH, of 0 to 1
         WEIGHT*SOURCE + WEIGHT*SOURCE   a mixture, see `_mixture`
         Files may be compressed (.gz, .zst, .bz2, .xz), and lie anywhere that fsspec reaches (gs://, s3://,
         https://). Of a line or row, `id` is used when there is one, and `date`, `licence`, `source` and
@@ -87,10 +89,12 @@ def check(source: str, field: str):
         kind, pattern, _ = _parse(one, field)
         if kind.reads_files:
             files.expand(pattern, _named(one, field))
+        elif kind.read is _read_share:
+            check(_share(pattern, _named(one, field))[2], field)
 
 
 def _named(source: str, field: str) -> str:
-    return f"{'' if field.startswith('--') else 'config field '}{field} = {source!r}"
+    return f"{'' if field.startswith(('--', 'config field ')) else 'config field '}{field} = {source!r}"
 
 
 def _parse(source: str, field: str) -> tuple["Kind", str, str]:
@@ -201,6 +205,29 @@ def _read_jsonl(path: str, name: str, file: str, largest: int):
             yield of_fields(row, name, where, f"{file}:{number}", largest)
 
 
+def _read_share(pattern: str, name: str, where: str, largest: int):
+    low, high, source = _share(pattern, where)
+    for document in documents(source, where, largest):
+        # Not the hash that chooses what is held out, or a share would hold out all or nothing.
+        if low <= int.from_bytes(digest(f"share {document.id}", 8), "big") / 2**64 < high:
+            yield document
+
+
+def _share(pattern: str, where: str) -> tuple[float, float, str]:
+    """LOW, HIGH and SOURCE of a share."""
+    bounds, _, source = pattern.partition(":")
+    try:
+        low, high = map(float, bounds.split("-"))
+    except ValueError:
+        low = high = 0.0
+    if not 0 <= low < high <= 1:
+        raise UserError(
+            f"{where}: {bounds!r} is no share; write LOW-HIGH, both from 0 to 1: "
+            "'share:0-0.5:text:books/**/*.txt', and its other half 'share:0.5-1:text:books/**/*.txt'"
+        )
+    return low, high, source
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of source.
@@ -223,4 +250,5 @@ KINDS = {
     "jsonl": Kind("jsonl:GLOB#FIELD", True, _read_jsonl),
     "parquet": Kind("parquet:GLOB#COLUMN", True, _read_parquet),
     "tfds": Kind("tfds:NAME:SPLIT#FEATURE", False, _read_tfds),
+    "share": Kind("share:LOW-HIGH:SOURCE", False, _read_share),
 }

@@ -111,7 +111,7 @@ def compare(
             check_trained(one, method)
     results, splits = {}, shard_splits(e)[1:]
     once = functools.cache(lambda: leaks_of(work, "train"))  # the larger part
-    with work.lock("compare"):
+    with work.lock("compare"), work.reading():
         for split in splits:
             facts = functools.cache(functools.partial(_facts, work, split, once))
             parts = {
@@ -126,6 +126,22 @@ def compare(
                 make = functools.partial(beside.join, parts, meanings)
                 results[split] = again(out, settings, every, make)
     return results
+
+
+def scored_alone(work: WorkDir, method: Method) -> dict[str, Path]:
+    """Where what one trained method says of each held-out split is; made if it is not there, without its costs.
+
+    Raises:
+      UserError: as `compare`.
+    """
+    check_prepared(work)
+    check_trained(work, method)
+    once, found = functools.cache(lambda: leaks_of(work, "train")), {}
+    with work.lock("compare"), work.reading():
+        for split in shard_splits(work.experiment)[1:]:
+            facts = functools.cache(functools.partial(_facts, work, split, once))
+            found[split] = _scored(work, split, facts, method, None, False)
+    return found
 
 
 def _scored(

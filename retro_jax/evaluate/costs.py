@@ -12,7 +12,7 @@ from retro_jax.methods.method import Method, to_train
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.store import artefact
 from retro_jax.store.workdir import WorkDir
-from retro_jax.train.log import step_flops
+from retro_jax.train.log import run_flops
 
 ROWS = (1, 8)  # requests that are decoded together
 _TIMES = 5
@@ -24,14 +24,14 @@ def costs(work: WorkDir, method: Method, split: str) -> dict:
 
     Returns:
       gflops_per_token: of a window of held-out text, forward, GFLOP; searching is not counted. parameters.
-      training_flops: of its weights (`log.step_flops`), those that they began with included. index_bytes: of what is
+      training_flops: of its weights (`log.run_flops`), those that they began with included. index_bytes: of what is
       searched. And what `generated` says.
     """
     e, vocab = work.experiment, Prepared(work).tokenizer.vocab
     training = 0
     for trained in to_train(e, [method]):
         counts = artefact.read(work.trained(trained.name))["counts"]
-        training += counts["steps"] * step_flops(trained, e.train, vocab)
+        training += run_flops(trained, e.train, vocab, 0, counts["steps"])
     own = work.datastore(method.name)
     searched = [work.prepared("index")] if method.look_ups and not (own / "index").exists() else []
     searched += [own] if own.exists() else []

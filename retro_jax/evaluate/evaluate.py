@@ -12,7 +12,7 @@ from retro_jax import progress
 from retro_jax.config import Experiment
 from retro_jax.config.fields import binding
 from retro_jax.corpus import sources
-from retro_jax.databases.retriever import open_retriever
+from retro_jax.databases.retriever import Retriever, open_retriever
 from retro_jax.errors import UserError
 from retro_jax.evaluate import condition, leaks, likelihood, rows
 from retro_jax.evaluate.figures import figures
@@ -51,7 +51,7 @@ def evaluate(work: WorkDir) -> dict[str, dict]:
     if all(results.values()):
         return results
     once = functools.cache(lambda: leaks_of(work, "train"))  # the larger part
-    with work.lock("evaluate"):
+    with work.lock("evaluate"), work.reading():
         for split in (s for s in splits if not results[s]):
             make = functools.partial(_evaluate, work, split, once, prepared, method, others)
             results[split] = again(work.evaluated(split), settings, inputs[split], make)
@@ -154,25 +154,57 @@ def evaluate_text(
     Raises:
       UserError: an earlier stage is missing, a bad source, or documents that the databases hold.
     """
+    sources.check(source, "--text")
+
+    def read(retriever: Retriever, partial: Path) -> Text:
+        for part in ("chunks", "embeddings"):  # of a run that was killed, perhaps of another text
+            files.remove_directory(partial / part)
+        return Text.given(name, source, retriever, databases, partial)
+
+    return _against(work, name, read, f"--text={source}", databases, {"text": source})
+
+
+def evaluate_against(work: WorkDir, databases: Sequence[str], name: str) -> dict[str, dict]:
+    """Scores every held-out split against databases as they are now, and not as it was prepared; the manifests of
+    the evaluations SPLIT-NAME, by what they are called.
+
+    Raises:
+      UserError: as `evaluate_text`.
+    """
+    made = {}
+    for split in shard_splits(work.experiment)[1:]:
+
+        def read(retriever: Retriever, _: Path, split=split) -> Text:
+            return Text.against(split, retriever, databases)
+
+        called = f"{split}-{name}"
+        made[called] = _against(
+            work, called, read, f"--databases={','.join(databases)}", databases, {"split": split}
+        )
+    return made
+
+
+def _against(
+    work: WorkDir, name: str, read: Callable[[Retriever, Path], Text], given: str,
+    databases: Sequence[str], settings: dict,
+) -> dict:  # fmt: skip
+    """The evaluation NAME of what `read` gives; given: the flag that asked for it."""
     e = work.experiment
     prepared, out = check_prepared(work), work.evaluated(name)
     if Path(name).name != name or name.startswith("."):
         raise UserError(f"--name={name}: must be a name and no path, for example --name=news")
     if name in (*shard_splits(e), TASKS):
         raise UserError(f"--name={name}: is taken; choose another name")
-    sources.check(source, "--text")
     method, others = compared(work)
     retriever = open_retriever(work)
     retriever.check(databases)
 
     def make(partial: Path) -> dict:
-        for part in ("chunks", "embeddings"):  # of a run that was killed, perhaps of another text
-            files.remove_directory(partial / part)
-        text = Text.given(name, source, retriever, databases, partial)
+        text = read(retriever, partial)
         if ids := leaks.held(text, retriever, databases):
             shown = ", ".join(ids[:_SHOWN]) + (" and more" if len(ids) > _SHOWN else "")
             raise UserError(
-                f"--text={source}: the databases hold the text of {len(ids)} of its "
+                f"{given}: the databases hold the text of {len(ids)} of the "
                 f"{len(text.table.documents)} documents, so no result would mean anything: {shown}; leave "
                 "them out, or delete them (retro database --delete=ID)"
             )
@@ -183,9 +215,9 @@ def evaluate_text(
         }
         return _score(work, text, prepared, method, others, found, partial)
 
-    settings = settings_of(e) | {"text": source, "databases": list(databases)}
+    settings = settings_of(e) | settings | {"databases": list(databases)}
     inputs = [work.prepared("index"), *(work.trained(m.trained_as) for m in (method, *others))]
-    with work.lock("evaluate"):
+    with work.lock("evaluate"), work.reading():
         return again(out, settings, inputs, make)  # the text or a database may have changed
 
 

@@ -100,9 +100,20 @@ class Text:
             largest = known.prepared.experiment.corpus.largest_document
             made.add(sources.documents(source, "--text", largest), advance)
         made.close()
-        table = ChunkTable(out / "chunks")
         queries = known.prepared.encoder.as_queries(columns.Columns(out / "embeddings"))
-        found = []
+        return cls._looked_up(name, ChunkTable(out / "chunks"), queries, retriever, databases)
+
+    @classmethod
+    def against(cls, split: str, retriever: Retriever, databases: Sequence[str]) -> "Text":
+        """A split that is prepared, looked up in databases as they are now."""
+        of = retriever.databases.prepared
+        return cls._looked_up(split, of.table(split), of.queries(split), retriever, databases)
+
+    @classmethod
+    def _looked_up(
+        cls, name: str, table: ChunkTable, queries: Queries, retriever: Retriever, databases: Sequence[str],
+    ) -> "Text":  # fmt: skip
+        known, found = retriever.databases, []
         with progress.bar("looking chunks up", len(table)) as advance:
             for begin in range(0, len(table), _BLOCK):
                 chunks = table.tokens[begin : begin + _BLOCK]

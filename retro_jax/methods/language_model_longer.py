@@ -9,7 +9,7 @@ from retro_jax.config.fields import binding, require, setting
 from retro_jax.errors import UserError
 from retro_jax.methods.language_model import LanguageModel
 from retro_jax.methods.method import METHODS, Method, method_of, to_train
-from retro_jax.train.log import step_flops
+from retro_jax.train.log import run_flops
 
 _OF = "method_settings.language_model_longer."
 _found: dict[str, float] = {}  # what `matched` said of an experiment: tracing takes seconds
@@ -72,4 +72,4 @@ def _possible(e: Experiment, name: str) -> Method | None:
 
 def _training(e: Experiment, method: Method) -> float:
     train = method.trained_with(e).train
-    return train.steps * step_flops(method, train, e.corpus.vocab)
+    return run_flops(method, train, e.corpus.vocab, 0, train.steps)

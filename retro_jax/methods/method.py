@@ -198,6 +198,11 @@ class Method:
         """The experiment as it is trained with: the same, or one of other `train.*`."""
         return e
 
+    @property
+    def read_from(self) -> int:
+        """Steps of training before it reads anything: until then its batches are the language model's."""
+        return 0
+
     def training_flops(self, vocab: int, length: int) -> int:
         """FLOPs of the matrix products of the forward pass of one example of training."""
         return self.flops(vocab, length)

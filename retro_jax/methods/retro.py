@@ -18,26 +18,34 @@ class Settings:
     """The fields `method_settings.retro.*`."""
 
     of: ClassVar[str] = "method_settings.retro."
-    # An augmentation of this project, not of the paper: `own_continuation` at first; from half of
+    # What follows is this project's, not the paper's. `own_continuation` at first; from half of
     # `own_continuation_steps` on it falls linearly, to be 0 there.
     own_continuation: float = setting(
         0.0, "share of the neighbours that are replaced by their chunk's own continuation"
     )
     own_continuation_steps: int = setting(
-        300, "steps of training after which none is, but for what is kept; a run should be longer"
+        300,
+        "steps, from read_from on, after which none is, but for what is kept; a run should be longer",
     )
     # A long run on text that repeats itself little can forget how to read: a few are kept against that.
     own_continuation_kept: float = setting(
         0.0, "share of the neighbours that is still replaced after that; it falls to 0"
     )
     own_continuation_kept_steps: int = setting(
-        300, "steps of training after which none is kept either"
+        300, "steps, from read_from on, after which none is kept either"
+    )
+    # A decoder that has neighbours from the first step on learns late to copy from its own document, since it
+    # can copy from them (docs/quickstart.md).
+    read_from: int = setting(
+        0,
+        "steps of training before neighbours are read: until then it is trained as a language model",
     )
 
     def __post_init__(self):
         require_share(self.of, self, "own_continuation", "own_continuation_kept")
         steps = "own_continuation_steps", "own_continuation_kept_steps"
         require_at_least(1, self.of, self, *steps)
+        require_at_least(0, self.of, self, "read_from")
         first, last = self.own_continuation_steps, self.own_continuation_kept_steps
         require(
             not self.own_continuation_kept or last > first, self.of + steps[1], last,
@@ -45,7 +53,8 @@ class Settings:
         )  # fmt: skip
 
     def share(self, step: float) -> float:
-        """Of the neighbours, after so many steps: constant, then it falls to what is kept, which falls to 0."""
+        """Of the neighbours, so many steps after `read_from`: constant, then it falls to what is kept, which falls
+        to 0."""
         left = 1 - step / self.own_continuation_steps
         kept = 1 - step / self.own_continuation_kept_steps
         first = self.own_continuation * min(1.0, 2 * left)
@@ -65,6 +74,11 @@ class Retro(LanguageModel):
         """Every chunk is looked up with its own tokens."""
         return LookUps(self.model.reading.chunk, self.model.reading.chunk)
 
+    @property
+    def read_from(self) -> int:
+        """The settings' own."""
+        return self.settings.read_from
+
     def added(self, vocab: int) -> set[str]:
         """Encoder and cross-attention."""
         return functional.added_by_retrieval(self.model, vocab)
@@ -77,14 +91,19 @@ class Retro(LanguageModel):
     def notes(self) -> str:
         """Own continuations, if there were any."""
         s = self.settings
+        alone = f"For the first {s.read_from} steps it read nothing. " if s.read_from else ""
         if not s.share(0):
-            return ""
-        kept = ""
+            return alone
+        kept, first = (
+            "",
+            f"{'Then for' if alone else 'For the first'} {s.own_continuation_steps} steps",
+        )
         if s.own_continuation_kept:
-            kept = f", and up to {s.own_continuation_kept:.0%} until step {s.own_continuation_kept_steps:,}"
+            last = s.read_from + s.own_continuation_kept_steps
+            kept = f", and up to {s.own_continuation_kept:.0%} until step {last:,}"
         return (
-            f"For the first {s.own_continuation_steps} steps up to {s.own_continuation:.0%} of the "
-            f"neighbours were their chunk's own continuation{kept}, which is not the paper's."
+            f"{alone}{first} up to {s.own_continuation:.0%} of the neighbours were their chunk's own "
+            f"continuation{kept}, which is not the paper's."
         )
 
     def binding(self) -> dict[str, Any]:
@@ -96,8 +115,10 @@ class Retro(LanguageModel):
     def example(
         self, record: Mapping[str, np.ndarray], rng: np.random.Generator, step: float
     ) -> dict:
-        """The tokens [L] and the neighbours [C, K, R] of their chunks, int32."""
-        example = super().example(record, rng, step)
+        """The tokens [L] and the neighbours [C, K, R] of their chunks, int32; before `read_from` no neighbours."""
+        example, step = super().example(record, rng, step), step - self.read_from
+        if step < 0:
+            return example
         neighbours = record["neighbours"].astype(np.int32)
         share = self.settings.share(step)
         if share > 0:

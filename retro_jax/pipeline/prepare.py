@@ -14,16 +14,24 @@ from retro_jax.weights.base import check_model
 
 
 def prepare(work: WorkDir, rebuild: bool = False) -> dict[str, dict]:
-    """Runs every step that is not done; returns each step's manifest by name.
+    """Runs every step that is not done; returns each step's manifest by name. Where a working directory uses what is
+    prepared in another, nothing is made.
 
     rebuild: delete steps that were made with other settings or from other inputs, and make them again;
     without it they are refused.
 
     Raises:
       UserError: as `check_given`; what is there was made with another config; another process prepares
-        here; or a step cannot be made.
+        here; a step cannot be made; or it is not finished in the directory that is used.
     """
     e, base = work.experiment, work.prepared()
+    if work.prepared_in != work.root:
+        if rebuild:
+            work.own("rebuild it")
+        made = check_prepared(work)
+        progress.say(f"prepared in {work.prepared_in}")
+        work.save()
+        return made
     check_given(e, base)
     made = recipe(e, base)
     if _has_info(base) and not rebuild:

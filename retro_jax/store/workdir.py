@@ -1,6 +1,6 @@
 """A working directory: one experiment, and all that was made of it. Every path below it is named here.
 
-config.json               the experiment, with every field
+config.json               the experiment, with every field; and where it is prepared, if that is not here
 prepare/STEP              text to shards (pipeline/recipe.py has the steps)
 train/METHOD              checkpoints and the log of a training run
 datastore/METHOD          what a method made of the database with a trained network
@@ -18,6 +18,7 @@ generate.json summary.json
 import contextlib
 import dataclasses
 import functools
+import os
 from pathlib import Path
 
 from upath import UPath
@@ -29,6 +30,7 @@ from retro_jax.store import files
 from retro_jax.store.lock import lock
 
 CONFIG = "config.json"
+_PREPARED_IN = "prepared_in"  # of config.json, relative to it
 TASKS = "tasks"
 
 
@@ -38,7 +40,7 @@ class WorkDir:
     Args:
       root: the directory; it need not exist.
       experiment: the experiment; by default the one that is stored there.
-      prepared_in: the directory whose prepared text it uses; by default its own.
+      prepared_in: the working directory whose prepared text it uses; by default the one that is stored, or its own.
 
     Raises:
       UserError: `experiment` is asked for, was not given, and none is stored.
@@ -52,7 +54,8 @@ class WorkDir:
     ):
         path = UPath(root)
         self.root = Path(path) if isinstance(path, Path) else path
-        self._prepared_in = prepared_in or self.root
+        if prepared_in is not None:
+            self.prepared_in = prepared_in
         if experiment is not None:
             self.experiment = experiment
 
@@ -66,20 +69,32 @@ class WorkDir:
         """What config.json holds."""
         path = self.root / CONFIG
         try:
-            stored = files.read_json(
-                path, "it is the experiment: restore it, or give --config=FILE"
-            )
+            stored = self._stored()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(
                 f"{self.root}: is no working directory (it has no {CONFIG}); make one with "
                 f"`retro run --config=FILE --workdir={self.root}`"
             ) from error
-        if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
-            raise UserError(f"{path}: holds no config; restore it, or give --config=FILE")
         try:
             return from_config_dict(stored["config"])
         except UserError as error:
             raise UserError(f"{path} (retro_jax {stored.get('retro_jax')}): {error}") from error
+
+    @functools.cached_property
+    def prepared_in(self) -> Path:
+        """The working directory whose prepared text it uses: its own, unless config.json names another."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if there := self._stored().get(_PREPARED_IN):
+                return Path(os.path.normpath(self.root / there))
+        return self.root
+
+    def _stored(self) -> dict:
+        path = self.root / CONFIG
+        remedy = "it is the experiment: restore it, or give --config=FILE"
+        stored = files.read_json(path, remedy)
+        if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
+            raise UserError(f"{path}: holds no config; restore it, or give --config=FILE")
+        return stored
 
     @property
     def exists(self) -> bool:
@@ -92,8 +107,10 @@ class WorkDir:
     def save(self):
         """Stores the experiment."""
         files.make_directory(self.root)
-        config = dataclasses.asdict(self.experiment)
-        stored = files.as_json({"retro_jax": __version__, "config": config})
+        stored = {"retro_jax": __version__, "config": dataclasses.asdict(self.experiment)}
+        if self.prepared_in != self.root:  # so that both can be moved together
+            stored[_PREPARED_IN] = os.path.relpath(self.prepared_in, self.root)
+        stored = files.as_json(stored)
         if not (self.exists and files.read_json(self.root / CONFIG, "") == stored):
             files.write_json(self.root / CONFIG, stored)
 
@@ -101,14 +118,25 @@ class WorkDir:
         """Holds a stage; see `lock.lock`."""
         return lock(self.root / ".locks", stage, shared)
 
+    def own(self, does: str):
+        """Raises UserError if what is prepared is another directory's, which others may read; does: what was asked."""
+        if self.prepared_in != self.root:
+            raise UserError(
+                f"{self.root} uses what is prepared in {self.prepared_in}: {does} there"
+            )
+
+    def reading(self) -> contextlib.AbstractContextManager:
+        """Holds what is prepared, together with others that read it, against whoever would make it again."""
+        return lock(self.prepared_in / ".locks", "prepare", shared=True)
+
     def prepared(self, step: str = "") -> Path:
         """Where a step of the pipeline lies, chunks/train for example; all steps without a name."""
-        base = self._prepared_in / "prepare"
+        base = self.prepared_in / "prepare"
         return base / step if step else base
 
     def asking(self, experiment: Experiment) -> "WorkDir":
         """The same directory for another experiment."""
-        return WorkDir(self.root, experiment, self._prepared_in)
+        return WorkDir(self.root, experiment, self.prepared_in)
 
     def seeded(self, more: int) -> "WorkDir":
         """Where what is trained with a seed `more` above the experiment's is; it is no directory of its own."""
@@ -117,7 +145,7 @@ class WorkDir:
         e = self.experiment
         seed = e.train.seed + more
         e = dataclasses.replace(e, train=dataclasses.replace(e.train, seed=seed))
-        return WorkDir(self.root / "seeds" / str(seed), e, self._prepared_in)
+        return WorkDir(self.root / "seeds" / str(seed), e, self.prepared_in)
 
     def trained(self, method: str) -> Path:
         """The directory of a training run."""
@@ -160,7 +188,7 @@ class WorkDir:
     @property
     def databases(self) -> Path:
         """The directory of the databases that were changed or made after `prepare`."""
-        return self._prepared_in / "databases"
+        return self.prepared_in / "databases"
 
     @property
     def generated(self) -> Path:

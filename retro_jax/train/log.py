@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -23,8 +24,11 @@ class Log:
     Metrics are fetched one step late, while the next step runs. Only process 0 writes.
     """
 
-    def __init__(self, directory: Path, start: int, earlier: float, train: TrainConfig, flops: int):
-        """earlier: seconds of the runs that this one continues; flops: of a step (`step_flops`)."""
+    def __init__(
+        self, directory: Path, start: int, earlier: float, train: TrainConfig, flops: Callable[[int, int], int]
+    ):  # fmt: skip
+        """earlier: seconds of the runs that this one continues; flops: of the steps from one to before another
+        (`run_flops`)."""
         self._path = directory / "metrics.jsonl"
         self._every, self._steps = train.log_every, train.steps
         self._tokens, self._flops = train.batch * train.length, flops
@@ -70,11 +74,10 @@ class Log:
         self._end = now, step
         if step % self._every and step != self._steps:
             return self.last
-        rate = self._rate(self._reported)
-        self._reported = self._end
-        self.last["tokens_per_second"] = round(rate, 1)
+        self.last["tokens_per_second"] = round(self._rate(self._reported), 1)
         if self._peak:
-            self.last["mfu"] = round(self._mfu(rate), 4)
+            self.last["mfu"] = round(self._mfu(self._reported), 4)
+        self._reported = self._end
         self._write(self.last)
         progress.say(
             f"step {step:>6}  loss {self.last['loss']:.4f}  "
@@ -105,8 +108,9 @@ class Log:
         (begin, first), (end, last) = since, self._end
         return (last - first) * self._tokens / (end - begin) if last > first else 0.0
 
-    def _mfu(self, rate: float) -> float:
-        return rate / self._tokens * self._flops / self._peak
+    def _mfu(self, since) -> float:
+        (begin, first), (end, last) = since, self._end
+        return self._flops(first, last) / (end - begin) / self._peak if last > first else 0.0
 
     def tokens_per_second(self) -> float:
         """Training tokens a second of this process's run, without the first step (which compiles)."""
@@ -114,7 +118,7 @@ class Log:
 
     def mfu(self) -> float | None:
         """Share of the devices' peak that the model's own FLOPs are, or None where the peak is unknown."""
-        return self._mfu(self.tokens_per_second()) if self._peak and self._since else None
+        return self._mfu(self._since) if self._peak and self._since else None
 
     def close(self):
         """Writes what TensorBoard's writer still holds."""
@@ -143,6 +147,15 @@ def step_flops(method: Trainable, train: TrainConfig, vocab: int) -> int:
     layers = alone - 2 * length * m.decoder.d * vocab  # without the readout
     below = layers * (m.reading.cca_layers[0] - 1) // m.decoder.layers
     return train.batch * (3 * (flops - alone) + 2 * alone - below)
+
+
+def run_flops(method: Trainable, train: TrainConfig, vocab: int, begin: int, end: int) -> int:
+    """The same of the steps from `begin` to before `end`; as long as a method reads nothing, the language model's."""
+    alone = max(0, min(end, method.read_from) - begin)
+    flops = (end - begin - alone) * step_flops(method, train, vocab)
+    if alone:
+        flops += alone * 3 * train.batch * forward_flops(method.model, vocab, train.length, 0)
+    return flops
 
 
 def show_parameters(state: TrainState):

@@ -18,7 +18,7 @@ from retro_jax.store.workdir import WorkDir
 from retro_jax.train import checkpoint, data, processes, restore, sharding
 from retro_jax.train.checkpoint import Checkpoints
 from retro_jax.train.failure import Watch
-from retro_jax.train.log import Log, show_parameters, step_flops
+from retro_jax.train.log import Log, run_flops, show_parameters
 from retro_jax.train.optimizer import decay_begins
 from retro_jax.train.step import init_state, make_train_step
 from retro_jax.train.trainable import Trainable
@@ -95,7 +95,8 @@ def train(work: WorkDir, method: Trainable) -> dict:
                 f"train.warmup = {e.train.warmup} is not less than train.steps: the learning rate only rises"
             )
         earlier = (done and done["seconds"]) or 0.0  # of the runs that this one continues
-        log = Log(directory, start, earlier, e.train, step_flops(method, e.train, vocab))
+        flops = functools.partial(run_flops, method, e.train, vocab)
+        log = Log(directory, start, earlier, e.train, flops)
         read = functools.partial(data.batches, prepared.records("train"), e.train, method)
         watch = Watch(
             directory, settings, e.train.nonfinite == "stop", lambda step: next(read(step))
@@ -163,7 +164,7 @@ def _alone(work: WorkDir) -> Iterator[None]:
         if jax.process_index() == 0:
             try:
                 stack.enter_context(work.lock("train"))
-                stack.enter_context(work.lock("prepare", shared=True))
+                stack.enter_context(work.reading())
             except UserError as error:
                 refused = error
         if not processes.all_say(refused is None):  # before any leaves the others waiting

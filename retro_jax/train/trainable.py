@@ -19,6 +19,7 @@ class Trainable(Protocol):
     trainer: "Trainable"
     begins: "Trainable | None"
     freezes: bool
+    read_from: int
 
     def trained_with(self, e: Experiment) -> Experiment: ...
 

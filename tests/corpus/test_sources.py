@@ -1,5 +1,6 @@
 import datetime
 import gzip
+import itertools
 import json
 import os
 
@@ -10,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 import zstandard
 
-from retro_jax.corpus import sources
+from retro_jax.corpus import collect, sources
 from retro_jax.corpus.document import BadDocument, Document
 from retro_jax.corpus.sources import documents
 from retro_jax.errors import UserError
@@ -231,3 +232,23 @@ def test_a_bad_line_of_a_file_whose_name_is_not_utf8_can_be_kept(tmp_path):
     (bad,) = documents(f"jsonl:{tmp_path}/*.jsonl")
     assert "caf\\udce9.jsonl:1" in bad.id
     bad.id.encode()
+
+
+def test_shares_of_a_source_are_disjoint_and_together_all_of_it(tmp_path):
+    for i in range(200):
+        (tmp_path / f"{i:03}.txt").write_text(f"document {i}")
+    whole = f"text:{tmp_path}/*.txt"
+    parts = [list(documents(f"share:{share}:{whole}")) for share in ("0-0.5", "0.5-0.75", "0.75-1")]
+    assert sorted(itertools.chain(*parts), key=lambda d: d.id) == list(documents(whole))
+    assert 80 < len(parts[0]) < 120
+    # What is held out of a share is chosen by another hash: it is not all of it, or nothing.
+    assert 0 < sum(collect.is_heldout(d.id, 0.5) for d in parts[0]) < len(parts[0])
+
+
+@pytest.mark.parametrize("bounds", ["0.5", "a-b", "0.5-0.5", "0-1.5", "-0.1-0.5"])
+def test_a_share_that_is_none_is_refused_before_anything_is_read(bounds):
+    for look in (sources.check, lambda *given: list(documents(*given))):
+        with pytest.raises(UserError, match=r"corpus\.source = .*is no share; write LOW-HIGH"):
+            look(f"share:{bounds}:python:", "corpus.source")
+    with pytest.raises(UserError, match=r"corpus\.source = .*no file matches"):
+        sources.check("share:0-0.5:text:nowhere/*.txt", "corpus.source")

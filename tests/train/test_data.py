@@ -122,3 +122,18 @@ def test_own_continuations_stay_in_the_document_and_fall_to_none(shards):
     for batch in late:
         for tokens, neighbours in zip(batch["tokens"], batch["neighbours"]):
             np.testing.assert_array_equal(neighbours, stored[tuple(tokens)])
+
+
+def test_before_read_from_batches_have_no_neighbours_and_own_continuations_begin_there(shards):
+    settings = Settings(own_continuation=1.0, own_continuation_steps=4, read_from=10)
+    batches = take(shards, CONFIG, 8, 8, Retro(ModelConfig(), K, settings))
+    assert ["neighbours" in b for b in batches] == [False] * 2 + [True] * 6
+    stored = {tuple(r["tokens"]): r["neighbours"] for r in map(shards.__getitem__, range(20))}
+    real = [
+        np.mean([(n == stored[tuple(t)]).all() for t, n in zip(b["tokens"], b["neighbours"])])
+        for b in batches[2:]
+    ]
+    assert real[:2] == [0, 0]
+    assert real[4:] == [1, 1]
+    with pytest.raises(UserError, match=r"method_settings\.retro\.read_from = -1"):
+        Settings(read_from=-1)

@@ -12,6 +12,7 @@ from conftest import altered, make_mesh
 
 from retro_jax.config import MeshConfig, TrainConfig
 from retro_jax.errors import UserError
+from retro_jax.methods.language_model import LanguageModel
 from retro_jax.methods.retro import Retro
 from retro_jax.model import functional
 from retro_jax.train import optimizer, sharding
@@ -333,3 +334,20 @@ def test_sizes_that_do_not_divide_are_refused_by_field(tiny):
         sharding.check_divides(mesh, tiny, VOCAB, train_batch=6)
     with pytest.raises(UserError, match=r"corpus\.vocab: 63"):
         sharding.check_divides(mesh, tiny, 63, train_batch=8)
+
+
+def test_without_neighbours_the_gradient_is_the_language_models(tiny, begin):
+    """So `read_from` trains first what the language model alone would be, and nothing of what reads."""
+    mesh, tokens = make_mesh(1, 1, 1), {"tokens": batch(0)["tokens"]}
+    with jax.set_mesh(mesh):
+        state, given = begin(mesh), sharding.shard_batch(mesh, tokens)
+        _, grads = gradients(Retro(tiny), TRAIN, state, given)
+        alone = LanguageModel(tiny)
+        params = {n: state.params[n] for n in alone.shapes(VOCAB)}
+        _, expected = gradients(alone, TRAIN, dataclasses.replace(state, params=params), given)
+    for name, value in grads.items():
+        if name in expected:
+            np.testing.assert_allclose(value, expected[name], atol=1e-6, err_msg=name)
+        else:
+            assert not value.any(), name
+    assert grads.keys() > expected.keys()

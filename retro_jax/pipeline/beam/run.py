@@ -37,6 +37,7 @@ def run(work: WorkDir, options: Iterable[str] = ()):
     """Prepares an experiment; options: of the pipeline, as Beam takes them, its runner among them."""
     e, base, options = work.experiment, UPath(work.prepared()), list(options)
     _check(options)
+    work.own("prepare")
     check_given(e, base)
     with work.lock("prepare"):
         work.save()

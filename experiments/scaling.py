@@ -1,0 +1,71 @@
+"""How many parameters is a database worth? RETRO and its language model at five sizes, on two CPU cores.
+
+    git clone --depth 1 https://github.com/MicrosoftDocs/cpp-docs
+    git clone --depth 1 https://github.com/MicrosoftDocs/VBA-Docs
+    git clone --depth 1 https://github.com/python/peps
+    retro study experiments/scaling.py:. --jobs=2
+
+The argument is the folder where the clones lie (84 MB of text, CC BY 4.0; of the PEPs, public domain, 0.4 MB are read).
+
+Decoders of 0.04, 0.1, 0.22, 0.56 and 1.26 M parameters without embeddings, 20 tokens for each of these. Documents are
+split into two halves, A and B, by a hash of their names. All models are trained on A, and RETRO's neighbours are from
+A. They are scored on pages of A that are held out, with a database of A and with one of B (`unseen`), which no
+model was trained on; and on PEPs, another kind of text.
+"""
+
+from retro_jax.config import Study, experiment_beside
+
+PAGES = "0.2*share:{half}:text:{folder}/cpp-docs/docs/**/*.md + 0.8*share:{half}:text:{folder}/VBA-Docs/**/*.md"
+# Width of the decoder, and heads; four layers. What these have of parameters without embeddings: 52 d^2.
+SIZES = {28: 2, 44: 2, 64: 2, 104: 4, 156: 6}
+SEEDS = {28: 3, 44: 3, 64: 3, 104: 1, 156: 1}
+TOKENS = 20  # for each parameter of the decoder without embeddings
+BATCH, LENGTH = 4, 256
+RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)  # tried at the two smallest sizes
+
+
+def get_study(folder: str = "."):
+    runs = {}
+    for d in sorted(SIZES):
+        for method in ("language_model", "retro"):
+            for seed in range(SEEDS[d]):
+                runs[f"{method}-{d}-seed{seed}"] = run(method, d, seed, rate(d))
+            if d in sorted(SIZES)[:2]:
+                for r in RATES:
+                    runs[f"{method}-{d}-rate{r}"] = run(method, d, 0, r)
+    base = get_config(folder)
+    unseen = PAGES.format(folder=folder, half="0.5-1")
+    return Study("scaling", base, runs, {"unseen": unseen})
+
+
+def rate(d: int) -> float:
+    """The learning rate of a width."""
+    return 3e-3 * (64 / d) ** 0.5
+
+
+def run(method: str, d: int, seed: int, learning_rate: float) -> dict:
+    """The fields of a run."""
+    size = {"d": d, "heads": SIZES[d], "head_size": d // SIZES[d]}
+    steps = TOKENS * 52 * d**2 // (BATCH * LENGTH)
+    return {
+        "methods": (method,),
+        "train.seed": seed,
+        "train.steps": steps,
+        "train.learning_rate": learning_rate,
+        **{
+            f"model.{part}.{name}": n for part in ("decoder", "encoder") for name, n in size.items()
+        },
+    }
+
+
+def get_config(folder: str = "."):
+    config = experiment_beside(__file__, "quickstart").get_config()
+    config.name = "scaling"
+    config.corpus.source = PAGES.format(folder=folder, half="0-0.5")
+    config.corpus.heldout, config.corpus.vocab = 0.01, 2048
+    config.corpus.heldout_sources = (f"peps=share:0-0.03:text:{folder}/peps/peps/*.rst",)
+    config.train.batch, config.train.length = BATCH, LENGTH
+    config.evaluate.conditions = ("random", "database_1", "database_10")
+    config.generate.contributions = False
+    config.mesh.cpu_devices = 1
+    return config

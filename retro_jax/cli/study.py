@@ -1,0 +1,205 @@
+"""`retro study`: many runs of one experiment, and what they say together."""
+
+import contextlib
+import importlib.util
+import inspect
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.table import Table
+
+from retro_jax import progress
+from retro_jax.cli.command import Command, Flag
+from retro_jax.cli.experiment import find
+from retro_jax.config import Study
+from retro_jax.errors import UserError
+from retro_jax.terminal import Terminal
+
+
+def load(config: str) -> Study:
+    """The study of FILE:ARG, or of the NAME:ARG of an installed experiment.
+
+    Raises:
+      UserError: there is no such file, it has no get_study(), or what it raises.
+    """
+    name, colon, argument = config.partition(":")
+    file = find(name)
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        get = getattr(module, "get_study", None)
+        if get is None:
+            raise UserError(f"{file}: has no get_study(); see experiments/scaling.py")
+        takes = bool(inspect.signature(get).parameters)
+        if colon and not takes:
+            raise UserError(f"{config}: get_study() of {file} takes no argument")
+        study = get(argument) if colon else get()
+    except UserError:
+        raise
+    except Exception as error:  # whatever such a file can raise
+        raise UserError(f"{file}: {type(error).__name__}: {error}") from error
+    if not isinstance(study, Study):
+        raise UserError(f"{file}: get_study() gives {type(study).__name__}, must give a Study")
+    return study
+
+
+def _study(args, fields) -> int:
+    from retro_jax.study.runs import Runs
+
+    if args.file is None:
+        raise UserError("name a study, for example experiments/scaling.py")
+    if args.jobs < 1:
+        raise UserError(f"--jobs={args.jobs}: must be at least 1")
+    study = load(args.file)
+    runs = Runs(study, Path(args.workdir_flag or Path("runs") / study.name))
+    names = list(filter(None, (args.only or "").split(",")))
+    if unknown := [n for n in names if n not in study.runs]:
+        raise UserError(f"--only={args.only}: no run {unknown[0]!r}; --list lists them")
+    if len(names) == 1 and not args.list:
+        return _one(runs, names[0])
+    names = names or runs.names
+    if args.list:
+        _list(runs, names)
+        return 0
+    if args.collect:
+        return _collect(runs)
+    runs.check()
+    status = _all(runs, names, args)
+    return _collect(runs) or status
+
+
+def _collect(runs) -> int:
+    from retro_jax.study import rows
+
+    print(rows.collect(runs))
+    return 0
+
+
+def _one(runs, name: str) -> int:
+    from retro_jax.cli.experiment import keep
+    from retro_jax.cli.training import stopping
+
+    if runs.done(name):
+        progress.say(f"{name}: complete")
+        return 0
+
+    def run():
+        runs.prepare(name)
+        runs.run(name)
+
+    return stopping(keep(runs.work(name)), run, False)
+
+
+def _list(runs, names: list[str]):
+    from retro_jax.study.runs import training_flops
+
+    table = Table()
+    for column in ("run", "TFLOP", "prepared", "done", "fields"):
+        table.add_column(column, overflow="fold")
+    for name in names:
+        fields = ", ".join(f"{field}={value}" for field, value in runs.study.runs[name].items())
+        cost = training_flops(runs.study.experiment(name)) / 1e12
+        done = "yes" if runs.done(name) else ""
+        table.add_row(name, f"{cost:,.1f}", runs.prepared(name).name, done, fields)
+    Terminal().print(table)
+
+
+def _all(runs, names: list[str], args) -> int:
+    """Runs what is missing, some at a time, each in a process of its own; 1 if one failed, 75 if it was stopped."""
+    todo, going, failed = [n for n in names if not runs.done(n)], {}, []
+    progress.say(f"{len(names)} runs, {len(names) - len(todo)} of them done")
+    prepared = set()
+    cores = sorted(os.sched_getaffinity(0))
+    free = [cores[i :: args.jobs] for i in range(args.jobs)]
+    stopped = False
+
+    def stop(number, frame):
+        nonlocal stopped
+        stopped = True
+        for process, _ in going.values():
+            process.send_signal(signal.SIGTERM)
+
+    before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        while (todo and not stopped) or going:
+            while todo and free and not stopped:
+                name = todo.pop(0)
+                if runs.prepared(name) not in prepared:
+                    runs.prepare(name)
+                    prepared.add(runs.prepared(name))
+                own = free.pop()
+                going[name] = _begin(runs, name, args.file, own), own
+                progress.say(f"{name}: begins; {runs.work(name).root / 'log'}")
+            for name, (process, own) in list(going.items()):
+                try:
+                    status = process.wait(timeout=0.5)
+                except subprocess.TimeoutExpired:
+                    continue
+                del going[name]
+                free.append(own)
+                if status and not stopped:
+                    failed.append(name)
+                    progress.say(f"{name}: FAILED, exit status {status}; {_last(runs, name)}")
+                elif not status:
+                    progress.say(f"{name}: done")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopped:
+        raise KeyboardInterrupt
+    return 1 if failed else 0
+
+
+def _begin(runs, name: str, file: str, cores: list[int]) -> subprocess.Popen:
+    log = runs.work(name).root / "log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, "-m", "retro_jax.cli", "study", file]
+    words += [f"--workdir={runs.root}", f"--only={name}"]
+    with log.open("a") as out, _on(cores):
+        return subprocess.Popen(words, stdout=out, stderr=out, start_new_session=True)
+
+
+@contextlib.contextmanager
+def _on(cores: list[int]):
+    """Whatever begins meanwhile runs on these cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _last(runs, name: str) -> str:
+    """The last line of a run's log."""
+    log = runs.work(name).root / "log"
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return f"{log}: {lines[-1] if lines else 'empty'}"
+
+
+COMMANDS = (
+    Command(
+        "study",
+        "many runs of one experiment, prepared once; and what they say together",
+        "retro study experiments/scaling.py:FOLDER --jobs=2",
+        "DIR/runs/NAME for each run; DIR/rows.parquet, report.html and its plots",
+        _study,
+        (
+            Flag("file", "a file with get_study(), FILE:ARG, or the NAME:ARG of an installed one"),
+            Flag(
+                "--workdir",
+                "where it lies, or is to lie; by default runs/NAME, NAME being the study's",
+            ),
+            Flag("--list", "print the runs, what each costs and which are done", bool),
+            Flag("--only", "names of runs, with commas: for other hosts, or a job array"),
+            Flag("--collect", "run nothing: rows and report of what is done", bool),
+            Flag("--jobs", "runs at a time; each has its share of the processor's cores", int, 1),
+        ),
+        experiment=False,
+        more="What is done is skipped, and what was interrupted goes on. One run that fails does not stop the others.",
+    ),
+)

@@ -1,0 +1,71 @@
+"""A study: many runs of one experiment, which differ in some of its fields."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_collections
+
+from retro_jax.config.experiment import Experiment, from_config_dict
+from retro_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the function `get_study` of an experiment file returns.
+
+    Attributes:
+      name: what it is called; its working directory is runs/NAME.
+      base: what its runs have in common; an Experiment, or what `get_config` returns.
+      runs: of each run its name, and {config field: value}, what it has otherwise: {"train.seed": 1}.
+      databases: more databases that are made beside the prepared one, name and source, and with which every run that
+        reads is scored as well.
+
+    Raises:
+      UserError: there is no run, a name that cannot name a directory, or a field or value that cannot be meant.
+    """
+
+    name: str
+    base: Experiment | ml_collections.ConfigDict
+    runs: Mapping[str, Mapping[str, Any]]
+    databases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if not self.runs:
+            raise UserError(f"study {self.name}: has no run; give it some")
+        for name in (self.name, *self.runs, *self.databases):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise UserError(
+                    f"study {self.name}: {name!r} names a directory: use letters, digits, '.', '_', '-'"
+                )
+        for name in self.runs:
+            self.experiment(name)
+
+    def experiment(self, name: str) -> Experiment:
+        """The experiment of a run.
+
+        Raises:
+          UserError: as the class.
+        """
+        base = self.base
+        base = (
+            base.to_dict()
+            if isinstance(base, ml_collections.ConfigDict)
+            else dataclasses.asdict(base)
+        )
+        for field, value in {"name": name, **self.runs[name]}.items():
+            *parts, last = field.split(".")
+            at = base
+            for part in parts:
+                at = at.setdefault(part, {})
+                if not isinstance(at, dict):
+                    raise UserError(
+                        f"study {self.name}, run {name}: {field} is no field of a config"
+                    )
+            at[last] = value
+        try:
+            return from_config_dict(base)
+        except UserError as error:
+            raise UserError(f"study {self.name}, run {name}: {error}") from error

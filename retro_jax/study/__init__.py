@@ -1,0 +1,1 @@
+"""Studies: many runs of one experiment, prepared once; what they say together."""

@@ -1,0 +1,137 @@
+"""The runs of a study: each a working directory of its own, all of them on text that is prepared once.
+
+A study's directory holds
+
+prepared/KEY      a working directory with the text, for each way in which its runs have it prepared
+runs/NAME         the working directory of a run
+runs/NAME/log     what it printed, where the study ran it
+rows.parquet      what all runs that are done say (rows.py)
+report.html       and its plots beside it (page.py)
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from retro_jax import progress
+from retro_jax.config import Experiment, Study
+from retro_jax.corpus import sources
+from retro_jax.corpus.document import BadDocument, Document, digest
+from retro_jax.corpus.near_duplicates import HeldOut
+from retro_jax.databases.database import Databases
+from retro_jax.errors import UserError
+from retro_jax.evaluate.compare import scored_alone
+from retro_jax.evaluate.evaluate import evaluate, evaluate_against, possible
+from retro_jax.methods.method import methods_of
+from retro_jax.methods.train_all import train_all
+from retro_jax.pipeline.prepare import prepare
+from retro_jax.pipeline.prepared import Prepared
+from retro_jax.pipeline.recipe import recipe, shard_splits
+from retro_jax.store import files
+from retro_jax.store.columns import Columns
+from retro_jax.store.workdir import WorkDir
+from retro_jax.train.log import run_flops
+
+DONE = "done.json"
+
+
+class Runs:
+    """The runs of a study in a directory.
+
+    Args:
+      study: which they are. root: where they lie.
+    """
+
+    def __init__(self, study: Study, root: Path):
+        self.study, self.root = study, Path(root)
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """Of all runs, the cheapest first: so the first plot is there early."""
+        cost = {name: training_flops(self.study.experiment(name)) for name in self.study.runs}
+        return sorted(cost, key=cost.get)
+
+    def prepared(self, name: str) -> Path:
+        """The working directory with the text of a run. Runs share it that have their text prepared in one way."""
+        e = self.study.experiment(name)
+        steps = {n: step.settings for n, step in recipe(e, Path()).items()}
+        key = hashlib.sha256(json.dumps(files.as_json(steps), sort_keys=True).encode())
+        return self.root / "prepared" / key.hexdigest()[:8]
+
+    def work(self, name: str) -> WorkDir:
+        """The working directory of a run."""
+        return WorkDir(self.root / "runs" / name, self.study.experiment(name), self.prepared(name))
+
+    def done(self, name: str) -> bool:
+        """Whether a run is finished and scored."""
+        return (self.work(name).root / DONE).exists()
+
+    def prepare(self, name: str):
+        """Prepares the text of a run, and the study's further databases; nothing if that is done."""
+        e, there = self.study.experiment(name), self.prepared(name)
+        work = WorkDir(there, dataclasses.replace(e, name=there.name))
+        prepare(work)
+        databases = Databases(Prepared(work))
+        for database, source in self.study.databases.items():
+            if database in databases.names():
+                continue
+            sources.check(source, f"databases of the study: {database}")
+            with progress.bar(f"adding to {database}", None) as advance:
+                databases.add(database, _not_held_out(work, source), advance)
+
+    def run(self, name: str):
+        """Trains and scores a run whose text is prepared, as far as that is not done.
+
+        Raises:
+          UserError: another process runs it, or it cannot be run as it is asked for.
+        """
+        work = self.work(name)
+        prepare(work)
+        train_all(work)
+        reading = [m for m in methods_of(work.experiment) if m.network and m.trained]
+        if reading:
+            evaluate(work)
+            for database in self.study.databases:
+                evaluate_against(work, (database,), database)
+        else:
+            for method in methods_of(work.experiment):
+                scored_alone(work, method)
+        files.write_json(work.root / DONE, {"study": self.study.name, "run": name})
+
+    def check(self):
+        """Raises UserError for what cannot be run, before anything slow has begun."""
+        for name in self.names:
+            e = self.study.experiment(name)
+            if any(m.network and m.trained for m in methods_of(e)):
+                possible(e)
+            elif any(m.retrieves or not m.trained for m in methods_of(e)):
+                raise UserError(
+                    f"study {self.study.name}, run {name}: methods = {e.methods}: a study has methods whose network "
+                    "is trained and reads what was prepared, or nothing; others: `retro compare`"
+                )
+
+
+def training_flops(e: Experiment) -> float:
+    """What a run's training takes, FLOPs (`log.run_flops`), if its tokenizer has the pieces that were asked for."""
+    return sum(
+        run_flops(m, e.train, e.corpus.vocab, 0, e.train.steps) for m in methods_of(e) if m.trained
+    )
+
+
+def _not_held_out(work: WorkDir, source: str) -> Iterator[Document | BadDocument]:
+    """The documents of a source but for those that are held out, or nearly repeat what is."""
+    e, of = work.experiment, Prepared(work)
+    held, texts = set(), []
+    for split in shard_splits(e)[1:]:
+        held |= {bytes(t).ljust(16, b"\0") for t in of.table(split).texts}
+        corpus = work.prepared("corpus" if split == "heldout" else f"corpora/{split}")
+        texts += [(f"{split}/{i}", d["text"]) for i, d in enumerate(Columns(corpus)["heldout"])]
+    sketches = HeldOut(texts, e.corpus.near_duplicate)
+    for document in sources.documents(source, "databases of the study", e.corpus.largest_document):
+        good = isinstance(document, Document)
+        if good and (digest(document.text, 16) in held or sketches.near(document.text)):
+            continue
+        yield document
