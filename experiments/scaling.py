@@ -21,21 +21,21 @@ SIZES = {28: 2, 44: 2, 64: 2, 104: 4, 156: 6}
 SEEDS = {28: 3, 44: 3, 64: 3, 104: 1, 156: 1}
 TOKENS = 20  # for each parameter of the decoder without embeddings
 BATCH, LENGTH = 4, 256
-RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)  # tried at the two smallest sizes
+RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2)  # tried at the two smallest sizes
 
 
 def get_study(folder: str = "."):
-    runs = {}
+    runs, curves = {}, {"language_model": [], "retro": []}
     for d in sorted(SIZES):
-        for method in ("language_model", "retro"):
-            for seed in range(SEEDS[d]):
-                runs[f"{method}-{d}-seed{seed}"] = run(method, d, seed, rate(d))
+        for method, curve in curves.items():
+            own = {f"{method}-{d}-seed{s}": run(method, d, s, rate(d)) for s in range(SEEDS[d])}
+            curve += own
             if d in sorted(SIZES)[:2]:
-                for r in RATES:
-                    runs[f"{method}-{d}-rate{r}"] = run(method, d, 0, r)
+                own |= {f"{method}-{d}-rate{r}": run(method, d, 0, r) for r in RATES}
+            runs |= own
     base = get_config(folder)
     unseen = PAGES.format(folder=folder, half="0.5-1")
-    return Study("scaling", base, runs, {"unseen": unseen})
+    return Study("scaling", base, runs, {"unseen": unseen}, curves)
 
 
 def rate(d: int) -> float:

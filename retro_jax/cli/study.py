@@ -73,9 +73,15 @@ def _study(args, fields) -> int:
 
 
 def _collect(runs) -> int:
+    from retro_jax.report.write import libraries
     from retro_jax.study import rows
 
-    print(rows.collect(runs))
+    with libraries("retro study"):
+        from retro_jax.study import page
+
+    file = rows.collect(runs)
+    print(file)
+    print(page.write(file))
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ class Study:
       runs: of each run its name, and {config field: value}, what it has otherwise: {"train.seed": 1}.
       databases: more databases that are made beside the prepared one, name and source, and with which every run that
         reads is scored as well.
+      curves: of a method the names of those runs that differ in size and seed alone: a law is put through them.
 
     Raises:
       UserError: there is no run, a name that cannot name a directory, or a field or value that cannot be meant.
@@ -31,6 +32,7 @@ class Study:
     base: Experiment | ml_collections.ConfigDict
     runs: Mapping[str, Mapping[str, Any]]
     databases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    curves: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if not self.runs:
@@ -42,6 +44,11 @@ class Study:
                 )
         for name in self.runs:
             self.experiment(name)
+        for method, names in self.curves.items():
+            if unknown := [n for n in names if n not in self.runs]:
+                raise UserError(
+                    f"study {self.name}: curves of {method}: there is no run {unknown[0]!r}"
+                )
 
     def experiment(self, name: str) -> Experiment:
         """The experiment of a run.

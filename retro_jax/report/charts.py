@@ -27,7 +27,7 @@ _RC = {
 }  # fmt: skip
 
 
-def _drawn(name: str, label: str, height: float, draw) -> str:
+def drawn(name: str, label: str, height: float, draw) -> str:
     """SVG of what draw(axes) draws, with a text for those who do not see it."""
     with matplotlib.rc_context(_RC):
         figure = Figure((WIDTH, height), layout="constrained")
@@ -93,7 +93,7 @@ def bars(name: str, label: str, names, series: dict, x: str, write, zero: bool =
         axes.set_xlabel(x)
         _legend(axes, series)
 
-    return _drawn(name, label, 0.75 + len(names) * (0.1 + 0.14 * len(series)), draw)
+    return drawn(name, label, 0.75 + len(names) * (0.1 + 0.14 * len(series)), draw)
 
 
 def forest(name: str, label: str, names, series: dict, x: str) -> str:
@@ -122,7 +122,7 @@ def forest(name: str, label: str, names, series: dict, x: str) -> str:
         axes.set_xlabel(x)
         _legend(axes, series)
 
-    return _drawn(name, label, 0.9 + 0.42 * len(names), draw)
+    return drawn(name, label, 0.9 + 0.42 * len(names), draw)
 
 
 def columns(name: str, label: str, names, values, x: str, y: str, notes=None) -> str:
@@ -144,7 +144,7 @@ def columns(name: str, label: str, names, values, x: str, y: str, notes=None) ->
         axes.set_xlabel(x)
         axes.set_ylabel(y)
 
-    return _drawn(name, label, 3.1, draw)
+    return drawn(name, label, 3.1, draw)
 
 
 def histogram(name: str, label: str, edges, counts, x: str, y: str) -> str:
@@ -161,7 +161,7 @@ def histogram(name: str, label: str, edges, counts, x: str, y: str) -> str:
         axes.set_xlabel(x)
         axes.set_ylabel(y)
 
-    return _drawn(name, label, 3.1, draw)
+    return drawn(name, label, 3.1, draw)
 
 
 def points(name: str, label: str, places: dict, x: str, y: str, best) -> str:
@@ -188,7 +188,7 @@ def points(name: str, label: str, places: dict, x: str, y: str, best) -> str:
         axes.set_xlabel(x)
         axes.set_ylabel(y)
 
-    return _drawn(name, label, 3.6, draw)
+    return drawn(name, label, 3.6, draw)
 
 
 def lines(name: str, label: str, x, series: dict, xlabel: str, ylabel: str, bands=None, names=None):
@@ -210,4 +210,4 @@ def lines(name: str, label: str, x, series: dict, xlabel: str, ylabel: str, band
         axes.set_ylabel(ylabel)
         _legend(axes, series)
 
-    return _drawn(name, label, 3.1, draw)
+    return drawn(name, label, 3.1, draw)

@@ -40,7 +40,7 @@ class Sums:
     """The rows as arrays.
 
     Attributes:
-      facts: name, runs {run: what it is}, documents {split: ids}.
+      facts: name, runs {run: what it is}, documents {split: ids}, curves {method: runs}.
       columns: run, split, part, condition, document, tokens, bytes, nats, one entry a row.
     """
 
@@ -73,6 +73,9 @@ def collect(runs: Runs) -> Path:
             advance(1)
     documents = {split: cut["documents"] for (_, split), cut in cuts.items()}
     metadata = {"name": runs.study.name, "runs": facts, "documents": documents}
+    metadata["curves"] = {
+        m: [n for n in names if n in facts] for m, names in runs.study.curves.items()
+    }
     schema = pa.schema(_SCHEMA, {"retro_jax": json.dumps(metadata)})
     arrays = [
         pa.array([m[n] for m in made for _ in m["document"]]).cast(kind)
@@ -170,6 +173,7 @@ def _facts(runs: Runs, name: str) -> dict:
         },
         "seed": e.train.seed,
         "tokens": e.train.steps * e.train.batch * e.train.length,
+        "chunk": e.model.reading.chunk,
         "training_chunks": len(prepared.table("train")),
         "database_chunks": len(prepared.database),
         "methods": {m.name: _of(work, m, vocab) for m in methods_of(e)},

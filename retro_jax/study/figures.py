@@ -1,0 +1,148 @@
+"""The figures of a study: losses by size, laws through them, and what a database is worth in parameters.
+
+    M(N) = N' / N, where the language model's law has at N' the loss that RETRO has with a decoder of N
+
+Uncertainty is a bootstrap of two levels, paired: documents are drawn once for all runs of a draw, and to the mean over
+the seeds of a size comes noise of the seeds' variance, which is pooled over the sizes that have several.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from retro_jax.evaluate.beside import BASE
+from retro_jax.study import laws
+from retro_jax.study.rows import Sums
+
+DRAWS = 1000
+READER = "retro"
+CURVES = (BASE, "on", "off", "random")
+# What is set against the loss, and what it is called.
+SIZES = {
+    "layers": "parameters without embeddings",
+    "parameters": "all parameters",
+    "training_flops": "training FLOPs",
+    "flops_per_token": "FLOPs of a token",
+}
+
+
+@dataclass
+class Curve:
+    """One method under one condition, at S sizes.
+
+    Attributes:
+      runs: names, of each size. sizes: {name: [S]}, see SIZES; of the layers it is the decoder's.
+      losses: bits per byte, mean over seeds [S]. draws: the same of a bootstrap [D, S]. each: of the seeds.
+    """
+
+    runs: list[list[str]]
+    sizes: dict[str, np.ndarray]
+    losses: np.ndarray
+    draws: np.ndarray
+    each: list[np.ndarray]
+
+
+def curves(sums: Sums, split: str, part: str) -> dict[str, Curve]:
+    """The curves of a part of a split, by condition; the language model's is `language_model`. Of the runs of the
+    study's `curves` those of one size are its seeds. Only what was scored is there.
+    """
+    rng = np.random.default_rng(0)
+    documents = len(sums.facts["documents"][split])
+    draws = rng.multinomial(documents, np.full(documents, 1 / documents), DRAWS)
+    conditions = {BASE: (BASE, BASE)} | {c: (READER, c) for c in _conditions(sums) if c != BASE}
+    found = {}
+    for curve, (method, condition) in conditions.items():
+        by_size: dict[int, list[str]] = {}
+        for name in sums.facts["curves"].get(method, ()):
+            by_size.setdefault(_of(sums, name, method)["layers"], []).append(name)
+        runs = [by_size[n] for n in sorted(by_size)]
+        said = {
+            n: _said(sums, n, split, part, condition, documents) for names in runs for n in names
+        }
+        runs = [own for names in runs if (own := [n for n in names if said[n] is not None])]
+        if not runs:
+            continue
+        each = [np.array([_loss(*said[n], 1.0) for n in names]) for names in runs]
+        drawn = np.stack(
+            [np.mean([_loss(*said[n], draws) for n in names], axis=0) for names in runs], axis=1
+        )
+        counts = np.array([len(x) for x in each])
+        noise = rng.standard_normal(drawn.shape) * (pooled(each) / counts**0.5)
+        sizes = {
+            s: np.array([_of(sums, names[0], method)[s] for names in runs], float) for s in SIZES
+        }
+        losses = np.array([x.mean() for x in each])
+        found[curve] = Curve(runs, sizes, losses, drawn + noise, each)
+    return found
+
+
+def _conditions(sums: Sums) -> list[str]:
+    return list(dict.fromkeys(sums.columns["condition"].tolist()))
+
+
+def _of(sums: Sums, run: str, method: str) -> dict:
+    return sums.facts["runs"][run]["methods"][method]
+
+
+def _said(sums: Sums, run: str, split: str, part: str, condition: str, documents: int):
+    """nats and bytes by document [N], or None where it was not scored."""
+    rows = sums.of(run=run, split=split, part=part, condition=condition)
+    if not len(rows["nats"]):
+        return None
+    return tuple(
+        np.bincount(rows["document"], rows[n], documents).astype(float) for n in ("nats", "bytes")
+    )
+
+
+def _loss(nats: np.ndarray, size: np.ndarray, weights) -> np.ndarray:
+    """Bits per byte, of weights [..., N] of documents."""
+    return (weights * nats).sum(-1) / (weights * size).sum(-1) / np.log(2)
+
+
+def pooled(each: list[np.ndarray]) -> float:
+    """The standard deviation between seeds of one size, pooled over sizes; 0 where no size has two."""
+    squares = sum(((x - x.mean()) ** 2).sum() for x in each)
+    freedom = sum(len(x) - 1 for x in each)
+    return float(np.sqrt(squares / freedom)) if freedom else 0.0
+
+
+def law_of(curve: Curve, size: str = "layers") -> dict | None:
+    """The law of a curve: floor, scale, exponent, 95 % of the exponent; left_out: errors where a size is left out, bits
+    per byte. None with too few sizes."""
+    x = curve.sizes[size]
+    if len(x) < laws.FEWEST:
+        return None
+    one, many = laws.fit(x, curve.losses[None]), laws.fit(x, curve.draws)
+    out = {n: float(getattr(one, n)[0]) for n in ("floor", "scale", "exponent")}
+    out["exponent_interval"] = laws.interval(many.exponent)
+    enough = len(x) > laws.FEWEST
+    out["left_out"] = laws.leave_one_out(x, curve.losses).tolist() if enough else None
+    return out
+
+
+def multipliers(base: Curve, reader: Curve, size: str = "layers") -> list[dict]:
+    """M of each size of the reader: size, loss, value, low and high (95 %), beyond: whether it runs off the largest
+    baseline, so that `at_least` is all that was measured; and with the law's floor fixed at 0 and at nine tenths of the
+    least loss (`floor_0`, `floor_90`).
+    """
+    x, own = base.sizes[size], reader.sizes[size]
+    if len(x) < laws.FEWEST:
+        return []
+    one, many = laws.fit(x, base.losses[None]), laws.fit(x, base.draws)
+    fixed = {
+        f"floor_{round(100 * share)}": laws.fit(x, base.losses[None], share * base.losses.min())
+        for share in (0.0, 0.9)
+    }
+    out = []
+    for i, n in enumerate(own):
+        loss, draws = reader.losses[i : i + 1], reader.draws[:, i]
+        value, drawn = one.size(loss)[0] / n, many.size(draws) / n
+        low, high = laws.interval(drawn)
+        out.append(
+            {
+                "size": float(n), "loss": float(loss[0]), "value": float(value), "low": low, "high": high,
+                "beyond": bool(value * n > x.max()), "at_least": float(min(value, x.max() / n)),
+                **{name: float(law.size(loss)[0] / n) for name, law in fixed.items()},
+            }
+        )  # fmt: skip
+    return out
