@@ -21,7 +21,7 @@ class Study:
       base: what its runs have in common; an Experiment, or what `get_config` returns.
       runs: of each run its name, and {config field: value}, what it has otherwise: {"train.seed": 1}.
       databases: more databases that are made beside the prepared one, name and source, and with which every run that
-        reads is scored as well.
+        reads is scored as well, on the held-out split of its own text.
       curves: of a method the names of those runs that differ in size and seed alone: a law is put through them.
 
     Raises:

@@ -164,15 +164,17 @@ def evaluate_text(
     return _against(work, name, read, f"--text={source}", databases, {"text": source})
 
 
-def evaluate_against(work: WorkDir, databases: Sequence[str], name: str) -> dict[str, dict]:
-    """Scores every held-out split against databases as they are now, and not as it was prepared; the manifests of
-    the evaluations SPLIT-NAME, by what they are called.
+def evaluate_against(
+    work: WorkDir, databases: Sequence[str], name: str, splits: Sequence[str] | None = None
+) -> dict[str, dict]:
+    """Scores held-out splits (by default every one) against databases as they are now, and not as they were prepared;
+    the manifests of the evaluations SPLIT-NAME, by what they are called.
 
     Raises:
       UserError: as `evaluate_text`.
     """
     made = {}
-    for split in shard_splits(work.experiment)[1:]:
+    for split in splits or shard_splits(work.experiment)[1:]:
 
         def read(retriever: Retriever, _: Path, split=split) -> Text:
             return Text.against(split, retriever, databases)

@@ -218,6 +218,11 @@ class Method:
         """
         raise NotImplementedError
 
+    def unused(self, batch: dict, vocab: int) -> set[str]:
+        """The names of those of its weights that the loss of such a batch does not use: a step leaves them as they
+        are."""
+        return set()
+
     def loss(self, params: dict, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """Negative log-probability (nats) of all tokens of a batch that count, and how many they are."""
         raise NotImplementedError

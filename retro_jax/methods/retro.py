@@ -125,6 +125,10 @@ class Retro(LanguageModel):
             add_own_continuations(neighbours, example["tokens"], record["documents"], share, rng)
         return example | {"neighbours": neighbours}
 
+    def unused(self, batch: dict, vocab: int) -> set[str]:
+        """What reads, in a batch without neighbours."""
+        return set() if "neighbours" in batch else self.added(vocab)
+
     def measured(self, params: dict, tokens, retrieved):
         """With every cross-attention's statistics; see `functional.statistics`."""
         return functional.measured_logprobs(self.model, params, tokens, retrieved.tokens)

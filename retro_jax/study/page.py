@@ -15,8 +15,8 @@ from retro_jax.study import plots, rows
 from retro_jax.study.figures import CURVES, READER, SIZES, Curve, curves, law_of, multipliers
 from retro_jax.study.laws import FEWEST
 from retro_jax.study.rows import Sums
+from retro_jax.study.runs import HELDOUT
 
-HELDOUT = "heldout"
 _SHARES = {"database_1": 0.01, "database_10": 0.1, "on": 1.0}  # of the database
 
 

@@ -21,7 +21,7 @@ from retro_jax.model import functional
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.pipeline.recipe import shard_splits
 from retro_jax.store import artefact
-from retro_jax.study.runs import Runs
+from retro_jax.study.runs import HELDOUT, Runs
 from retro_jax.train.log import run_flops
 
 FILE = "rows.parquet"
@@ -110,9 +110,8 @@ def _reads(runs: Runs, name: str) -> bool:
 
 def _splits(runs: Runs, name: str) -> dict[str, str]:
     """Split of an evaluation: the prepared split whose tokens it has."""
-    splits = shard_splits(runs.study.experiment(name))[1:]
-    others = {f"{s}-{d}": s for d in runs.study.databases for s in splits}
-    return dict.fromkeys(splits) | {s: s for s in splits} | others
+    splits = {s: s for s in shard_splits(runs.study.experiment(name))[1:]}
+    return splits | {f"{HELDOUT}-{d}": HELDOUT for d in runs.study.databases}
 
 
 def _rows(runs: Runs, name: str, cuts: dict) -> list[dict]:

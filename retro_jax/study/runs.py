@@ -36,6 +36,7 @@ from retro_jax.store.workdir import WorkDir
 from retro_jax.train.log import run_flops
 
 DONE = "done.json"
+HELDOUT = "heldout"  # the split that further databases are for
 
 
 class Runs:
@@ -95,7 +96,7 @@ class Runs:
         if reading:
             evaluate(work)
             for database in self.study.databases:
-                evaluate_against(work, (database,), database)
+                evaluate_against(work, (database,), database, (HELDOUT,))
         else:
             for method in methods_of(work.experiment):
                 scored_alone(work, method)

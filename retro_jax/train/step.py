@@ -85,6 +85,9 @@ def make_train_step(method: Trainable, train: TrainConfig) -> Callable:
         norm = optax.tree.norm(grads)
         update = optimizer.adamw(train, slow(method, train, state)).update
         updates, opt_state = update(grads, state.opt_state, state.params)
+        # Decay alone would shrink, before it is used, what an attention to neighbours begins with.
+        for name in method.unused(batch, state.weights()["embedding"].shape[0]):
+            updates[name] = jnp.zeros_like(updates[name])
         params = optax.apply_updates(state.params, updates)
         average = optimizer.averaged(state.average, params, train.ema)
         fine = jnp.isfinite(value) & jnp.isfinite(norm)

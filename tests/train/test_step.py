@@ -351,3 +351,21 @@ def test_without_neighbours_the_gradient_is_the_language_models(tiny, begin):
         else:
             assert not value.any(), name
     assert grads.keys() > expected.keys()
+
+
+def test_what_reads_stays_as_it_is_until_it_is_used(tiny, begin):
+    """Decay would shrink what an attention to neighbours begins with, by which it finds what is like a query."""
+    mesh, train = make_mesh(1, 1, 1), dataclasses.replace(TRAIN, warmup=1)
+    with jax.set_mesh(mesh):
+        state, method = begin(mesh, train), Retro(tiny)
+        before = {n: np.asarray(p) for n, p in state.params.items()}
+        step = make_train_step(method, train)
+        given = batch(0)
+        alone = sharding.shard_batch(mesh, {"tokens": given["tokens"]})
+        added = method.added(VOCAB)
+        for _ in range(2):  # the first has a learning rate of 0
+            state, _ = step(state, alone)
+        for name, value in state.params.items():
+            assert (name in added) == np.array_equal(value, before[name]), name
+        state, _ = step(state, sharding.shard_batch(mesh, given))
+        assert not any(np.array_equal(state.params[n], before[n]) for n in added)

@@ -1,0 +1,89 @@
+"""The page of a study is made from its rows alone, and says what they say."""
+
+import json
+
+import numpy as np
+import pytest
+
+from retro_jax.study import page
+from retro_jax.study.rows import Sums
+
+SIZES = (40_000, 100_000, 220_000, 530_000)
+DOCUMENTS, BYTES = 30, 1000
+
+
+def made(worth: float) -> Sums:
+    """Rows of language models, and of readers each as good as a language model of `worth` times its size; two seeds."""
+    rng, facts, columns = np.random.default_rng(0), {}, []
+    easy = rng.normal(1, 0.1, DOCUMENTS)
+
+    def loss(n):
+        return 0.8 + 60 * n**-0.35
+
+    for n in SIZES:
+        for seed in range(2):
+            for method, size in (("language_model", n), ("retro", n * worth)):
+                name = f"{method}-{n}-{seed}"
+                of = {
+                    "layers": n,
+                    "parameters": n + 50_000,
+                    "training_flops": 6e7 * n,
+                    "flops_per_token": 2 * n,
+                    "seconds": 60.0,
+                }
+                facts[name] = {
+                    "fields": {"train.seed": seed},
+                    "database_chunks": 9000,
+                    "chunk": 64,
+                    "methods": {method: of},
+                }
+                bits = (loss(size) + 0.002 * rng.standard_normal()) * easy
+                conditions = (
+                    ("language_model",)
+                    if method == "language_model"
+                    else ("on", "off", "random", "database_10")
+                )
+                for condition in conditions:
+                    more = {"off": 0.1, "random": 0.12, "database_10": 0.05}.get(condition, 0)
+                    for part in ("all", "filtered", "novel", "far"):
+                        columns.append(
+                            (name, "heldout", part, condition, (bits + more) * BYTES * np.log(2))
+                        )
+    names = ("run", "split", "part", "condition")
+    arrays = {n: np.repeat([c[i] for c in columns], DOCUMENTS) for i, n in enumerate(names)}
+    arrays["document"] = np.tile(np.arange(DOCUMENTS), len(columns))
+    arrays |= {
+        n: np.full(len(columns) * DOCUMENTS, v) for n, v in (("tokens", 300), ("bytes", BYTES))
+    }
+    arrays["nats"] = np.concatenate([c[4] for c in columns])
+    curves = {m: [n for n in facts if n.startswith(m)] for m in ("language_model", "retro")}
+    documents = {"heldout": [str(i) for i in range(DOCUMENTS)]}
+    return Sums({"name": "made", "runs": facts, "curves": curves, "documents": documents}, arrays)
+
+
+@pytest.mark.parametrize(("worth", "word"), [(2.0, "helps"), (0.5, "hurts")])
+def test_the_page_says_what_a_database_is_worth(tmp_path, monkeypatch, worth, word):
+    monkeypatch.setattr(page.rows, "load", lambda file: made(worth))
+    said = json.loads(page.write(tmp_path / "rows.parquet").with_suffix(".json").read_text())
+    assert said["verdict"]["word"] == word
+    assert (
+        "RETRO with a decoder of 530,000 parameters equals a language model of"
+        in said["verdict"]["head"]
+    )
+    found = said["figures"]["heldout"]["all"]["multipliers"]["layers"]
+    assert [m["value"] for m in found] == pytest.approx([worth] * 4, rel=0.15)
+    assert all(m["low"] < 1.1 * worth and m["high"] > 0.9 * worth for m in found)
+    titles = [s["title"] for s in said["evidence"]]
+    assert titles == [
+        "Loss by size: all", "Loss by size: little overlap", "Loss by size: no copy", "Loss by size: far",
+        "What a database is worth", "By other sizes", "The laws", "How large a database", "The runs",
+    ]  # fmt: skip
+    shares = {
+        tuple(r[:2]): r for s in said["evidence"] if s["name"] == "databases" for r in s["rows"]
+    }
+    assert (
+        shares["530,000", "10.0 %"][2] == "0.1087"
+    )  # of the tokens of the database, for each parameter
+    for name in ("losses-all", "multipliers", "databases"):
+        for suffix in (".svg", ".png"):
+            assert (tmp_path / "plots" / f"{name}{suffix}").stat().st_size > 1000

@@ -1,0 +1,167 @@
+"""A study's runs share what is prepared, are scored on the same tokens, and do not fall together."""
+
+import json
+import os
+import re
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import small_experiment, write_corpus
+
+from retro_jax.cli import study as command
+from retro_jax.cli.main import main
+from retro_jax.config import Study
+from retro_jax.databases.database import Databases
+from retro_jax.errors import UserError
+from retro_jax.pipeline.prepared import Prepared
+from retro_jax.store.workdir import WorkDir
+from retro_jax.study import page, rows
+from retro_jax.study.runs import Runs
+
+NAMES = {"lm": "language_model", "reader": "retro"}
+
+FILE = """
+from conftest import small_experiment
+from retro_jax.config import Study
+
+def get_study(corpus):
+    curves = {"language_model": ["lm"], "retro": ["reader"]}
+    runs = {name: {"methods": (method,)} for method, (name,) in curves.items()}
+    runs["broken"] = {
+        "methods": ("language_model",), "train.learning_rate": 1e30, "mesh.data": 1, "mesh.model": 1
+    }
+    more = {"unseen": f"text:{corpus}/../more/*.txt"}
+    return Study("small", small_experiment(corpus, steps=2), runs, more, curves)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """corpus: what is trained on. more: its documents under other names, and as many others."""
+    root = tmp_path_factory.mktemp("study")
+    (root / "corpus").mkdir()
+    (root / "more").mkdir()
+    write_corpus(root / "corpus")
+    for path in (root / "corpus").iterdir():
+        text = path.read_text()
+        (root / "more" / f"copy of {path.name}").write_text(text)
+        (root / "more" / f"other {path.name}").write_text(text[::-1])
+    (root / "small.py").write_text(FILE)
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(folder):
+    """The study's runs, of which the first two are done."""
+    found = Runs(command.load(f"{folder / 'small.py'}:{folder / 'corpus'}"), folder / "work")
+    for name in NAMES:
+        found.prepare(name)
+        found.run(name)
+    return found
+
+
+def test_text_is_prepared_once_and_not_copied(runs):
+    assert len(list((runs.root / "prepared").iterdir())) == 1
+    for name in NAMES:
+        assert not (runs.work(name).root / "prepare").exists()
+        assert WorkDir(runs.work(name).root).prepared_in == runs.prepared(name)
+    assert runs.done("reader")
+    assert not runs.done("broken")
+
+
+def test_another_database_holds_nothing_that_is_held_out(runs):
+    prepared = Prepared(WorkDir(runs.prepared("reader")))
+    parts = Databases(prepared).state("unseen")["parts"]
+    table = Databases(prepared).open("unseen", parts[0]["number"]).table
+    held = set(map(bytes, prepared.table("heldout").texts))
+    assert held
+    assert not held & set(map(bytes, table.texts))
+    assert len(table.documents) > len(held)
+
+
+def test_rows_are_what_the_evaluations_say(runs):
+    sums = rows.load(rows.collect(runs))
+    assert sums.facts["curves"] == {m: [n] for n, m in NAMES.items()}
+    for split in ("heldout", "heldout-unseen"):
+        result = json.loads((runs.work("reader").evaluated(split) / "result.json").read_text())
+        for condition in ("on", "off", "random"):
+            of = sums.of(run="reader", split=split, part="all", condition=condition)
+            bits = of["nats"].sum() / of["bytes"].sum() / np.log(2)
+            assert bits == pytest.approx(result["bits_per_byte"][condition], rel=1e-6)
+        # Both methods have the same tokens in every part, though the language model was scored without neighbours.
+        for part in ("all", "filtered", "far"):
+            count = [sums.of(run=n, split=split, part=part, condition=c)["tokens"].tolist()
+                     for n, c in (("reader", "on"), ("lm", "language_model"))]  # fmt: skip
+            assert count[0] == count[1]
+    tokens = runs.work("reader").evaluated("heldout-unseen") / "tokens.parquet"
+    sources = {name for row in pq.read_table(tokens)["sources"].to_pylist() for name in row} - {""}
+    assert sources
+    assert all(name.startswith(("copy of", "other")) for name in sources)
+    of = sums.facts["runs"]["reader"]["methods"]["retro"]
+    assert (
+        of["parameters"]
+        > of["layers"]
+        == sums.facts["runs"]["lm"]["methods"]["language_model"]["layers"]
+    )
+
+
+def test_with_too_few_sizes_the_page_says_so(runs):
+    made = page.write(rows.collect(runs))
+    text = made.read_text()
+    assert "Not enough sizes yet" in text
+    assert (made.parent / "plots/losses-all.png").stat().st_size > 1000
+
+
+def test_one_that_fails_does_not_stop_the_others(runs, folder, capfd, monkeypatch):
+    """Each is a process of its own; what is done is not done again."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for the study's file
+    words = ["study", f"{folder / 'small.py'}:{folder / 'corpus'}", f"--workdir={runs.root}"]
+    done = runs.work("lm").root / "done.json"
+    done.unlink()
+    assert main(words) == 1
+    said = capfd.readouterr().err
+    assert re.search(
+        r"broken: FAILED, exit status 1; \S+/runs/broken/log: .*not finite", said.replace("\n", " ")
+    )
+    assert "lm: done" in said
+    assert "reader: begins" not in said
+    assert done.exists()
+    assert main([*words, "--list"]) == 0
+
+
+def test_a_study_that_cannot_be_meant_is_refused(tmp_path, folder):
+    base = small_experiment(tmp_path)
+    for runs, more, message in (
+        ({}, {}, "has no run"),
+        ({"a/b": {}}, {}, "'a/b' names a directory"),
+        (
+            {"a": {"train.stepz": 3}},
+            {},
+            "study s, run a: config has no field train.stepz: did you mean",
+        ),
+        ({"a": {"train.steps.x": 3}}, {}, "train.steps.x is no field"),
+        ({"a": {}}, {"curves": {"retro": ["b"]}}, "curves of retro: there is no run 'b'"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            Study("s", base, runs, **more)
+    empty = tmp_path / "empty.py"
+    for text, message in (
+        ("", "has no get_study"),
+        ("def get_study(): return 3", "gives int, must give a Study"),
+        ("1 / 0", "ZeroDivisionError"),
+    ):
+        empty.write_text(text)
+        with pytest.raises(UserError, match=message):
+            command.load(str(empty))
+    empty.write_text("def get_study(): return 3")
+    with pytest.raises(UserError, match="takes no argument"):
+        command.load(f"{empty}:x")
+    assert main(["study", f"{folder / 'small.py'}:{folder / 'corpus'}", "--only=nothing"]) == 2
+
+
+def test_a_run_that_no_study_has_is_refused(tmp_path):
+    study = Study("s", small_experiment(tmp_path), {"a": {"methods": ("knn_lm",)}})
+    with pytest.raises(UserError, match="run a: methods"):
+        Runs(study, tmp_path).check()
