@@ -62,10 +62,10 @@ def _pair(every: dict, split: str, part: str) -> tuple[Curve, Curve] | None:
 
 
 def worth(m: dict) -> str:
-    """A multiplier with its interval: 1.84 [1.51, 2.2], or at least what was measured."""
-    if m["beyond"]:
-        return f"≥ {plain(m['at_least'])} (from {plain(m['low'])})"
-    return f"{plain(m['value'])} [{plain(m['low'])}, {plain(m['high'])}]"
+    """A multiplier with its interval: 1.84 [1.51, 2.20]; where it runs off what was measured, at least that."""
+    value, low, high = (f"{m[n]:.2f}" for n in ("value", "low", "high"))
+    said = f"{value} [{low}, {high}]"
+    return f"≥ {m['at_least']:.2f} (by the law {said})" if m["beyond"] else said
 
 
 def _verdict(sums: Sums, every: dict) -> dict:
@@ -77,13 +77,14 @@ def _verdict(sums: Sums, every: dict) -> dict:
             "alarms": [], "sentences": [], "advice": [], "tiles": [],
         }  # fmt: skip
     found = {part: multipliers(*p) for part in PARTS if (p := _pair(every, HELDOUT, part))}
-    last = found["all"][-1]
+    known = [m for m in found["all"] if not m["beyond"]]
+    last = known[-1] if known else found["all"][-1]
     tiles = []
     for part, each in found.items():
-        for m in (each[0], each[-1]):
-            state = "good" if m["low"] > 1 else "bad" if m["high"] < 1 else ""
-            label = f"{PARTS[part]}, N = {plain(int(m['size']))}"
-            tiles.append({"label": label, "value": worth(m), "note": "times N", "state": state})
+        m = next(m for m in each if m["size"] == last["size"])
+        state = "good" if m["low"] > 1 else "bad" if m["high"] < 1 else ""
+        note = f"times {plain(int(m['size']))}"
+        tiles.append({"label": PARTS[part], "value": worth(m), "note": note, "state": state})
     sentences = [_sentence(PARTS[part], each) for part, each in found.items()]
     for split in (s for s in sums.facts["documents"] if s != HELDOUT):
         if p := _pair(every, split, "all"):
@@ -195,7 +196,11 @@ def _axes(every: dict) -> list[Section]:
         "cross-attention included), its training FLOPs, or its FLOPs of a token a language model of that loss has. "
         "Below 1: for the same, a larger language model would have been better. The search is not among the FLOPs."
     )
-    return [Section("axes", "By other sizes", caption, head, table, wide=True)] if table else []
+    return (
+        [Section("axes", "By other sizes", caption, head, table, wide=True, open=True)]
+        if table
+        else []
+    )
 
 
 def _laws(every: dict) -> list[Section]:
@@ -215,7 +220,9 @@ def _laws(every: dict) -> list[Section]:
         "through the others predicts, less what was measured, bits per byte, from the smallest to the largest."
     )
     head = ["split", "text", "condition", "floor", "scale", "exponent", "left out"]
-    return [Section("laws", "The laws", caption, head, table, wide=True)] if table else []
+    return (
+        [Section("laws", "The laws", caption, head, table, wide=True, open=True)] if table else []
+    )
 
 
 def _databases(sums: Sums, every: dict, drawn: dict) -> list[Section]:

@@ -53,7 +53,7 @@ def losses(curves: dict[str, Curve], size: str) -> Draw:
                 line = np.geomspace(x.min(), x.max(), 50)
                 law = laws.fit(x, curve.losses[None])
                 axes.plot(line, law(line)[0], color=colour, linewidth=1)
-        _logarithmic(axes, SIZES[size])
+        _logarithmic(axes, SIZES[size], {x for c in curves.values() for x in c.sizes[size]})
         axes.set_ylabel("bits per byte")
         axes.legend(fontsize=8)
 
@@ -66,24 +66,24 @@ def multipliers(found: dict[str, list[dict]], size: str) -> Draw:
     def draw(axes, colours):
         axes.axhline(1, color=colours["ink"], linewidth=1)
         for i, (name, each) in enumerate(found.items()):
-            known = [m for m in each if np.isfinite(m["at_least"])]
-            if not known:
-                continue
-            x, y, low, high = (
-                np.array([m[n] for m in known]) for n in ("size", "at_least", "low", "high")
+            colour, x = colours[f"c{i % 4}"], [m["size"] * 1.04**i for m in each]
+            inside = [not m["beyond"] for m in each]
+            value, low, high = (
+                np.array([m[n] for m, known in zip(each, inside) if known])
+                for n in ("value", "low", "high")
             )
-            low, high = np.minimum(low, y), np.where(np.isfinite(high), high, y)
-            around = np.maximum(0, [y - low, high - y])
-            colour = colours[f"c{i % 4}"]
+            # An interval may run off to infinity; its end is then where the drawing ends.
+            high = np.where(np.isfinite(high), high, 2 * value)
+            around = np.maximum(0, [value - low, high - value])
             axes.errorbar(
-                x * 1.03**i, y, around, fmt=f"{_MARKS[i % 5]}-", color=colour, markersize=4, capsize=2,
-                linewidth=1, label=name,
+                [at for at, known in zip(x, inside) if known], value, around, fmt=f"{_MARKS[i % 5]}-",
+                color=colour, markersize=4, capsize=2, linewidth=1, label=name,
             )  # fmt: skip
-            for m in known:
+            for at, m in zip(x, each):
                 if m["beyond"]:
-                    axes.annotate("≥", (m["size"] * 1.03**i, m["at_least"]), (-10, 3),
-                                  textcoords="offset points", color=colour)  # fmt: skip
-        _logarithmic(axes, SIZES[size])
+                    axes.annotate("≥", (at, m["at_least"]), color=colour, ha="center", va="bottom")
+                    axes.plot(at, m["at_least"], _MARKS[i % 5], color=colour, markersize=4)
+        _logarithmic(axes, SIZES[size], {m["size"] for each in found.values() for m in each})
         axes.set_ylabel("M: times the size of a language model")
         axes.legend(fontsize=8)
 
@@ -107,7 +107,20 @@ def databases(found: dict[str, list[tuple[float, float]]]) -> Draw:
     return draw
 
 
-def _logarithmic(axes, label: str):
+def _logarithmic(axes, label: str, marked=()):
+    """A logarithmic axis; marked: where its numbers stand, by default at powers of ten."""
     axes.set_xscale("log")
+    if marked:
+        axes.set_xticks(sorted(marked))
+    axes.xaxis.set_major_formatter(lambda v, _: _short(v))
+    axes.xaxis.set_minor_formatter(lambda v, _: "")
     axes.set_xlabel(label)
     axes.grid(True, alpha=0.3)
+
+
+def _short(value: float) -> str:
+    """A number of an axis in three digits: 100, 20k, 1.25M."""
+    for power, name in ((1e6, "M"), (1e3, "k")):
+        if power <= value < 1e3 * power:
+            return f"{value / power:.3g}{name}"
+    return f"{value:g}"
