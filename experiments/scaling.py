@@ -21,45 +21,38 @@ SIZES = {28: 2, 44: 2, 64: 2, 104: 4, 156: 6}
 SEEDS = {28: 3, 44: 3, 64: 3, 104: 1, 156: 1}
 TOKENS = 20  # for each parameter of the decoder without embeddings
 BATCH, LENGTH = 4, 256
-RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2)  # tried at the two smallest sizes
-
-
-READ_FROM = (0.0, 0.5)  # beside a quarter: share of the steps before RETRO reads, tried at width 44
+# Learning rates that were tried at the two smallest sizes. Parabolas through the language models' losses have their
+# least at 0.022 for width 28 and 0.013 for 44, and so it falls as 1 / d. RETRO does not begin to read where it is as
+# high as that.
+RATES = {"language_model": (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2), "retro": (3e-3, 6e-3, 1.2e-2)}
+RATE = {"language_model": 0.6, "retro": 0.26}  # times 1 / d
 
 
 def get_study(folder: str = "."):
     runs, curves = {}, {"language_model": [], "retro": []}
     for d in sorted(SIZES):
         for method, curve in curves.items():
-            own = {f"{method}-{d}-seed{s}": run(method, d, s, rate(d)) for s in range(SEEDS[d])}
+            own = {f"{method}-{d}-seed{s}": run(method, d, s) for s in range(SEEDS[d])}
             curve += own
             if d in sorted(SIZES)[:2]:
-                own |= {f"{method}-{d}-rate{r}": run(method, d, 0, r) for r in RATES}
-            if method == "retro" and d == 44:
-                own |= {f"retro-44-from{n}": run(method, d, 0, rate(d), n) for n in READ_FROM}
+                own |= {f"{method}-{d}-rate{r}": run(method, d, 0, r) for r in RATES[method]}
             runs |= own
     base = get_config(folder)
     unseen = PAGES.format(folder=folder, half="0.5-1")
     return Study("scaling", base, runs, {"unseen": unseen}, curves)
 
 
-def rate(d: int) -> float:
-    """The learning rate of a width: parabolas through the language models' losses at RATES have their least at 0.022
-    for 28 and at 0.013 for 44, and so it falls as 1 / d."""
-    return round(0.6 / d, 5)
-
-
-def run(method: str, d: int, seed: int, learning_rate: float, read_from: float = 0.25) -> dict:
-    """The fields of a run; read_from: share of its steps before RETRO reads."""
+def run(method: str, d: int, seed: int, rate: float = 0.0) -> dict:
+    """The fields of a run; rate: its learning rate, by default that of RATE."""
     size = {"d": d, "heads": SIZES[d], "head_size": d // SIZES[d]}
     steps = TOKENS * 52 * d**2 // (BATCH * LENGTH)
-    taught = {"read_from": int(read_from * steps), "own_continuation_steps": min(300, steps // 4)}
+    taught = {"read_from": steps // 4, "own_continuation_steps": min(300, steps // 4)}
     return {
         **{f"method_settings.retro.{n}": v for n, v in taught.items() if method == "retro"},
         "methods": (method,),
         "train.seed": seed,
         "train.steps": steps,
-        "train.learning_rate": learning_rate,
+        "train.learning_rate": rate or round(RATE[method] / d, 5),
         **{
             f"model.{part}.{name}": n for part in ("decoder", "encoder") for name, n in size.items()
         },

@@ -60,6 +60,40 @@ class HeldOut:
         )
 
 
+class Contained:
+    """How much of each of some documents stands in any one other: a page in a larger one is no near-duplicate of it,
+    and nothing of it is new all the same.
+
+    Args:
+      texts: of the documents [N].
+    """
+
+    def __init__(self, texts: Iterable[str]):
+        grams = [shingles(text) for text in texts]
+        self._sizes = np.array([len(g) for g in grams])
+        owner = np.repeat(np.arange(len(grams)), self._sizes)
+        every = np.concatenate(grams)
+        order = np.argsort(every, kind="stable")
+        self._owner = owner[order]
+        self._grams, self._begins = np.unique(every[order], return_index=True)
+        self._ends = np.append(self._begins[1:], len(every))
+        self.shares = np.zeros(len(grams))
+
+    def add(self, text: str):
+        """Compares another document: `shares` [N] has the largest share of their 13-grams that stood in one."""
+        other = shingles(text)
+        at = np.searchsorted(self._grams, other)
+        at = at[
+            (at < len(self._grams)) & (self._grams[np.minimum(at, len(self._grams) - 1)] == other)
+        ]
+        if not len(at):
+            return
+        count = np.zeros(len(self.shares))
+        for begin, end in zip(self._begins[at], self._ends[at]):
+            count[self._owner[begin:end]] += 1
+        self.shares = np.maximum(self.shares, count / self._sizes)
+
+
 def _minhash(grams: np.ndarray) -> MinHash:
     sketch = MinHash(num_perm=64, hashfunc=int)
     sketch.update_batch(grams)

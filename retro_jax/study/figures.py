@@ -42,16 +42,24 @@ class Curve:
     each: list[np.ndarray]
 
 
-def curves(sums: Sums, split: str, part: str) -> dict[str, Curve]:
+def curves(
+    sums: Sums, split: str, part: str, most: float = 1.0, only: tuple[str, ...] = ()
+) -> dict[str, Curve]:
     """The curves of a part of a split, by condition; the language model's is `language_model`. Of the runs of the
     study's `curves` those of one size are its seeds. Only what was scored is there.
+
+    most: of a document's 13-grams that may stand in one document of the database; others are left out. only: the
+      conditions that are wanted; by default all.
     """
     rng = np.random.default_rng(0)
     documents = len(sums.facts["documents"][split])
-    draws = rng.multinomial(documents, np.full(documents, 1 / documents), DRAWS)
+    kept = np.array(sums.facts["contained"][split]) <= most
+    draws = kept * rng.multinomial(documents, np.full(documents, 1 / documents), DRAWS)
     conditions = {BASE: (BASE, BASE)} | {c: (READER, c) for c in _conditions(sums) if c != BASE}
     found = {}
     for curve, (method, condition) in conditions.items():
+        if only and curve not in only:
+            continue
         by_size: dict[int, list[str]] = {}
         for name in sums.facts["curves"].get(method, ()):
             by_size.setdefault(_of(sums, name, method)["layers"], []).append(name)
@@ -62,7 +70,7 @@ def curves(sums: Sums, split: str, part: str) -> dict[str, Curve]:
         runs = [own for names in runs if (own := [n for n in names if said[n] is not None])]
         if not runs:
             continue
-        each = [np.array([_loss(*said[n], 1.0) for n in names]) for names in runs]
+        each = [np.array([_loss(*said[n], kept) for n in names]) for names in runs]
         drawn = np.stack(
             [np.mean([_loss(*said[n], draws) for n in names], axis=0) for names in runs], axis=1
         )

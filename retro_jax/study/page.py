@@ -17,6 +17,8 @@ from retro_jax.study.laws import FEWEST
 from retro_jax.study.rows import Sums
 from retro_jax.study.runs import HELDOUT
 
+_MOST = (1.0, 0.8, 0.5, 0.2)  # shares of a document's 13-grams
+_FEWEST_DOCUMENTS = 10  # of which a bootstrap says something
 _SHARES = {"database_1": 0.01, "database_10": 0.1, "on": 1.0}  # of the database
 
 
@@ -39,6 +41,7 @@ def content(sums: Sums, every: dict) -> tuple[dict, dict]:
     drawn: dict[str, plots.Draw] = {}
     evidence = [
         *_losses(every, drawn), *_multipliers(every, drawn), *_axes(every), *_laws(every),
+        _contained(sums),
         *_databases(sums, every, drawn), _runs(sums),
     ]  # fmt: skip
     whole = {
@@ -223,6 +226,28 @@ def _laws(every: dict) -> list[Section]:
     return (
         [Section("laws", "The laws", caption, head, table, wide=True, open=True)] if table else []
     )
+
+
+def _contained(sums: Sums) -> Section:
+    table = []
+    for split, shares in sums.facts["contained"].items():
+        values = np.array(shares)
+        for most in _MOST:
+            enough = (values <= most).sum() >= _FEWEST_DOCUMENTS
+            found = curves(sums, split, "all", most, (BASE, "on")) if enough else {}
+            pair = _pair({(split, "all"): found}, split, "all")
+            said = "; ".join(map(worth, multipliers(*pair))) if pair else NONE
+            table.append(
+                [split, percent(most), f"{(values <= most).sum():,} of {len(values):,}", said]
+            )
+    caption = (
+        "Held-out documents that nearly repeat one of the database are left out (13-gram Jaccard). Of those that "
+        "remain, a part may stand in a larger document, or be a form that many pages have. Here M of those alone of "
+        "whose 13-grams no more than a share stands in any one document of the database, from the smallest decoder to "
+        "the largest."
+    )
+    head = ["split", "at most", "documents", "M"]
+    return Section("contained", "What else is repeated", caption, head, table, wide=True, open=True)
 
 
 def _databases(sums: Sums, every: dict, drawn: dict) -> list[Section]:

@@ -21,6 +21,8 @@ from retro_jax.model import functional
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.pipeline.recipe import shard_splits
 from retro_jax.store import artefact
+from retro_jax.store.workdir import WorkDir
+from retro_jax.study.contained import contained
 from retro_jax.study.runs import HELDOUT, Runs
 from retro_jax.train.log import run_flops
 
@@ -40,7 +42,8 @@ class Sums:
     """The rows as arrays.
 
     Attributes:
-      facts: name, runs {run: what it is}, documents {split: ids}, curves {method: runs}.
+      facts: name, runs {run: what it is}, documents {split: ids}, curves {method: runs}, contained {split: of each
+        document the largest share of its 13-grams that stands in one document of the database}.
       columns: run, split, part, condition, document, tokens, bytes, nats, one entry a row.
     """
 
@@ -73,6 +76,11 @@ def collect(runs: Runs) -> Path:
             advance(1)
     documents = {split: cut["documents"] for (_, split), cut in cuts.items()}
     metadata = {"name": runs.study.name, "runs": facts, "documents": documents}
+    metadata["contained"] = {
+        split: shares
+        for where in dict.fromkeys(runs.prepared(n) for n in done)
+        for split, shares in contained(WorkDir(where), HELDOUT, list(runs.study.databases)).items()
+    }
     metadata["curves"] = {
         m: [n for n in names if n in facts] for m, names in runs.study.curves.items()
     }

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from retro_jax import progress
 from retro_jax.config import Experiment, Study
+from retro_jax.config.fields import binding
 from retro_jax.corpus import sources
 from retro_jax.corpus.document import BadDocument, Document, digest
 from retro_jax.corpus.near_duplicates import HeldOut
@@ -33,6 +34,7 @@ from retro_jax.pipeline.recipe import recipe, shard_splits
 from retro_jax.store import files
 from retro_jax.store.columns import Columns
 from retro_jax.store.workdir import WorkDir
+from retro_jax.study.contained import contained
 from retro_jax.train.log import run_flops
 
 DONE = "done.json"
@@ -67,8 +69,16 @@ class Runs:
         return WorkDir(self.root / "runs" / name, self.study.experiment(name), self.prepared(name))
 
     def done(self, name: str) -> bool:
-        """Whether a run is finished and scored."""
-        return (self.work(name).root / DONE).exists()
+        """Whether a run is finished and scored, with the fields that it has now."""
+        file = self.root / "runs" / name / DONE
+        return file.exists() and files.read_json(
+            file, "delete it, and run the study again"
+        ) == self._what(name)
+
+    def _what(self, name: str) -> dict:
+        return files.as_json(
+            binding(self.study.experiment(name)) | {"databases": dict(self.study.databases)}
+        )
 
     def prepare(self, name: str):
         """Prepares the text of a run, and the study's further databases; nothing if that is done."""
@@ -82,6 +92,7 @@ class Runs:
             sources.check(source, f"databases of the study: {database}")
             with progress.bar(f"adding to {database}", None) as advance:
                 databases.add(database, _not_held_out(work, source), advance)
+        contained(work, HELDOUT, list(self.study.databases))
 
     def run(self, name: str):
         """Trains and scores a run whose text is prepared, as far as that is not done.
@@ -100,7 +111,7 @@ class Runs:
         else:
             for method in methods_of(work.experiment):
                 scored_alone(work, method)
-        files.write_json(work.root / DONE, {"study": self.study.name, "run": name})
+        files.write_json(work.root / DONE, self._what(name))
 
     def check(self):
         """Raises UserError for what cannot be run, before anything slow has begun."""

@@ -1,6 +1,6 @@
 import random
 
-from retro_jax.corpus.near_duplicates import HeldOut, jaccard, shingles
+from retro_jax.corpus.near_duplicates import Contained, HeldOut, jaccard, shingles
 
 
 def near_duplicates(heldout, training, threshold):
@@ -44,3 +44,17 @@ def test_the_exact_similarity_decides_at_the_threshold():
 def test_texts_shorter_than_a_shingle_compare_as_wholes():
     assert near_duplicates({"a": "same words"}, [("b", "same words")], 0.8) == {"a": ["b"]}
     assert near_duplicates({"a": "same words"}, [("b", "other words")], 0.8) == {}
+
+
+def test_what_stands_in_a_larger_document_is_contained_though_no_near_duplicate():
+    page, other = words(0, 100), words(1, 100)
+    book = [*words(2, 1000), *page, *words(3, 1000)]
+    assert near_duplicates({"page": " ".join(page)}, [("book", " ".join(book))], 0.8) == {}
+    found = Contained([" ".join(page), " ".join(other), " ".join([*page[:50], *other[:50]])])
+    found.add(" ".join(words(4, 300)))
+    assert found.shares.tolist() == [0, 0, 0]
+    found.add(" ".join(book))
+    assert found.shares[:2].tolist() == [1, 0]
+    assert found.shares[2] == 38 / 88  # of 100 words there are 88 13-grams, of 50 there are 38
+    found.add(" ".join(other))  # the largest of any one, and no sum
+    assert found.shares.tolist() == [1, 1, 38 / 88]

@@ -99,6 +99,9 @@ def test_rows_are_what_the_evaluations_say(runs):
     sources = {name for row in pq.read_table(tokens)["sources"].to_pylist() for name in row} - {""}
     assert sources
     assert all(name.startswith(("copy of", "other")) for name in sources)
+    assert {split: len(shares) for split, shares in sums.facts["contained"].items()} == {
+        split: len(ids) for split, ids in sums.facts["documents"].items()
+    }
     of = sums.facts["runs"]["reader"]["methods"]["retro"]
     assert (
         of["parameters"]
