@@ -103,8 +103,9 @@ def _said(sums: Sums, run: str, split: str, part: str, condition: str, documents
 
 
 def _loss(nats: np.ndarray, size: np.ndarray, weights) -> np.ndarray:
-    """Bits per byte, of weights [..., N] of documents."""
-    return (weights * nats).sum(-1) / (weights * size).sum(-1) / np.log(2)
+    """Bits per byte, of weights [..., N] of documents; nan of a draw that has no text."""
+    with np.errstate(invalid="ignore"):
+        return (weights * nats).sum(-1) / (weights * size).sum(-1) / np.log(2)
 
 
 def pooled(each: list[np.ndarray]) -> float:

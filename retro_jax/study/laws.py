@@ -79,6 +79,6 @@ def leave_one_out(x: np.ndarray, losses: np.ndarray) -> np.ndarray:
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of draws [D]."""
-    low, high = np.quantile(values, (0.025, 0.975), method="nearest")
+    """The middle 95 % of draws [D], of those that had any text."""
+    low, high = np.nanquantile(values, (0.025, 0.975), method="nearest")
     return float(low), float(high)

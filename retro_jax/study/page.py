@@ -12,7 +12,16 @@ from retro_jax.report.numbers import NONE, bits, percent, plain
 from retro_jax.report.section import Section
 from retro_jax.report.write import put
 from retro_jax.study import plots, rows
-from retro_jax.study.figures import CURVES, READER, SIZES, Curve, curves, law_of, multipliers
+from retro_jax.study.figures import (
+    CURVES,
+    READER,
+    SIZES,
+    Curve,
+    curves,
+    law_of,
+    multipliers,
+    pooled,
+)
 from retro_jax.study.laws import FEWEST
 from retro_jax.study.rows import Sums
 from retro_jax.study.runs import HELDOUT
@@ -99,17 +108,22 @@ def _verdict(sums: Sums, every: dict) -> dict:
         f"RETRO with a decoder of {plain(int(last['size']))} parameters equals a language model of {worth(last)} times "
         "that"
     )
-    least = min(len(c.runs) for c in pair)
+    advice = [
+        f"{min(len(c.runs) for c in pair)} sizes: a law has three numbers. How far off it is where a size is left out "
+        "stands below.",
+        "RETRO's encoder and its search cost more than its decoder's parameters say: see the other axes.",
+    ]
+    if not all(pooled(c.each) for c in pair):
+        advice.append(
+            "No size has several seeds: these intervals do not know how far seeds are apart."
+        )
     return {
         "word": word, "head": head,
         "effect": "By parameters of the decoder without embeddings, on all held-out text; 95 % intervals over "
         "documents and seeds.",
         "alarms": [],
         "sentences": sentences,
-        "advice": [
-            f"{least} sizes: a law has three numbers. How far off it is where a size is left out stands below.",
-            "RETRO's encoder and its search cost more than its decoder's parameters say: see the other axes.",
-        ],
+        "advice": advice,
         "tiles": tiles,
     }  # fmt: skip
 
@@ -128,7 +142,7 @@ def _losses(every: dict, drawn: dict) -> list[Section]:
         title, label = f"Loss by size: {name}", f"losses-{part}"
         drawn[label] = plots.losses(found, "layers")
         table = [
-            [n, plain(int(size)), str(len(each)), bits(loss), *map(bits, np.quantile(c.draws[:, i], (0.025, 0.975)))]
+            [n, plain(int(size)), str(len(each)), bits(loss), *map(bits, np.nanquantile(c.draws[:, i], (0.025, 0.975)))]
             for n, c in found.items()
             for i, (size, each, loss) in enumerate(zip(c.sizes["layers"], c.each, c.losses))
         ]  # fmt: skip

@@ -43,7 +43,7 @@ def losses(curves: dict[str, Curve], size: str) -> Draw:
     def draw(axes, colours):
         for i, (name, curve) in enumerate(curves.items()):
             colour, x = colours[f"c{i % 4}"], curve.sizes[size]
-            low, high = np.quantile(curve.draws, (0.025, 0.975), axis=0)
+            low, high = np.nanquantile(curve.draws, (0.025, 0.975), axis=0)
             around = np.maximum(0, [curve.losses - low, high - curve.losses])
             axes.errorbar(
                 x, curve.losses, around, fmt=_MARKS[i % 5], color=colour, markersize=4, capsize=2,
