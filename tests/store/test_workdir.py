@@ -1,5 +1,6 @@
 """A working directory: its experiment, its locks, and damage that is named."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -12,8 +13,11 @@ import pytest
 from conftest import small_experiment
 from upath import UPath
 
+from retro_jax.cli import experiment
 from retro_jax.config.fields import binding
 from retro_jax.errors import UserError
+from retro_jax.pipeline import prepare
+from retro_jax.pipeline.beam import run as beam
 from retro_jax.store import artefact, files
 from retro_jax.store.workdir import WorkDir
 
@@ -191,3 +195,38 @@ def test_a_kill_before_the_last_rename_costs_nothing(tmp_path, monkeypatch):
     assert artefact.build(tmp_path / "step", {"x": 1}, [], make)["counts"] == {"n": 1}
     assert sorted(p.name for p in (tmp_path / "step").iterdir()) == ["a", "manifest.json"]
     assert len(made) == 1
+
+
+def test_what_is_prepared_elsewhere_is_read_and_not_made_there(finished, small, tmp_path):
+    """`--prepared`: the directory is remembered, held while it is read, and changed by nobody else."""
+    args = argparse.Namespace(
+        workdir=None, workdir_flag=tmp_path / "mine", config=None, prepared=str(finished)
+    )
+    WorkDir(tmp_path / "mine", small).save()
+    work = experiment.open_work(args, [])
+    assert work.prepared_in == finished
+    assert prepare.prepare(work).keys() == prepare.check_prepared(WorkDir(finished)).keys()
+    assert not work.root.joinpath("prepare").exists()
+    again = WorkDir(work.root)
+    assert os.path.samefile(again.prepared(), finished / "prepare")
+    with again.reading(), pytest.raises(UserError, match="is preparing here, or reads what is"):
+        WorkDir(finished).lock("prepare").__enter__()
+    for change in (lambda: prepare.prepare(again, rebuild=True), lambda: beam.run(again)):
+        with pytest.raises(UserError, match=rf"mine uses what is prepared in .*{finished.name}"):
+            change()
+    other = dataclasses.replace(small, corpus=dataclasses.replace(small.corpus, vocab=330))
+    with pytest.raises(UserError, match=r"corpus\.vocab was 320, is now 330"):
+        prepare.prepare(WorkDir(tmp_path / "other", other, finished))
+    assert not (tmp_path / "other").exists()
+    for given, message in (
+        (tmp_path / "nothing", "is no working directory"),
+        (work.root, "is itself prepared in"),
+    ):
+        args.prepared = str(given)
+        with pytest.raises(UserError, match=message):
+            experiment.open_work(args, [])
+    args = argparse.Namespace(workdir=finished, workdir_flag=None, config=None, prepared=None)
+    args.prepared = str(tmp_path / "third")
+    WorkDir(tmp_path / "third", small).save()
+    with pytest.raises(UserError, match="reads what is prepared in"):
+        experiment.open_work(args, [])
