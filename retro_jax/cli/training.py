@@ -41,10 +41,10 @@ def _run(args, fields) -> int:
 
 
 def _train(args, fields) -> int:
+    work = keep(open_work(args, fields))
     from retro_jax.methods.train_all import train_all
     from retro_jax.pipeline.prepare import prepare
 
-    work = keep(open_work(args, fields))
     if work.prepared_in != work.root:
         prepare(work)  # which looks at it, and keeps where it is
     return stopping(work, lambda: train_all(work), args.distributed)

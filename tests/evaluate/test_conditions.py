@@ -290,7 +290,7 @@ def test_any_text_is_evaluated_against_databases_as_they_are_now(small, finished
     databases.delete("mine", ["copy"])
     assert longest("mine") < M
     databases.add("mine", [Document("leak", held[1], {})])
-    with pytest.raises(UserError, match=r"hold the text of 1 of its 3 documents.*:2"):
+    with pytest.raises(UserError, match=r"hold the text of 1 of the 3 documents.*:2"):
         longest("mine")
     assert out.exists()  # what there was before is still there
     for name in ("..", "a/b", ".x", "heldout", "tasks"):
