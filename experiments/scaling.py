@@ -13,6 +13,8 @@ A. They are scored on pages of A that are held out, with a database of A and wit
 model was trained on; and on PEPs, another kind of text.
 """
 
+from pathlib import Path
+
 from retro_jax.config import Study, experiment_beside
 
 PAGES = "0.2*share:{half}:text:{folder}/cpp-docs/docs/**/*.md + 0.8*share:{half}:text:{folder}/VBA-Docs/**/*.md"
@@ -39,7 +41,8 @@ def get_study(folder: str = "."):
             runs |= own
     base = get_config(folder)
     unseen = PAGES.format(folder=folder, half="0.5-1")
-    return Study("scaling", base, runs, {"unseen": unseen}, curves)
+    rows = str(Path(__file__).with_name("scaling.parquet"))  # of all runs so far
+    return Study("scaling", base, runs, {"unseen": unseen}, curves, rows)
 
 
 def run(method: str, d: int, seed: int, rate: float = 0.0) -> dict:

@@ -23,6 +23,7 @@ class Study:
       databases: more databases that are made beside the prepared one, name and source, and with which every run that
         reads is scored as well, on the held-out split of its own text.
       curves: of a method the names of those runs that differ in size and seed alone: a law is put through them.
+      rows: a file of rows that earlier runs left (study/sums.py): what is done in it is not done again.
 
     Raises:
       UserError: there is no run, a name that cannot name a directory, or a field or value that cannot be meant.
@@ -33,6 +34,7 @@ class Study:
     runs: Mapping[str, Mapping[str, Any]]
     databases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     curves: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    rows: str = ""
 
     def __post_init__(self):
         if not self.runs:

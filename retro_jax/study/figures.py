@@ -12,7 +12,7 @@ import numpy as np
 
 from retro_jax.evaluate.beside import BASE
 from retro_jax.study import laws
-from retro_jax.study.rows import Sums
+from retro_jax.study.sums import Sums
 
 DRAWS = 1000
 READER = "retro"

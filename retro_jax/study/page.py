@@ -11,7 +11,7 @@ from retro_jax.evaluate.beside import BASE, PARTS
 from retro_jax.report.numbers import NONE, bits, percent, plain
 from retro_jax.report.section import Section
 from retro_jax.report.write import put
-from retro_jax.study import plots, rows
+from retro_jax.study import plots
 from retro_jax.study.figures import (
     CURVES,
     READER,
@@ -23,8 +23,8 @@ from retro_jax.study.figures import (
     pooled,
 )
 from retro_jax.study.laws import FEWEST
-from retro_jax.study.rows import Sums
 from retro_jax.study.runs import HELDOUT
+from retro_jax.study.sums import Sums, load
 
 _MOST = (1.0, 0.8, 0.5, 0.2)  # shares of a document's 13-grams
 _FEWEST_DOCUMENTS = 10  # of which a bootstrap says something
@@ -33,7 +33,7 @@ _SHARES = {"database_1": 0.01, "database_10": 0.1, "on": 1.0}  # of the database
 
 def write(file: Path) -> Path:
     """Writes report.html, report.json, report.md and plots/ beside a study's rows; the page's path."""
-    sums = rows.load(file)
+    sums = load(file)
     every = {
         (split, part): curves(sums, split, part)
         for split in sums.facts["documents"]

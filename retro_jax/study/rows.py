@@ -1,115 +1,72 @@
-"""What the runs of a study say: sums by document, in one small file from which every figure is computed.
+"""Collecting: the evaluations of a study's runs, and the rows that it keeps of earlier ones, to one file of rows."""
 
-A row is a run, a split, a part of it (`beside.PARTS`), a condition and a document: tokens, bytes, nats. What the runs
-are (fields, parameters, FLOPs) stands with them.
-"""
-
-import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from retro_jax import progress
 from retro_jax.errors import UserError
-from retro_jax.evaluate import beside, likelihood, rows
+from retro_jax.evaluate import beside, rows
 from retro_jax.evaluate.rows import Rows
 from retro_jax.methods.method import Method, methods_of
 from retro_jax.model import functional
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.pipeline.recipe import shard_splits
-from retro_jax.store import artefact
+from retro_jax.store import artefact, files
 from retro_jax.store.workdir import WorkDir
+from retro_jax.study import sums
 from retro_jax.study.contained import contained
 from retro_jax.study.runs import HELDOUT, Runs
 from retro_jax.train.log import run_flops
 
-FILE = "rows.parquet"
-_TEXTS = ("run", "split", "part", "condition")
-_SCHEMA = [(name, pa.dictionary(pa.int32(), pa.string())) for name in _TEXTS]
-_SCHEMA += [
-    ("document", pa.int32()),
-    ("tokens", pa.int32()),
-    ("bytes", pa.int32()),
-    ("nats", pa.float64()),
-]
-
-
-@dataclass
-class Sums:
-    """The rows as arrays.
-
-    Attributes:
-      facts: name, runs {run: what it is}, documents {split: ids}, curves {method: runs}, contained {split: of each
-        document the largest share of its 13-grams that stands in one document of the database}.
-      columns: run, split, part, condition, document, tokens, bytes, nats, one entry a row.
-    """
-
-    facts: dict
-    columns: dict[str, np.ndarray]
-
-    def of(self, **chosen: str) -> dict[str, np.ndarray]:
-        """The columns of those rows that have these values: of(run="a", part="all")."""
-        keep = np.ones(len(self.columns["nats"]), bool)
-        for name, value in chosen.items():
-            keep &= self.columns[name] == value
-        return {name: x[keep] for name, x in self.columns.items()}
-
 
 def collect(runs: Runs) -> Path:
-    """Writes the rows of all runs that are done; the file.
+    """Writes the rows of all runs that are done, here or in what the study keeps; the file.
 
     Raises:
       UserError: none is done, or one was scored on other text than another.
     """
-    done = [name for name in runs.names if runs.done(name)]
-    if not done:
+    here = [name for name in runs.names if runs.done_here(name)]
+    kept = [name for name in runs.names if name not in here and runs.done(name)]
+    if not here and not kept:
         raise UserError(f"{runs.root}: no run of the study is done yet")
-    reading = [n for n in done if _reads(runs, n)]
     cuts, made, facts = {}, [], {}
-    with progress.bar("collecting", len(done)) as advance:
-        for name in [*reading, *(n for n in done if n not in reading)]:
+    with progress.bar("collecting", len(here)) as advance:
+        for name in sorted(here, key=lambda n: not _reads(runs, n)):
             made += _rows(runs, name, cuts)
             facts[name] = _facts(runs, name)
             advance(1)
+    columns = {n: [m[n] for m in made] for n in sums.COLUMNS}
+    for name in sums.TEXTS:
+        columns[name] = [np.repeat(m[name], len(m["document"])) for m in made]
     documents = {split: cut["documents"] for (_, split), cut in cuts.items()}
-    metadata = {"name": runs.study.name, "runs": facts, "documents": documents}
-    metadata["contained"] = {
-        split: shares
-        for where in dict.fromkeys(runs.prepared(n) for n in done)
-        for split, shares in contained(WorkDir(where), HELDOUT, list(runs.study.databases)).items()
+    shares = {
+        split: found
+        for where in dict.fromkeys(runs.prepared(n) for n in here)
+        for split, found in contained(WorkDir(where), HELDOUT, list(runs.study.databases)).items()
     }
-    metadata["curves"] = {
-        m: [n for n in names if n in facts] for m, names in runs.study.curves.items()
-    }
-    schema = pa.schema(_SCHEMA, {"retro_jax": json.dumps(metadata)})
-    arrays = [
-        pa.array([m[n] for m in made for _ in m["document"]]).cast(kind)
-        if n in _TEXTS
-        else pa.array(np.concatenate([m[n] for m in made]), kind)
-        for n, kind in _SCHEMA
-    ]
-    file = runs.root / FILE
-    with pq.ParquetWriter(file, schema, **likelihood.WRITING) as writer:
-        writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+    if kept:
+        before = runs.kept.facts
+        for split, ids in before["documents"].items():
+            if documents.setdefault(split, ids) != ids:
+                raise UserError(
+                    f"{runs.study.rows}: its runs were scored on other documents of {split} than those of "
+                    f"{runs.root}; prepare the same text, or leave Study(rows=) out"
+                )
+        shares = before["contained"] | shares
+        keep = np.isin(runs.kept.columns["run"].astype(str), kept)
+        facts |= {name: before["runs"][name] for name in kept}
+        for name in sums.COLUMNS:
+            columns[name].append(runs.kept.columns[name][keep])
+    facts = {name: facts[name] for name in runs.names if name in facts}
+    whole = {
+        "name": runs.study.name, "runs": facts, "documents": documents, "contained": shares,
+        "curves": {m: [n for n in of if n in facts] for m, of in runs.study.curves.items()},
+    }  # fmt: skip
+    file = runs.root / sums.FILE
+    files.make_directory(runs.root)
+    sums.write(file, sums.Sums(whole, {n: np.concatenate(x) for n, x in columns.items()}))
     return file
-
-
-def load(file: Path) -> Sums:
-    """The rows of a file.
-
-    Raises:
-      UserError: it is missing, or none of ours.
-    """
-    try:
-        table = pq.read_table(file)
-        facts = json.loads(table.schema.metadata[b"retro_jax"])
-        columns = {n: table[n].to_numpy() for n, _ in _SCHEMA}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{file}: no rows of a study ({error}); run `retro study`") from error
-    return Sums(facts, columns)
 
 
 def _reads(runs: Runs, name: str) -> bool:
@@ -170,7 +127,8 @@ def _summed(name: str, split: str, found: Rows, cut: dict) -> list[dict]:
 
 
 def _facts(runs: Runs, name: str) -> dict:
-    """What a run is: its fields, methods, seed, steps, tokens seen, and of each method `_of`."""
+    """What a run is: fields, by which it differs; what, by which it is known again (`Runs.what`); seed; tokens that it
+    saw; chunk; training_chunks, database_chunks; of each method `_of`."""
     work, e = runs.work(name), runs.study.experiment(name)
     prepared = Prepared(work)
     vocab = prepared.tokenizer.vocab
@@ -178,6 +136,7 @@ def _facts(runs: Runs, name: str) -> dict:
         "fields": {
             k: list(v) if isinstance(v, tuple) else v for k, v in runs.study.runs[name].items()
         },
+        "what": runs.what(name),
         "seed": e.train.seed,
         "tokens": e.train.steps * e.train.batch * e.train.length,
         "chunk": e.model.reading.chunk,

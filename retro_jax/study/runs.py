@@ -5,7 +5,7 @@ A study's directory holds
 prepared/KEY      a working directory with the text, for each way in which its runs have it prepared
 runs/NAME         the working directory of a run
 runs/NAME/log     what it printed, where the study ran it
-rows.parquet      what all runs that are done say (rows.py)
+rows.parquet      what all runs that are done say (sums.py)
 report.html       and its plots beside it (page.py)
 """
 
@@ -35,6 +35,7 @@ from retro_jax.store import files
 from retro_jax.store.columns import Columns
 from retro_jax.store.workdir import WorkDir
 from retro_jax.study.contained import contained
+from retro_jax.study.sums import Sums, load
 from retro_jax.train.log import run_flops
 
 DONE = "done.json"
@@ -69,16 +70,25 @@ class Runs:
         return WorkDir(self.root / "runs" / name, self.study.experiment(name), self.prepared(name))
 
     def done(self, name: str) -> bool:
-        """Whether a run is finished and scored, with the fields that it has now."""
-        file = self.root / "runs" / name / DONE
-        return file.exists() and files.read_json(
-            file, "delete it, and run the study again"
-        ) == self._what(name)
+        """Whether a run is finished and scored with the fields that it has now, here or in what the study keeps."""
+        kept = self.kept.facts["runs"].get(name) if self.kept else None
+        return self.done_here(name) or (kept is not None and kept["what"] == self.what(name))
 
-    def _what(self, name: str) -> dict:
-        return files.as_json(
-            binding(self.study.experiment(name)) | {"databases": dict(self.study.databases)}
-        )
+    def done_here(self, name: str) -> bool:
+        """Whether it is so in this directory."""
+        file, remedy = self.root / "runs" / name / DONE, "delete it, and run the study again"
+        return file.exists() and files.read_json(file, remedy) == self.what(name)
+
+    @functools.cached_property
+    def kept(self) -> Sums | None:
+        """The rows that the study keeps of runs that were done elsewhere, if there are any."""
+        file = Path(self.study.rows) if self.study.rows else None
+        return load(file) if file and file.exists() else None
+
+    def what(self, name: str) -> dict:
+        """All fields of a run that decide what it is, by name, and the study's databases."""
+        own = binding(self.study.experiment(name))
+        return files.as_json(own | {"databases": dict(self.study.databases)})
 
     def prepare(self, name: str):
         """Prepares the text of a run, and the study's further databases; nothing if that is done."""
@@ -111,7 +121,7 @@ class Runs:
         else:
             for method in methods_of(work.experiment):
                 scored_alone(work, method)
-        files.write_json(work.root / DONE, self._what(name))
+        files.write_json(work.root / DONE, self.what(name))
 
     def check(self):
         """Raises UserError for what cannot be run, before anything slow has begun."""

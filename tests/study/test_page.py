@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retro_jax.study import page
-from retro_jax.study.rows import Sums
+from retro_jax.study.sums import Sums
 
 SIZES = (40_000, 100_000, 220_000, 530_000)
 DOCUMENTS, BYTES = 30, 1000
@@ -75,7 +75,7 @@ def made(worth: float) -> Sums:
     [(2.0, "helps", "220,000"), (0.5, "hurts", "530,000")],
 )
 def test_the_page_says_what_a_database_is_worth(tmp_path, monkeypatch, worth, word, size):
-    monkeypatch.setattr(page.rows, "load", lambda file: made(worth))
+    monkeypatch.setattr(page, "load", lambda file: made(worth))
     said = json.loads(page.write(tmp_path / "rows.parquet").with_suffix(".json").read_text())
     assert said["verdict"]["word"] == word
     assert f"RETRO with a decoder of {size} parameters equals a" in said["verdict"]["head"]

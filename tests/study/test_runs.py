@@ -1,8 +1,10 @@
 """A study's runs share what is prepared, are scored on the same tokens, and do not fall together."""
 
+import dataclasses
 import json
 import os
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -19,6 +21,7 @@ from retro_jax.pipeline.prepared import Prepared
 from retro_jax.store.workdir import WorkDir
 from retro_jax.study import page, rows
 from retro_jax.study.runs import Runs
+from retro_jax.study.sums import load
 
 NAMES = {"lm": "language_model", "reader": "retro"}
 
@@ -80,7 +83,7 @@ def test_another_database_holds_nothing_that_is_held_out(runs):
 
 
 def test_rows_are_what_the_evaluations_say(runs):
-    sums = rows.load(rows.collect(runs))
+    sums = load(rows.collect(runs))
     assert sums.facts["curves"] == {m: [n] for n, m in NAMES.items()}
     for split in ("heldout", "heldout-unseen"):
         result = json.loads((runs.work("reader").evaluated(split) / "result.json").read_text())
@@ -167,3 +170,20 @@ def test_a_run_that_no_study_has_is_refused(tmp_path):
     study = Study("s", small_experiment(tmp_path), {"a": {"methods": ("knn_lm",)}})
     with pytest.raises(UserError, match="run a: methods"):
         Runs(study, tmp_path).check()
+
+
+def test_rows_that_a_study_keeps_stand_for_runs_that_are_done(runs, tmp_path):
+    """So it goes on where its working directory is gone; not for a run that has other fields now."""
+    kept = shutil.copy(rows.collect(runs), tmp_path / "kept.parquet")
+    study = dataclasses.replace(runs.study, rows=str(kept))
+    elsewhere = Runs(study, tmp_path / "elsewhere")
+    assert [n for n in study.runs if elsewhere.done(n)] == list(NAMES)
+    before, after = load(kept), load(rows.collect(elsewhere))
+    assert after.facts["runs"].keys() == before.facts["runs"].keys() & NAMES.keys()
+    for name in NAMES:
+        for a, b in zip(before.of(run=name).values(), after.of(run=name).values()):
+            np.testing.assert_array_equal(a, b)
+    other = dataclasses.replace(
+        study, runs={**study.runs, "lm": {**study.runs["lm"], "train.seed": 7}}
+    )
+    assert [n for n in study.runs if Runs(other, tmp_path / "elsewhere").done(n)] == ["reader"]
