@@ -41,7 +41,8 @@ def get_study(folder: str = "."):
             runs |= own
     base = get_config(folder)
     unseen = PAGES.format(folder=folder, half="0.5-1")
-    rows = str(Path(__file__).with_name("scaling.parquet"))  # of all runs so far
+    kept = Path(__file__).with_name("scaling.parquet")  # of all runs so far
+    rows = str(kept) if kept.exists() else ""
     return Study("scaling", base, runs, {"unseen": unseen}, curves, rows)
 
 

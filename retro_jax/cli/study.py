@@ -18,6 +18,8 @@ from retro_jax.config import Study
 from retro_jax.errors import UserError
 from retro_jax.terminal import Terminal
 
+STOPPED = 75  # exit status of whoever got SIGTERM; the same command continues
+
 
 def load(config: str) -> Study:
     """The study of FILE:ARG, or of the NAME:ARG of an installed experiment.
@@ -48,6 +50,7 @@ def load(config: str) -> Study:
 
 
 def _study(args, fields) -> int:
+    from retro_jax.report.write import libraries
     from retro_jax.study.runs import Runs
 
     if args.file is None:
@@ -59,29 +62,33 @@ def _study(args, fields) -> int:
     names = list(filter(None, (args.only or "").split(",")))
     if unknown := [n for n in names if n not in study.runs]:
         raise UserError(f"--only={args.only}: no run {unknown[0]!r}; --list lists them")
+    if args.collect:
+        return _collect(runs)
+    if not args.list:
+        runs.check()
     if len(names) == 1 and not args.list:
         return _one(runs, names[0])
     names = names or runs.names
     if args.list:
         _list(runs, names)
         return 0
-    if args.collect:
-        return _collect(runs)
-    runs.check()
+    with libraries("retro study"):  # before days of training
+        from retro_jax.study import page  # noqa: F401
     status = _all(runs, names, args)
-    return _collect(runs) or status
+    return status if status == STOPPED else _collect(runs) or status
 
 
 def _collect(runs) -> int:
     from retro_jax.report.write import libraries
+    from retro_jax.store.lock import lock
     from retro_jax.study import rows
 
-    with libraries("retro study"):
-        from retro_jax.study import page
-
-    file = rows.collect(runs)
-    print(file)
-    print(page.write(file))
+    with lock(runs.root / ".locks", "collect", wait=True):
+        file = rows.collect(runs)
+        print(file)
+        with libraries("retro study"):
+            from retro_jax.study import page
+        print(page.write(file))
     return 0
 
 
@@ -119,15 +126,14 @@ def _all(runs, names: list[str], args) -> int:
     todo, going, failed = [n for n in names if not runs.done(n)], {}, []
     progress.say(f"{len(names)} runs, {len(names) - len(todo)} of them done")
     prepared = set()
-    cores = sorted(os.sched_getaffinity(0))
-    free = [cores[i :: args.jobs] for i in range(args.jobs)]
-    stopped = False
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    free = [cores[i :: args.jobs] or [cores[i % len(cores)]] for i in range(args.jobs)]
+    stopped = 0
 
     def stop(number, frame):
         nonlocal stopped
-        stopped = True
-        for process, _ in going.values():
-            process.send_signal(signal.SIGTERM)
+        stopped = number
+        _end(going)
 
     before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -139,6 +145,8 @@ def _all(runs, names: list[str], args) -> int:
                     prepared.add(runs.prepared(name))
                 own = free.pop()
                 going[name] = _begin(runs, name, args.file, own), own
+                if stopped:  # between its beginning and now
+                    _end(going)
                 progress.say(f"{name}: begins; {runs.work(name).root / 'log'}")
             for name, (process, own) in list(going.items()):
                 try:
@@ -153,11 +161,23 @@ def _all(runs, names: list[str], args) -> int:
                 elif not status:
                     progress.say(f"{name}: done")
     finally:
+        _end(going)  # where preparing for a later one was refused
+        for process, _ in going.values():
+            process.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
-    if stopped:
+    if stopped == signal.SIGINT:
         raise KeyboardInterrupt
+    if stopped:
+        progress.say("stopped; run the same command to continue")
+        return STOPPED
     return 1 if failed else 0
+
+
+def _end(going: dict):
+    """Asks those that run to save and end."""
+    for process, _ in going.values():
+        process.send_signal(signal.SIGTERM)
 
 
 def _begin(runs, name: str, file: str, cores: list[int]) -> subprocess.Popen:
@@ -172,6 +192,9 @@ def _begin(runs, name: str, file: str, cores: list[int]) -> subprocess.Popen:
 @contextlib.contextmanager
 def _on(cores: list[int]):
     """Whatever begins meanwhile runs on these cores."""
+    if not hasattr(os, "sched_setaffinity"):  # not Linux
+        yield
+        return
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:

@@ -44,6 +44,10 @@ class Study:
                 raise UserError(
                     f"study {self.name}: {name!r} names a directory: use letters, digits, '.', '_', '-'"
                 )
+        if "prepared" in self.databases:
+            raise UserError(
+                f"study {self.name}: a database cannot be called prepared; choose another name"
+            )
         for name in self.runs:
             self.experiment(name)
         for method, names in self.curves.items():

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from retro_jax.config import Experiment
 from retro_jax.config.fields import binding, require, require_at_least, require_share, setting
 from retro_jax.methods.language_model import LanguageModel
 from retro_jax.methods.method import LookUps
@@ -68,6 +69,23 @@ class Retro(LanguageModel):
     meaning = "its real neighbours"
     Settings = Settings
     reads, network, follows = True, True, True
+
+    def check(self, e: Experiment):
+        """Refuses a `read_from` with which it would never learn to read, or train nothing before."""
+        name, first = self.settings.of + "read_from", self.settings.read_from
+        if not first:
+            return
+        steps = e.train.steps
+        require(
+            first < steps, name, first, f"must be below train.steps = {steps}, or it never reads"
+        )
+        frozen = e.train.base and e.train.freeze
+        require(
+            not frozen,
+            name,
+            first,
+            "must be 0 where the base is frozen: until then nothing would be trained",
+        )
 
     @property
     def look_ups(self) -> LookUps:

@@ -130,9 +130,12 @@ def law_of(curve: Curve, size: str = "layers") -> dict | None:
 
 
 def multipliers(base: Curve, reader: Curve, size: str = "layers") -> list[dict]:
-    """M of each size of the reader: size, loss, value, low and high (95 %), beyond: whether it runs off the largest
-    baseline, so that `at_least` is all that was measured; and with the law's floor fixed at 0 and at nine tenths of the
-    least loss (`floor_0`, `floor_90`).
+    """M of each size of the reader.
+
+    Returns:
+      size, loss, value, low and high (95 %); beyond, below: whether it runs off the largest or the smallest baseline,
+      and at_least: what was measured of one that runs off the largest; floor_0, floor_90: M with the law's floor
+      fixed at 0 and at nine tenths of the least loss.
     """
     x, own = base.sizes[size], reader.sizes[size]
     if len(x) < laws.FEWEST:
@@ -150,7 +153,8 @@ def multipliers(base: Curve, reader: Curve, size: str = "layers") -> list[dict]:
         out.append(
             {
                 "size": float(n), "loss": float(loss[0]), "value": float(value), "low": low, "high": high,
-                "beyond": bool(value * n > x.max()), "at_least": float(min(value, x.max() / n)),
+                "beyond": bool(value * n > x.max()), "below": bool(value * n < x.min()),
+                "at_least": float(min(value, x.max() / n)),
                 **{name: float(law.size(loss)[0] / n) for name, law in fixed.items()},
             }
         )  # fmt: skip

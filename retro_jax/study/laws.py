@@ -28,15 +28,15 @@ class Law:
         return self.floor[:, None] + self.scale[:, None] * x[None] ** -self.exponent[:, None]
 
     def size(self, loss: np.ndarray) -> np.ndarray:
-        """The size [D] at which each has a loss [D]; inf where it never does."""
+        """The size [D] at which each has a loss [D]; inf where it never does, nan where there is no loss."""
         above = loss - self.floor
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             found = (self.scale / above) ** (1 / self.exponent)
-        return np.where(above > 0, found, np.inf)
+        return np.where(np.isnan(above), np.nan, np.where(above > 0, found, np.inf))
 
 
 def fit(x: np.ndarray, losses: np.ndarray, floor: float | None = None) -> Law:
-    """The laws with the least squares of errors, through losses [D, S] at sizes [S].
+    """The laws with the least squares of errors, through losses [D, S] at sizes [S]; nan where a loss is nan.
 
     floor: given, and not fitted: for how much it matters.
     """
@@ -52,7 +52,8 @@ def fit(x: np.ndarray, losses: np.ndarray, floor: float | None = None) -> Law:
     )
     best = errors.argmin(axis=0)
     at = best, np.arange(len(losses))
-    return Law(floors[at], scales[at], EXPONENTS[best])
+    exponents = np.where(np.isnan(losses).any(axis=1), np.nan, EXPONENTS[best])
+    return Law(floors[at], scales[at], exponents)
 
 
 def _two(powers: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

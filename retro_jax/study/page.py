@@ -75,9 +75,14 @@ def _pair(every: dict, split: str, part: str) -> tuple[Curve, Curve] | None:
 
 def worth(m: dict) -> str:
     """A multiplier with its interval: 1.84 [1.51, 2.20]; where it runs off what was measured, at least that."""
-    value, low, high = (f"{m[n]:.2f}" for n in ("value", "low", "high"))
-    said = f"{value} [{low}, {high}]"
-    return f"≥ {m['at_least']:.2f} (by the law {said})" if m["beyond"] else said
+    said = f"{m['value']:.2f} [{m['low']:.2f}, {m['high']:.2f}]"
+    if m["below"]:
+        return f"{said}, below the smallest"
+    if not m["beyond"]:
+        return said
+    if m["low"] < m["at_least"]:
+        return f"{said}, beyond the largest"
+    return f"≥ {m['at_least']:.2f} (by the law {said})"
 
 
 def _verdict(sums: Sums, every: dict) -> dict:
@@ -244,7 +249,8 @@ def _laws(every: dict) -> list[Section]:
 
 def _contained(sums: Sums) -> Section:
     table = []
-    for split, shares in sums.facts["contained"].items():
+    for split in sums.facts["documents"]:
+        shares = sums.facts["contained"][split]
         values = np.array(shares)
         for most in _MOST:
             enough = (values <= most).sum() >= _FEWEST_DOCUMENTS

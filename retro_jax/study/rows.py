@@ -39,7 +39,13 @@ def collect(runs: Runs) -> Path:
     columns = {n: [m[n] for m in made] for n in sums.COLUMNS}
     for name in sums.TEXTS:
         columns[name] = [np.repeat(m[name], len(m["document"])) for m in made]
-    documents = {split: cut["documents"] for (_, split), cut in cuts.items()}
+    documents: dict[str, list[str]] = {}
+    for (where, split), cut in cuts.items():
+        if documents.setdefault(split, cut["documents"]) != cut["documents"]:
+            raise UserError(
+                f"{where}: has other documents held out as {split} than the runs before it, which no row can compare; "
+                "give all runs of a study the same text"
+            )
     shares = {
         split: found
         for where in dict.fromkeys(runs.prepared(n) for n in here)
@@ -91,7 +97,10 @@ def _rows(runs: Runs, name: str, cuts: dict) -> list[dict]:
             found = [rows.load(work.scored(of, m.name) / "tokens.parquet") for m in methods]
         if (where, split) not in cuts:
             if not reads and split != of:
-                continue  # nobody has looked these chunks up in that database
+                progress.say(
+                    f"{name}: left out of {split}: no run that reads is here, which would cut it in parts"
+                )
+                continue
             cuts[where, split] = _cut(found[0])
         for one in found:
             out += _summed(name, split, one, cuts[where, split])

@@ -24,6 +24,7 @@ from retro_jax.corpus.document import BadDocument, Document, digest
 from retro_jax.corpus.near_duplicates import HeldOut
 from retro_jax.databases.database import Databases
 from retro_jax.errors import UserError
+from retro_jax.evaluate.beside import BASE
 from retro_jax.evaluate.compare import scored_alone
 from retro_jax.evaluate.evaluate import evaluate, evaluate_against, possible
 from retro_jax.methods.method import methods_of
@@ -33,6 +34,7 @@ from retro_jax.pipeline.prepared import Prepared
 from retro_jax.pipeline.recipe import recipe, shard_splits
 from retro_jax.store import files
 from retro_jax.store.columns import Columns
+from retro_jax.store.lock import lock
 from retro_jax.store.workdir import WorkDir
 from retro_jax.study.contained import contained
 from retro_jax.study.sums import Sums, load
@@ -59,10 +61,12 @@ class Runs:
         return sorted(cost, key=cost.get)
 
     def prepared(self, name: str) -> Path:
-        """The working directory with the text of a run. Runs share it that have their text prepared in one way."""
+        """The working directory with the text of a run. Runs share it that have their text prepared in one way; other
+        databases are in another one."""
         e = self.study.experiment(name)
-        steps = {n: step.settings for n, step in recipe(e, Path()).items()}
-        key = hashlib.sha256(json.dumps(files.as_json(steps), sort_keys=True).encode())
+        made: dict = {n: step.settings for n, step in recipe(e, Path()).items()}
+        made |= {"databases": dict(self.study.databases)}
+        key = hashlib.sha256(json.dumps(files.as_json(made), sort_keys=True).encode())
         return self.root / "prepared" / key.hexdigest()[:8]
 
     def work(self, name: str) -> WorkDir:
@@ -81,9 +85,14 @@ class Runs:
 
     @functools.cached_property
     def kept(self) -> Sums | None:
-        """The rows that the study keeps of runs that were done elsewhere, if there are any."""
-        file = Path(self.study.rows) if self.study.rows else None
-        return load(file) if file and file.exists() else None
+        """The rows that the study keeps of runs that were done elsewhere, if it names such a file."""
+        if not self.study.rows:
+            return None
+        kept = load(Path(self.study.rows))
+        own = kept.facts["runs"]
+        same = sum(n in self.study.runs and own[n]["what"] == self.what(n) for n in own)
+        progress.say(f"{self.study.rows}: {same} of its {len(own)} runs are those of this study")
+        return kept
 
     def what(self, name: str) -> dict:
         """All fields of a run that decide what it is, by name, and the study's databases."""
@@ -91,15 +100,19 @@ class Runs:
         return files.as_json(own | {"databases": dict(self.study.databases)})
 
     def prepare(self, name: str):
-        """Prepares the text of a run, and the study's further databases; nothing if that is done."""
+        """Prepares the text of a run, and the study's further databases; nothing if that is done. Whoever comes while
+        another process does so waits for it."""
         e, there = self.study.experiment(name), self.prepared(name)
         work = WorkDir(there, dataclasses.replace(e, name=there.name))
+        with lock(there / ".locks", "study", wait=True):
+            self._prepare(work)
+
+    def _prepare(self, work: WorkDir):
         prepare(work)
         databases = Databases(Prepared(work))
         for database, source in self.study.databases.items():
             if database in databases.names():
                 continue
-            sources.check(source, f"databases of the study: {database}")
             with progress.bar(f"adding to {database}", None) as advance:
                 databases.add(database, _not_held_out(work, source), advance)
         contained(work, HELDOUT, list(self.study.databases))
@@ -125,15 +138,24 @@ class Runs:
 
     def check(self):
         """Raises UserError for what cannot be run, before anything slow has begun."""
-        for name in self.names:
+        for name, source in self.study.databases.items():
+            sources.check(source, f"--databases of the study {self.study.name}, {name}")
+        for name in self.study.runs:
             e = self.study.experiment(name)
-            if any(m.network and m.trained for m in methods_of(e)):
+            methods = methods_of(e)
+            if any(m.network and m.trained for m in methods):
                 possible(e)
-            elif any(m.retrieves or not m.trained for m in methods_of(e)):
+            elif [m.name for m in methods] != [BASE]:
                 raise UserError(
                     f"study {self.study.name}, run {name}: methods = {e.methods}: a study has methods whose network "
-                    "is trained and reads what was prepared, or nothing; others: `retro compare`"
+                    f"reads what was prepared, or {BASE} alone; others: `retro compare`"
                 )
+        for method, names in self.study.curves.items():
+            for name in names:
+                if method not in self.study.experiment(name).methods:
+                    raise UserError(
+                        f"study {self.study.name}, curves of {method}: run {name} does not have this method"
+                    )
 
 
 def training_flops(e: Experiment) -> float:
@@ -144,16 +166,17 @@ def training_flops(e: Experiment) -> float:
 
 
 def _not_held_out(work: WorkDir, source: str) -> Iterator[Document | BadDocument]:
-    """The documents of a source but for those that are held out, or nearly repeat what is."""
+    """The documents of a source but for those that are held out or nearly repeat what is, and for copies of what is
+    trained on."""
     e, of = work.experiment, Prepared(work)
-    held, texts = set(), []
+    known = {bytes(t).ljust(16, b"\0") for s in shard_splits(e) for t in of.table(s).texts}
+    texts = []
     for split in shard_splits(e)[1:]:
-        held |= {bytes(t).ljust(16, b"\0") for t in of.table(split).texts}
         corpus = work.prepared("corpus" if split == "heldout" else f"corpora/{split}")
         texts += [(f"{split}/{i}", d["text"]) for i, d in enumerate(Columns(corpus)["heldout"])]
     sketches = HeldOut(texts, e.corpus.near_duplicate)
     for document in sources.documents(source, "databases of the study", e.corpus.largest_document):
         good = isinstance(document, Document)
-        if good and (digest(document.text, 16) in held or sketches.near(document.text)):
+        if good and (digest(document.text, 16) in known or sketches.near(document.text)):
             continue
         yield document

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from retro_jax.errors import UserError
 from retro_jax.evaluate import likelihood
+from retro_jax.store import files
 
 FILE = "rows.parquet"
 TEXTS = ("run", "split", "part", "condition")
@@ -69,5 +70,6 @@ def write(file: Path, sums: Sums):
     """Writes rows to a file."""
     schema = pa.schema(_SCHEMA, {"retro_jax": json.dumps(sums.facts)})
     arrays = [pa.array(sums.columns[n]).cast(kind) for n, kind in _SCHEMA]
-    with pq.ParquetWriter(file, schema, **likelihood.WRITING) as writer:
+    with pq.ParquetWriter(files.aside(file), schema, **likelihood.WRITING) as writer:
         writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+    files.replace(files.aside(file), file)

@@ -63,3 +63,13 @@ def test_the_variance_of_seeds_is_pooled_over_sizes():
     squares = 2 * 0.1**2 + 2 * 0.1**2 + 0.2**2
     assert figures.pooled(each) == pytest.approx(np.sqrt(squares / 3))
     assert figures.pooled(each[2:]) == 0
+
+
+def test_a_draw_without_text_is_left_out():
+    losses = np.stack([law(SIZES)] * 50)
+    losses[0] = np.nan
+    found = laws.fit(SIZES, losses)
+    assert np.isnan(found.exponent[0])
+    sizes = found.size(losses[:, 2])
+    assert np.isnan(sizes[0])
+    assert laws.interval(sizes) == pytest.approx((SIZES[2], SIZES[2]), rel=0.02)

@@ -95,3 +95,33 @@ def test_the_page_says_what_a_database_is_worth(tmp_path, monkeypatch, worth, wo
     for name in ("losses-all", "multipliers", "databases"):
         for suffix in (".svg", ".png"):
             assert (tmp_path / "plots" / f"{name}{suffix}").stat().st_size > 1000
+
+
+def test_while_only_language_models_are_done_the_page_shows_their_curve(tmp_path, monkeypatch):
+    """The cheapest runs come first, and other databases are scored by what reads alone."""
+    sums = made(2.0)
+    alone = sums.of(condition="language_model")
+    facts = {
+        "runs": {n: r for n, r in sums.facts["runs"].items() if n.startswith("language_model")},
+        "curves": {"language_model": sums.facts["curves"]["language_model"], "retro": []},
+        "contained": sums.facts["contained"] | {"heldout-unseen": [0.0] * DOCUMENTS},
+    }
+    monkeypatch.setattr(page, "load", lambda file: Sums(sums.facts | facts, alone))
+    text = page.write(tmp_path / "rows.parquet").read_text()
+    assert "Not enough sizes yet" in text
+    assert "Loss by size: all" in text
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({}, "1.80 [1.50, 2.10]"),
+        ({"beyond": True}, "≥ 1.40 (by the law 1.80 [1.50, 2.10])"),
+        # Its interval holds less than what was measured: then nothing is sure.
+        ({"beyond": True, "low": 0.9}, "1.80 [0.90, 2.10], beyond the largest"),
+        ({"below": True}, "1.80 [1.50, 2.10], below the smallest"),
+    ],
+)
+def test_a_multiplier_claims_no_more_than_was_measured(more, words):
+    m = {"value": 1.8, "low": 1.5, "high": 2.1, "at_least": 1.4, "beyond": False, "below": False}
+    assert page.worth(m | more) == words

@@ -148,6 +148,7 @@ def test_a_study_that_cannot_be_meant_is_refused(tmp_path, folder):
         ),
         ({"a": {"train.steps.x": 3}}, {}, "train.steps.x is no field"),
         ({"a": {}}, {"curves": {"retro": ["b"]}}, "curves of retro: there is no run 'b'"),
+        ({"a": {}}, {"databases": {"prepared": "python:"}}, "cannot be called prepared"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
             Study("s", base, runs, **more)
@@ -166,10 +167,28 @@ def test_a_study_that_cannot_be_meant_is_refused(tmp_path, folder):
     assert main(["study", f"{folder / 'small.py'}:{folder / 'corpus'}", "--only=nothing"]) == 2
 
 
-def test_a_run_that_no_study_has_is_refused(tmp_path):
-    study = Study("s", small_experiment(tmp_path), {"a": {"methods": ("knn_lm",)}})
-    with pytest.raises(UserError, match="run a: methods"):
-        Runs(study, tmp_path).check()
+def test_what_cannot_be_run_is_refused_before_anything_is_prepared(tmp_path):
+    base = small_experiment(tmp_path)
+    for run, more, message in (
+        ({"methods": ("knn_lm",)}, {}, "run a: methods"),
+        ({"methods": ("language_model_longer",)}, {}, "run a: methods"),
+        (
+            {"methods": ("retro",)},
+            {"curves": {"language_model": ["a"]}},
+            "run a does not have this",
+        ),
+        ({"methods": ("retro",)}, {"databases": {"b": "text:nowhere/*"}}, "study s, b.*no file"),
+        (
+            {"methods": ("retro",), "method_settings.retro.read_from": 6},
+            {},
+            "must be below train.steps = 6",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            Runs(Study("s", base, {"a": run}, **more), tmp_path).check()
+    missing = Study("s", base, {"a": {}}, rows=str(tmp_path / "typo.parquet"))
+    with pytest.raises(UserError, match=r"typo\.parquet: no rows of a study"):
+        Runs(missing, tmp_path).done("a")
 
 
 def test_rows_that_a_study_keeps_stand_for_runs_that_are_done(runs, tmp_path):
