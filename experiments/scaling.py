@@ -9,11 +9,11 @@ The argument is the folder where the clones lie (84 MB of text, CC BY 4.0; of th
 
 Decoders of 0.04, 0.1, 0.22, 0.56 and 1.26 M parameters without embeddings, 20 tokens for each of these. Documents are
 split into two halves, A and B, by a hash of their names. All models are trained on A, and RETRO's neighbours are from
-A. They are scored on pages of A that are held out, with a database of A and with one of B (`unseen`), documents that no
-model was trained on (some nearly repeat trained ones); and on PEPs, another kind of text.
+A. They are scored on pages of A that are held out, with a database of A and with one of B (`unseen`), documents that
+no model was trained on (some nearly repeat trained ones); and on PEPs, another kind of text.
 
-Not run as a whole yet. One run on one core of an EPYC: width 28 takes a minute, 44 two for the language model and four
-for RETRO; the language model has 2.00, 1.99, 1.99 bits per byte at width 28 (three seeds), 1.65 at 44. The learning rates
+Not run as a whole yet. One run on one core of an EPYC: width 28 takes a minute, 44 two for the language model and
+four for RETRO; the language model has 2.00, 1.99, 1.99 bits per byte at width 28 (three seeds), 1.65 at 44. The learning rates
 below were chosen by the loss on held-out pages.
 """
 

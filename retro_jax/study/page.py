@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from retro_jax.evaluate.beside import BASE, PARTS
-from retro_jax.report.numbers import NONE, bits, percent, plain
+from retro_jax.report.numbers import NONE, bits, interval, percent, plain
 from retro_jax.report.section import Section
 from retro_jax.report.write import put
-from retro_jax.study import plots
+from retro_jax.study import laws, plots
 from retro_jax.study.figures import (
     CURVES,
     READER,
@@ -22,7 +22,6 @@ from retro_jax.study.figures import (
     multipliers,
     pooled,
 )
-from retro_jax.study.laws import FEWEST
 from retro_jax.study.runs import HELDOUT
 from retro_jax.study.sums import Sums, load
 
@@ -68,7 +67,7 @@ def _pair(every: dict, split: str, part: str) -> tuple[Curve, Curve] | None:
     """The curves of the language model and of RETRO, if there are enough sizes."""
     found = every.get((split, part), {})
     # Of another database only what reads was scored; the language model's tokens are those of the split.
-    if BASE not in found or "on" not in found or len(found[BASE].runs) < FEWEST:
+    if BASE not in found or "on" not in found or len(found[BASE].runs) < laws.FEWEST:
         return None
     return found[BASE], found["on"]
 
@@ -90,7 +89,7 @@ def _verdict(sums: Sums, every: dict) -> dict:
     if not pair:
         return {
             "word": "neutral", "head": "Not enough sizes yet",
-            "effect": f"{len(runs)} runs are done; a law needs {FEWEST} sizes of the language model, and RETRO one.",
+            "effect": f"{len(runs)} runs are done; a law needs {laws.FEWEST} sizes of the language model, RETRO one.",
             "alarms": [], "sentences": [], "advice": [], "tiles": [],
         }  # fmt: skip
     found = {part: multipliers(*p) for part in PARTS if (p := _pair(every, HELDOUT, part))}
@@ -275,25 +274,20 @@ def _databases(sums: Sums, every: dict, drawn: dict) -> list[Section]:
     all_text = every[HELDOUT, "all"]
     if BASE not in all_text:
         return []
-    base = dict(zip(all_text[BASE].sizes["layers"], all_text[BASE].losses))
+    base = all_text[BASE]
+    place = {size: i for i, size in enumerate(base.sizes["layers"])}
     for name, share in _SHARES.items():
         curve = all_text.get(name)
-        for size, names, loss in (
-            zip(curve.sizes["layers"], curve.runs, curve.losses) if curve else ()
-        ):
-            if size not in base:
+        for j, size in enumerate(curve.sizes["layers"] if curve else ()):
+            if size not in place:
                 continue
-            run = sums.facts["runs"][names[0]]
-            tokens = share * run["database_chunks"] * run["chunk"]
-            found.setdefault(plain(int(size)), []).append((tokens / size, base[size] - loss))
-            table.append(
-                [
-                    plain(int(size)),
-                    percent(share),
-                    plain(tokens / size),
-                    f"{base[size] - loss:+.4f}",
-                ]
-            )
+            i, run = place[size], sums.facts["runs"][curve.runs[j][0]]
+            tokens = share * run["database_chunks"] * run["chunk"] / size
+            gain = float(base.losses[i] - curve.losses[j])
+            low, high = laws.interval(base.draws[:, i] - curve.draws[:, j])
+            found.setdefault(plain(int(size)), []).append((tokens, gain))
+            said = interval({"value": gain, "low": low, "high": high})
+            table.append([plain(int(size)), percent(share), plain(tokens), said])
     if not found:
         return []
     drawn["databases"] = plots.databases(found)

@@ -1,6 +1,7 @@
 """The page of a study is made from its rows alone, and says what they say."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -91,6 +92,9 @@ def test_the_page_says_what_a_database_is_worth(tmp_path, monkeypatch, worth, wo
     shares = {
         tuple(r[:2]): r for s in said["evidence"] if s["name"] == "databases" for r in s["rows"]
     }
+    assert re.fullmatch(
+        r"[+-]\d\.\d{4} \[[+-]\d\.\d{4}, [+-]\d\.\d{4}\]", shares["530,000", "10.0 %"][3]
+    )
     assert shares["530,000", "10.0 %"][2] == "0.1087"  # tokens of the database, for each parameter
     for name in ("losses-all", "multipliers", "databases"):
         for suffix in (".svg", ".png"):
