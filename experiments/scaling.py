@@ -13,8 +13,8 @@ A. They are scored on pages of A that are held out, with a database of A and wit
 no model was trained on (some nearly repeat trained ones); and on PEPs, another kind of text.
 
 Not run as a whole yet. One run on one core of an EPYC: width 28 takes a minute, 44 two for the language model and
-four for RETRO; the language model has 2.00, 1.99, 1.99 bits per byte at width 28 (three seeds), 1.65 at 44. The learning rates
-below were chosen by the loss on held-out pages.
+four for RETRO; the language model has 2.00, 1.99, 1.99 bits per byte at width 28 (three seeds), 1.65 at 44. The
+learning rates below were chosen by the loss on held-out pages.
 """
 
 from pathlib import Path

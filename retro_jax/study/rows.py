@@ -54,10 +54,10 @@ def collect(runs: Runs) -> Path:
     if kept:
         before = runs.kept.facts
         for split, ids in before["documents"].items():
-            if documents.setdefault(split, ids) != ids:
+            if documents.setdefault(split, ids) != ids or not _same_text(runs.kept, split, cuts):
                 raise UserError(
-                    f"{runs.study.rows}: its runs were scored on other documents of {split} than those of "
-                    f"{runs.root}; prepare the same text, or leave Study(rows=) out"
+                    f"{runs.study.rows}: its runs were scored on other text of {split} than those of {runs.root}; "
+                    "prepare the same text, or leave Study(rows=) out"
                 )
         shares = before["contained"] | shares
         keep = np.isin(runs.kept.columns["run"].astype(str), kept)
@@ -73,6 +73,17 @@ def collect(runs: Runs) -> Path:
     files.make_directory(runs.root)
     sums.write(file, sums.Sums(whole, {n: np.concatenate(x) for n, x in columns.items()}))
     return file
+
+
+def _same_text(kept: sums.Sums, split: str, cuts: dict) -> bool:
+    """Whether the documents of a split have as many bytes as in the rows that are kept."""
+    before = kept.of(split=split, part="all")
+    size = dict(zip(before["document"].tolist(), before["bytes"].tolist()))
+    for cut in (cut for (_, name), cut in cuts.items() if name == split):
+        now = np.bincount(cut["document"], cut["bytes"], len(cut["documents"]))
+        if any(now[document] != count for document, count in size.items()):
+            return False
+    return True
 
 
 def _reads(runs: Runs, name: str) -> bool:

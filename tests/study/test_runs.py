@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,7 +22,7 @@ from retro_jax.pipeline.prepared import Prepared
 from retro_jax.store.workdir import WorkDir
 from retro_jax.study import page, rows
 from retro_jax.study.runs import Runs
-from retro_jax.study.sums import load
+from retro_jax.study.sums import load, write
 
 NAMES = {"lm": "language_model", "reader": "retro"}
 
@@ -193,7 +194,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_prepared(tmp_path):
 
 def test_rows_that_a_study_keeps_stand_for_runs_that_are_done(runs, tmp_path):
     """So it goes on where its working directory is gone; not for a run that has other fields now."""
-    kept = shutil.copy(rows.collect(runs), tmp_path / "kept.parquet")
+    kept = Path(shutil.copy(rows.collect(runs), tmp_path / "kept.parquet"))
     study = dataclasses.replace(runs.study, rows=str(kept))
     elsewhere = Runs(study, tmp_path / "elsewhere")
     assert [n for n in study.runs if elsewhere.done(n)] == list(NAMES)
@@ -202,6 +203,15 @@ def test_rows_that_a_study_keeps_stand_for_runs_that_are_done(runs, tmp_path):
     for name in NAMES:
         for a, b in zip(before.of(run=name).values(), after.of(run=name).values()):
             np.testing.assert_array_equal(a, b)
+    # The same documents with other text, which a later clone may have, are not taken for the same.
+    before.columns["bytes"] = before.columns["bytes"] + 1
+    write(kept, before)
+    part = Runs(study, runs.root)
+    part.done_here = lambda name: name == "reader"
+    with pytest.raises(
+        UserError, match=r"kept\.parquet: its runs were scored on other text of heldout"
+    ):
+        rows.collect(part)
     other = dataclasses.replace(
         study, runs={**study.runs, "lm": {**study.runs["lm"], "train.seed": 7}}
     )
