@@ -217,8 +217,8 @@ def installed() -> dict[str, Path]:
     return {name: path for name, path in sorted(found.items()) if name != "__init__"}
 
 
-def find(name: str) -> Path:
-    """The file of an experiment.
+def find(name: str, given: str = "--config=") -> Path:
+    """The file of an experiment; given: what stood before its name.
 
     Raises:
       UserError: there is none.
@@ -228,7 +228,7 @@ def find(name: str) -> Path:
     known = installed()
     if name in known:
         return known[name]
-    raise UserError(f"--config={name}: no such file, nor one of the installed {', '.join(known)}")
+    raise UserError(f"{given}{name}: no such file, nor one of the installed {', '.join(known)}")
 
 
 def _over(config: ConfigDict, fields: Sequence[str]) -> Experiment:

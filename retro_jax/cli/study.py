@@ -28,7 +28,7 @@ def load(config: str) -> Study:
       UserError: there is no such file, it has no get_study(), or what it raises.
     """
     name, colon, argument = config.partition(":")
-    file = find(name)
+    file = find(name, "study ")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     try:

@@ -153,6 +153,10 @@ def test_a_study_that_cannot_be_meant_is_refused(tmp_path, folder):
     ):
         with pytest.raises(UserError, match=re.escape(message)):
             Study("s", base, runs, **more)
+    with pytest.raises(
+        UserError, match=r"^study nowhere\.py: no such file, nor one of the installed"
+    ):
+        command.load("nowhere.py")
     empty = tmp_path / "empty.py"
     for text, message in (
         ("", "has no get_study"),
