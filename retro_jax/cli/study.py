@@ -1,7 +1,6 @@
 """`retro study`: many runs of one experiment, and what they say together."""
 
 import contextlib
-import importlib.util
 import inspect
 import os
 import signal
@@ -15,6 +14,7 @@ from retro_jax import progress
 from retro_jax.cli.command import Command, Flag
 from retro_jax.cli.experiment import find
 from retro_jax.config import Study
+from retro_jax.config.experiment import module_of
 from retro_jax.errors import UserError
 from retro_jax.terminal import Terminal
 
@@ -29,11 +29,8 @@ def load(config: str) -> Study:
     """
     name, colon, argument = config.partition(":")
     file = find(name, "study ")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        get = getattr(module, "get_study", None)
+        get = getattr(module_of(file), "get_study", None)
         if get is None:
             raise UserError(f"{file}: has no get_study(); see experiments/scaling.py")
         takes = bool(inspect.signature(get).parameters)

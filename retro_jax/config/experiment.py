@@ -76,7 +76,12 @@ class Experiment:
 
 def experiment_beside(file: str, name: str):
     """The module of the experiment NAME.py in the folder of another one's `file`."""
-    spec = importlib.util.spec_from_file_location(name, Path(file).with_name(f"{name}.py"))
+    return module_of(Path(file).with_name(f"{name}.py"))
+
+
+def module_of(file: Path):
+    """The module of an experiment's file, which is run: it raises whatever that raises."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -43,6 +43,11 @@ def shard_splits(e: Experiment) -> tuple[str, ...]:
     return ("train", "heldout", *heldout_sources(e))
 
 
+def corpus_of(split: str) -> str:
+    """The step that has the documents of a split."""
+    return "corpus" if split in ("train", "heldout") else f"corpora/{split}"
+
+
 def database_split(e: Experiment) -> str:
     """The split whose chunks are retrieved."""
     return DATABASE if e.retrieval.source else "train"
@@ -90,9 +95,8 @@ def recipe(e: Experiment, base: Path) -> dict[str, Step]:
     chunk = {"model.reading.chunk": m.reading.chunk}
     splits = dict.fromkeys((*shard_splits(e), database))
     for split in splits:
-        corpus = "corpus" if split in ("train", "heldout") else f"corpora/{split}"
         settings = chunk | {"corpus.bad_documents": c.bad_documents}
-        add(Chunks, f"chunks/{split}", settings, (corpus, "tokenizer"))
+        add(Chunks, f"chunks/{split}", settings, (corpus_of(split), "tokenizer"))
 
     counted = ()
     if reads_words(r):

@@ -16,7 +16,7 @@ from retro_jax.store import artefact, files
 from retro_jax.store.workdir import WorkDir
 from retro_jax.study import sums
 from retro_jax.study.contained import contained
-from retro_jax.study.runs import HELDOUT, Runs
+from retro_jax.study.runs import HELDOUT, Runs, reads
 from retro_jax.train.log import run_flops
 
 
@@ -32,7 +32,7 @@ def collect(runs: Runs) -> Path:
         raise UserError(f"{runs.root}: no run of the study is done yet")
     cuts, made, facts = {}, [], {}
     with progress.bar("collecting", len(here)) as advance:
-        for name in sorted(here, key=lambda n: not _reads(runs, n)):
+        for name in sorted(here, key=lambda n: not reads(runs.study.experiment(n))):
             made += _rows(runs, name, cuts)
             facts[name] = _facts(runs, name)
             advance(1)
@@ -86,10 +86,6 @@ def _same_text(kept: sums.Sums, split: str, cuts: dict) -> bool:
     return True
 
 
-def _reads(runs: Runs, name: str) -> bool:
-    return any(m.network and m.trained for m in methods_of(runs.study.experiment(name)))
-
-
 def _splits(runs: Runs, name: str) -> dict[str, str]:
     """Split of an evaluation: the prepared split whose tokens it has."""
     splits = {s: s for s in shard_splits(runs.study.experiment(name))[1:]}
@@ -99,15 +95,15 @@ def _splits(runs: Runs, name: str) -> dict[str, str]:
 def _rows(runs: Runs, name: str, cuts: dict) -> list[dict]:
     """The sums of a run; cuts: {(prepared, split): documents, targets and parts}, which a run that reads adds to."""
     work, where, out = runs.work(name), runs.prepared(name), []
-    reads = _reads(runs, name)
+    evaluated = reads(work.experiment)
     for split, of in _splits(runs, name).items():
-        if reads:
+        if evaluated:
             found = [rows.load(work.evaluated(split) / "tokens.parquet")]
         else:
             methods = methods_of(work.experiment)
             found = [rows.load(work.scored(of, m.name) / "tokens.parquet") for m in methods]
         if (where, split) not in cuts:
-            if not reads and split != of:
+            if not evaluated and split != of:
                 progress.say(
                     f"{name}: left out of {split}: no run that reads is here, which would cut it in parts"
                 )
@@ -138,17 +134,17 @@ def _summed(name: str, split: str, found: Rows, cut: dict) -> list[dict]:
         number, size = cut["document"][mask], cut["bytes"][mask]
         tokens = np.bincount(number, minlength=count)
         some = np.flatnonzero(tokens)
-        sums = {"document": some, "tokens": tokens[some]}
-        sums["bytes"] = np.bincount(number, size, count)[some].astype(np.int64)
+        said = {"document": some, "tokens": tokens[some]}
+        said["bytes"] = np.bincount(number, size, count)[some].astype(np.int64)
         for condition, nats in found.nats.items():
             own = {"run": name, "split": split, "part": part, "condition": condition}
-            out.append(own | sums | {"nats": np.bincount(number, nats[mask], count)[some]})
+            out.append(own | said | {"nats": np.bincount(number, nats[mask], count)[some]})
     return out
 
 
 def _facts(runs: Runs, name: str) -> dict:
-    """What a run is: fields, by which it differs; what, by which it is known again (`Runs.what`); seed; tokens that it
-    saw; chunk; training_chunks, database_chunks; of each method `_of`."""
+    """What a run is: fields, by which it differs; what, by which it is known again (`Runs.what`); chunk;
+    database_chunks; of each method `_of`."""
     work, e = runs.work(name), runs.study.experiment(name)
     prepared = Prepared(work)
     vocab = prepared.tokenizer.vocab
@@ -157,10 +153,7 @@ def _facts(runs: Runs, name: str) -> dict:
             k: list(v) if isinstance(v, tuple) else v for k, v in runs.study.runs[name].items()
         },
         "what": runs.what(name),
-        "seed": e.train.seed,
-        "tokens": e.train.steps * e.train.batch * e.train.length,
         "chunk": e.model.reading.chunk,
-        "training_chunks": len(prepared.table("train")),
         "database_chunks": len(prepared.database),
         "methods": {m.name: _of(work, m, vocab) for m in methods_of(e)},
     }
@@ -180,5 +173,4 @@ def _of(work, m: Method, vocab: int) -> dict:
         "training_flops": run_flops(m, e.train, vocab, 0, made["counts"]["steps"]),
         "flops_per_token": m.flops(vocab, e.train.length) / e.train.length,
         "seconds": made["seconds"],
-        "tokens_per_second": made["counts"]["tokens_per_second"],
     }

@@ -31,7 +31,7 @@ from retro_jax.methods.method import methods_of
 from retro_jax.methods.train_all import train_all
 from retro_jax.pipeline.prepare import prepare
 from retro_jax.pipeline.prepared import Prepared
-from retro_jax.pipeline.recipe import recipe, shard_splits
+from retro_jax.pipeline.recipe import corpus_of, recipe, shard_splits
 from retro_jax.store import files
 from retro_jax.store.columns import Columns
 from retro_jax.store.lock import lock
@@ -105,17 +105,14 @@ class Runs:
         e, there = self.study.experiment(name), self.prepared(name)
         work = WorkDir(there, dataclasses.replace(e, name=there.name))
         with lock(there / ".locks", "study", wait=True):
-            self._prepare(work)
-
-    def _prepare(self, work: WorkDir):
-        prepare(work)
-        databases = Databases(Prepared(work))
-        for database, source in self.study.databases.items():
-            if database in databases.names():
-                continue
-            with progress.bar(f"adding to {database}", None) as advance:
-                databases.add(database, _not_held_out(work, source), advance)
-        contained(work, HELDOUT, list(self.study.databases))
+            prepare(work)
+            databases = Databases(Prepared(work))
+            for database, source in self.study.databases.items():
+                if database in databases.names():
+                    continue
+                with progress.bar(f"adding to {database}", None) as advance:
+                    databases.add(database, _not_held_out(work, source), advance)
+            contained(work, HELDOUT, list(self.study.databases))
 
     def run(self, name: str):
         """Trains and scores a run whose text is prepared, as far as that is not done.
@@ -126,8 +123,7 @@ class Runs:
         work = self.work(name)
         prepare(work)
         train_all(work)
-        reading = [m for m in methods_of(work.experiment) if m.network and m.trained]
-        if reading:
+        if reads(work.experiment):
             evaluate(work)
             for database in self.study.databases:
                 evaluate_against(work, (database,), database, (HELDOUT,))
@@ -142,10 +138,9 @@ class Runs:
             sources.check(source, f"--databases of the study {self.study.name}, {name}")
         for name in self.study.runs:
             e = self.study.experiment(name)
-            methods = methods_of(e)
-            if any(m.network and m.trained for m in methods):
+            if reads(e):
                 possible(e)
-            elif [m.name for m in methods] != [BASE]:
+            elif e.methods != (BASE,):
                 raise UserError(
                     f"study {self.study.name}, run {name}: methods = {e.methods}: a study has methods whose network "
                     f"reads what was prepared, or {BASE} alone; others: `retro compare`"
@@ -156,6 +151,11 @@ class Runs:
                     raise UserError(
                         f"study {self.study.name}, curves of {method}: run {name} does not have this method"
                     )
+
+
+def reads(e: Experiment) -> bool:
+    """Whether a run is scored as `retro evaluate` does: one of its methods has a trained network that reads."""
+    return any(m.network and m.trained for m in methods_of(e))
 
 
 def training_flops(e: Experiment) -> float:
@@ -172,8 +172,8 @@ def _not_held_out(work: WorkDir, source: str) -> Iterator[Document | BadDocument
     known = {bytes(t).ljust(16, b"\0") for s in shard_splits(e) for t in of.table(s).texts}
     texts = []
     for split in shard_splits(e)[1:]:
-        corpus = work.prepared("corpus" if split == "heldout" else f"corpora/{split}")
-        texts += [(f"{split}/{i}", d["text"]) for i, d in enumerate(Columns(corpus)["heldout"])]
+        heldout = Columns(work.prepared(corpus_of(split)))["heldout"]
+        texts += [(f"{split}/{i}", d["text"]) for i, d in enumerate(heldout)]
     sketches = HeldOut(texts, e.corpus.near_duplicate)
     for document in sources.documents(source, "databases of the study", e.corpus.largest_document):
         good = isinstance(document, Document)

@@ -1,0 +1,232 @@
+"""The parts of a study's page: losses and their laws, what a database is worth, what else is repeated, the runs."""
+
+import numpy as np
+
+from retro_jax.evaluate.beside import BASE, PARTS
+from retro_jax.evaluate.conditions.searched import SHARES
+from retro_jax.report.numbers import NONE, bits, interval, percent, plain
+from retro_jax.report.section import Section
+from retro_jax.study import laws, plots
+from retro_jax.study.figures import CURVES, SIZES, Curve, curves, law_of, multipliers
+from retro_jax.study.runs import HELDOUT
+from retro_jax.study.sums import Sums
+
+_MOST = (1.0, 0.8, 0.5, 0.2)  # shares of a document's 13-grams
+_FEWEST_DOCUMENTS = 10  # of which a bootstrap says something
+_SHARES = {f"database_{n}": n / 100 for n in SHARES} | {"on": 1.0}  # of the database
+
+
+def sections(sums: Sums, every: dict) -> tuple[list[Section], dict[str, plots.Draw]]:
+    """The parts in their order, and the plots in them by name; every: {(split, part): curves}."""
+    drawn: dict[str, plots.Draw] = {}
+    made = [
+        *_losses(every, drawn), *_multipliers(every, drawn), *_axes(every), *_laws(every), _contained(sums),
+        *_databases(sums, every, drawn), _runs(sums),
+    ]  # fmt: skip
+    return made, drawn
+
+
+def pair_of(every: dict, split: str, part: str) -> tuple[Curve, Curve] | None:
+    """The curves of the language model and of RETRO, if there are enough sizes."""
+    found = every.get((split, part), {})
+    # Of another database only what reads was scored; the language model's tokens are those of the split.
+    if BASE not in found or "on" not in found or len(found[BASE].runs) < laws.FEWEST:
+        return None
+    return found[BASE], found["on"]
+
+
+def worth(m: dict) -> str:
+    """A multiplier with its interval: 1.84 [1.51, 2.20]; where it runs off what was measured, at least that."""
+    said = f"{m['value']:.2f} [{m['low']:.2f}, {m['high']:.2f}]"
+    if m["below"]:
+        return f"{said}, below the smallest"
+    if not m["beyond"]:
+        return said
+    if m["low"] < m["at_least"]:
+        return f"{said}, beyond the largest"
+    return f"≥ {m['at_least']:.2f} (by the law {said})"
+
+
+def _losses(every: dict, drawn: dict) -> list[Section]:
+    out = []
+    for part, name in PARTS.items():
+        found = {n: c for n, c in every[HELDOUT, part].items() if n in CURVES}
+        if not found:
+            continue
+        title, label = f"Loss by size: {name}", f"losses-{part}"
+        drawn[label] = plots.losses(found, "layers")
+        table = [
+            [n, plain(int(size)), str(len(each)), bits(loss), *map(bits, np.nanquantile(c.draws[:, i], (0.025, 0.975)))]
+            for n, c in found.items()
+            for i, (size, each, loss) in enumerate(zip(c.sizes["layers"], c.each, c.losses))
+        ]  # fmt: skip
+        head = ["condition", SIZES["layers"], "seeds", "bits per byte", "from", "to"]
+        caption = "Points are means over seeds with 95 % intervals, lines the laws through them."
+        out.append(
+            Section(label, title, caption, head, table, plots.on_page(label, title, drawn[label]))
+        )
+    return out
+
+
+def _multipliers(every: dict, drawn: dict) -> list[Section]:
+    found = {
+        f"{PARTS[part]}" if split == HELDOUT else split: multipliers(*pair)
+        for (split, part) in every
+        if (split == HELDOUT or part == "all") and (pair := pair_of(every, split, part))
+    }
+    if not found:
+        return []
+    drawn["multipliers"] = plots.multipliers(found, "layers")
+    table = [
+        [
+            name,
+            plain(int(m["size"])),
+            bits(m["loss"]),
+            worth(m),
+            plain(m["floor_0"]),
+            plain(m["floor_90"]),
+        ]
+        for name, each in found.items()
+        for m in each
+    ]
+    caption = (
+        "M: the language model that is as good as RETRO has M times the parameters of RETRO's decoder, without "
+        "embeddings. ≥: it would have more than the largest that was trained. The last columns fix the law's floor, at "
+        "0 and at nine tenths of the least loss: where they are far from M, the law decides and not what was measured."
+    )
+    head = ["text", SIZES["layers"], "RETRO's bits per byte", "M", "M, floor 0", "M, floor 0.9"]
+    chart = plots.on_page("multipliers", "What a database is worth", drawn["multipliers"])
+    return [
+        Section(
+            "multipliers",
+            "What a database is worth",
+            caption,
+            head,
+            table,
+            chart,
+            wide=True,
+            open=True,
+        )
+    ]
+
+
+def _axes(every: dict) -> list[Section]:
+    table = []
+    for part in ("all", "filtered", "far"):
+        pair = pair_of(every, HELDOUT, part)
+        if not pair:
+            continue
+        by = {size: multipliers(*pair, size) for size in SIZES}
+        for i, m in enumerate(by["layers"]):
+            table.append(
+                [PARTS[part], plain(int(m["size"])), *(worth(by[size][i]) for size in SIZES)]
+            )
+    head = ["text", "decoder", *SIZES.values()]
+    caption = (
+        "The same loss, asked by four sizes: how many times RETRO's parameters in all (its encoder and "
+        "cross-attention included), its training FLOPs, or its FLOPs of a token a language model of that loss has. "
+        "Below 1: for the same, a larger language model would have been better. The search is not among the FLOPs."
+    )
+    return (
+        [Section("axes", "By other sizes", caption, head, table, wide=True, open=True)]
+        if table
+        else []
+    )
+
+
+def _laws(every: dict) -> list[Section]:
+    table = []
+    for (split, part), found in every.items():
+        for name, curve in found.items():
+            if name not in CURVES or not (law := law_of(curve)):
+                continue
+            low, high = law["exponent_interval"]
+            wrong = law["left_out"] and ", ".join(f"{x:+.3f}" for x in law["left_out"])
+            table.append(
+                [split, PARTS[part], name, bits(law["floor"]), plain(law["scale"]),
+                 f"{law['exponent']:.2f} [{low:.2f}, {high:.2f}]", wrong or NONE]
+            )  # fmt: skip
+    caption = (
+        "L(N) = floor + scale x N^-exponent, N parameters without embeddings. Left out: for each size what a law "
+        "through the others predicts, less what was measured, bits per byte, from the smallest to the largest."
+    )
+    head = ["split", "text", "condition", "floor", "scale", "exponent", "left out"]
+    return (
+        [Section("laws", "The laws", caption, head, table, wide=True, open=True)] if table else []
+    )
+
+
+def _contained(sums: Sums) -> Section:
+    table = []
+    for split in sums.facts["documents"]:
+        shares = sums.facts["contained"][split]
+        values = np.array(shares)
+        for most in _MOST:
+            enough = (values <= most).sum() >= _FEWEST_DOCUMENTS
+            found = curves(sums, split, "all", most, (BASE, "on")) if enough else {}
+            pair = pair_of({(split, "all"): found}, split, "all")
+            said = "; ".join(map(worth, multipliers(*pair))) if pair else NONE
+            table.append(
+                [split, percent(most), f"{(values <= most).sum():,} of {len(values):,}", said]
+            )
+    caption = (
+        "Held-out documents that nearly repeat one of the database are left out (13-gram Jaccard). Of those that "
+        "remain, a part may stand in a larger document, or be a form that many pages have. Here M of those alone of "
+        "whose 13-grams no more than a share stands in any one document of the database, from the smallest decoder to "
+        "the largest."
+    )
+    head = ["split", "at most", "documents", "M"]
+    return Section("contained", "What else is repeated", caption, head, table, wide=True, open=True)
+
+
+def _databases(sums: Sums, every: dict, drawn: dict) -> list[Section]:
+    found, table = {}, []
+    all_text = every[HELDOUT, "all"]
+    if BASE not in all_text:
+        return []
+    base = all_text[BASE]
+    place = {size: i for i, size in enumerate(base.sizes["layers"])}
+    for name, share in _SHARES.items():
+        curve = all_text.get(name)
+        for j, size in enumerate(curve.sizes["layers"] if curve else ()):
+            if size not in place:
+                continue
+            i, run = place[size], sums.facts["runs"][curve.runs[j][0]]
+            tokens = share * run["database_chunks"] * run["chunk"] / size
+            gain = float(base.losses[i] - curve.losses[j])
+            low, high = laws.interval(base.draws[:, i] - curve.draws[:, j])
+            found.setdefault(plain(int(size)), []).append((tokens, gain))
+            said = interval({"value": gain, "low": low, "high": high})
+            table.append([plain(int(size)), percent(share), plain(tokens), said])
+    if not found:
+        return []
+    drawn["databases"] = plots.databases(found)
+    title = "How large a database"
+    caption = "What RETRO gains over the language model of the same decoder, with a share of the database's documents."
+    head = ["decoder", "share", "tokens a parameter", "gain, bits per byte"]
+    chart = plots.on_page("databases", title, drawn["databases"])
+    return [Section("databases", title, caption, head, table, chart)]
+
+
+def _runs(sums: Sums) -> Section:
+    table = []
+    for name, run in sums.facts["runs"].items():
+        for condition in CURVES:
+            said = sums.of(run=name, split=HELDOUT, part="all", condition=condition)
+            if not len(said["nats"]):
+                continue
+            loss = said["nats"].sum() / said["bytes"].sum() / np.log(2)
+            own = run["fields"]
+            fields = ", ".join(
+                f"{k.removeprefix('train.').removeprefix('model.')}={v}" for k, v in own.items()
+            )
+            table.append([name, condition, bits(loss), fields])
+    caption = "Every run that is done; bits per byte of all held-out text."
+    return Section(
+        "runs",
+        "The runs",
+        caption,
+        ["run", "condition", "bits per byte", "fields"],
+        table,
+        wide=True,
+    )
