@@ -77,10 +77,11 @@ def _verdict(sums: Sums, every: dict) -> dict:
         "stands below.",
         "RETRO's encoder and its search cost more than its decoder's parameters say: see the other axes.",
     ]
-    if not all(pooled(c.each) for c in pair):
-        advice.append(
-            "No size has several seeds: these intervals do not know how far seeds are apart."
-        )
+    for name, curve in zip((BASE, READER), pair):
+        if not pooled(curve.each):
+            advice.append(
+                f"No size of {name} has several seeds: how far seeds are apart is not known."
+            )
     return {
         "word": word, "head": head,
         "effect": "By parameters of the decoder without embeddings, on all held-out text; 95 % intervals over "

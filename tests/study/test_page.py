@@ -129,3 +129,12 @@ def test_while_only_language_models_are_done_the_page_shows_their_curve(tmp_path
 def test_a_multiplier_claims_no_more_than_was_measured(more, words):
     m = {"value": 1.8, "low": 1.5, "high": 2.1, "at_least": 1.4, "beyond": False, "below": False}
     assert page.worth(m | more) == words
+
+
+def test_the_page_names_the_method_without_several_seeds(tmp_path, monkeypatch):
+    sums = made(2.0)
+    sums.facts["curves"]["retro"] = [n for n in sums.facts["curves"]["retro"] if n.endswith("-0")]
+    monkeypatch.setattr(page, "load", lambda file: sums)
+    text = page.write(tmp_path / "rows.parquet").read_text()
+    assert "No size of retro has several seeds" in text
+    assert "No size of language_model" not in text
