@@ -15,6 +15,24 @@ no model was trained on (some nearly repeat trained ones); and on PEPs, another 
 Not run as a whole yet. One run on one core of an EPYC: width 28 takes a minute, 44 two for the language model and
 four for RETRO; the language model has 2.00, 1.99, 1.99 bits per byte at width 28 (three seeds), 1.65 at 44. The
 learning rates below were chosen by the loss on held-out pages.
+
+The paper's own study, its four RETROs and their language models on C4, is `experiments/scaling.py:paper`:
+
+    retro study experiments/scaling.py:paper --list        (what each costs, and PREPARED, where its text is to lie)
+    retro beam  --config=experiments/retro.py:172m --workdir=gs://BUCKET/scaling/prepared/PREPARED -- ...
+    retro train --config=experiments/retro.py:172m --workdir=/mnt/BUCKET/scaling/runs/retro-172m \\
+        --prepared=/mnt/BUCKET/scaling/prepared/PREPARED --distributed       (each run so, on every host of its slice)
+    retro study experiments/scaling.py:paper --workdir=/mnt/BUCKET/scaling   (scores what is trained; the page)
+
+Training FLOPs, and hours at 40 % of the peak, as `retro plan --config=experiments/retro.py:172m --topology=h100:16
+--mesh=1x16x1` says them (of a language model: experiments/baseline.py:132m). None has been run.
+
+| run | FLOPs | hours of one H100 | of the TPU slice in experiments/retro.py |
+|---|---|---|---|
+| baseline-132m, retro-172m | 7.3e20, 1.0e21 | 511, 730 | 160, 229 (v5e 4x4) |
+| baseline-368m, retro-425m | 1.6e21, 1.9e21 | 1,110, 1,369 | 87, 107 (v5e 8x8) |
+| baseline-1.3b, retro-1.5b | 4.4e21, 5.1e21 | 3,076, 3,553 | 104, 120 (v5p 4x4x4) |
+| baseline-7b, retro-7.5b | 2.0e22, 2.2e22 | 14,060, 15,306 | 237, 258 (v5p 4x4x8) |
 """
 
 from pathlib import Path
@@ -35,6 +53,10 @@ RATE = {"language_model": 0.6, "retro": 0.26}  # times 1 / d
 
 
 def get_study(folder: str = "."):
+    return paper() if folder == "paper" else small(folder)
+
+
+def small(folder: str) -> Study:
     runs, curves = {}, {"language_model": [], "retro": []}
     for d in sorted(SIZES):
         for method, curve in curves.items():
@@ -47,7 +69,7 @@ def get_study(folder: str = "."):
     unseen = PAGES.format(folder=folder, half="0.5-1")
     kept = Path(__file__).with_name("scaling.parquet")  # of all runs so far
     rows = str(kept) if kept.exists() else ""
-    return Study("scaling", base, runs, {"unseen": unseen}, curves, rows)
+    return Study("scaling", base, runs, {"unseen": unseen}, curves, rows, folder)
 
 
 def run(method: str, d: int, seed: int, rate: float = 0.0) -> dict:
@@ -78,3 +100,25 @@ def get_config(folder: str = "."):
     config.generate.contributions = False
     config.mesh.cpu_devices = 1
     return config
+
+
+def paper() -> Study:
+    """The paper's four RETROs and their language models, on C4."""
+    beside = {m: experiment_beside(__file__, m) for m in ("retro", "baseline")}
+    base, runs, curves = beside["retro"].get_config("172m"), {}, {"retro": [], "language_model": []}
+    for method, m in zip(curves, beside.values()):
+        for size in m.SIZES:
+            config = m.get_config(size)
+            runs[config.name] = dict(_differences(base.to_dict(), config.to_dict()))
+            curves[method].append(config.name)
+    base.evaluate.conditions = ("random", "database_1", "database_10")
+    return Study("scaling-paper", base, runs, curves=curves)
+
+
+def _differences(a: dict, b: dict, at: str = ""):
+    """The fields, and what they are in b, in which a config b is other than a."""
+    for name, value in b.items():
+        if isinstance(value, dict):
+            yield from _differences(a[name], value, f"{at}{name}.")
+        elif value != a[name] and at + name != "name":
+            yield at + name, value

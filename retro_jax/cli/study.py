@@ -47,6 +47,8 @@ def load(config: str) -> Study:
 
 
 def _study(args, fields) -> int:
+    import jax
+
     from retro_jax.report.write import libraries
     from retro_jax.study.runs import Runs
 
@@ -63,8 +65,11 @@ def _study(args, fields) -> int:
         return _collect(runs)
     if not args.list:
         runs.check()
+    if args.prepare:
+        return _prepare(runs, names or runs.names)
     if len(names) == 1 and not args.list:
         return _one(runs, names[0])
+    jax.config.update("jax_platforms", "cpu")  # an accelerator is for the runs, in their processes
     names = names or runs.names
     if args.list:
         _list(runs, names)
@@ -104,17 +109,23 @@ def _one(runs, name: str) -> int:
     return stopping(keep(runs.work(name)), run, False)
 
 
+def _prepare(runs, names: list[str]) -> int:
+    for name in {runs.prepared(n): n for n in names}.values():
+        runs.prepare(name)
+    return 0
+
+
 def _list(runs, names: list[str]):
     from retro_jax.study.runs import training_flops
 
     table = Table()
-    for column in ("run", "TFLOP", "prepared", "done", "fields"):
+    for column in ("run", "FLOPs", "prepared", "done", "fields"):
         table.add_column(column, overflow="fold")
     for name in names:
         fields = ", ".join(f"{field}={value}" for field, value in runs.study.runs[name].items())
-        cost = training_flops(runs.study.experiment(name)) / 1e12
+        cost = training_flops(runs.study.experiment(name))
         done = "yes" if runs.done(name) else ""
-        table.add_row(name, f"{cost:,.1f}", runs.prepared(name).name, done, fields)
+        table.add_row(name, f"{cost:.3g}", runs.prepared(name).name, done, fields)
     Terminal().print(table)
 
 
@@ -122,7 +133,7 @@ def _all(runs, names: list[str], args) -> int:
     """Runs what is missing, some at a time, each in a process of its own; 1 if one failed, 75 if it was stopped."""
     todo, going, failed = [n for n in names if not runs.done(n)], {}, []
     progress.say(f"{len(names)} runs, {len(names) - len(todo)} of them done")
-    prepared = set()
+    prepared: dict[Path, int] = {}  # exit status of preparing what lies there
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     free = [cores[i :: args.jobs] or [cores[i % len(cores)]] for i in range(args.jobs)]
     stopped = 0
@@ -137,9 +148,14 @@ def _all(runs, names: list[str], args) -> int:
         while (todo and not stopped) or going:
             while todo and free and not stopped:
                 name = todo.pop(0)
-                if runs.prepared(name) not in prepared:
-                    runs.prepare(name)
-                    prepared.add(runs.prepared(name))
+                if (text := runs.prepared(name)) not in prepared:
+                    prepared[text] = _prepared(runs, name, args.file, going)
+                if stopped:
+                    break
+                if prepared[text]:
+                    failed.append(name)
+                    progress.say(f"{name}: FAILED, its text could not be prepared (see above)")
+                    continue
                 own = free.pop()
                 going[name] = _begin(runs, name, args.file, own), own
                 if stopped:  # between its beginning and now
@@ -158,7 +174,7 @@ def _all(runs, names: list[str], args) -> int:
                 elif not status:
                     progress.say(f"{name}: done")
     finally:
-        _end(going)  # where preparing for a later one was refused
+        _end(going)  # where something unforeseen happened
         for process, _ in going.values():
             process.wait()
         for number, handler in before.items():
@@ -177,13 +193,29 @@ def _end(going: dict):
         process.send_signal(signal.SIGTERM)
 
 
+def _prepared(runs, name: str, file: str, going: dict) -> int:
+    """Prepares the text of a run in a process of its own, so that what that holds (an accelerator, memory) is free
+    when the runs begin; its exit status. It is among those that run meanwhile, so that it is stopped with them."""
+    words = [*_words(runs, name, file), "--prepare"]
+    process = subprocess.Popen(words, start_new_session=True)
+    going[""] = process, []
+    status = process.wait()
+    del going[""]
+    return status
+
+
 def _begin(runs, name: str, file: str, cores: list[int]) -> subprocess.Popen:
     log = runs.work(name).root / "log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "retro_jax.cli", "study", file]
-    words += [f"--workdir={runs.root}", f"--only={name}"]
     with log.open("a") as out, _on(cores):
-        return subprocess.Popen(words, stdout=out, stderr=out, start_new_session=True)
+        return subprocess.Popen(
+            _words(runs, name, file), stdout=out, stderr=out, start_new_session=True
+        )
+
+
+def _words(runs, name: str, file: str) -> list[str]:
+    words = [sys.executable, "-m", "retro_jax.cli", "study", file]
+    return [*words, f"--workdir={runs.root}", f"--only={name}"]
 
 
 @contextlib.contextmanager
@@ -221,6 +253,11 @@ COMMANDS = (
                 "where it lies, or is to lie; by default runs/NAME, NAME being the study's",
             ),
             Flag("--list", "print the runs, what each costs and which are done", bool),
+            Flag(
+                "--prepare",
+                "only prepare the text, on one host before the runs begin on many",
+                bool,
+            ),
             Flag("--only", "names of runs, with commas: for other hosts, or a job array"),
             Flag("--collect", "run nothing: rows and report of what is done", bool),
             Flag("--jobs", "runs at a time; each has its share of the processor's cores", int, 1),

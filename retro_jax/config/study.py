@@ -24,6 +24,7 @@ class Study:
         reads is scored as well, on the held-out split of its own text.
       curves: of a method the names of those runs that differ in size and seed alone: a law is put through them.
       rows: a file of rows that earlier runs left (study/sums.py): what is done in it is not done again.
+      folder: where the text of its sources lies, if that is for the user to say; a run is the same wherever it lies.
 
     Raises:
       UserError: there is no run, a name that cannot name a directory, or a field or value that cannot be meant.
@@ -35,6 +36,7 @@ class Study:
     databases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     curves: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     rows: str = ""
+    folder: str = ""
 
     def __post_init__(self):
         if not self.runs:

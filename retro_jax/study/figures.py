@@ -6,6 +6,7 @@ Uncertainty is a bootstrap of two levels, paired: documents are drawn once for a
 the seeds of a size comes noise of the seeds' variance, which is pooled over the sizes that have several.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ SIZES = {
 }
 
 
-@dataclass
+@dataclass(eq=False)  # so that what is fitted to one is remembered
 class Curve:
     """One method under one condition, at S sizes.
 
@@ -115,6 +116,7 @@ def pooled(each: list[np.ndarray]) -> float:
     return float(np.sqrt(squares / freedom)) if freedom else 0.0
 
 
+@functools.lru_cache(1024)
 def law_of(curve: Curve, size: str = "layers") -> dict | None:
     """The law of a curve: floor, scale, exponent, 95 % of the exponent; left_out: errors where a size is left out, bits
     per byte. None with too few sizes."""
@@ -129,6 +131,7 @@ def law_of(curve: Curve, size: str = "layers") -> dict | None:
     return out
 
 
+@functools.lru_cache(1024)
 def multipliers(base: Curve, reader: Curve, size: str = "layers") -> list[dict]:
     """M of each size of the reader.
 

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,8 +97,8 @@ class Runs:
 
     def what(self, name: str) -> dict:
         """All fields of a run that decide what it is, by name, and the study's databases."""
-        own = binding(self.study.experiment(name))
-        return files.as_json(own | {"databases": dict(self.study.databases)})
+        own = binding(self.study.experiment(name)) | {"databases": dict(self.study.databases)}
+        return _wherever(files.as_json(own), self.study.folder)
 
     def prepare(self, name: str):
         """Prepares the text of a run, and the study's further databases; nothing if that is done. Whoever comes while
@@ -113,6 +114,19 @@ class Runs:
                 with progress.bar(f"adding to {database}", None) as advance:
                     databases.add(database, _not_held_out(work, source), advance)
             contained(work, HELDOUT, list(self.study.databases))
+        self._as_kept(name, Prepared(work))
+
+    def _as_kept(self, name: str, prepared: Prepared):
+        """Raises UserError if other documents are held out than where the rows come from that the study keeps."""
+        before = self.kept.facts["documents"] if self.kept else {}
+        for split in set(before) & set(shard_splits(self.study.experiment(name))[1:]):
+            own = [d["id"] for d in prepared.table(split).documents]
+            if own != before[split]:
+                raise UserError(
+                    f"{self.study.rows}: its runs were scored on other documents of {split} than "
+                    f"{self.prepared(name)} has, {len(before[split]):,} and {len(own):,} of them; prepare the same "
+                    "text, or leave Study(rows=) out"
+                )
 
     def run(self, name: str):
         """Trains and scores a run whose text is prepared, as far as that is not done.
@@ -163,6 +177,17 @@ def training_flops(e: Experiment) -> float:
     return sum(
         run_flops(m, e.train, e.corpus.vocab, 0, e.train.steps) for m in methods_of(e) if m.trained
     )
+
+
+def _wherever(value, folder: str):
+    """A value of JSON without the folder, where a text in it begins with that or has it after a colon."""
+    if isinstance(value, dict):
+        return {n: _wherever(x, folder) for n, x in value.items()}
+    if isinstance(value, list):
+        return [_wherever(x, folder) for x in value]
+    if isinstance(value, str) and folder:
+        return re.sub(rf"(^|[:\s]){re.escape(folder)}/", r"\1", value)
+    return value
 
 
 def _not_held_out(work: WorkDir, source: str) -> Iterator[Document | BadDocument]:

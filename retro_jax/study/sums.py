@@ -4,6 +4,7 @@ A row is a run, a split, a part of it (`beside.PARTS`), a condition and a docume
 are (fields, parameters, FLOPs) stands with them.
 """
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,10 +46,25 @@ class Sums:
 
     def of(self, **chosen: str) -> dict[str, np.ndarray]:
         """The columns of those rows that have these values: of(run="a", part="all")."""
-        keep = np.ones(len(self.columns["nats"]), bool)
-        for name, value in chosen.items():
-            keep &= self.columns[name] == value
+        found = [
+            rows
+            for values, rows in self._groups
+            if all(values[TEXTS.index(name)] == value for name, value in chosen.items())
+        ]
+        keep = np.sort(np.concatenate(found)) if found else np.empty(0, int)
         return {name: x[keep] for name, x in self.columns.items()}
+
+    @functools.cached_property
+    def _groups(self) -> list[tuple[tuple[str, ...], np.ndarray]]:
+        """Run, split, part and condition, and the numbers of the rows that have them: a page asks thousands of times,
+        and comparing the texts of all rows each time would take minutes."""
+        columns = [pa.array(self.columns[n]).dictionary_encode() for n in TEXTS]
+        codes = np.stack([c.indices.to_numpy() for c in columns])
+        values, of = np.unique(codes, axis=1, return_inverse=True)
+        ends = np.cumsum(np.bincount(of, minlength=values.shape[1]))
+        rows = np.split(np.argsort(of, kind="stable"), ends[:-1])
+        names = [[c.dictionary[i].as_py() for i in own] for c, own in zip(columns, values)]
+        return list(zip(zip(*names), rows))
 
 
 def load(file: Path) -> Sums:

@@ -14,6 +14,7 @@ import pytest
 from conftest import small_experiment, write_corpus
 
 from retro_jax.cli import study as command
+from retro_jax.cli.experiment import load as load_experiment
 from retro_jax.cli.main import main
 from retro_jax.config import Study
 from retro_jax.databases.database import Databases
@@ -216,7 +217,34 @@ def test_rows_that_a_study_keeps_stand_for_runs_that_are_done(runs, tmp_path):
         UserError, match=r"kept\.parquet: its runs were scored on other text of heldout"
     ):
         rows.collect(part)
+    # Nor are other documents, before anything is trained.
+    before.facts["documents"]["heldout"][0] = "another"
+    write(kept, before)
+    with pytest.raises(UserError, match=r"kept\.parquet: .* other documents of heldout than \S+"):
+        Runs(study, runs.root).prepare("lm")
     other = dataclasses.replace(
         study, runs={**study.runs, "lm": {**study.runs["lm"], "train.seed": 7}}
     )
     assert [n for n in study.runs if Runs(other, tmp_path / "elsewhere").done(n)] == ["reader"]
+
+
+def test_a_run_is_the_same_wherever_its_text_lies(tmp_path):
+    def what(folder):
+        config = small_experiment(Path(folder) / "corpus")
+        more = {"more": f"0.5*text:{folder}/a/*.md + text:{folder}/b/*.md"}
+        return Runs(Study("s", config, {"a": {}}, more, folder=folder), tmp_path).what("a")
+
+    assert what("/here") == what("../there")
+    assert what("/here")["databases"] == {"more": "0.5*text:a/*.md + text:b/*.md"}
+
+
+def test_the_papers_study_has_its_eight_models():
+    study = command.load("experiments/scaling.py:paper")
+    runs = Runs(study, Path("nowhere"))
+    assert len({runs.prepared(name) for name in study.runs}) == 1
+    for name, config in (("retro-1.5b", "retro:1.5b"), ("baseline-368m", "baseline:368m")):
+        own = load_experiment(f"experiments/{config.replace(':', '.py:')}")
+        conditions = study.base.evaluate.conditions
+        evaluate = dataclasses.replace(own.evaluate, conditions=tuple(conditions))
+        assert study.experiment(name) == dataclasses.replace(own, evaluate=evaluate)
+    assert [len(names) for names in study.curves.values()] == [4, 4]
