@@ -84,6 +84,11 @@ class Prepared:
         """The chunk table of what is retrieved."""
         return self.table(database_split(self.experiment))
 
+    def look_up(self, k: int) -> float:
+        """Multiplications and additions of looking up k neighbours of a chunk: its vector, the search, the ranking."""
+        found = self.index().operations(self.ranking.fetch(k))
+        return self.encoder.operations + found + self.ranking.operations
+
     def index(self) -> ShardedIndex:
         """The index of what is retrieved, with all shards open."""
         split = database_split(self.experiment)

@@ -37,11 +37,13 @@ class Embedder:
       gives: vectors, or the words themselves; an index `takes` the same.
       clusters: whether near vectors lie together, so that a search may leave most of them out.
       width: E; vectors are float32, compared by squared L2.
+      operations: multiplications and additions that a chunk's vector takes, on average.
     """
 
     Settings: type = NoSettings
     reads, gives, clusters = "texts", "vectors", True
     width: int
+    operations: float = 0.0
 
     @classmethod
     def check(cls, settings):

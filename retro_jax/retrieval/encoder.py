@@ -35,6 +35,11 @@ class Encoder:
         """The column that an index takes."""
         return "vectors" if self._embedder else "words"
 
+    @property
+    def operations(self) -> float:
+        """Multiplications and additions that the vector of a chunk takes."""
+        return self._embedder.operations if self._embedder else 0.0
+
     def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """The columns of texts."""
         made = {"words": words_of(texts, self._words)} if self._words else {}

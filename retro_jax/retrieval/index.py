@@ -110,6 +110,11 @@ class Index:
         """
         raise NotImplementedError
 
+    def operations(self, k: int) -> float:
+        """Multiplications and additions that a search for the k nearest of one query takes, on average. Adding a
+        number of a table is one."""
+        raise NotImplementedError
+
     def again(self, vectors: np.ndarray, settings, given: Given) -> tuple[str, bool]:
         """What `retro verify` asks: whether it is the index of these vectors [N, E], and in a few words
         what was looked at."""

@@ -62,6 +62,11 @@ class Ranking:
         """How many candidates are searched for k neighbours."""
         return max(k, self.candidates)
 
+    @property
+    def operations(self) -> float:
+        """Multiplications and additions of the scores of a query's candidates, one of each for a word."""
+        return 2.0 * self.candidates * self.statistics.length if self.candidates else 0.0
+
     def order(self, queries: Queries, words: np.ndarray | None, found: Found, k: int) -> Found:
         """The k best of candidates.
 

@@ -76,8 +76,8 @@ class ShardedIndex:
         if "slack" not in report:
             raise UserError(f"{directory}: the index is of another version of retro_jax; {_ANEW}")
         self._slack, self._share = report["slack"], report["share"]
-        self._of = INDEXES[report["kind"]]
-        self._centres = read_routes(directory) if report["probes"] else None
+        self._of, self._probes = INDEXES[report["kind"]], report["probes"]
+        self._centres = read_routes(directory) if self._probes else None
         self._open, self._lock = {}, threading.Lock()
         self._keep = keep or self.shards == 1
         for number in range(self.shards if keep else 0):
@@ -128,6 +128,14 @@ class ShardedIndex:
     def _joined(self) -> Shard:
         parts = [self._read(number).index for number in range(len(self._sizes))]
         return Shard(self._of.joined(parts) if len(parts) > 1 else parts[0], None)
+
+    def operations(self, k: int) -> float:
+        """Multiplications and additions that a search for the k nearest of one query takes, on average; of the centres
+        of its shards as well. See `Index.operations`."""
+        every = sum(self.shard(number).index.operations(k) for number in range(self.shards))
+        if not self.routed:
+            return every
+        return every * self._probes / self.shards + 2.0 * self._centres.size
 
     def routes(self, queries: np.ndarray, k: int) -> list[np.ndarray]:
         """Of each shard, which of the queries [Q, E] are searched in it for k neighbours [n].

@@ -125,7 +125,8 @@ def _axes(every: dict) -> list[Section]:
     caption = (
         "The same loss, asked by four sizes: how many times RETRO's parameters in all (its encoder and "
         "cross-attention included), its training FLOPs, or its FLOPs of a token a language model of that loss has. "
-        "Below 1: for the same, a larger language model would have been better. The search is not among the FLOPs."
+        "Below 1: for the same, a larger language model would have been better. The FLOPs of a token hold the search, "
+        "those of training do not: the neighbours of the training text are searched for once for all runs."
     )
     return (
         [Section("axes", "By other sizes", caption, head, table, wide=True, open=True)]

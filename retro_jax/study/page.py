@@ -109,6 +109,10 @@ def _facts(sums: Sums) -> Section:
             f"{sum(m['seconds'] or 0 for r in runs for m in r['methods'].values()) / 3600:.1f} hours",
         ],
         ["methods", f"{BASE} and {READER}"],
+        [
+            "neighbours of the training text",
+            f"{max(r['search_flops'] for r in runs) / 1e12:.3g} TFLOP of search, once for all runs",
+        ],
     ]
     return Section("facts", "What was run", "", ["", ""], own)
 

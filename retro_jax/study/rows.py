@@ -30,11 +30,11 @@ def collect(runs: Runs) -> Path:
     kept = [name for name in runs.names if name not in here and runs.done(name)]
     if not here and not kept:
         raise UserError(f"{runs.root}: no run of the study is done yet")
-    cuts, made, facts = {}, [], {}
+    cuts, made, facts, look_ups = {}, [], {}, {}
     with progress.bar("collecting", len(here)) as advance:
         for name in sorted(here, key=lambda n: not reads(runs.study.experiment(n))):
             made += _rows(runs, name, cuts)
-            facts[name] = _facts(runs, name)
+            facts[name] = _facts(runs, name, look_ups)
             advance(1)
     columns = {n: [m[n] for m in made] for n in sums.COLUMNS}
     for name in sums.TEXTS:
@@ -142,12 +142,17 @@ def _summed(name: str, split: str, found: Rows, cut: dict) -> list[dict]:
     return out
 
 
-def _facts(runs: Runs, name: str) -> dict:
+def _facts(runs: Runs, name: str, look_ups: dict) -> dict:
     """What a run is: fields, by which it differs; what, by which it is known again (`Runs.what`); chunk;
-    database_chunks; of each method `_of`."""
+    database_chunks; search_flops, of the neighbours of the training text; of each method `_of`.
+
+    look_ups: FLOPs of one, by where the text is prepared and the number of neighbours, to which what is new is added.
+    """
     work, e = runs.work(name), runs.study.experiment(name)
     prepared = Prepared(work)
-    vocab = prepared.tokenizer.vocab
+    vocab, of = prepared.tokenizer.vocab, (work.prepared_in, e.retrieval.neighbours)
+    if of not in look_ups:
+        look_ups[of] = prepared.look_up(e.retrieval.neighbours)
     return {
         "fields": {
             k: list(v) if isinstance(v, tuple) else v for k, v in runs.study.runs[name].items()
@@ -155,22 +160,24 @@ def _facts(runs: Runs, name: str) -> dict:
         "what": runs.what(name),
         "chunk": e.model.reading.chunk,
         "database_chunks": len(prepared.database),
-        "methods": {m.name: _of(work, m, vocab) for m in methods_of(e)},
+        "search_flops": look_ups[of] * len(prepared.table(shard_splits(e)[0])),
+        "methods": {m.name: _of(work, m, vocab, look_ups[of]) for m in methods_of(e)},
     }
 
 
-def _of(work, m: Method, vocab: int) -> dict:
-    """parameters: all; layers: of the decoder, without embeddings and what retrieval adds; training_flops;
-    flops_per_token: forward, of held-out text, without the search; seconds of training."""
+def _of(work, m: Method, vocab: int, look_up: float) -> dict:
+    """parameters: all; layers: of the decoder, without embeddings and what retrieval adds; training_flops, without
+    the search; flops_per_token: forward, of held-out text, with a look-up for each chunk; seconds of training."""
     e, whole = work.experiment, functional.shapes(m.model, vocab, m.network)
     decoder = functional.shapes(m.model, vocab, False)
     made = artefact.read(work.trained(m.trained_as))
+    searching = look_up / e.model.reading.chunk if m.look_ups else 0.0
     return {
         "parameters": functional.count(whole),
         "layers": functional.count(
             {n: s for n, s in decoder.items() if n not in ("embedding", "readout")}
         ),
         "training_flops": run_flops(m, e.train, vocab, 0, made["counts"]["steps"]),
-        "flops_per_token": m.flops(vocab, e.train.length) / e.train.length,
+        "flops_per_token": m.flops(vocab, e.train.length) / e.train.length + searching,
         "seconds": made["seconds"],
     }

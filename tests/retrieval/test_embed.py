@@ -103,6 +103,14 @@ def test_bfloat16_points_the_same_way(bert_directory):
     assert 0.998 < cosine.min() < 1 - 1e-7  # and it is not the float32 computation
 
 
+def test_what_a_chunk_costs_is_counted(bert_directory):
+    """The products of every layer: with the weights, and of the tokens with each other."""
+    embedder, c = load(bert_directory), json.loads((bert_directory / "config.json").read_text())
+    d, ff, t = c["hidden_size"], c["intermediate_size"], 16
+    each = 2 * t * (4 * d * d + 2 * d * ff) + 4 * t * t * d
+    assert embedder.operations == c["num_hidden_layers"] * each
+
+
 def test_a_batch_is_spread_over_all_devices(bert_directory):
     embedder = bert.Bert(bert_directory, batch=64)
     lowered = []

@@ -48,6 +48,8 @@ def test_routes_find_what_is_asked_for_in_a_share_of_the_database(vectors, route
         assert min_recall <= report["recall"] <= 1
         assert 1 <= report["probes"] < 10
         opened = ShardedIndex(out)
+        whole = sum(opened.shard(n).index.operations(5) for n in range(20))
+        assert 2 * opened._centres.size < opened.operations(5) < whole / 2
         queries = vectors[::7] + np.float32(0.01)
         ids, distances = opened.each(
             queries,

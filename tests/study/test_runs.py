@@ -19,6 +19,7 @@ from retro_jax.cli.main import main
 from retro_jax.config import Study
 from retro_jax.databases.database import Databases
 from retro_jax.errors import UserError
+from retro_jax.methods.method import method_of
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.store.workdir import WorkDir
 from retro_jax.study import page, rows
@@ -106,6 +107,13 @@ def test_rows_are_what_the_evaluations_say(runs):
         split: len(ids) for split, ids in sums.facts["documents"].items()
     }
     of = sums.facts["runs"]["reader"]["methods"]["retro"]
+    # A chunk of 16 tokens: its vector, a search of every vector of the database, and nothing to order.
+    e, prepared = runs.work("reader").experiment, Prepared(runs.work("reader"))
+    vectors, method = prepared.searched("train"), method_of(e, "retro")
+    looked_up = 2 * 128 * vectors.shape[1] + 2 * vectors.size
+    assert sums.facts["runs"]["reader"]["search_flops"] == looked_up * len(vectors)
+    reading = method.flops(prepared.tokenizer.vocab, e.train.length) / e.train.length
+    assert of["flops_per_token"] == pytest.approx(reading + looked_up / 16)
     assert (
         of["parameters"]
         > of["layers"]

@@ -35,6 +35,7 @@ def made(worth: float) -> Sums:
                 facts[name] = {
                     "fields": {"train.seed": seed},
                     "database_chunks": 9000,
+                    "search_flops": 3e12,
                     "chunk": 64,
                     "methods": {method: of},
                 }

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from retro_jax.config.fields import require_one_of, setting
 from retro_jax.errors import UserError
+from retro_jax.model.sizes import dot_flops
 from retro_jax.retrieval.embedder import Embedder
 from retro_jax.retrieval.embedders import bert_network
 from retro_jax.weights import pretrained
@@ -172,6 +173,7 @@ class Bert(Embedder):
       compute: float32 or bfloat16, of the network; norms, softmax and pooling are float32.
       batch: texts that are embedded at a time; by default 64 a device, or 16 on a CPU, in whose cache
         their activations stay.
+      chunk: tokens of a chunk, for `operations` alone.
     """
 
     Settings = Settings
@@ -184,12 +186,20 @@ class Bert(Embedder):
     @classmethod
     def open(cls, settings: Settings, directory: Path, chunk: int) -> "Bert":
         """The encoder of the settings' directory; nothing of it was learned here."""
-        return cls(Path(settings.directory), settings.dtype)
+        return cls(Path(settings.directory), settings.dtype, chunk=chunk)
 
-    def __init__(self, directory: Path, compute: str = "float32", batch: int = 0):
+    @property
+    def operations(self) -> float:
+        """See `Embedder`: of a text with as many tokens as a chunk has."""
+        row = (1, min(self._chunk, self._length))
+        given = (jax.ShapeDtypeStruct(row, kind) for kind in (np.int32, bool))
+        with jax.set_mesh(self._mesh):
+            return float(dot_flops(jax.make_jaxpr(self._vectors)(self._params, *given).jaxpr))
+
+    def __init__(self, directory: Path, compute: str = "float32", batch: int = 0, chunk: int = 64):
         from tokenizers import Tokenizer  # only who embeds with BERT needs it
 
-        settings = check(directory)
+        settings, self._chunk = check(directory), chunk
         try:
             self._tokenizer = Tokenizer.from_file(str(settings.transformer / "tokenizer.json"))
         except Exception as error:  # the library raises Exception itself

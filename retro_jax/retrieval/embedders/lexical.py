@@ -50,6 +50,7 @@ class Lexical(Embedder):
 
     def __init__(self, width: int, statistics: Statistics):
         self.width, self._statistics = width, statistics
+        self.operations = 2.0 * statistics.length * width
 
     @classmethod
     def fit(cls, settings, texts: Callable, count: int, out: Path, statistics=None):

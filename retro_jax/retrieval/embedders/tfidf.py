@@ -48,6 +48,11 @@ class Tfidf(Embedder):
         self._components = components.astype(np.float32)  # [features, E]
 
     @property
+    def operations(self) -> float:
+        """See `Embedder`: of 64 words and as many pairs of them."""
+        return 2.0 * 128 * self.width
+
+    @property
     def width(self) -> int:
         """E."""
         return self._components.shape[1]

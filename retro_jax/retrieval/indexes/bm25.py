@@ -122,6 +122,10 @@ class Bm25(Index):
         parts = zip(self._lists, found, np.split(takes, ends))
         return np.concatenate([own.read(at, take) for own, (at, *_), take in parts])
 
+    def operations(self, k: int) -> float:
+        """See `Index.operations`: a sum over what is read, at most."""
+        return float(self.most)
+
     def read_by(self, queries: np.ndarray) -> float:
         """How many postings a query [W] of these [Q, W] reads, on average."""
         return float(np.mean([len(self._of(query)) for query in queries]))

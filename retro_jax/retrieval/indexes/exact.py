@@ -66,6 +66,10 @@ class Exact(Index):
             list(pool.map(nearest, range(0, len(queries), block)))
         return ids, distances
 
+    def operations(self, k: int) -> float:
+        """See `Index.operations`: products with all vectors."""
+        return 2.0 * self.vectors.size
+
     def wide(self, share: float) -> "Exact":
         """All of it, whatever the share: a partition of few vectors is searched exactly."""
         return self

@@ -107,6 +107,14 @@ class Faiss(Index):
         compared = max(_COMPARED, int(share**3 * len(self)))
         return Faiss(self._index, self._lists, math.ceil(share * self._lists), compared)
 
+    def operations(self, k: int) -> float:
+        """See `Index.operations`: products with the lists' centres, tables of products with the 16 codes of every two
+        numbers, a sum over the codes of each vector in the lists, products with the candidates."""
+        lists = max(self._probes, math.ceil(min(1.0, 10 * k / len(self)) * self._lists))
+        compared = min(len(self), max(4 * k, self._compared))
+        summed = lists / self._lists * len(self) / 2
+        return self._index.d * (2.0 * (self._lists + 16 + compared) + summed)
+
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """queries [Q, E] -> ids [Q, k] int64, distances [Q, k] float32."""
         import faiss

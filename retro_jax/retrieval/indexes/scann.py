@@ -21,6 +21,8 @@ _MISSING = (
     "config field retrieval.index = 'scann': the scann package has no build for this Python or system; use "
     "auto, faiss or exact"
 )
+_HASHED, _HASHED_ALONE = 2, 4  # numbers for a code of the hash; and where there is no tree
+_CODES = 16  # that a code can be
 _BATCH = 256  # queries that ScaNN gives to a thread
 _COMPARED = 2**22  # candidates that are held at a time, of all queries
 
@@ -85,6 +87,7 @@ class Scann(Index):
         self._searcher = searcher
         self._size, self._width = size, width
         self.leaves, self.leaves_to_search, self.reorder = leaves, leaves_to_search, reorder
+        self._hashed = _HASHED if leaves > 1 else _HASHED_ALONE
 
     def __len__(self) -> int:
         return self._size
@@ -94,6 +97,15 @@ class Scann(Index):
         searched = math.ceil(share * self.leaves)
         reorder = max(_REORDER, int(share**3 * self._size))
         return Scann(self._searcher, self._size, self._width, self.leaves, searched, reorder)
+
+    def operations(self, k: int) -> float:
+        """See `Index.operations`: products with the leaves' centres, tables of products with what hashes stand for, a
+        sum over each hash that is looked at, products with the candidates."""
+        visited = max(self.leaves_to_search, _visited(k, len(self), self.leaves)) / self.leaves
+        compared = min(len(self), max(self.reorder, 4 * k))
+        centres = self.leaves if self.leaves > 1 else 0
+        exactly = centres + _CODES + compared  # rows of E numbers
+        return self._width * (2.0 * exactly + visited * len(self) / self._hashed)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """queries [Q, E] -> ids [Q, k] int64, distances [Q, k] float32."""
@@ -167,7 +179,7 @@ def build(scann, vectors, directory, min_recall: float, given: Given) -> tuple[S
     if leaves > 1:
         sample = min(size, 250_000)
         builder = builder.tree(leaves, max(1, leaves // 10), training_sample_size=sample)
-    searcher = builder.score_ah(2 if given.clusters else 4).reorder(_REORDER).build()
+    searcher = builder.score_ah(_HASHED if leaves > 1 else _HASHED_ALONE).reorder(_REORDER).build()
     least = _visited(k + 1, size, leaves)  # by whatever is measured below
 
     def at(*setting):
