@@ -56,7 +56,7 @@ setup(
         "serve": SERVE,
         "megatron": ["torch>=2.6"],  # InstructRetro's checkpoints (retro_jax/weights/megatron.py)
         "faiss": ["faiss-cpu>=1.10"],  # retrieval.index=faiss
-        "lm_eval": ["lm_eval>=0.4.9"],  # its tasks (`retro lm-eval`)
+        "lm-eval": ["lm_eval>=0.4.10"],  # its tasks (`retro lm-eval`)
         "test": [
             *SERVE,
             "faiss-cpu>=1.10",

@@ -110,6 +110,14 @@ def _lm_eval(args, fields) -> int:
 
     if args.tasks is None:
         raise UserError("--tasks is missing: names of tasks, for example --tasks=lambada_openai")
+    if args.limit is not None and not (
+        0 < args.limit < 1 or (args.limit >= 1 and args.limit % 1 == 0)
+    ):
+        raise UserError(
+            f"--limit={args.limit:g}: must be a number of items, or a share of them between 0 and 1"
+        )
+    if args.num_fewshot is not None and args.num_fewshot < 0:
+        raise UserError(f"--num_fewshot={args.num_fewshot}: must be 0 or more")
     work = ready(open_work(args, fields))
     try:
         from lm_eval.utils import make_table
@@ -119,10 +127,12 @@ def _lm_eval(args, fields) -> int:
         if error.name != "lm_eval":
             raise
         raise UserError(
-            "the lm-evaluation-harness is not installed: pip install 'retro_jax[lm_eval]'"
+            "the lm-evaluation-harness is not installed: pip install 'retro_jax[lm-eval]'"
         ) from error
     model = harness.RetroLM(work, args.method, args.k, args.align, args.rows)
-    found = harness.run(model, args.tasks.split(","), args.include_path, args.limit)
+    found = harness.run(
+        model, args.tasks.split(","), args.include_path, args.limit, args.num_fewshot
+    )
     print(make_table(found))
     if args.output:
         files.write(Path(args.output), json.dumps(found["results"], indent=2, default=str))
@@ -199,14 +209,15 @@ COMMANDS = (
     ),
     Command(
         "lm-eval",
-        "tasks of EleutherAI's lm-evaluation-harness (pip install 'retro_jax[lm_eval]')",
+        "tasks of EleutherAI's lm-evaluation-harness (pip install 'retro_jax[lm-eval]')",
         "retro lm-eval runs/mine --tasks=lambada_openai --limit=100",
         "nothing, or the file of --output",
         _lm_eval,
         (
-            Flag("--tasks", "names of tasks, with commas"),
+            Flag("--tasks", "names of tasks, or files FILE.yaml, with commas"),
             Flag("--include_path", "a folder of more tasks"),
-            Flag("--limit", "items of each task", int),
+            Flag("--limit", "items of each task; below 1, their share", float),
+            Flag("--num_fewshot", "examples before each item; by default as the task says", int),
             Flag("--k", "neighbours of a chunk, 0 for none", int),
             Flag("--align", "a chunk ends where the context does", bool),
             Flag("--rows", "texts of a batch", int),

@@ -1,6 +1,6 @@
 """A model of EleutherAI's lm-evaluation-harness: its tasks, answered with retrieval in the loop.
 
-`retro lm-eval` runs it. Needs `pip install 'retro_jax[lm_eval]'`.
+`retro lm-eval` runs it. Needs `pip install 'retro_jax[lm-eval]'`.
 """
 
 import os
@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 try:
+    import yaml
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
+    from lm_eval.models.utils import normalize_gen_kwargs
 except ModuleNotFoundError as error:
     if error.name != "lm_eval":
         raise
-    why = "the harness is not installed: pip install 'retro_jax[lm_eval]'"
+    why = "the harness is not installed: pip install 'retro_jax[lm-eval]'"
     raise ModuleNotFoundError(why, name="lm_eval") from error
 
 
@@ -27,7 +29,10 @@ from retro_jax.store.workdir import WorkDir
 
 _TOKENS = 256  # that are generated, where a task does not say
 _RESAMPLES = 1000
-_KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "min_p"}
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_NUMBERS = dict.fromkeys((*_LENGTHS, "top_k", "seed", "num_beams"), int)
+_NUMBERS |= dict.fromkeys(("temperature", "top_p", "min_p", "repetition_penalty"), float)
+_KNOWN = {"until", "do_sample", *_NUMBERS}
 
 
 @register_model("retro")
@@ -93,14 +98,21 @@ class RetroLM(LM):
                 f"generation_kwargs: {', '.join(sorted(unknown))}: not known here; leave it out of the "
                 f"task, there are {', '.join(sorted(_KNOWN))}"
             )
-        until = how.get("until") or ()
-        draws = how.get("do_sample", how.get("temperature", 0) > 0)
+        how = {name: _value(name, value) for name, value in how.items() if value is not None}
+        if how.get("num_beams", 1) != 1:
+            raise UserError(
+                f"generation_kwargs: num_beams = {how['num_beams']}: beams are not known here; give 1"
+            )
+        if how.get("do_sample"):
+            how.setdefault("temperature", 1.0)
+        how = normalize_gen_kwargs(how, _TOKENS)
+        drawn = ("top_k", "top_p", "min_p") if how["do_sample"] else ()
         return Request(
             prompt=self._end(context),
-            tokens=how.get("max_gen_toks", _TOKENS),
-            stop=(until,) if isinstance(until, str) else tuple(u for u in until if u),
-            temperature=float(how.get("temperature", 1.0)) if draws else 0.0,
-            **{n: how[n] for n in ("top_k", "top_p", "min_p") if n in how and draws},
+            tokens=how["max_gen_toks"],
+            stop=tuple(u for u in how["until"] if u),
+            temperature=how.get("temperature", 0.0),
+            **{n: how[n] for n in (*drawn, "repetition_penalty", "seed") if n in how},
             k=self._k,
             align=self._align,
         )
@@ -115,12 +127,56 @@ class RetroLM(LM):
         return context
 
 
+def _value(name: str, value):
+    """What a task, or whoever runs it, says of generation; numbers may be text, as those of a command line are."""
+    kind = _NUMBERS.get(name)
+    if name == "do_sample" and isinstance(value, str):
+        if value.lower() not in ("true", "false"):
+            raise UserError(f"generation_kwargs: do_sample = {value!r}: must be true or false")
+        return value.lower() == "true"
+    if kind is None:
+        return value
+    try:
+        found = float(value)
+        if kind is int and not found.is_integer():
+            raise ValueError(value)
+        return kind(found)
+    except (TypeError, ValueError) as error:
+        wanted = "a whole number" if kind is int else "a number"
+        raise UserError(f"generation_kwargs: {name} = {value!r}: must be {wanted}") from error
+
+
+class _Names(yaml.SafeLoader):
+    """Reads a task's file for its name; what of it is code is left alone."""
+
+
+_Names.add_multi_constructor("!", lambda loader, suffix, node: None)
+
+
+def _task(file: Path) -> str:
+    """The name of the task in a file."""
+    try:
+        found = yaml.load(file.read_text(), _Names)
+        return found["task"]
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise UserError(
+            f"--tasks: {file}: no task ({error}); it needs a line task: NAME"
+        ) from error
+
+
 def run(
-    model: RetroLM, tasks: Sequence[str], include_path: str | None = None, limit: int | None = None
+    model: RetroLM,
+    tasks: Sequence[str],
+    include_path: str | None = None,
+    limit: float | None = None,
+    num_fewshot: int | None = None,
 ) -> dict:
     """The harness's results of tasks.
 
-    include_path: a folder of more tasks. limit: items of each task.
+    Args:
+      tasks: names, or files FILE.yaml, whose folders are then folders of tasks too.
+      include_path: a folder of more tasks. limit: items of each task; below 1, their share.
+      num_fewshot: examples before each item; None: as the task says.
 
     Raises:
       UserError: there is no task of this name.
@@ -128,10 +184,16 @@ def run(
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=include_path)
-    if missing := [name for name in tasks if name not in manager.all_tasks]:
-        raise UserError(f"--tasks: no task {', '.join(missing)}; is --include-path right?")
+    folders, names = [include_path] if include_path else [], []
+    for task in tasks:
+        file = Path(task)
+        names.append(_task(file) if file.suffix in (".yaml", ".yml") else task)
+        folders += [str(file.parent)] if file.suffix in (".yaml", ".yml") else []
+    manager = TaskManager(include_path=folders or None)
+    if missing := [name for name in names if name not in manager.all_tasks]:
+        raise UserError(f"--tasks: no task {', '.join(missing)}; is --include_path right?")
     return lm_eval.simple_evaluate(
-        model=model, tasks=list(tasks), task_manager=manager, limit=limit,
+        model=model, tasks=names, task_manager=manager, num_fewshot=num_fewshot,
+        limit=int(limit) if limit and limit >= 1 else limit,
         bootstrap_iters=_RESAMPLES, log_samples=False,
     )  # fmt: skip

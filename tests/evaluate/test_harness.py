@@ -13,7 +13,7 @@ from retro_jax.store.workdir import WorkDir
 
 os.environ |= {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
 lm_eval = pytest.importorskip(
-    "lm_eval", reason="the harness is optional: pip install 'retro_jax[lm_eval]'"
+    "lm_eval", reason="the harness is optional: pip install 'retro_jax[lm-eval]'"
 )
 
 from lm_eval.api.instance import Instance  # noqa: E402
@@ -120,6 +120,12 @@ def how(request, small, root):
     return k, align, RetroLM(WorkDir(root, small), k=k, align=align)
 
 
+@pytest.fixture(scope="module")
+def model(root, small):
+    """One that pads."""
+    return RetroLM(WorkDir(root, small), align=True, rows=4)
+
+
 def value(ours, metric, k):
     return ours["all"][metric]["on" if k else "off"]["value"]
 
@@ -157,8 +163,7 @@ def asked(model, prompts, **how) -> list[Instance]:
     return [Instance("generate_until", {}, (p, how), 0) for p in prompts]
 
 
-def test_answers_are_those_of_our_own_questions(folder, small, root, generator):
-    model = RetroLM(WorkDir(root, small), align=True, rows=4)
+def test_answers_are_those_of_our_own_questions(folder, small, root, generator, model):
     ours = tasks.run(WorkDir(root, small), f"qa:{folder}/questions.jsonl")
     lines = map(json.loads, (folder / "questions.jsonl").read_text().splitlines())
     prompts = [f"Question: {x['question']}\nAnswer:" for x in lines]
@@ -175,11 +180,49 @@ def test_answers_are_those_of_our_own_questions(folder, small, root, generator):
     how = {"tokens": 32, "stop": ("\n",), "align": True}
     assert every[count + 2 :] == [generator.generate(p, **how, **drawn).text for p in prompts]
     assert theirs(folder, "questions", model)["exact_match"] == value(ours, "exact match", 2)
-    with pytest.raises(UserError, match="generation_kwargs: num_beams: not known here"):
-        model.generate_until(asked(model, prompts, num_beams=4))
 
 
-def test_the_command_prints_a_table(folder, root, small, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("how", "field", "value"),
+    [
+        ({"max_new_tokens": 8}, "tokens", 8),
+        ({"max_tokens": "8"}, "tokens", 8),
+        ({}, "tokens", 256),
+        ({"repetition_penalty": 1.1}, "repetition_penalty", 1.1),
+        ({"temperature": None}, "temperature", 0.0),
+        ({"temperature": "0.7"}, "temperature", 0.7),
+        ({"temperature": 0.7, "do_sample": False}, "temperature", 0.0),
+        ({"do_sample": "true"}, "temperature", 1.0),
+        ({"top_k": 5.0, "do_sample": True}, "top_k", 5),
+        ({"top_k": 5}, "top_k", 0),
+        ({"num_beams": 1, "seed": 3}, "seed", 3),
+        ({"until": None}, "stop", ()),
+        ({"until": "a"}, "stop", ("a",)),
+    ],
+    ids=str,
+)
+def test_what_tasks_say_of_generation_is_a_request(model, how, field, value):
+    made = model._request("kara", how)
+    made.check()
+    assert getattr(made, field) == value
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"num_beams": 4}, "num_beams = 4: beams are not known here"),
+        ({"guidance": 1}, "guidance: not known here"),
+        ({"temperature": "hot"}, "temperature = 'hot': must be a number"),
+        ({"max_tokens": 1.5}, "max_tokens = 1.5: must be a whole number"),
+        ({"do_sample": "perhaps"}, "do_sample = 'perhaps': must be true or false"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(model, how, message):
+    with pytest.raises(UserError, match=f"generation_kwargs: {message}"):
+        model._request("kara", how)
+
+
+def test_the_command_prints_a_table(folder, root, small, texts, tmp_path, capsys):
     """Of the same figure; what cannot be read is one line, exit status 2."""
     file = tmp_path / "config.py"
     file.write_text(
@@ -193,5 +236,19 @@ def test_the_command_prints_a_table(folder, root, small, tmp_path, capsys):
     ours = tasks.run(WorkDir(root, small), f"lambada:{folder}/words.jsonl", k=1, limit=5)
     found = json.loads(out.read_text())["own_words"]
     assert found["perplexity,none"] == pytest.approx(value(ours, "perplexity", 1), rel=1e-5)
-    assert cli.main(["lm-eval", *flags, "--tasks=own_nothing"]) == 2
-    assert "--tasks: no task own_nothing" in capsys.readouterr().err
+    # A task's file by its path, a share of its items, and examples before each.
+    flags = [*flags[:2], f"--tasks={folder}/words.yaml", f"--output={out}", "--k=1"]
+    assert cli.main(["lm-eval", *flags, "--limit=0.5"]) == 0
+    half = json.loads(out.read_text())["own_words"]
+    assert cli.main(["lm-eval", *flags, "--limit=0.5", "--num_fewshot=1"]) == 0
+    shown = json.loads(out.read_text())["own_words"]
+    assert found["sample_len"] == 5
+    assert shown["sample_len"] == half["sample_len"] == -(-len(texts) // 2)
+    assert shown["perplexity,none"] != half["perplexity,none"]
+    for words, message in (
+        (["--tasks=own_nothing"], "--tasks: no task own_nothing"),
+        (["--tasks=nowhere.yaml"], "--tasks: nowhere.yaml: no task"),
+        (["--tasks=own_words", "--limit=1.5"], "--limit=1.5: must be a number of items"),
+    ):
+        assert cli.main(["lm-eval", *flags[:2], *words]) == 2
+        assert message in capsys.readouterr().err
