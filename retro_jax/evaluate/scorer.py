@@ -41,17 +41,40 @@ class Score:
     """How probable a continuation is.
 
     Attributes:
-      logp: sum over its tokens, nats. greedy: whether each of them is the most probable one.
-      tokens: how many there are. merged: bytes of the context that its first token holds.
+      wanted: its tokens [T]. logprobs: log p of each, nats [T]. best: the most probable token in the place of each,
+        and top: that one's log p [T].
+      merged: bytes of the context that its first token holds.
       ids, distances: what was read, [n, K] of each chunk that was looked up, as `Neighbours` has them.
     """
 
-    logp: float = 0.0
-    greedy: bool = True
-    tokens: int = 0
+    wanted: np.ndarray
+    logprobs: np.ndarray
+    best: np.ndarray
+    top: np.ndarray
     merged: int = 0
     ids: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
     distances: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+
+    @classmethod
+    def of(cls, wanted: list[int], merged: int) -> "Score":
+        """Of tokens whose score is not known yet."""
+        some = np.zeros(len(wanted), np.float32)
+        return cls(np.array(wanted, np.int32), some, some.astype(np.int32), some.copy(), merged)
+
+    @property
+    def logp(self) -> float:
+        """The sum over its tokens, nats."""
+        return float(self.logprobs.sum(dtype=np.float64))
+
+    @property
+    def greedy(self) -> bool:
+        """Whether each of them is the most probable one."""
+        return bool((self.best == self.wanted).all())
+
+    @property
+    def tokens(self) -> int:
+        """How many there are."""
+        return len(self.wanted)
 
 
 class Window(NamedTuple):
@@ -60,6 +83,7 @@ class Window(NamedTuple):
     of: int  # which pair's
     tokens: np.ndarray
     first: int
+    place: int  # of the first one that is scored, among all that are scored of the pair
 
 
 class Scorer:
@@ -140,22 +164,24 @@ class Scorer:
         windows, scores = [], []
         for number, pair in enumerate(pairs):
             ids, first, merged = split(self.tokenizer, self._bytes, *pair)
-            scores.append(Score(tokens=len(ids) - first, merged=merged))
+            scores.append(Score.of(ids[first:], merged))
             padding = -first % self.model.reading.chunk if self.align and first > 1 else 0
             tokens = np.array([PAD] * padding + ids, np.int32)
             for begin, scored, end in self._cuts(len(tokens), padding + first):
-                windows.append(Window(number, tokens[begin:end], scored - begin))
+                place = scored - padding - first
+                windows.append(Window(number, tokens[begin:end], scored - begin, place))
         near = self._look_up(windows, k) if k else None
         if near:
             for number, rows in near.rows_by_pair(len(scores)):
                 scores[number].ids = near.ids[rows]
                 scores[number].distances = near.distances[rows]
         with progress.bar("scoring", len(windows)) as advance, jax.set_mesh(self._mesh):
-            for batch, logp, best in self._batches(windows, near):
+            for batch, found in self._batches(windows, near):
                 for row, window in enumerate(batch):
                     at, own = slice(window.first, len(window.tokens)), scores[window.of]
-                    own.logp += float(logp[row, at].sum(dtype=np.float64))
-                    own.greedy &= bool(best[row, at].all())
+                    to = slice(window.place, window.place + len(window.tokens) - window.first)
+                    for values, into in zip(found, (own.logprobs, own.best, own.top)):
+                        into[to] = values[row, at]
                 advance(len(batch))
         return scores
 
@@ -201,7 +227,7 @@ class Scorer:
         return _Near([w.of for w in windows], rows, np.concatenate(ids), np.concatenate(distances))
 
     def _batches(self, windows: list[Window], near: "_Near | None") -> Iterator[tuple]:
-        """Windows of like lengths [rows], and log p and whether it is the best of each token [rows, L]."""
+        """Windows of like lengths [rows], and the `Scores` of their tokens [rows, L]."""
         sizes = [self._padded(len(w.tokens)) for w in windows]
         order = sorted(range(len(windows)), key=lambda i: (sizes[i], len(windows[i].tokens)))
         while order:
@@ -225,7 +251,7 @@ class Scorer:
             given = sharding.shard_batch(self._mesh, {"x": tokens} | (read or {}))
             read = Retrieved(given["n"], given["d"]) if near else None
             out = self._scores(self._params, given["x"], read)
-            yield [windows[i] for i in batch], *(np.asarray(x) for x in out)
+            yield [windows[i] for i in batch], [np.asarray(x) for x in out]
 
     def _padded(self, size: int) -> int:
         """M, 2 M, 4 M .. `length`: so that there are few shapes."""

@@ -128,7 +128,7 @@ class KnnLm(LanguageModel):
         return jnp.pad(jnp.stack(mixed, axis=-1), ((0, 0), (1, 0), (0, 0)))
 
     def scores(self, params: dict, tokens, retrieved=None, never: tuple[int, ...] = ()):
-        """And whether each is the most probable one."""
+        """And the most probable tokens."""
         if not self._store:
             return super().scores(params, tokens, None, never)
         fed, h, model = read(decode.decoder(self.model, params), tokens)
@@ -138,7 +138,7 @@ class KnnLm(LanguageModel):
             return read_off(self._mixture(model.logits(h), values, distances), targets, never)
 
         out = _blocks(of, h[:, :-1], *found, tokens[:, 1:])
-        return tuple(jnp.pad(x, ((0, 0), (1, 0))) for x in out)
+        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (1, 0))), out)
 
     def _mixture(self, logits, values, distances):
         """log of the mixture [..., V], of logits [..., V] and what was found [..., k]."""

@@ -19,6 +19,7 @@ from retro_jax.config.fields import require
 from retro_jax.config.table import NoSettings, Table, check_names
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.databases.retriever import Retriever, open_retriever
+from retro_jax.model.functional import Scores
 from retro_jax.retrieval.index import Found
 from retro_jax.retrieval.ranking import Queries
 from retro_jax.store.workdir import WorkDir
@@ -250,8 +251,8 @@ class Method:
 
     def scores(
         self, params: dict, tokens: jax.Array, retrieved: Retrieved | None, never: tuple[int, ...]
-    ) -> tuple[jax.Array, jax.Array]:
-        """What `logprobs` gives, and whether each token is the most probable one: [B, L] float32 and bool.
+    ) -> Scores:
+        """What `logprobs` gives, and the most probable tokens.
 
         never: tokens that are no rival, because nobody draws them.
         """

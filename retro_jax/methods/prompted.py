@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from retro_jax.config.fields import setting
 from retro_jax.methods.language_model import LanguageModel
 from retro_jax.methods.method import LookUps, Retrieved
+from retro_jax.model.functional import Scores
 
 BUDGETS = ("window", "longer")
 
@@ -42,12 +43,12 @@ class Prompted(LanguageModel):
         never: tuple[int, ...] = (),
         asked=None,
     ):
-        """And whether each is the most probable one."""
+        """And the most probable tokens."""
         if retrieved is None or not retrieved.tokens.shape[2]:
             return super().scores(params, tokens, None, never)
-        logp, best = self.chunk_scores(params, tokens, retrieved, never, asked)
+        found = self.chunk_scores(params, tokens, retrieved, never, asked)
         predicted = jnp.arange(tokens.shape[1]) > 0  # the first one is by nothing
-        return jnp.where(predicted, logp, 0), best & predicted
+        return jax.tree.map(lambda x: jnp.where(predicted, x, 0), found)
 
     def chunk_scores(self, params: dict, tokens, retrieved: Retrieved, never, asked):
         """The same of all tokens, made chunk by chunk of what was retrieved; see `prompt_rows.each_chunk`."""
@@ -55,11 +56,11 @@ class Prompted(LanguageModel):
 
 
 def read_off(logits, targets, never: tuple[int, ...]):
-    """log p of the targets [B, M], and whether each is the most probable one, of logits [B, M, V]."""
-    ids = jnp.arange(logits.shape[-1])
+    """The `Scores` of the targets [B, M], of logits [B, M, V]."""
+    ids, total = jnp.arange(logits.shape[-1]), jax.nn.logsumexp(logits, axis=-1)
     rivals = jnp.where(jnp.isin(ids, jnp.array(never, int)), -jnp.inf, logits)
-    own = at(logits, targets)
-    return own - jax.nn.logsumexp(logits, axis=-1), rivals.argmax(axis=-1) == targets
+    best = rivals.argmax(axis=-1).astype(jnp.int32)
+    return Scores(at(logits, targets) - total, best, rivals.max(axis=-1) - total)
 
 
 def at(logits, targets):

@@ -5,6 +5,7 @@ equal build are stacked: `retro.layer_names` says where each layer's weights are
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -123,13 +124,25 @@ def _of_targets(config: ModelConfig, model: Retro, h, tokens) -> jax.Array:
     return jnp.pad(target - total, ((0, 0), (1, 0)))
 
 
+class Scores(NamedTuple):
+    """What is said of the tokens of texts; entry 0, which nothing predicts, is 0.
+
+    Attributes:
+      logprobs: log p of each, nats [B, L] float32. best: the most probable token instead of it [B, L] int32, and top:
+        that one's log p [B, L] float32.
+    """
+
+    logprobs: jax.Array
+    best: jax.Array
+    top: jax.Array
+
+
 def token_scores(
     config: ModelConfig, params: dict, tokens, neighbours=None, never: tuple[int, ...] = ()
-) -> tuple[jax.Array, jax.Array]:
-    """What `token_logprobs` gives, and whether each token is the most probable one: [B, L] float32 and bool.
+) -> Scores:
+    """What `token_logprobs` gives, and the most probable tokens.
 
-    never: tokens that are no rival, because nobody draws them. Entry 0 is False. By blocks of tokens, so
-    that no [B, L, V] array exists.
+    never: tokens that are no rival, because nobody draws them. By blocks of tokens, so that no [B, L, V] array exists.
     """
     model, block = network(config, params), _READOUT_BLOCK
     h, targets = model(tokens, neighbours)[0][:, :-1], tokens[:, 1:]
@@ -142,11 +155,11 @@ def token_scores(
         rivals = jnp.where(jnp.isin(ids, jnp.array(never, int)), -jnp.inf, logits)
         tops = rivals == rivals.max(axis=-1, keepdims=True)
         best = jnp.where(tops, ids, len(ids)).min(axis=-1)
-        own = model.logit_of(part, target)
-        return own - jax.nn.logsumexp(logits, axis=-1), best == target
+        total = jax.nn.logsumexp(logits, axis=-1)
+        return model.logit_of(part, target) - total, best, rivals.max(axis=-1) - total
 
-    logp, best = zip(*(scores(begin) for begin in range(0, size, block)))
-    return tuple(jnp.pad(jnp.concatenate(x, axis=1), ((0, 0), (1, 0))) for x in (logp, best))
+    every = zip(*(scores(begin) for begin in range(0, size, block)))
+    return Scores(*(jnp.pad(jnp.concatenate(x, axis=1), ((0, 0), (1, 0))) for x in every))
 
 
 def shapes(config: ModelConfig, vocab: int, retrieval: bool = True) -> dict:

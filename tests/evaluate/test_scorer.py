@@ -110,12 +110,11 @@ def test_a_text_longer_than_a_block_of_the_readout(tiny, mesh):
     tokens[0, 1:300] = logits[0, :299].argmax(axis=-1)  # then the others are of another text
     logits = np.array(functional.apply(tiny, params, tokens))[:, :-1]
     logits[..., list(never)] = -np.inf
-    logp, best = functional.token_scores(tiny, params, tokens, None, never)
+    logp, best, _ = functional.token_scores(tiny, params, tokens, None, never)
     wanted = functional.token_logprobs(tiny, params, tokens)
     np.testing.assert_allclose(logp, wanted, atol=2e-5)
-    np.testing.assert_array_equal(np.array(best)[:, 1:], logits.argmax(axis=-1) == tokens[:, 1:])
-    assert 0 < np.array(best).mean() < 1
-    assert not np.array(best)[:, 0].any()
+    np.testing.assert_array_equal(np.array(best)[:, 1:], logits.argmax(axis=-1))
+    assert 0 < (np.array(best) == tokens).mean() < 1
 
 
 def test_the_order_and_number_of_the_pairs_make_no_difference(scorer, small, finished, whole):

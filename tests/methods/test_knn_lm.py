@@ -83,7 +83,7 @@ def test_scores_choices_and_steps_say_what_logprobs_says(opened, tiny, mesh):
     expected = np.asarray(jax.jit(opened.logprobs)(params, put(tokens)))
     alone = np.asarray(jax.jit(KnnLm(tiny).logprobs)(params, put(tokens)))
     assert np.abs(expected - alone)[:, 1:].min() > 1e-4
-    scored, best = jax.jit(lambda p, t: opened.scores(p, t, None, ()))(params, put(tokens))
+    scored, best, top = jax.jit(lambda p, t: opened.scores(p, t, None, ()))(params, put(tokens))
     np.testing.assert_allclose(scored, expected, atol=1e-5)
     tried = np.asarray(jax.jit(opened.tried)(params, put(tokens)))
     np.testing.assert_allclose(tried[..., 0], expected, atol=1e-5)
@@ -101,7 +101,8 @@ def test_scores_choices_and_steps_say_what_logprobs_says(opened, tiny, mesh):
     for t in range(5, LENGTH):
         said = np.asarray(jax.nn.log_softmax(logits))
         np.testing.assert_allclose(said[range(2), tokens[:, t]], expected[:, t], atol=1e-4)
-        np.testing.assert_array_equal(said.argmax(1) == tokens[:, t], np.asarray(best)[:, t])
+        np.testing.assert_array_equal(said.argmax(1), np.asarray(best)[:, t])
+        np.testing.assert_allclose(said.max(1), np.asarray(top)[:, t], atol=1e-4)
         logits, state = step(net, state, put(tokens[:, t]))
 
 
@@ -115,7 +116,7 @@ def test_on_eight_devices_it_is_the_same(opened, tiny):
     np.testing.assert_allclose(*found, atol=1e-5)
     with jax.set_mesh(make_mesh(1, 1, 1)):
         alone = np.asarray(jax.jit(opened.logprobs)(params, put(tokens)))
-        scored, _ = opened.jitted("scores", never=())(params, put(tokens))
+        scored, *_ = opened.jitted("scores", never=())(params, put(tokens))
         tried = opened.jitted("tried")(params, put(tokens))
     np.testing.assert_allclose(found[0], alone, atol=1e-5)
     np.testing.assert_allclose(scored, alone, atol=1e-5)

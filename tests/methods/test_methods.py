@@ -25,7 +25,7 @@ def test_scores_and_steps_say_what_logprobs_says(name, tiny, mesh):
     tokens = np.random.default_rng(0).integers(1, VOCAB, (2, LENGTH)).astype(np.int32)
     given = jax.device_put(tokens, jax.P(("replica", "data")))
     expected = np.asarray(jax.jit(lambda p, t: m.logprobs(p, t, None))(params, given))
-    scored, best = jax.jit(lambda p, t: m.scores(p, t, None, ()))(params, given)
+    scored, best, top = jax.jit(lambda p, t: m.scores(p, t, None, ()))(params, given)
     np.testing.assert_allclose(scored, expected, atol=1e-5)
 
     def put(x):
@@ -42,7 +42,8 @@ def test_scores_and_steps_say_what_logprobs_says(name, tiny, mesh):
     for t in range(PROMPT, LENGTH):
         said = np.asarray(jax.nn.log_softmax(jnp.asarray(logits)))
         np.testing.assert_allclose(said[range(2), tokens[:, t]], expected[:, t], atol=1e-4)
-        np.testing.assert_array_equal(said.argmax(1) == tokens[:, t], np.asarray(best)[:, t])
+        np.testing.assert_array_equal(said.argmax(1), np.asarray(best)[:, t])
+        np.testing.assert_allclose(said.max(1), np.asarray(top)[:, t], atol=1e-4)
         logits, state = step(net, state, put(tokens[:, t]))
 
 

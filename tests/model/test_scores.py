@@ -45,8 +45,9 @@ def test_scores_are_log_probabilities_and_whether_it_is_the_first_of_the_most_pr
         else:
             expected[:, t + 1] = tokens[:, t + 1] == top
     monkeypatch.setattr(functional, "_READOUT_BLOCK", block)
-    logp, best = functional.token_scores(tiny, params, tokens, neighbours, never)
-    np.testing.assert_array_equal(best, expected)
+    logp, best, top = functional.token_scores(tiny, params, tokens, neighbours, never)
+    np.testing.assert_array_equal((best == tokens)[:, 1:], expected[:, 1:])
+    assert not np.any(np.stack([best, top])[..., 0])
     logits = apply(tiny, params, tokens, neighbours)
     of_softmax = np.asarray(jax.nn.log_softmax(logits))
     for remat in ("none", "full"):
@@ -57,3 +58,4 @@ def test_scores_are_log_probabilities_and_whether_it_is_the_first_of_the_most_pr
     assert not np.any(logp[:, 0])
     for b, t in np.ndindex(2, 11):
         np.testing.assert_allclose(logp[b, t + 1], of_softmax[b, t, tokens[b, t + 1]], atol=1e-5)
+        np.testing.assert_allclose(top[b, t + 1], of_softmax[b, t, best[b, t + 1]], atol=1e-5)

@@ -32,8 +32,9 @@ class Cautious(LanguageModel):
 
     def scores(self, params: dict, tokens, retrieved=None, never: tuple[int, ...] = ()):
         """The most probable token stays the same."""
-        logprobs, best = super().scores(params, tokens, None, never)
-        return self._mixed(logprobs, params["embedding"].shape[0]), best
+        found, vocab = super().scores(params, tokens, None, never), params["embedding"].shape[0]
+        mixed = {n: self._mixed(getattr(found, n), vocab) for n in ("logprobs", "top")}
+        return found._replace(**mixed)
 
     def prefill(self, net, state, tokens, count, retrieved):
         """Logits [B, V] that are log-probabilities."""
