@@ -26,6 +26,12 @@ def bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
         yield lambda n=1: progress.advance(task, n)
 
 
+@contextlib.contextmanager
+def no_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """In the place of `bar`: shows nothing."""
+    yield lambda n=1: None
+
+
 def be_quiet():
     """Nothing more is shown: of several processes one speaks for all."""
     console.quiet = True

@@ -1,5 +1,6 @@
 """`retro generate`, `retro serve`."""
 
+import re
 from pathlib import Path
 
 from retro_jax.cli.command import Command, Flag
@@ -35,6 +36,12 @@ def _serve(args, fields) -> int:
         value = getattr(args, name)
         if not 1 <= value <= most:
             raise UserError(f"--{name}={value}: must lie between 1 and {most:,}")
+    origins = tuple(o.lower() for o in args.origins.split(",") if o)
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[^/?#@,\s]+", origin):
+            raise UserError(
+                f"--origins={args.origins}: {origin} is none; give https://example.org, or * for all pages"
+            )
     work = ready(open_work(args, fields))
     from retro_jax.methods.method import method_of
     from retro_jax.serve import server
@@ -43,7 +50,8 @@ def _serve(args, fields) -> int:
     for name in methods:
         method_of(work.experiment, name)  # refuses one that there is not before any is opened
     names = tuple(n.lower() for n in args.names.split(",") if n)
-    server.serve(work, args.host, args.port, args.rows, args.length, methods, names)
+    given = args.host, args.port, args.rows, args.length, methods, names, origins
+    server.serve(work, *given)
     return 0
 
 
@@ -75,6 +83,13 @@ COMMANDS = (
             Flag("--port", "port to listen on", int, 8000),
             Flag(
                 "--names", "more host names by which clients may ask for it, with commas", str, ""
+            ),
+            Flag(
+                "--origins",
+                "where pages that may ask are from, https://example.org, with commas, or * for all; by default all "
+                "where there is a key, none where there is none",
+                str,
+                "",
             ),
             Flag("--rows", "continuations that are decoded together", int, 8),
             Flag(

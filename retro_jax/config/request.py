@@ -27,6 +27,10 @@ class Request:
     )
     seed: int = setting(0, "the same gives the same text")
     stop: tuple[str, ...] = setting((), "texts that end the continuation, and are not part of it")
+    stop_tokens: tuple[int, ...] = setting(
+        (), "token ids that end it, as the end of a document does"
+    )
+    ignore_eos: bool = setting(False, "go on where a document ends")
     logprobs: int = setting(0, "report the log p of so many most probable tokens at each place")
     # What is retrieved.
     k: int = setting(-1, "neighbours that a chunk reads; -1: as in training; 0: no retrieval")
@@ -47,6 +51,7 @@ class Request:
     contributions: bool = setting(False, "what each neighbour was worth to each token")
 
     def __post_init__(self):
+        object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
         for name in ("stop", "neighbours", "databases"):
             values = getattr(self, name)
             if isinstance(values, str):
@@ -81,6 +86,8 @@ class Request:
             ("seed", 0 <= self.seed < 2**32, "must lie between 0 and 2^32 - 1"),
             ("stop", len(self.stop) <= MOST_STOPS and all(self.stop),
              f"must be at most {MOST_STOPS} texts, none of them empty"),
+            ("stop_tokens", all(isinstance(t, int) and t >= 0 for t in self.stop_tokens),
+             "must be token ids, for example [5, 7]"),
             ("logprobs", 0 <= self.logprobs <= MOST_LOGPROBS,
              f"must lie between 0 and {MOST_LOGPROBS}"),
             ("k", self.k >= -1, "must be a number of neighbours, 0 for none, or -1 for the default"),

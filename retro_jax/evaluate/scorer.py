@@ -97,11 +97,13 @@ class Scorer:
         scored needs several; below `length`.
       align: padding before the context, so that a chunk ends where the context does.
       databases: what is searched.
+      bar: how its progress is shown (`progress.bar`).
     """
 
     def __init__(
         self, method: Method, params: dict, tokenizer, retriever, mesh, rows: int = 16,
         length: int = 1024, context: int = 512, align: bool = False, databases=("prepared",),
+        bar=progress.bar,
     ):  # fmt: skip
         model = method.model
         if length % model.reading.chunk or not 0 < context < length:
@@ -115,7 +117,7 @@ class Scorer:
         self.method, self.model = method, model
         self.tokenizer, self.retriever = tokenizer, retriever
         self.length, self.rows, self.align, self.databases = length, rows, align, databases
-        self._params, self._mesh, self._context = params, mesh, context
+        self._params, self._mesh, self._context, self._bar = params, mesh, context, bar
         self._bytes = tokenizer.byte_counts
         never = tuple(np.flatnonzero(silent_of(tokenizer.byte_counts)).tolist())
         self._scores = method.jitted("scores", never=never)
@@ -175,7 +177,7 @@ class Scorer:
             for number, rows in near.rows_by_pair(len(scores)):
                 scores[number].ids = near.ids[rows]
                 scores[number].distances = near.distances[rows]
-        with progress.bar("scoring", len(windows)) as advance, jax.set_mesh(self._mesh):
+        with self._bar("scoring", len(windows)) as advance, jax.set_mesh(self._mesh):
             for batch, found in self._batches(windows, near):
                 for row, window in enumerate(batch):
                     at, own = slice(window.first, len(window.tokens)), scores[window.of]
@@ -217,7 +219,7 @@ class Scorer:
             rows.append(of[count : count + len(c)])
             count += len(c)
         found = []
-        with progress.bar("looking chunks up", len(different)) as advance:
+        with self._bar("looking chunks up", len(different)) as advance:
             for begin in range(0, len(different), _BLOCK):
                 block = different[begin : begin + _BLOCK]
                 found.append(self.retriever.retrieve(block, k, databases=self.databases))

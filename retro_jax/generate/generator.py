@@ -49,7 +49,7 @@ class Generator:
         model = method.model
         if model.decoder.max_length:
             length = min(length, model.decoder.max_length)
-        self.length, self.rows, self.method = length, rows, method
+        self.length, self.rows, self.method, self.params = length, rows, method, params
         self.k = (method.k if k is None else k) if method.reads else 0
         self.retriever, self.tokenizer = retriever, tokenizer
         self.model = model

@@ -43,6 +43,7 @@ class Work:
         self.cancelled, self.error = False, None
         self._done, self.submitted = threading.Event(), time.perf_counter()
         self._text = Text(tokenizer, request.stop)
+        self._ends = {*request.stop_tokens, *(() if request.ignore_eos else (EOS,))}
         self.row, self.shadows, self.near, self.waiting = None, [], None, None
         self._asked = 0.0
         self.ids: list[int] = []
@@ -102,7 +103,7 @@ class Work:
         if not c.tokens:
             c.seconds["first"] = self._since()
         for i, token in enumerate(tokens.tolist()):
-            if token == EOS:
+            if token in self._ends:
                 c.finish = "stop"
                 break
             self.ids.append(token)

@@ -4,7 +4,9 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
+from itertools import chain
 
+from retro_jax.evaluate.scorer import Score
 from retro_jax.generate.completion import Completion
 from retro_jax.generate.detokenize import Text
 from retro_jax.generate.in_progress import Piece
@@ -40,18 +42,31 @@ class Answer:
         }
         # Where the tokens of each choice begin in its text.
         self._texts = [Text(tokenizer) for _ in asked.requests]
+        self._scores: list[Score] = []
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether the prompts' own tokens are to be told with their log p."""
+        return self._asked.echo and self._asked.logprobs is not None
+
+    def scored(self, scores: list[Score]):
+        """What the prompts' tokens score, one for each prompt."""
+        self._scores = scores
 
     def whole(self, completions: Sequence[Completion]) -> dict:
         """All choices at once."""
         choices = []
         for i, c in enumerate(completions):
             text, piece = self._echoed(i) + c.text, Piece(c.text, c.tokens, c.logprobs, c.top)
-            choices.append(self._choice(i, text, self._logprobs(i, piece), c))
+            choices.append(self._choice(i, text, self._logprobs(i, self._prompt(i), piece), c))
         return self._frame | {"choices": choices, "usage": self._usage(completions)}
 
     def prompt(self, i: int) -> bytes:
         """The event with which choice i begins; none unless the prompt is to be echoed."""
-        return self._event([self._choice(i, self._echoed(i))]) if self._asked.echo else b""
+        if not self._asked.echo:
+            return b""
+        logprobs = self._logprobs(i, self._prompt(i)) if self._scores else None
+        return self._event([self._choice(i, self._echoed(i), logprobs)])
 
     def piece(self, i: int, piece: Piece) -> bytes:
         """The event of what is new of choice i."""
@@ -86,19 +101,30 @@ class Answer:
             }  # fmt: skip
         return choice
 
-    def _logprobs(self, i: int, piece: Piece) -> dict | None:
-        """Of the tokens of a piece, whose first one goes on from the piece before it."""
+    def _prompt(self, i: int) -> Piece:
+        """The tokens of a choice's prompt, if they were scored; of the most probable ones there is one."""
+        if not self._scores:
+            return Piece("", [], [], [])
+        s, top = self._scores[i // self._asked.n], []
+        said = [[round(float(p), 6) for p in x] for x in (s.logprobs, s.top)]
+        if self._asked.logprobs:
+            tokens = zip(s.best.tolist(), said[1], s.wanted.tolist(), said[0])
+            top = [{best: most, own: p} for best, most, own, p in tokens]
+        return Piece("", s.wanted.tolist(), said[0], top)
+
+    def _logprobs(self, i: int, *pieces: Piece) -> dict | None:
+        """Of the tokens of pieces, whose first one goes on from the piece before it."""
         if self._asked.logprobs is None:
             return None
         text, begins = self._texts[i], []
-        for token in piece.tokens:
+        tokens, logprobs, tops = (list(chain(*x)) for x in list(zip(*pieces))[1:])
+        for token in tokens:
             begins.append(len(text.text))
             text.add(token)
         return {
-            "tokens": [self._token(t) for t in piece.tokens],
-            "token_logprobs": piece.logprobs,
-            "top_logprobs": [{self._token(t): p for t, p in top.items()} for top in piece.top]
-            or None,
+            "tokens": [self._token(t) for t in tokens],
+            "token_logprobs": logprobs,
+            "top_logprobs": [{self._token(t): p for t, p in top.items()} for top in tops] or None,
             "text_offset": begins,
         }
 

@@ -18,7 +18,9 @@ SEEDS = 2**32
 _LIST = 1024  # entries of a list, and more than a request can use
 _MESSAGE = 600  # characters; what is refused may be long
 
-# Fields of a Request, as a body names them.
+# Fields of a Request that a body names as it does.
+_PLAIN = ("top_p", "top_k", "min_p", "repetition_penalty", "stop", "ignore_eos")
+# And as a body names others.
 _NAMES = {
     "tokens": "max_tokens",
     "k": "retrieval.k",
@@ -74,7 +76,7 @@ def asked(
         remedy = f"must be one of those that this server was started with: {', '.join(methods)}"
         raise wrong("method", method, remedy)
     given = reading.needed(f, "prompt", 'a text, for example "It was"')
-    prompts = _prompts(given, tokenizer, length)
+    prompts = texts_of(given, "prompt", tokenizer, length)
     n, stream, logprobs = f.get("n", 1), f.get("stream", False), f.get("logprobs")
     if len(prompts) * n > most:
         raise Refused(
@@ -91,12 +93,12 @@ def asked(
             "stream_options", f["stream_options"], "goes with stream = true only; leave it out"
         )
     if f.get("echo") and logprobs is not None:
-        raise wrong(
-            "logprobs", logprobs, "those of a prompt are not known; leave out logprobs or echo"
-        )
-    seed = f.get("seed", secrets.randbelow(SEEDS))
+        _scored(f.get("retrieval", {}))
+    seed = f.get("seed", -1)
+    seed = secrets.randbelow(SEEDS) if seed < 0 else seed
+    stops = tuple(id + tokenizer.first for id in f.get("stop_token_ids", ()))
     try:
-        one = Request("", **_request(f))
+        one = Request("", stop_tokens=stops, **_request(f))
         one.check()
     except UserError as error:
         raise refusal(error) from error
@@ -124,11 +126,27 @@ def refusal(error: UserError) -> Refused:
     return Refused(message[:_MESSAGE], param)
 
 
+def _scored(retrieval: dict):
+    """Refuses what the tokens of a prompt cannot be scored with."""
+    if odd := [n for n in retrieval if n not in ("k", "databases", "contributions")]:
+        raise Refused(
+            f"retrieval.{odd[0]}: the tokens of a prompt are scored with retrieval.k and retrieval.databases only; "
+            f"leave it out, or logprobs, or echo",
+            f"retrieval.{odd[0]}",
+        )
+
+
 def _request(f: dict) -> dict:
     """Fields of a Request, from those of a body."""
-    r = f.get("retrieval", {})
-    given = {"tokens": f.get("max_tokens", 16), "temperature": f.get("temperature", 1.0)}
-    given |= {n: f[n] for n in ("top_p", "top_k", "min_p", "repetition_penalty", "stop") if n in f}
+    r, most = f.get("retrieval", {}), f.get("max_completion_tokens", f.get("max_tokens", 16))
+    if f.get("max_tokens", most) != most:
+        raise wrong(
+            "max_tokens",
+            f["max_tokens"],
+            f"max_completion_tokens = {most} says otherwise; give one",
+        )
+    given = {"tokens": most, "temperature": f.get("temperature", 1.0)}
+    given |= {n: f[n] for n in _PLAIN if n in f}
     given["logprobs"] = f.get("logprobs", 0)
     given |= {"retrieval_step" if n == "step" else n: v for n, v in r.items()}
     if "where" in r:
@@ -136,14 +154,19 @@ def _request(f: dict) -> dict:
     return given
 
 
-def _prompts(value: str | list, tokenizer, length: int) -> list[str]:
+def texts_of(value: str | list, name: str, tokenizer, length: int) -> list[str]:
+    """The texts of what `prompt_of` read: of token ids those that they have.
+
+    Raises:
+      Refused: more ids than `length`, or such as no text has.
+    """
     if isinstance(value, str):
         return [value]
     if isinstance(value[0], str):
         return value
     if isinstance(value[0], int):
-        return [_text_of(value, "prompt", tokenizer, length)]
-    return [_text_of(ids, f"prompt[{i}]", tokenizer, length) for i, ids in enumerate(value)]
+        return [_text_of(value, name, tokenizer, length)]
+    return [_text_of(ids, f"{name}[{i}]", tokenizer, length) for i, ids in enumerate(value)]
 
 
 def _text_of(ids: list[int], name: str, tokenizer, length: int) -> str:
@@ -163,7 +186,8 @@ def _text_of(ids: list[int], name: str, tokenizer, length: int) -> str:
     )
 
 
-def _prompt(value, name: str) -> str | list:
+def prompt_of(value, name: str) -> str | list:
+    """A text, texts, token ids, or lists of such ids."""
     if isinstance(value, str):
         return text(value, name)
     remedy = "must be a text, a list of texts, a list of token ids or a list of such lists, none of them empty"
@@ -179,6 +203,17 @@ def _prompt(value, name: str) -> str | list:
 
 def _is_id(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MANY
+
+
+def ids(most: int) -> reading.Reader:
+    """A list of at most so many token ids."""
+
+    def read(value, name: str) -> tuple[int, ...]:
+        if not isinstance(value, list) or len(value) > most or not all(map(_is_id, value)):
+            raise wrong(name, value, f"must be a list of at most {most:,} token ids")
+        return tuple(value)
+
+    return read
 
 
 def _stop(value, name: str) -> tuple[str, ...]:
@@ -216,17 +251,20 @@ _RETRIEVAL = {
 _FIELDS = {
     "model": text,
     "method": text,
-    "prompt": _prompt,
+    "prompt": prompt_of,
     "max_tokens": whole(0, MANY),
+    "max_completion_tokens": whole(0, MANY),
     "temperature": number,
     "top_p": number,
     "n": whole(1, CHOICES),
     "stream": flag,
-    "stream_options": _object_of({"include_usage": flag}),
+    "stream_options": _object_of({"include_usage": flag, "include_obfuscation": flag}),
     "logprobs": whole(0, MOST_LOGPROBS),
     "echo": flag,
     "stop": _stop,
-    "seed": whole(0, SEEDS - 1),
+    "stop_token_ids": ids(_LIST),
+    "ignore_eos": flag,
+    "seed": whole(-1, SEEDS - 1),
     "user": text,
     "top_k": whole(0, MANY),
     "min_p": number,

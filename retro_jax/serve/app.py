@@ -8,6 +8,7 @@ import logging
 import re
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,23 +16,29 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from retro_jax import __version__
 from retro_jax.errors import UserError
 from retro_jax.generate.completion import Completion
 from retro_jax.generate.generator import Generator
-from retro_jax.serve import api, documents, openapi
+from retro_jax.serve import api, documents, openapi, texts
 from retro_jax.serve.answer import DONE, Answer, event
 from retro_jax.serve.limits import Limits
 from retro_jax.serve.metrics import CONTENT_TYPE, Metrics
+from retro_jax.serve.prompts import Prompts
 from retro_jax.serve.reading import Refused, json_of
-from retro_jax.serve.responses import Guard, Named, Stream, broken, explain, json_response
+from retro_jax.serve.responses import Guard, Named, Options, Stream, broken, explain, json_response
 from retro_jax.serve.running import Running
 from retro_jax.terminal import visible
 
 _RETRY = 2  # seconds
+_CORS = {
+    "allow_methods": ["GET", "POST", "DELETE"], "allow_headers": ["authorization", "content-type"],
+}  # fmt: skip
 
 
 class Service:
@@ -41,6 +48,7 @@ class Service:
       generators: of each method that a request can name; the first one answers where it names none.
       name: of the model. key: that /v1 asks for; None: nobody is asked.
       hosts: names by which clients may ask for the server; None: any.
+      origins: of pages in a browser that may ask, each as https://example.org; "*": all.
     """
 
     def __init__(
@@ -50,12 +58,15 @@ class Service:
         limits: Limits,
         key: str | None,
         hosts: frozenset[str] | None = None,
+        origins: Sequence[str] = (),
     ):
         self.generators, self.generator = generators, next(iter(generators.values()))
-        self.name, self.limits, self.key, self._hosts = name, limits, key, hosts
+        self.name, self.limits, self.key = name, limits, key
+        self._hosts, self._origins = hosts, origins
         self.metrics, self.running = Metrics(list(generators.values())), set()
         # One, so that who comes first is queued first; reading and tokenising hold up nobody else.
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="requests")
+        self._prompts = Prompts()
         self._began, self._changing = int(time.time()), asyncio.Lock()
         self._page = Path(__file__).with_name("page.html").read_bytes()
         self._policy = _policy(self._page.decode())
@@ -65,9 +76,16 @@ class Service:
         routes = [
             Route("/", self.page),
             Route("/healthz", self.health),
+            Route("/readyz", self.ready),
+            Route("/version", self.version),
             Route("/metrics", self.measured),
             Route("/openapi.json", self.described),
+            Route("/tokenizer_info", self.tokenizer),
+            Route("/tokenize", self.tokenize, methods=["POST"]),
+            Route("/detokenize", self.detokenize, methods=["POST"]),
             Route("/v1/models", self.models),
+            Route("/v1/models/{name:path}", self.model),
+            Route("/v1/embeddings", self.embeddings, methods=["POST"]),
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/documents", self.documents, methods=["GET", "POST", "DELETE"]),
         ]
@@ -76,6 +94,12 @@ class Service:
         )
         guards = [
             Middleware(Named, hosts=self._hosts),
+            *(
+                [Middleware(CORSMiddleware, allow_origins=self._origins, **_CORS)]
+                if self._origins
+                else []
+            ),
+            Middleware(Options),
             Middleware(Guard, key=self.key, answered=self.metrics.answered),
         ]
         return Starlette(routes=routes, exception_handlers=handlers, middleware=guards)
@@ -95,6 +119,17 @@ class Service:
         failed = any(g.error is not None for g in self.generators.values())
         return json_response({"status": "failed" if failed else "ok"}, 503 if failed else 200)
 
+    async def ready(self, request: Request) -> Response:
+        """Whether a continuation that is asked for now would be taken."""
+        failed = any(g.error is not None for g in self.generators.values())
+        full = any(g.waiting >= self.limits.queue for g in self.generators.values())
+        status = "failed" if failed else "full" if full else "ready"
+        return json_response({"status": status}, 200 if status == "ready" else 503)
+
+    async def version(self, request: Request) -> Response:
+        """Of this program."""
+        return json_response({"version": __version__})
+
     async def measured(self, request: Request) -> Response:
         """For Prometheus."""
         return Response(self.metrics.text(), headers={"content-type": CONTENT_TYPE})
@@ -105,14 +140,53 @@ class Service:
 
     async def models(self, request: Request) -> Response:
         """The one model, and what it can be asked for."""
+        return json_response({"object": "list", "data": [await self._model()]})
+
+    async def model(self, request: Request) -> Response:
+        """The same by its name."""
+        if (name := request.path_params["name"]) != self.name:
+            message = f"{name[:60]!r}: there is no such model here; there is {self.name!r}"
+            raise Refused(message, "model", 404, "model_not_found")
+        return json_response(await self._model())
+
+    async def _model(self) -> dict:
         g = self.generator
         names = await run_in_threadpool(g.retriever.databases.names)
-        model = {
+        return {
             "id": self.name, "object": "model", "created": self._began, "owned_by": "retro_jax",
             "length": g.length, "rows": g.rows, "k": g.k, "databases": names,
             "methods": list(self.generators),
         }  # fmt: skip
-        return json_response({"object": "list", "data": [model]})
+
+    async def tokenizer(self, request: Request) -> Response:
+        """What tokens stand for more than text: none that a prompt can have."""
+        none = dict.fromkeys(("bos_token", "eos_token", "pad_token", "chat_template"))
+        return json_response(
+            none | {"tokenizer_class": "retro_jax", "vocab_size": self.generator.tokenizer.vocab}
+        )
+
+    async def tokenize(self, request: Request) -> Response:
+        """A text's token ids."""
+        g = self.generator
+        return await self._told(request, lambda body: texts.tokenize(g.tokenizer, g.length, body))
+
+    async def detokenize(self, request: Request) -> Response:
+        """The text of token ids."""
+        return await self._told(
+            request, lambda body: texts.detokenize(self.generator.tokenizer, body)
+        )
+
+    async def embeddings(self, request: Request) -> Response:
+        """Vectors of texts."""
+        g = self.generator
+        encoder = g.retriever.databases.prepared.encoder
+        given = encoder, g.tokenizer, self.name, g.length
+        return await self._told(request, lambda body: texts.embeddings(*given, body))
+
+    async def _told(self, request: Request, answer) -> Response:
+        """What is made of a body, in a thread."""
+        body = await self._body(request)
+        return json_response(await run_in_threadpool(lambda: answer(json_of(body))))
 
     async def completions(self, request: Request) -> Response:
         """Continuations, at once or as they come."""
@@ -126,6 +200,9 @@ class Service:
             loop = asyncio.get_running_loop()
             asked = await loop.run_in_executor(self._reader, self._submit, body, running)
             answer = Answer(asked, self.name, self.generator.tokenizer)
+            if answer.wants_scores:
+                given = self.generators[asked.method], asked.requests[:: asked.n]
+                answer.scored(await run_in_threadpool(self._prompts.scores, *given))
             if asked.stream:
                 return Stream(self._events(asked, answer, running), stack.pop_all().close)
             async for i, piece in running:

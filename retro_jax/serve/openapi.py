@@ -53,11 +53,12 @@ COMPLETION = {
         ]
     },
     "max_tokens": _whole(0, api.MANY),
+    "max_completion_tokens": _whole(0, api.MANY),
     "temperature": _number(0, 100),
     "top_p": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1},
     "n": _whole(1, api.CHOICES),
     "stream": _FLAG,
-    "stream_options": _or_null(_object({"include_usage": _FLAG})),
+    "stream_options": _or_null(_object({"include_usage": _FLAG, "include_obfuscation": _FLAG})),
     "logprobs": _whole(0, MOST_LOGPROBS),
     "echo": _FLAG,
     "stop": {
@@ -67,7 +68,9 @@ COMPLETION = {
             {"type": "null"},
         ]
     },
-    "seed": _whole(0, api.SEEDS - 1),
+    "stop_token_ids": {"type": ["array", "null"], "items": {"type": "integer", "minimum": 0}},
+    "ignore_eos": _FLAG,
+    "seed": _whole(-1, api.SEEDS - 1),
     "user": _TEXT,
     "top_k": _whole(0, api.MANY),
     "min_p": _number(0, 1),
@@ -80,6 +83,14 @@ COMPLETION = {
     "suffix": {"enum": ["", None]},
 }
 _SAID = {"type": "string"}
+_MAYBE_NO_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+_EMBEDDINGS = {
+    "model": _TEXT,
+    "input": COMPLETION["prompt"],
+    "encoding_format": {"enum": ["float", "base64", None]},
+    "dimensions": _whole(1, api.MANY),
+    "user": _TEXT,
+}
 _DOCUMENT = dict.fromkeys(documents.FIELDS, _TEXT) | {"id": _SAID, "text": _SAID}
 _ADDED = {
     "database": _TEXT,
@@ -106,8 +117,31 @@ def document() -> dict:
         "info": {"title": "retro serve", "version": __version__},
         "paths": {
             "/healthz": {"get": _operation("Whether continuations can be asked for.")},
+            "/readyz": {"get": _operation("Whether a continuation would be taken now.")},
+            "/version": {"get": _operation("The version of the server.")},
+            "/tokenizer_info": {"get": _operation("What the tokenizer has beside text.")},
+            "/tokenize": {
+                "post": _operation(
+                    "The token ids of a text.",
+                    _object(
+                        {"model": _TEXT, "prompt": _SAID, "add_special_tokens": _FLAG}, "prompt"
+                    ),
+                )
+            },
+            "/detokenize": {
+                "post": _operation(
+                    "The text of token ids.",
+                    _object({"model": _TEXT, "tokens": _MAYBE_NO_IDS}, "tokens"),
+                )
+            },
             "/metrics": {"get": _operation("For Prometheus.", kinds=("text/plain",))},
             "/v1/models": {"get": _operation("The model, its databases and methods.")},
+            "/v1/models/{name}": {"get": _named("The same by its name.")},
+            "/v1/embeddings": {
+                "post": _operation(
+                    "The vectors with which chunks are searched for.", _object(_EMBEDDINGS, "input")
+                )
+            },
             "/v1/completions": {
                 "post": _operation(
                     "Continuations with live retrieval.",
@@ -126,6 +160,11 @@ def document() -> dict:
         "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         "security": [{"key": []}, {}],
     }
+
+
+def _named(summary: str) -> dict:
+    name = {"name": "name", "in": "path", "required": True, "schema": _SAID}
+    return _operation(summary) | {"parameters": [name]}
 
 
 def _operation(

@@ -13,6 +13,8 @@ from retro_jax.serve import api
 from retro_jax.serve.answer import dumps
 from retro_jax.serve.reading import Refused
 
+_METHODS = "GET, POST, DELETE, OPTIONS"
+_GUARDED = ("/tokenize", "/detokenize")  # beside all of /v1
 GONE = 499  # the status that is counted for a client that did not wait for its answer
 
 
@@ -20,15 +22,16 @@ class Guard:
     """Lets those in who have the key.
 
     Args:
-      key: that /v1 asks for; None: nobody is asked.
-      answered: called with the status of each answer of /v1.
+      key: that /v1 and the tokenizer ask for; None: nobody is asked.
+      answered: called with the status of each of their answers.
     """
 
     def __init__(self, app, key: str | None, answered: Callable[[int], None]):
         self._app, self._key, self._answered = app, key, answered
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+        path = scope.get("path", "")
+        if scope["type"] != "http" or not (path.startswith("/v1/") or path in _GUARDED):
             return await self._app(scope, receive, send)
         status = GONE
 
@@ -57,6 +60,21 @@ class Guard:
         given = dict(scope["headers"]).get(b"authorization", b"")
         scheme, _, key = given.partition(b" ")
         return scheme.lower() == b"bearer" and hmac.compare_digest(key, self._key.encode())
+
+
+class Options:
+    """Answers what a browser asks before a page of elsewhere may ask anything: nothing is allowed.
+
+    Where pages of elsewhere are allowed, Starlette's CORSMiddleware stands before it.
+    """
+
+    def __init__(self, app):
+        self._app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http" or scope["method"] != "OPTIONS":
+            return await self._app(scope, receive, send)
+        await Response(status_code=204, headers={"allow": _METHODS})(scope, receive, send)
 
 
 class Named:
@@ -121,7 +139,7 @@ async def explain(request: Request, error: Exception) -> Response:
             return refusal(api.refusal(error))
         case HTTPException():
             where = f"{request.method[:20]} {request.url.path[:60]}"
-            known = "there are /v1/completions, /v1/models and /v1/documents"
+            known = "there are /v1/completions, /v1/models, /v1/embeddings and /v1/documents"
             message = f"{where}: {error.detail}; {known}"
             return refusal(Refused(message, status=error.status_code, headers=error.headers))
     return refusal(broken())  # Starlette raises it again, so that the log has it

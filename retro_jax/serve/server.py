@@ -41,6 +41,7 @@ def serve(
     length: int,
     methods: Sequence[str] = ("retro",),
     names: Sequence[str] = (),
+    origins: Sequence[str] = (),
 ):
     """Answers HTTP requests until SIGTERM or Ctrl-C; then those that run may go on for some seconds.
 
@@ -50,6 +51,8 @@ def serve(
       methods: names of those that a request can ask for; the first one answers where it names none.
       names: more names by which clients may ask for it, a proxy's for example. At an address of others than this
         machine, any name will do unless there are some.
+      origins: of pages in a browser that may ask; by default all where there is a key, which a page has to know, and
+        none where there is none.
 
     Raises:
       UserError: the address cannot be had, something is missing from the working directory or was made
@@ -67,7 +70,9 @@ def serve(
         for generator in generators.values():
             generator.warm_up()
         warn(host, key)
-        answering = server(Service(generators, name, limits, key, names_of(host, names)), limits)
+        pages = origins or (["*"] if key else [])
+        service = Service(generators, name, limits, key, names_of(host, names), pages)
+        answering = server(service, limits)
         _listen(listening, host, port)
         where = f"[{host}]" if ":" in host else host
         print(f"retro serves {name} on http://{where}:{port} (Ctrl-C ends it)", flush=True)

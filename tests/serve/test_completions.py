@@ -193,7 +193,6 @@ def test_what_a_retro_adds(client, generator):
         ({"prompt": "a", "stop": ["a"] * 5}, 400, "stop", "at most 4 texts"),
         ({"prompt": "a", "stop": ""}, 400, "stop", "none of them empty"),
         ({"prompt": "a", "logprobs": 6}, 400, "logprobs", "from 0 to 5"),
-        ({"prompt": "a", "logprobs": 1, "echo": True}, 400, "logprobs", "leave out logprobs or echo"),
         ({"prompt": "a", "best_of": 4}, 400, "best_of", "leave it out"),
         ({"prompt": "a", "presence_penalty": 0.5}, 400, "presence_penalty", "repetition_penalty instead"),
         ({"prompt": "a", "logit_bias": {"5": 1}}, 400, "logit_bias", "no bias here"),
