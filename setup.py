@@ -13,6 +13,7 @@ setup(
     packages=[*find_packages(include=["retro_jax", "retro_jax.*"]), "retro_jax.experiments"],
     package_dir={"retro_jax.experiments": "experiments"},
     package_data={
+        "retro_jax": ["py.typed"],
         "retro_jax.serve": ["page.html"],
         "retro_jax.report": ["page.html", "style.css"],
     },

@@ -8,13 +8,22 @@ __version__ = "0.1.0"
 _NAMES = {
     "Generator": "retro_jax.generate.generator",
     "Request": "retro_jax.config",
+    "Retriever": "retro_jax.databases.retriever",
     "Scorer": "retro_jax.evaluate.scorer",
     "WorkDir": "retro_jax.store.workdir",
+    "functional": "retro_jax.model",
+    "load_params": "retro_jax.methods.params",
 }
 __all__ = [*_NAMES, "__version__"]
 
 
 def __getattr__(name: str):
     if name in _NAMES:
-        return getattr(importlib.import_module(_NAMES[name]), name)
+        module = importlib.import_module(_NAMES[name])
+        found = getattr(module, name, None)
+        return found or importlib.import_module(f"{_NAMES[name]}.{name}")  # a module of it
     raise AttributeError(f"module 'retro_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

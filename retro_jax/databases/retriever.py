@@ -5,6 +5,7 @@ import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from retro_jax.corpus.tokenizer import PAD
 from retro_jax.databases.database import PREPARED, Databases
 from retro_jax.databases.part import Part, alive
 from retro_jax.errors import UserError
+from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.retrieval.index import nothing
 from retro_jax.retrieval.ranking import Queries
@@ -52,6 +54,17 @@ class Retriever:
 
     filters = True
 
+    @classmethod
+    def open(cls, work: WorkDir | Path | str, k: int | None = None) -> "Retriever":
+        """The retriever of a working directory that is prepared.
+
+        Raises:
+          UserError: something is missing, or was made with another config.
+        """
+        work = WorkDir.of(work)
+        check_prepared(work, only_live=True)
+        return open_retriever(work, k=k)
+
     def __init__(
         self, databases: Databases, k: int, change: Callable[[Queries], Queries] = lambda q: q
     ):
@@ -83,8 +96,29 @@ class Retriever:
         Raises:
           UserError: an unknown database, one named twice, or a weight out of range.
         """
-        k, asked, found = self.k if k is None else k, self._asked(databases), []
         texts = [self._tokenizer.decode(c) for c in np.asarray(chunks).tolist()]
+        return self._nearest(texts, k, where, databases)
+
+    def search(
+        self,
+        text: str,
+        k: int | None = None,
+        where: Where | None = None,
+        databases: Sequence[str] = (PREPARED,),
+    ) -> list[dict]:
+        """The nearest chunks of a text, each with what `source_of` says, its distance, and its text with what follows.
+
+        Args and raises: as `retrieve`. A text longer than a chunk is looked up as far as the retriever reads it.
+        """
+        near = self._nearest([text], k, where, databases)
+        return [
+            self.source_of(id) | {"distance": float(d), "text": self._tokenizer.decode(tokens)}
+            for id, d, tokens in zip(near.ids[0], near.distances[0], near.tokens[0].tolist())
+            if id >= 0
+        ]
+
+    def _nearest(self, texts: list[str], k, where, databases) -> Neighbours:
+        k, asked, found = self.k if k is None else k, self._asked(databases), []
         queries = self._change(self._encoder.queries(texts))
         for name, weight in asked.items():
             for number, part, living in self._now(name):

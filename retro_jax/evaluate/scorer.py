@@ -149,8 +149,17 @@ class Scorer:
         given = {"length": length, "context": length - e.evaluate.stride} | sizes
         return cls(of, params, tokenizer, retriever, mesh, rows, **given)
 
-    def score(self, pairs: Sequence[Pair | tuple[str, str]], k: int | None = None) -> list[Score]:
-        """The score of each continuation; k: neighbours of a chunk, 0 for none, by default as in training.
+    def score(
+        self,
+        pairs: Sequence[Pair | tuple[str, str]],
+        k: int | None = None,
+        neighbours: Sequence[str] = (),
+    ) -> list[Score]:
+        """The score of each continuation.
+
+        Args:
+          k: neighbours of a chunk, 0 for none, by default as in training. neighbours: texts that every chunk reads,
+            instead of what it would retrieve.
 
         What is read is the last `length` tokens at most: a longer text loses whole chunks at its start, so
         that the others are the same. An empty continuation has log p 0.
@@ -158,7 +167,8 @@ class Scorer:
         Raises:
           UserError: a negative k.
         """
-        k = self.method.k if k is None else k
+        given = self._given(neighbours)
+        k = len(given) or self.method.k if k is None else k
         if k and not self.method.reads:
             raise UserError(f"k = {k}: {self.method.name} reads nothing; leave it out")
         if k < 0:
@@ -172,13 +182,13 @@ class Scorer:
             for begin, scored, end in self._cuts(len(tokens), padding + first):
                 place = scored - padding - first
                 windows.append(Window(number, tokens[begin:end], scored - begin, place))
-        near = self._look_up(windows, k) if k else None
-        if near:
+        near = self._look_up(windows, k, given) if k else None
+        if near and not len(given):
             for number, rows in near.rows_by_pair(len(scores)):
                 scores[number].ids = near.ids[rows]
                 scores[number].distances = near.distances[rows]
         with self._bar("scoring", len(windows)) as advance, jax.set_mesh(self._mesh):
-            for batch, found in self._batches(windows, near):
+            for batch, found in self._batches(windows, near, given):
                 for row, window in enumerate(batch):
                     at, own = slice(window.first, len(window.tokens)), scores[window.of]
                     to = slice(window.place, window.place + len(window.tokens) - window.first)
@@ -202,7 +212,19 @@ class Scorer:
             yield begin, first, end
             first, begin = end, (end - context) // m * m
 
-    def _look_up(self, windows: list[Window], k: int) -> "_Near":
+    def _given(self, texts: Sequence[str]) -> np.ndarray:
+        """The first R tokens of texts [K, R]."""
+        if isinstance(texts, str):
+            raise UserError(
+                f"neighbours = {texts!r}: must be a list of texts, for example [{texts!r}]"
+            )
+        out = np.full((len(texts), self.model.reading.retrieved), PAD, np.int32)
+        for row, text in zip(out, texts):
+            ids = self.tokenizer.encode(text)[: len(row)]
+            row[: len(ids)] = ids
+        return out
+
+    def _look_up(self, windows: list[Window], k: int, given: np.ndarray) -> "_Near":
         """What windows retrieve, each different look-up once."""
         asks, cut, rows, count = self.method.look_ups, [], [], 0
         for window in windows:
@@ -219,6 +241,9 @@ class Scorer:
             rows.append(of[count : count + len(c)])
             count += len(c)
         found = []
+        if len(given):
+            none = np.zeros((len(different), len(given)), np.int64)
+            return _Near([w.of for w in windows], rows, none, none.astype(np.float32))
         with self._bar("looking chunks up", len(different)) as advance:
             for begin in range(0, len(different), _BLOCK):
                 block = different[begin : begin + _BLOCK]
@@ -228,7 +253,9 @@ class Scorer:
         distances = [n.distances for n in found] or [np.zeros((0, k), np.float32)]
         return _Near([w.of for w in windows], rows, np.concatenate(ids), np.concatenate(distances))
 
-    def _batches(self, windows: list[Window], near: "_Near | None") -> Iterator[tuple]:
+    def _batches(
+        self, windows: list[Window], near: "_Near | None", given: np.ndarray
+    ) -> Iterator[tuple]:
         """Windows of like lengths [rows], and the `Scores` of their tokens [rows, L]."""
         sizes = [self._padded(len(w.tokens)) for w in windows]
         order = sorted(range(len(windows)), key=lambda i: (sizes[i], len(windows[i].tokens)))
@@ -249,10 +276,15 @@ class Scorer:
                     found = slice(len(near.rows[i]))
                     ids[row, found] = near.ids[near.rows[i]]
                     distances[row, found] = near.distances[near.rows[i]]
-                read = {"n": self.retriever.values(ids).astype(np.int32), "d": distances}
-            given = sharding.shard_batch(self._mesh, {"x": tokens} | (read or {}))
-            read = Retrieved(given["n"], given["d"]) if near else None
-            out = self._scores(self._params, given["x"], read)
+                found = (
+                    np.where((ids >= 0)[..., None], given, PAD)
+                    if len(given)
+                    else self.retriever.values(ids)
+                )
+                read = {"n": found.astype(np.int32), "d": distances}
+            placed = sharding.shard_batch(self._mesh, {"x": tokens} | (read or {}))
+            read = Retrieved(placed["n"], placed["d"]) if near else None
+            out = self._scores(self._params, placed["x"], read)
             yield [windows[i] for i in batch], [np.asarray(x) for x in out]
 
     def _padded(self, size: int) -> int:

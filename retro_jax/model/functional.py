@@ -5,13 +5,14 @@ equal build are stacked: `retro.layer_names` says where each layer's weights are
 """
 
 import functools
+import inspect
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import AbstractMesh, AxisType, get_abstract_mesh, use_abstract_mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh, get_abstract_mesh, use_abstract_mesh
 
 from retro_jax.config import ModelConfig
 from retro_jax.model.init import draw
@@ -19,6 +20,38 @@ from retro_jax.model.layers import AXES, RetroParam
 from retro_jax.model.retro import Retro
 
 _READOUT_BLOCK = 256  # tokens
+
+
+def _one_device() -> Mesh:
+    """For whoever calls without a mesh in context, in a notebook say."""
+    return jax.make_mesh((1, 1, 1), AXES, devices=jax.local_devices()[:1])
+
+
+def without_mesh(function):
+    """A function (config, params, tokens, ...) that may also be called where no mesh is in context: it is then compiled
+    for the device that its params are on, inside other transformations too."""
+
+    @functools.lru_cache(maxsize=64)
+    def compiled(config, fixed: tuple):
+        def run(params, *arrays):
+            mesh = jax.typeof(params["embedding"]).sharding.mesh
+            with use_abstract_mesh(_one_device().abstract_mesh if mesh.empty else mesh):
+                # So that the gradients of weights that it does not use are made in here, where there is a mesh.
+                params = jax.lax.optimization_barrier(params)
+                return function(config, params, *arrays, **dict(fixed))
+
+        return jax.jit(run)
+
+    @functools.wraps(function)
+    def called(config, params, tokens, neighbours=None, *rest, **fixed):
+        if not get_abstract_mesh().empty:
+            return function(config, params, tokens, neighbours, *rest, **fixed)
+        names = list(inspect.signature(function).parameters)[4:]
+        return compiled(config, tuple(fixed.items()) + tuple(zip(names, rest)))(
+            params, tokens, neighbours
+        )
+
+    return called
 
 
 @functools.lru_cache(maxsize=8)
@@ -41,10 +74,13 @@ def _name(path: tuple) -> str:
 def init(
     config: ModelConfig, vocab: int, seed: int, retrieval: bool = True, but: frozenset = frozenset()
 ) -> dict:
-    """Fresh weights, sharded over the mesh in context; the same on every mesh.
+    """Fresh weights, sharded over the mesh in context, or on one device without one; the same on every mesh.
 
     but: names of those that are not wanted.
     """
+    if get_abstract_mesh().empty:
+        with jax.set_mesh(_one_device()):
+            return init(config, vocab, seed, retrieval, but)
 
     @jax.jit
     def make(key):
@@ -66,6 +102,7 @@ def network(config: ModelConfig, params: dict) -> Retro:
     return nnx.merge(graph, state)
 
 
+@without_mesh
 def apply(config: ModelConfig, params: dict, tokens, neighbours=None) -> jax.Array:
     """Logits [B, L, V] float32 of the model whose weights are `params`.
 
@@ -75,6 +112,7 @@ def apply(config: ModelConfig, params: dict, tokens, neighbours=None) -> jax.Arr
     return model.logits(model(tokens, neighbours)[0])
 
 
+@without_mesh
 def statistics(
     config: ModelConfig, params: dict, tokens, neighbours, kind: str = "attention"
 ) -> dict[str, jax.Array]:
@@ -85,6 +123,7 @@ def statistics(
     return network(config, params)(tokens, neighbours, statistics=kind)[1]
 
 
+@without_mesh
 def token_logprobs(config: ModelConfig, params: dict, tokens, neighbours=None) -> jax.Array:
     """log p(token t | earlier tokens, neighbours), nats: tokens [B, L] -> [B, L] float32.
 
@@ -98,6 +137,7 @@ def token_logprobs(config: ModelConfig, params: dict, tokens, neighbours=None) -
     return _of_targets(config, model, model(tokens, neighbours)[0], tokens)
 
 
+@without_mesh
 def measured_logprobs(config: ModelConfig, params: dict, tokens, neighbours):
     """What `token_logprobs` gives, and `statistics`, of one pass."""
     model = network(config, params)
@@ -137,6 +177,7 @@ class Scores(NamedTuple):
     top: jax.Array
 
 
+@without_mesh
 def token_scores(
     config: ModelConfig, params: dict, tokens, neighbours=None, never: tuple[int, ...] = ()
 ) -> Scores:
