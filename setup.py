@@ -51,6 +51,7 @@ setup(
     extras_require={
         "report": ["matplotlib>=3.8", "jinja2>=3.1"],  # pages of `retro report`
         "tensorboard": ["tensorboardX>=2.6"],
+        "wandb": ["wandb>=0.19"],
         "tpu": ["jax[tpu]>=0.10"],  # libtpu, which also compiles for TPUs that are not there
         "cuda": ["jax[cuda12]>=0.10"],
         "beam": ["apache-beam>=2.60"],  # prepare on Dataflow, Flink, Spark
@@ -63,6 +64,8 @@ setup(
             "faiss-cpu>=1.10",
             "openai>=1.50",
             "httpx>=0.27",
+            "tensorboardX>=2.6",
+            "wandb>=0.19",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6",

@@ -5,6 +5,7 @@ import time
 
 from retro_jax.cli.command import CONDITIONS, PREPARED, Command, Flag
 from retro_jax.cli.experiment import keep, open_work, ready
+from retro_jax.errors import UserError
 
 
 @contextlib.contextmanager
@@ -41,13 +42,15 @@ def _run(args, fields) -> int:
 
 
 def _train(args, fields) -> int:
+    if args.profile < 0:
+        raise UserError(f"--profile={args.profile}: must be a number of steps")
     work = keep(open_work(args, fields))
     from retro_jax.methods.train_all import train_all
     from retro_jax.pipeline.prepare import prepare
 
     if work.prepared_in != work.root:
         prepare(work)  # which looks at it, and keeps where it is
-    return stopping(work, lambda: train_all(work), args.distributed)
+    return stopping(work, lambda: train_all(work, profile=args.profile), args.distributed)
 
 
 def _replay(args, fields) -> int:
@@ -99,6 +102,7 @@ COMMANDS = (
         _train,
         (
             PREPARED,
+            Flag("--profile", "steps to trace, to DIR/train/METHOD/profile", int, 0),
             Flag("--distributed", "find the other processes of this job (docs/training.md)", bool),
         ),
         more="A run that was stopped goes on from its last checkpoint. A finished run whose learning rate is\n"

@@ -59,6 +59,11 @@ class TrainConfig:
     tensorboard: bool = setting(
         False, "also write events for it (pip install 'retro_jax[tensorboard]')", free=True
     )
+    wandb: str = setting(
+        "",
+        "a project of Weights & Biases that is also told (pip install 'retro_jax[wandb]')",
+        free=True,
+    )
 
     def __post_init__(self):
         require_at_least(

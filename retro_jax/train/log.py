@@ -1,4 +1,4 @@
-"""What a training run tells: a line a report, metrics.jsonl, TensorBoard, a table of the parameters."""
+"""What a training run tells: a line a report, metrics.jsonl, boards, a table of the parameters."""
 
 import json
 import time
@@ -10,9 +10,9 @@ from rich.table import Table
 
 from retro_jax import progress
 from retro_jax.config import TrainConfig
-from retro_jax.errors import UserError
 from retro_jax.model.sizes import forward_flops
 from retro_jax.store import files
+from retro_jax.train.boards import boards
 from retro_jax.train.hardware import peak_flops
 from retro_jax.train.step import TrainState
 from retro_jax.train.trainable import Trainable
@@ -37,7 +37,7 @@ class Log:
         self._begin = time.perf_counter() - earlier
         self._since = self._reported = self._end = None
         self._writes = jax.process_index() == 0
-        self._board = _board(directory, start) if train.tensorboard and self._writes else None
+        self._boards = boards(train, directory, start) if self._writes else []
         if self._writes:
             self._cut(start)
 
@@ -98,10 +98,8 @@ class Log:
             return
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        if self._board:
-            for name, value in row.items():
-                if name != "step":
-                    self._board.add_scalar(name, value, row["step"])
+        for board in self._boards:
+            board.add(row)
 
     def _rate(self, since) -> float:
         """Tokens a second since a (time, step); of a pause for a checkpoint nothing is left out."""
@@ -121,9 +119,9 @@ class Log:
         return self._mfu(self._since) if self._peak and self._since else None
 
     def close(self):
-        """Writes what TensorBoard's writer still holds."""
-        if self._board:
-            self._board.close()
+        """Writes what boards still hold."""
+        for board in self._boards:
+            board.close()
 
     def seconds(self) -> float:
         """Since the run began, those before an interruption included."""
@@ -173,13 +171,3 @@ def show_parameters(state: TrainState):
     for name, (count, size) in parts.items():
         table.add_row(name, f"{count:,}", f"{size / 2**20:,.1f}")
     progress.show(table)
-
-
-def _board(directory: Path, start: int):
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise UserError(
-            "config field train.tensorboard: pip install 'retro_jax[tensorboard]', or set it to False"
-        ) from error
-    return SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)

@@ -20,17 +20,20 @@ from retro_jax.train.checkpoint import Checkpoints
 from retro_jax.train.failure import Watch
 from retro_jax.train.log import Log, run_flops, show_parameters
 from retro_jax.train.optimizer import decay_begins
+from retro_jax.train.profile import tracing
 from retro_jax.train.step import init_state, make_train_step
 from retro_jax.train.trainable import Trainable
 from retro_jax.train.validate import make_validation
 from retro_jax.weights.base import open_base
 
 
-def train(work: WorkDir, method: Trainable) -> dict:
+def train(work: WorkDir, method: Trainable, profile: int = 0) -> dict:
     """Trains a method; continues where an earlier run stopped.
 
     All methods see the same sequences in the same order. A finished run whose learning rate is constant
     goes on if it is given more steps, from its last checkpoint before the rate fell.
+
+    profile: steps that are traced (profile.py), to train/METHOD/profile.
 
     Returns:
       The manifest of the training run's directory.
@@ -105,9 +108,13 @@ def train(work: WorkDir, method: Trainable) -> dict:
         step_fn = make_train_step(method, e.train)
         validate = make_validation(e.train, prepared.records("heldout"), mesh, method)
         batches = read(start, sharding.rows_of(mesh, e.train.batch))
-        with progress.bar(f"training {name}", e.train.steps) as advance:
+        with (
+            progress.bar(f"training {name}", e.train.steps) as advance,
+            tracing(directory / "profile", start, profile if writes else 0) as before,
+        ):
             advance(start)
             for step in range(start, e.train.steps):
+                before(step, state)
                 batch = next(batches)
                 del batch["records"]
                 state, metrics = step_fn(state, sharding.shard_batch(mesh, batch, e.train.batch))
