@@ -1,6 +1,9 @@
 """Progress bars for a person, plain lines for a log."""
 
 import contextlib
+import os
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -30,6 +33,35 @@ def bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
 def no_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """In the place of `bar`: shows nothing."""
     yield lambda n=1: None
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """What a library in C++ writes to standard error by itself is kept back, and shown if it fails."""
+    with tempfile.TemporaryFile() as kept:
+        real = os.dup(2)
+        shown = os.fdopen(os.dup(real), "w") if _writes_to(2) else None
+        console.file = shown  # bars go on
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(real, kept.read())
+            raise
+        finally:
+            os.dup2(real, 2)
+            console.file = None
+            if shown:
+                shown.close()
+            os.close(real)
+
+
+def _writes_to(number: int) -> bool:
+    try:
+        return sys.stderr.fileno() == number
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def be_quiet():

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import os
 import sys
 
@@ -17,6 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status. 2: bad input. 1: training stopped at a step that was not
     finite. 75: SIGTERM (a preempted machine), 130: Ctrl-C; the same command continues."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    _choose_platform()
     from retro_jax.errors import UserError
 
     try:
@@ -34,6 +36,14 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("retro: interrupted; run the same command to continue", file=sys.stderr)
         return 130
+
+
+def _choose_platform():
+    """Without an accelerator JAX is told to take the CPU: libtpu, which `retro plan` compiles with, would look for a
+    TPU, and say in many lines that there is none."""
+    devices = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")
+    if sys.platform == "linux" and not any(map(glob.glob, devices)):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -1,6 +1,9 @@
 """Text from outside does not steer a terminal, whichever way it is printed."""
 
 import io
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -63,3 +66,40 @@ def test_messages_and_reports_spell_them_out(capfd):
     assert not _parts(error)
     made = markdown._section(SimpleNamespace(title=HOSTILE, caption="", head=[HOSTILE], rows=[]))
     assert not _parts("".join(made) + markdown._code(HOSTILE))
+
+
+NOISE = """
+import os, sys
+from retro_jax import progress
+
+try:
+    with progress.bar("what is done", 2) as advance, progress.hushed():
+        os.write(2, b"noise of a library\\n")
+        progress.say("a line of ours")
+        advance(2)
+        if "fails" in sys.argv:
+            raise ValueError
+finally:
+    os.write(2, b"afterwards\\n")
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["fails"]], ids=str)
+def test_what_a_library_writes_is_kept_back_unless_it_fails(words):
+    done = subprocess.run(
+        [sys.executable, "-c", NOISE, *words], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode == 0) == (not words)
+    for ours in ("what is done", "a line of ours", "afterwards"):
+        assert ours in done.stderr
+    assert ("noise of a library" in done.stderr) == bool(words)
+
+
+def test_without_an_accelerator_nothing_looks_for_one(monkeypatch):
+    monkeypatch.setattr("glob.glob", lambda pattern: [])
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    assert main(["config", "--help"]) == 0
+    assert os.environ.pop("JAX_PLATFORMS") == "cpu"
+    monkeypatch.setattr("glob.glob", lambda pattern: [pattern] if "accel" in pattern else [])
+    assert main(["config", "--help"]) == 0
+    assert "JAX_PLATFORMS" not in os.environ

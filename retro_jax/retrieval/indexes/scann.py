@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from retro_jax import progress
 from retro_jax.config.fields import require_share, setting
 from retro_jax.errors import UserError
 from retro_jax.retrieval.index import Given, Index, checked, nothing
@@ -179,7 +180,9 @@ def build(scann, vectors, directory, min_recall: float, given: Given) -> tuple[S
     if leaves > 1:
         sample = min(size, 250_000)
         builder = builder.tree(leaves, max(1, leaves // 10), training_sample_size=sample)
-    searcher = builder.score_ah(_HASHED if leaves > 1 else _HASHED_ALONE).reorder(_REORDER).build()
+    builder = builder.score_ah(_HASHED if leaves > 1 else _HASHED_ALONE).reorder(_REORDER)
+    with progress.hushed():
+        searcher = builder.build()
     least = _visited(k + 1, size, leaves)  # by whatever is measured below
 
     def at(*setting):
