@@ -14,7 +14,7 @@ from retro_jax.config.fields import binding
 from retro_jax.corpus import sources
 from retro_jax.databases.retriever import Retriever, open_retriever
 from retro_jax.errors import UserError
-from retro_jax.evaluate import condition, leaks, likelihood, rows
+from retro_jax.evaluate import condition, leaks, likelihood, rows, training
 from retro_jax.evaluate.figures import figures
 from retro_jax.evaluate.likelihood import Column
 from retro_jax.evaluate.text import Text
@@ -293,8 +293,8 @@ def _score(
         "index": index,
         "checkpoint": e.evaluate.checkpoint,
         "models": {
-            name: {n: m["counts"][n] for n in ("parameters", "steps")} | {"made": m["made"]}
-            for name, m in trained.items()
+            m.name: training.told(work, m) | {"made": trained[m.name]["made"]}
+            for m in (method, *others)
         },
         "documents": [{"id": d["id"], "metadata": d["metadata"]} for d in text.table.documents],
         "vocabulary": vocabulary(Prepared(work).tokenizer),

@@ -2,12 +2,13 @@
 
 import numpy as np
 
-from retro_jax.evaluate import chunks, retriever_health, signals, where
+from retro_jax.evaluate import chunks, retriever_health, signals, training, where
 from retro_jax.evaluate.overlap import is_little
 from retro_jax.evaluate.rows import Rows
 
 ALARM = 1e-3  # a cross-attention that changes tokens by less has collapsed
 FEW = 10  # documents
+LEAST = 1e-3  # bits per byte: an effect below it is none that anyone would use retrieval for
 
 
 def figures(rows: Rows) -> dict:
@@ -45,6 +46,7 @@ def figures(rows: Rows) -> dict:
         "near_copies": copies,
         "violations": facts["violations"],
         "whole_chunks": facts["whole_chunks"],
+        "training": dict(facts.get("models", {})),
         "conditions": facts["conditions"],
         "share_with_fewer_than_k": facts["share_with_fewer_than_k"],
     }
@@ -59,13 +61,21 @@ def words_of(rows: Rows) -> int:
     return sum(len(b"".join(pieces[t] for t in part.tolist()).split()) for part in parts)
 
 
+def counts(effect: dict | None) -> int:
+    """Whether an effect's interval is above 0 (1), below (-1), or holds it (0), as does one below LEAST."""
+    if not effect or abs(effect["value"]) < LEAST:
+        return 0
+    return int(effect["low"] > 0) - int(effect["high"] < 0)
+
+
 def verdict(figures: dict) -> dict:
     """Whether retrieval helps, is neutral or hurts, compared with what one would use instead.
 
+    early: whether a model was trained too shortly to say anything (training.py); then the word is neutral.
     word: helps if the whole 95 % interval of the gain over the language model without retrieval (the
       method language_model; where none was scored, the model itself with retrieval off) is above 0, and the content
-      of the neighbours is what does it; hurts if the interval is below 0; else neutral, as of fewer than FEW
-      documents, of which an interval says little.
+      of the neighbours is what does it; hurts if the interval is below 0; else neutral, as of effects below LEAST, and
+      of fewer than FEW documents, of which an interval says little.
     by, effect, filtered: the effect that decides, and the same where little is shared.
     reads: whether the content effect's interval is above 0. content, system: those effects.
     against_off_far, system_far: off - on, and the system effect, of the half whose nearest neighbour is farther.
@@ -74,9 +84,11 @@ def verdict(figures: dict) -> dict:
     effects, few, far = figures["effects"], figures["effects_filtered"], figures["far"]["effects"]
     by = "system" if "system" in effects else "on_against_off"
     effect, content = effects[by], effects.get("content", effects["on_against_off"])
-    reads = content["low"] > 0
-    word = "helps" if effect["low"] > 0 and reads else "hurts" if effect["high"] < 0 else "neutral"
-    if effect["documents"] < FEW:
+    early = training.early(list(figures["training"].values()))
+    reads = counts(content) > 0
+    helps, hurts = counts(effect) > 0 and reads, counts(effect) < 0
+    word = "helps" if helps else "hurts" if hurts else "neutral"
+    if effect["documents"] < FEW or early:
         word = "neutral"
     why = None
     if figures["failures"]["nothing read"]["share"] == 1:
@@ -87,6 +99,7 @@ def verdict(figures: dict) -> dict:
         why = "the interval of the content effect holds 0: what is read makes no difference"
     return {
         "word": word,
+        "early": early,
         "by": by,
         "effect": effect,
         "filtered": few.get(by),

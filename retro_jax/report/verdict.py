@@ -1,16 +1,19 @@
 """The verdict in sentences that a practitioner can act on, each made from the figures."""
 
-from retro_jax.evaluate.figures import ALARM, FEW
+from retro_jax.evaluate.figures import ALARM, FEW, counts
 from retro_jax.evaluate.signals import EFFECTS
 from retro_jax.report.curves import kept
 from retro_jax.report.diagnosis import remedy
-from retro_jax.report.numbers import interval, percent, plain, sign
+from retro_jax.report.numbers import bits, interval, percent, plain
+from retro_jax.report.training import in_words
 
 _HEAD = {
     "helps": "Retrieval helps",
     "neutral": "Retrieval makes no difference that can be told from 0",
     "hurts": "Retrieval hurts",
 }
+_LONGER = "Train longer before anything is concluded: what a database is worth changes most in the beginning."
+_EARLY = "Not trained enough to tell"
 _UNREAD = "Better, but not by what it retrieves"
 
 
@@ -26,11 +29,13 @@ def verdict(f: dict, facts: dict) -> dict:
     return {
         "word": v["word"],
         "head": _head(v),
-        "effect": f"{interval(v['effect'])} bits per byte: {worse} ({facts['conditions'][worse]}) less "
-        f"{better} ({facts['conditions'][better]}), with the 95 % interval over {f['documents']:,} documents.",
+        "effect": f"{bits(f['bits_per_byte'][worse])} bits per byte without retrieval, "
+        f"{bits(f['bits_per_byte'][better])} with: {interval(v['effect'])}, with the 95 % interval over "
+        f"{f['documents']:,} documents ({worse}: {facts['conditions'][worse]}; {better}: "
+        f"{facts['conditions'][better]}).",
         "alarms": _alarms(f),
-        "sentences": [_reads(f), _system(f)],
-        "advice": _advice(f),
+        "sentences": [*in_words(f["training"]), _reads(f), _system(f)],
+        "advice": [_LONGER] if v["early"] else _advice(f),
         "tiles": _tiles(f, facts),
     }
 
@@ -38,6 +43,8 @@ def verdict(f: dict, facts: dict) -> dict:
 def _head(v: dict) -> str:
     if v["word"] == "neutral" and v["effect"]["documents"] < FEW:
         return "Too few documents to say"
+    if v["early"]:
+        return _EARLY
     return _UNREAD if v["word"] == "neutral" and v["effect"]["low"] > 0 else _HEAD[v["word"]]
 
 
@@ -105,6 +112,8 @@ def _system(f: dict) -> str:
         f"It is {said[every]} the plain language model on all text ({interval(v['system'])} bits per byte), {joint} "
         f"{said[far]} it in the half whose nearest neighbour is farther ({interval(v['system_far'])})"
     )
+    if v["early"]:
+        return text + "; of models trained so shortly that says little."
     if far < 0:
         return text + {
             1: ": use it for text of which its database has something near, not for other text.",
@@ -118,7 +127,7 @@ def _system(f: dict) -> str:
 
 def _told(effect: dict) -> int:
     """The sign of an effect; 0 of too few documents."""
-    return 0 if effect["documents"] < FEW else sign(effect)
+    return 0 if effect["documents"] < FEW else counts(effect)
 
 
 def _advice(f: dict) -> list[str]:
@@ -157,24 +166,24 @@ def _tiles(f: dict, facts: dict) -> list[dict]:
         else f"recall@{facts['index'].get('k')} of {recall:.3f};"
     )
     return [
-        tile(f"{name}, all text", value(v["effect"]), between(v["effect"]), state[sign(v["effect"])]),
+        tile(f"{name}, all text", value(v["effect"]), between(v["effect"]), state[counts(v["effect"])]),
         tile(
             f"{name}, filtered", value(v["filtered"]),
             f"{between(v['filtered'])}; {shared} of the bytes, in chunks that share less than "
             f"{facts['filter_overlap']:g} of a chunk",
-            state[sign(v["filtered"])],
+            state[counts(v["filtered"])],
         ),
         tile(
             "content: random - on", value(v["content"]),
             f"{between(v['content'])}; filtered {value(v['content_filtered'])}" if v["content"]
             else "random neighbours were not scored",
-            state[sign(v["content"])],
+            state[counts(v["content"])],
         ),
         tile(
             f"{name}, far", value(far["effects"][v["by"]]),
             f"{between(far['effects'][v['by']])}; the half whose nearest neighbour is farther, "
             f"{percent(far['share_of_bytes'])} of the bytes",
-            state[sign(far["effects"][v["by"]])],
+            state[counts(far["effects"][v["by"]])],
         ),
         tile(
             "harm rate", percent(h["rate"]),

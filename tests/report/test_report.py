@@ -50,6 +50,7 @@ def write(
     leaks=0,
     novel=None,
     far=None,
+    models=None,
 ):
     """A file of rows: every document has `chunks` chunks, of which the first reads nothing; `on` is `gain` nats a
     token better than all else, more where runs are copied, `novel` nats where none is, and `far` nats where the
@@ -88,6 +89,7 @@ def write(
             for i in range(documents)
         ],
         "vocabulary": pieces, "verbatim": {}, "versions": {"python": "3", "retro_jax": "0"},
+        "models": models or {},
     }  # fmt: skip
     out = likelihood.schema([Column(name, None, None) for name in conditions], K, LAYERS, facts)
     values = {

@@ -1,0 +1,43 @@
+"""How long a model was trained, and whether that is long enough to say anything of it."""
+
+import json
+
+from retro_jax.methods.method import Method
+from retro_jax.pipeline.prepared import Prepared
+from retro_jax.store import artefact
+from retro_jax.store.workdir import WorkDir
+
+# Tokens of training for each parameter. The curves of docs/quickstart.md begin at 1.3; a language model wants about 20
+# (Hoffmann et al. 2022), and what a database is worth changes most before.
+ENOUGH = 1.0
+
+
+def told(work: WorkDir, method: Method) -> dict:
+    """What a training was.
+
+    Returns:
+      seed, steps, tokens, parameters, tokens_per_parameter, epochs, seconds; base: whether it began with weights that
+      were there; heldout: [[step, loss on held-out text, nats a token]] at its checkpoints.
+    """
+    e, where = method.trained_with(work.experiment), work.trained(method.trained_as)
+    made, size = artefact.read(where), e.train.batch * e.train.length
+    counts, log = made["counts"], where / "metrics.jsonl"
+    rows = map(json.loads, log.read_text().splitlines()) if log.exists() else ()
+    tokens = counts["steps"] * size
+    return {
+        "seed": e.train.seed,
+        "steps": counts["steps"],
+        "tokens": tokens,
+        "parameters": counts["parameters"],
+        "tokens_per_parameter": tokens / counts["parameters"],
+        "epochs": tokens / (len(Prepared(work).records("train")) * e.train.length),
+        "seconds": made["seconds"],
+        "base": bool(e.train.base),
+        "heldout": [[r["step"], r["heldout_loss"]] for r in rows if "heldout_loss" in r],
+    }
+
+
+def early(trainings: list[dict]) -> bool:
+    """Whether one of them was too short to say anything: fewer than ENOUGH tokens for each parameter, all of them
+    fresh."""
+    return any(t["tokens_per_parameter"] < ENOUGH and not t["base"] for t in trainings)

@@ -1,0 +1,63 @@
+"""How the models were trained: in words, and their curves."""
+
+from retro_jax.report import charts
+from retro_jax.report.numbers import NONE, percent, plain
+from retro_jax.report.section import Section
+
+_FALLS = 0.002  # of the loss, from one checkpoint to the last: still falling
+
+
+def in_words(trainings: dict[str, dict]) -> list[str]:
+    """Sentences on how long each was trained; none where that is not known."""
+    if not trainings:
+        return []
+    each = [
+        f"{name} {plain(t['steps'])} steps, {plain(t['tokens'] / 1e6)} M tokens, "
+        f"{plain(t['tokens_per_parameter'])} for each parameter, {plain(t['epochs'])} epochs"
+        f"{', from given weights' if t['base'] else ''}"
+        f"{_falling(t['heldout'])}"
+        for name, t in trainings.items()
+    ]
+    seeds = sorted({t["seed"] for t in trainings.values()})
+    one = f"One training of each (train.seed {', '.join(map(str, seeds))}): another seed may differ by more than the "
+    one += "intervals, which are over documents."
+    return [f"Trained: {'; '.join(each)}.", one]
+
+
+def _falling(curve: list) -> str:
+    if len(curve) < 2:
+        return ""
+    (before, higher), (_, lower) = curve[-2:]
+    fall = 1 - lower / higher
+    if fall < _FALLS:
+        return ""
+    return (
+        f", its loss on held-out text still falling (by {percent(fall)} since step {plain(before)})"
+    )
+
+
+def section(f: dict, rows) -> Section | None:
+    """The loss on held-out text by step, and by time: a step of one may take longer than one of another."""
+    trainings = {n: t for n, t in f["training"].items() if t["heldout"]}
+    if not trainings:
+        return None
+    each = {n: t["seconds"] / t["steps"] for n, t in trainings.items() if t["seconds"]}
+    caption = "Loss on held-out text at the checkpoints, nats a token; a model that reads has its neighbours there."
+    if len(each) > 1:
+        slow, fast = max(each, key=each.get), min(each, key=each.get)
+        caption += (
+            f" All that is compared here is at equal steps. A step of {slow} took {plain(each[slow] / each[fast])} "
+            f"times as long as one of {fast}: at equal time {fast} would have had so many times the steps."
+        )
+    losses = {n: dict(t["heldout"]) for n, t in trainings.items()}
+    steps = sorted({step for loss in losses.values() for step in loss})
+    series = {n: [loss.get(step) for step in steps] for n, loss in losses.items()}
+    chart = charts.lines("training", caption, steps, series, "steps", "nats a token")
+    head = ["model", "parameters", "steps", "M tokens", "tokens a parameter", "epochs", "minutes"]
+    head.append("last loss")
+    table = [
+        [n, plain(t["parameters"]), plain(t["steps"]), plain(t["tokens"] / 1e6), plain(t["tokens_per_parameter"]),
+         plain(t["epochs"]), plain(t["seconds"] / 60) if t["seconds"] else NONE, plain(t["heldout"][-1][1])]
+        for n, t in trainings.items()
+    ]  # fmt: skip
+    return Section("training", "How they were trained", caption, head, table, chart)
