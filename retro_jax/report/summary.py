@@ -9,6 +9,7 @@ from retro_jax.methods.method import METHODS
 from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.recipe import database_split, shard_splits
 from retro_jax.report.setup import in_words
+from retro_jax.report.told import told
 from retro_jax.store import artefact, files, provenance
 from retro_jax.store.workdir import WorkDir
 from retro_jax.terminal import Terminal
@@ -40,6 +41,7 @@ def summarise(work: WorkDir, sample: dict, seconds: dict[str, float]) -> dict:
         "filtered_share_of_bytes",
         "verdict",
         "effects",
+        "training",
     )
     summary = {
         "name": e.name,
@@ -59,6 +61,10 @@ def summarise(work: WorkDir, sample: dict, seconds: dict[str, float]) -> dict:
         "versions": provenance.versions(),
     }
     files.write_json(work.summary, summary)
+    out.print(f"{e.name}: what came of it", style="bold", markup=False)
+    for line in told(work, summary):
+        out.print(line, markup=False, soft_wrap=line.startswith(" "))
+    out.print()
     _print_summary(work, summary)
     print_evaluations({split: m["counts"] for split, m in evaluated.items()})
     show.print_sample(sample)

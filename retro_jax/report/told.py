@@ -1,0 +1,89 @@
+"""What a run gave, in a few sentences: what a newcomer reads before any table."""
+
+from retro_jax.config import Experiment
+from retro_jax.evaluate.beside import BASE
+from retro_jax.evaluate.figures import FEW, counts
+from retro_jax.methods.method import methods_of
+from retro_jax.pipeline.recipe import database_split
+from retro_jax.store.workdir import WorkDir
+
+
+def told(work: WorkDir, s: dict) -> list[str]:
+    """The sentences of a summary (summary.py): what was built and scored, what retrieval gave, what to do next."""
+    return [_built(work.experiment, s), _scored(s), *_gave(s), *_next(work)]
+
+
+def _built(e: Experiment, s: dict) -> str:
+    corpus, documents = s["prepare"]["corpus"], s["prepare"]["chunks/train"]["documents"]
+    chunks = s["prepare"][f"chunks/{database_split(e)}"]["chunks"]
+    models = " and ".join(
+        f"{n} ({m['parameters'] / 1e6:.3g} M parameters)" for n, m in s["methods"].items()
+    )
+    said = [
+        f"{models} were trained on {documents:,} documents, {corpus['train_bytes'] / 1e6:.3g} MB."
+    ]
+    if reader := next((m.name for m in methods_of(e) if m.reads and m.trained), None):
+        said.append(
+            f"At the end of each chunk of {e.model.reading.chunk} tokens {reader} looks up "
+            f"{e.retrieval.neighbours} similar ones in a database of {chunks:,}, and reads them while it predicts the "
+            "next chunk."
+        )
+        if BASE in s["methods"]:
+            said.append(f"{BASE} is the same model without that.")
+    return " ".join(said)
+
+
+def _scored(s: dict) -> str:
+    h = s["heldout"]
+    return (
+        f"{h['documents']:,} documents that neither has seen, and that are in no database, were scored: bits for each "
+        "byte of their text, lower is better."
+    )
+
+
+def _gave(s: dict) -> list[str]:
+    bits, effects, v = s["bits_per_byte"], s["effects"], s["verdict"]
+    by = v["effect"]
+    without = BASE if BASE in bits else "off"
+    share = by["value"] / bits[without]
+    change = "fewer" if share >= 0 else "more"
+    low, high = by["low"] / bits[without], by["high"] / bits[without]
+    said = [
+        f"Without retrieval {bits[without]:.3f}, with it {bits['on']:.3f}: {abs(share):.1%} {change} bits (95 % "
+        f"interval over documents: {low:+.1%} to {high:+.1%})."
+    ]
+    if (content := effects.get("content")) and "random" in bits:
+        then = ("so it does not show that it reads them", "so it reads what they say")[
+            counts(content) > 0
+        ]
+        said.append(f"With random chunks in place of similar ones {bits['random']:.3f}, {then}.")
+    return [*said, _verdict(v, s)]
+
+
+def _verdict(v: dict, s: dict) -> str:
+    seeds = "one training, whose seed matters too"
+    if v["effect"]["documents"] < FEW:
+        return f"Of so few documents, and {seeds}, nothing can be concluded."
+    if v["early"]:
+        seen = min(t["tokens_per_parameter"] for t in s["training"].values())
+        return (
+            f"This shows that everything works, not what retrieval is worth: {seen:.2g} tokens for each parameter are "
+            f"too short a training to tell, and it is {seeds}."
+        )
+    return {
+        "helps": f"Retrieval helps here, by {seeds}.",
+        "hurts": f"Retrieval hurts here, by {seeds}.",
+        "neutral": f"Whether retrieval helps here cannot be told, by {seeds}.",
+    }[v["word"]]
+
+
+def _next(work: WorkDir) -> list[str]:
+    root = work.root
+    own = "retro run --config=quickstart --workdir=runs/mine --config.corpus.source='text:FOLDER/**/*.txt'"
+    return [
+        "Next:",
+        f"  your own text       {own}",
+        "  an hour's training  retro run --config=small",
+        f"  a report of charts  pip install 'retro_jax[report]' && retro report {root}",
+        f"  a page to try it    pip install 'retro_jax[serve]' && retro serve {root}",
+    ]
