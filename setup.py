@@ -1,5 +1,7 @@
 """Packaging of retro_jax: ranges here, tested versions in requirements.txt."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 SERVE = ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20"]
@@ -8,7 +10,17 @@ setup(
     name="retro_jax",
     version="0.1.0",
     description="RETRO, the Retrieval-Enhanced Transformer, in JAX and Flax",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     # Experiments stand at the top, where one looks for them, and are installed with the package.
     packages=[*find_packages(include=["retro_jax", "retro_jax.*"]), "retro_jax.experiments"],
     package_dir={"retro_jax.experiments": "experiments"},
