@@ -1,7 +1,7 @@
 """The evidence in the order in which it is asked for: is it worth anything, where from, why not more."""
 
 from retro_jax.evaluate.rows import Rows
-from retro_jax.report import curves, diagnosis, gains, training
+from retro_jax.report import curves, diagnosis, documents, gains, training
 from retro_jax.report.section import Section
 
 _PARTS = (
@@ -17,6 +17,7 @@ _PARTS = (
     curves.database,
     curves.place,
     curves.sources,
+    documents.section,
     diagnosis.failures,
     diagnosis.layers,
     diagnosis.attention,

@@ -225,7 +225,7 @@ def test_json_has_the_figures_and_markdown_the_same_content(made):
     names = {s["name"] for s in got["evidence"]}
     assert names == {
         "conditions", "effects", "histogram", "copied", "filtered", "nearest", "distance", "skipping", "neighbours",
-        "database", "place", "sources", "failures", "layers", "attention", "retriever",
+        "database", "place", "sources", "documents", "failures", "layers", "attention", "retriever",
     }  # fmt: skip
     (looks,) = [s["caption"] for s in got["evidence"] if s["name"] == "attention"]
     assert f"{numbers.percent(1 - 4 * 0.2)} to nothing (null keys)" in looks

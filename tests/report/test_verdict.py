@@ -2,6 +2,9 @@
 
 import json
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_report import write
 
@@ -62,3 +65,21 @@ def test_the_page_has_the_curves_and_the_time(tmp_path):
     section = next(s for s in made["evidence"] if s["name"] == "training")
     assert "A step of retro took 3 times as long as one of language_model" in section["caption"]
     assert [row[0] for row in section["rows"]] == ["retro", "language_model"]
+
+
+def test_documents_are_ranked_by_what_they_gain(tmp_path):
+    """The first two of 20 have all the gain."""
+    file = write(tmp_path, gain=0.0, documents=20)
+    table = pq.read_table(file)
+    gain = np.where(np.array(table["document"]) < 2, 1.0, -0.01)
+    column = pa.array(
+        np.array(table["logp_language_model"]) + gain, table.schema.field("logp_on").type
+    )
+    place = table.schema.get_field_index("logp_on")
+    pq.write_table(table.set_column(place, table.schema.field("logp_on"), column), file)
+    made = json.loads(report(file).with_suffix(".json").read_text())
+    section = next(s for s in made["evidence"] if s["name"] == "documents")
+    assert "18 of 20 lose (90.0 %)" in section["caption"]
+    assert "half of all that is gained is gained by 1 (5.0 %)" in section["caption"]
+    assert {row[0][:2] for row in section["rows"][:2]} == {"0/", "1/"}
+    assert len(section["rows"]) == 16
