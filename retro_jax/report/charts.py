@@ -61,27 +61,22 @@ def _legend(axes, series):
         axes.figure.legend(loc="outside upper left", ncols=min(4, len(series)))
 
 
-def bars(name: str, label: str, names, series: dict, x: str, write, zero: bool = True) -> str:
-    """Lying bars, S of them for each name: series {label: N values}.
-
-    Args:
-      write: the number at a bar's end. zero: whether the axis begins there.
-    """
+def bars(name: str, label: str, names, series: dict, x: str, write) -> str:
+    """Lying bars from 0, S of them for each name: series {label: N values}; write: the number at a bar's end."""
 
     def draw(axes):
         at, thick = np.arange(len(names)), 0.8 / len(series)
         every = np.concatenate([_numbers(v) for v in series.values()])
         low, high = np.nanmin(every), np.nanmax(every)
-        margin = (high - (min(low, 0) if zero else low)) or abs(high) or 1.0
-        left = 0 if zero else low - 0.25 * margin
+        margin = (high - min(low, 0)) or abs(high) or 1.0
         for i, (text, values) in enumerate(series.items()):
             values = _numbers(values)
             y = at + (i - (len(series) - 1) / 2) * thick
             colour = SERIES[i] if i == 0 else COLOUR["muted"]
-            axes.barh(y, values - left, thick * 0.9, left=left, color=colour, label=text)
+            axes.barh(y, values, thick * 0.9, color=colour, label=text)
             for place, value in zip(y, values):
                 if np.isfinite(value):
-                    end = (max(value, left), place)
+                    end = (max(value, 0), place)
                     axes.annotate(
                         write(value), end, (4, 0), textcoords="offset points", va="center", fontsize=8
                     )  # fmt: skip
@@ -89,7 +84,34 @@ def bars(name: str, label: str, names, series: dict, x: str, write, zero: bool =
         axes.invert_yaxis()
         axes.grid(False, axis="y")
         axes.locator_params(axis="x", nbins=6)
-        axes.set_xlim(min(low, left) - (0.05 * margin if low < left else 0), high + 0.24 * margin)
+        axes.set_xlim(min(low, 0) - (0.05 * margin if low < 0 else 0), high + 0.24 * margin)
+        axes.set_xlabel(x)
+        _legend(axes, series)
+
+    return drawn(name, label, 0.75 + len(names) * (0.1 + 0.14 * len(series)), draw)
+
+
+def dots(name: str, label: str, names, series: dict, x: str, write) -> str:
+    """Dots where the numbers are, for what has no 0 to begin at: series {label: N values}; write: the number beside."""
+
+    def draw(axes):
+        at, step = np.arange(len(names)), 0.5 / len(series)
+        every = np.concatenate([_numbers(v) for v in series.values()])
+        low, high = np.nanmin(every), np.nanmax(every)
+        margin = (high - low) or abs(high) or 1.0
+        for i, (text, values) in enumerate(series.items()):
+            values, y = _numbers(values), at + (i - (len(series) - 1) / 2) * step
+            colour = SERIES[0] if i == 0 else COLOUR["muted"]
+            axes.plot(values, y, "os"[i % 2], color=colour, markersize=5, label=text)
+            for place, value in zip(y, values):
+                if np.isfinite(value):
+                    axes.annotate(
+                        write(value), (value, place), (7, 0), textcoords="offset points", va="center", fontsize=8
+                    )  # fmt: skip
+        axes.set_yticks(at, names)
+        axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
+        axes.locator_params(axis="x", nbins=6)
+        axes.set_xlim(low - 0.06 * margin, high + 0.24 * margin)
         axes.set_xlabel(x)
         _legend(axes, series)
 

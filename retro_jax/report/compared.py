@@ -97,9 +97,7 @@ def _table(summary: dict, facts: dict) -> Section:
         "all": [methods[n]["all"]["bits_per_byte"] for n in names],
         "little overlap": [_of(methods[n]["filtered"], "bits_per_byte") for n in names],
     }
-    chart = charts.bars(
-        "methods", caption, names, series, "bits per byte (lower is better)", bits, zero=False
-    )
+    chart = charts.dots("methods", caption, names, series, "bits per byte (lower is better)", bits)
     head = ["method", "reads", "bits per byte", *list(PARTS.values())[1:]]
     head += ["content", "content, little overlap"]
     if summary["trainings"] > 1:

@@ -36,7 +36,7 @@ def conditions(f: dict, rows) -> Section:
     series = {"all": [every[n] for n in names], "filtered": [few[n] for n in names]}
     chart = ""
     if any(v is not None for v in every.values()):
-        chart = charts.bars("conditions", caption, names, series, _BITS, bits, zero=False)
+        chart = charts.dots("conditions", caption, names, series, _BITS, bits)
     head = [
         "condition",
         "what the model reads",

@@ -9,6 +9,11 @@ def _known(x) -> bool:
     return x is not None and math.isfinite(x)
 
 
+def _signed(number: str) -> str:
+    """A number with its sign, but for what rounds to 0: -0.0000 would tell of a loss."""
+    return number if number.strip("+-0.,") else number[1:]
+
+
 def bits(x: float | None) -> str:
     """Bits per byte: 1.7581."""
     return f"{x:.4f}" if _known(x) else NONE
@@ -16,7 +21,7 @@ def bits(x: float | None) -> str:
 
 def change(x: float | None) -> str:
     """A difference in bits per byte: +0.0472."""
-    return f"{x:+.4f}" if _known(x) else NONE
+    return _signed(f"{x:+.4f}") if _known(x) else NONE
 
 
 def interval(effect: dict | None) -> str:
@@ -28,12 +33,12 @@ def interval(effect: dict | None) -> str:
 
 def nats(x: float | None) -> str:
     """A gain in nats per token: +0.316."""
-    return f"{x:+.3f}" if _known(x) else NONE
+    return _signed(f"{x:+.3f}") if _known(x) else NONE
 
 
 def total(x: float | None) -> str:
     """Nats in all: +5,363."""
-    return f"{x:+,.0f}" if _known(x) else NONE
+    return _signed(f"{x:+,.0f}") if _known(x) else NONE
 
 
 def percent(x: float | None) -> str:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_report import write
 
-from retro_jax.report import report
+from retro_jax.report import numbers, report
 
 
 def trained(tokens_per_parameter, base=False, heldout=((10, 3.0), (20, 2.9))):
@@ -83,3 +83,10 @@ def test_documents_are_ranked_by_what_they_gain(tmp_path):
     assert "half of all that is gained is gained by 1 (5.0 %)" in section["caption"]
     assert {row[0][:2] for row in section["rows"][:2]} == {"0/", "1/"}
     assert len(section["rows"]) == 16
+
+
+def test_what_rounds_to_nothing_has_no_sign():
+    said = [numbers.change(x) for x in (-0.00001, 0.00001, -0.0001, 0.02)]
+    assert said == ["0.0000", "0.0000", "-0.0001", "+0.0200"]
+    assert [numbers.total(x) for x in (-0.2, 5363.4)] == ["0", "+5,363"]
+    assert numbers.nats(-0.0004) == "0.000"
