@@ -37,6 +37,10 @@ class Plain(Index):
         distances[:, :found] = np.take_along_axis(d, ids[:, :found], 1)
         return ids, distances
 
+    def operations(self, k: int) -> float:
+        """See `Index.operations`."""
+        return 2.0 * self._vectors.size
+
     def again(self, vectors: np.ndarray, settings, given: Given) -> tuple[str, bool]:
         """Whether it holds these vectors."""
         return "", np.array_equal(self._vectors, vectors)
