@@ -46,7 +46,7 @@ def figures(rows: Rows) -> dict:
         "near_copies": copies,
         "violations": facts["violations"],
         "whole_chunks": facts["whole_chunks"],
-        "training": dict(facts.get("models", {})),
+        "training": {n: t for n, t in facts.get("models", {}).items() if "tokens" in t},
         "conditions": facts["conditions"],
         "share_with_fewer_than_k": facts["share_with_fewer_than_k"],
     }
