@@ -60,13 +60,20 @@ def test_an_interval_is_the_middle_95_of_a_thousand_resamples():
         assert (found[name]["low"], found[name]["high"]) == pytest.approx((low, high))
 
 
+def scored(logp: float) -> Score:
+    """Of one token."""
+    one = Score.of([5], 0)
+    one.logprobs[:] = logp
+    return one
+
+
 def test_a_choice_is_normalised_by_its_own_bytes():
     """Without the space before it: with it the first would be chosen, at -1 against -1.25 a byte."""
     item = items.Item(1, "q", (" a", " né"), answer=1)
-    found = tasks._chosen(item, [Score(logp=-2.0), Score(logp=-5.0)])
+    found = tasks._chosen(item, [scored(-2.0), scored(-5.0)])
     assert (found["chosen"], found["chosen_by_bytes"]) == (0, 1)
     assert (found["correct"], found["correct_by_bytes"]) == (0.0, 1.0)
-    assert tasks._chosen(item, [Score(logp=-2.0), Score(logp=-7.0)])["chosen_by_bytes"] == 0
+    assert tasks._chosen(item, [scored(-2.0), scored(-7.0)])["chosen_by_bytes"] == 0
 
 
 def write(path, *lines) -> str:
