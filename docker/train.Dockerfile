@@ -1,7 +1,7 @@
 # Training and evaluation on accelerators: of NVIDIA (cuda, the default), or on a TPU VM (tpu).
 #
 #   docker build -f docker/train.Dockerfile --build-arg ACCELERATOR=cuda -t retro-train .
-#   docker run --gpus=all -v "$PWD/runs:/work/runs" retro-train run --config=quickstart --workdir=runs/mine
+#   docker run --gpus=all -v "$PWD/runs:/data/runs" retro-train run --config=quickstart --workdir=runs/mine
 #   docker build -f docker/train.Dockerfile --build-arg ACCELERATOR=tpu -t retro-train .
 #   docker run --privileged --network=host -v /mnt/BUCKET:/mnt/BUCKET retro-train train --config=retro:172m \
 #       --workdir=/mnt/BUCKET/172m --distributed
@@ -12,5 +12,5 @@ COPY setup.py README.md ./
 COPY retro_jax retro_jax
 COPY experiments experiments
 RUN pip install --no-cache-dir ".[report,${ACCELERATOR}]"
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["retro"]

@@ -277,7 +277,6 @@ def _score(
     index |= {"distance": Ranking.of(e.retrieval).distance, "rerank": e.retrieval.rerank}
     asked = e.evaluate.conditions
     conditions = condition.chosen(asked, method.conditions, text, method.k, index["approximate"])
-    trained = {m.name: artefact.read(work.trained(m.trained_as)) for m in (method, *others)}
     facts = found | {
         "name": e.name,
         "split": text.name,
@@ -292,10 +291,7 @@ def _score(
         "databases": text.databases,
         "index": index,
         "checkpoint": e.evaluate.checkpoint,
-        "models": {
-            m.name: training.told(work, m) | {"made": trained[m.name]["made"]}
-            for m in (method, *others)
-        },
+        "models": {m.name: training.told(work, m) for m in (method, *others)},
         "documents": [{"id": d["id"], "metadata": d["metadata"]} for d in text.table.documents],
         "vocabulary": vocabulary(Prepared(work).tokenizer),
         "versions": provenance.versions(),

@@ -17,6 +17,7 @@ import numpy as np
 from retro_jax import progress
 from retro_jax.corpus.tokenizer import BOS, PAD
 from retro_jax.errors import UserError
+from retro_jax.generate.lookup import first_tokens
 from retro_jax.generate.lookup import window as tail
 from retro_jax.generate.sample import silent_of
 from retro_jax.methods.method import Method, Retrieved, method_of
@@ -218,11 +219,7 @@ class Scorer:
             raise UserError(
                 f"neighbours = {texts!r}: must be a list of texts, for example [{texts!r}]"
             )
-        out = np.full((len(texts), self.model.reading.retrieved), PAD, np.int32)
-        for row, text in zip(out, texts):
-            ids = self.tokenizer.encode(text)[: len(row)]
-            row[: len(ids)] = ids
-        return out
+        return first_tokens(self.tokenizer, texts, self.model.reading.retrieved)
 
     def _look_up(self, windows: list[Window], k: int, given: np.ndarray) -> "_Near":
         """What windows retrieve, each different look-up once."""

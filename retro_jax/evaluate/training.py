@@ -17,7 +17,8 @@ def told(work: WorkDir, method: Method) -> dict:
 
     Returns:
       seed, steps, tokens, parameters, tokens_per_parameter, epochs, seconds; base: whether it began with weights that
-      were there; heldout: [[step, loss on held-out text, nats a token]] at its checkpoints.
+      were there; made: as its manifest says it; heldout: [[step, loss on held-out text, nats a token]] at its
+      checkpoints.
     """
     e, where = method.trained_with(work.experiment), work.trained(method.trained_as)
     made, size = artefact.read(where), e.train.batch * e.train.length
@@ -33,6 +34,7 @@ def told(work: WorkDir, method: Method) -> dict:
         "epochs": tokens / (len(Prepared(work).records("train")) * e.train.length),
         "seconds": made["seconds"],
         "base": bool(e.train.base),
+        "made": made["made"],
         "heldout": [[r["step"], r["heldout_loss"]] for r in rows if "heldout_loss" in r],
     }
 

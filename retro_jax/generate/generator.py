@@ -4,7 +4,6 @@ import queue
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from retro_jax.config import Request
@@ -16,11 +15,9 @@ from retro_jax.generate.lookup import Lookup
 from retro_jax.generate.sample import silent_of
 from retro_jax.generate.schedule import Schedule
 from retro_jax.methods.method import LookUps, Method, method_of
-from retro_jax.pipeline.prepare import check_prepared
+from retro_jax.methods.params import load_params
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.store.workdir import WorkDir
-from retro_jax.train import sharding
-from retro_jax.train.restore import restore_trained
 
 
 class Generator:
@@ -71,10 +68,7 @@ class Generator:
           UserError: something is missing, or was made with another config.
         """
         work = WorkDir.of(work)
-        check_prepared(work, only_live=True)
-        of, mesh = method_of(work.experiment, method), sharding.one_device()
-        with jax.set_mesh(mesh):
-            params = restore_trained(work, of, mesh)
+        params, of = load_params(work, method), method_of(work.experiment, method)
         of.prepare(work)
         return cls(of, params, Prepared(work).tokenizer, of.retriever(work), **sizes)
 

@@ -55,7 +55,9 @@ class Lookup:
         self.times, self.every = times, every or chunk
         self._longest = int(tokenizer.byte_counts.max())  # bytes of a token
         self.ids = functools.lru_cache(_PROMPTS)(lambda text: prompt_ids(tokenizer, text))
-        self._given = functools.lru_cache(_PROMPTS)(self._tokens_of)
+        self._given = functools.lru_cache(_PROMPTS)(
+            lambda texts: first_tokens(tokenizer, texts, retrieved)
+        )
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="lookup")
         self.looked_up, self.failed, self.seconds = 0, 0, 0.0
 
@@ -148,14 +150,6 @@ class Lookup:
             ids[rows, :width], distances[rows, :width] = found.ids, found.distances
         return Neighbours(tokens, ids, distances)
 
-    def _tokens_of(self, texts: tuple[str, ...]) -> np.ndarray:
-        """The first R tokens of each text [n, R]; no more of it is tokenized than can be in them, and a little."""
-        out = np.full((len(texts), self._r), PAD, np.int32)
-        for row, text in zip(out, texts):
-            given = self._tokenizer.encode(text[: 2 * self._r * self._longest])[: self._r]
-            row[: len(given)] = given
-        return out
-
     def describe(self, near: Neighbours) -> list[dict]:
         """Where the neighbours [1, K] of one chunk are from, in order, and what they say."""
         out = []
@@ -172,6 +166,15 @@ class Lookup:
 def prompt_ids(tokenizer, prompt: str) -> list[int]:
     """The token ids of a prompt, BOS first."""
     return [BOS, *tokenizer.encode(prompt)]
+
+
+def first_tokens(tokenizer, texts: Sequence[str], count: int) -> np.ndarray:
+    """The first tokens of each text [n, count]; no more of it is tokenized than can be in them, and a little."""
+    out, longest = np.full((len(texts), count), PAD, np.int32), int(tokenizer.byte_counts.max())
+    for row, text in zip(out, texts):
+        given = tokenizer.encode(text[: 2 * count * longest])[:count]
+        row[: len(given)] = given
+    return out
 
 
 def window(ids: Sequence[int], end: int, size: int) -> np.ndarray:

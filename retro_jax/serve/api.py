@@ -68,9 +68,7 @@ def asked(
       Refused: with status 404 for another model, otherwise 400.
     """
     f = fields(body, "", _FIELDS)
-    if f.get("model", model) != model:
-        message = f"model = {f['model'][:60]!r}: there is no such model here; give {model!r}, or leave it out"
-        raise Refused(message, "model", 404, "model_not_found")
+    check_model(f, model)
     method = f.get("method", next(iter(methods), ""))
     if "method" in f and method not in methods:
         remedy = f"must be one of those that this server was started with: {', '.join(methods)}"
@@ -115,6 +113,13 @@ def asked(
         logprobs,
         method,
     )
+
+
+def check_model(f: dict, model: str):
+    """Raises Refused if a body's fields name another model than the one that is served."""
+    if f.get("model", model) != model:
+        message = f"model = {f['model'][:60]!r}: there is no such model here; give {model!r}, or leave it out"
+        raise Refused(message, "model", 404, "model_not_found")
 
 
 def refusal(error: UserError) -> Refused:

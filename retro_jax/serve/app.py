@@ -114,16 +114,19 @@ class Service:
         """The page for a person."""
         return Response(self._page, headers=self._policy, media_type="text/html; charset=utf-8")
 
+    @property
+    def _failed(self) -> bool:
+        return any(g.error is not None for g in self.generators.values())
+
     async def health(self, request: Request) -> Response:
         """Whether continuations can be asked for."""
-        failed = any(g.error is not None for g in self.generators.values())
+        failed = self._failed
         return json_response({"status": "failed" if failed else "ok"}, 503 if failed else 200)
 
     async def ready(self, request: Request) -> Response:
         """Whether a continuation that is asked for now would be taken."""
-        failed = any(g.error is not None for g in self.generators.values())
         full = any(g.waiting >= self.limits.queue for g in self.generators.values())
-        status = "failed" if failed else "full" if full else "ready"
+        status = "failed" if self._failed else "full" if full else "ready"
         return json_response({"status": status}, 200 if status == "ready" else 503)
 
     async def version(self, request: Request) -> Response:

@@ -5,7 +5,7 @@ import base64
 import numpy as np
 
 from retro_jax.retrieval.encoder import Encoder
-from retro_jax.serve.api import MANY, ids, prompt_of, texts_of
+from retro_jax.serve.api import MANY, check_model, ids, prompt_of, texts_of
 from retro_jax.serve.reading import Refused, fields, flag, needed, text, whole, wrong
 
 _INPUTS = 2048  # texts of a body
@@ -49,9 +49,7 @@ def embeddings(encoder: Encoder, tokenizer, model: str, length: int, body) -> di
       Refused: the body is not understood, or words are searched here and not vectors.
     """
     f = fields(body, "", _EMBEDDINGS)
-    if f.get("model", model) != model:
-        message = f"model = {f['model'][:60]!r}: there is no such model here; give {model!r}, or leave it out"
-        raise Refused(message, "model", 404, "model_not_found")
+    check_model(f, model)
     if (form := f.get("encoding_format", "float")) not in _FORMATS:
         raise wrong("encoding_format", form, f"must be one of {', '.join(_FORMATS)}")
     found = texts_of(needed(f, "input", 'a text, for example "It was"'), "input", tokenizer, length)
