@@ -61,11 +61,14 @@ def words_of(rows: Rows) -> int:
     return sum(len(b"".join(pieces[t] for t in part.tolist()).split()) for part in parts)
 
 
+def sign(effect: dict | None) -> int:
+    """Whether an effect's interval is above 0 (1), below (-1), or holds it (0)."""
+    return 0 if not effect else int(effect["low"] > 0) - int(effect["high"] < 0)
+
+
 def counts(effect: dict | None) -> int:
-    """Whether an effect's interval is above 0 (1), below (-1), or holds it (0), as does one below LEAST."""
-    if not effect or abs(effect["value"]) < LEAST:
-        return 0
-    return int(effect["low"] > 0) - int(effect["high"] < 0)
+    """The same, and 0 of an effect below LEAST."""
+    return 0 if not effect or abs(effect["value"]) < LEAST else sign(effect)
 
 
 def verdict(figures: dict) -> dict:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from retro_jax.evaluate import rows
 from retro_jax.evaluate.beside import PARTS
+from retro_jax.evaluate.figures import sign
 from retro_jax.methods.method import METHODS
 from retro_jax.model.sizes import LENGTH, NEIGHBOURS, PAPER, VOCAB
 from retro_jax.report import charts
 from retro_jax.report.decision import BASE, Decision, Stated, decide
 from retro_jax.report.examples import text
-from retro_jax.report.numbers import bits, interval, nats, percent, plain, sign
+from retro_jax.report.numbers import bits, interval, nats, percent, plain
 from retro_jax.report.section import Section
 from retro_jax.report.setup import in_words
 from retro_jax.report.write import put

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 from retro_jax import progress
 from retro_jax.errors import UserError
+from retro_jax.evaluate.figures import sign
 from retro_jax.methods.method import METHODS, NEEDS
-from retro_jax.report.numbers import change, interval, sign
+from retro_jax.report.numbers import change, interval
 
 BASE = "language_model"
 CHANGES = ("never", "daily")

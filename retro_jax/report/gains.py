@@ -6,9 +6,10 @@ Each function takes figures and rows, and makes a section, or None where there i
 import numpy as np
 
 from retro_jax.evaluate.chunks import EPS
+from retro_jax.evaluate.figures import sign
 from retro_jax.evaluate.signals import EFFECTS
 from retro_jax.report import charts
-from retro_jax.report.numbers import bits, change, interval, nats, percent, sign, total
+from retro_jax.report.numbers import bits, change, interval, nats, percent, total
 from retro_jax.report.section import Section
 
 _BITS = "bits per byte (lower is better)"

@@ -51,8 +51,3 @@ def plain(x: float | None) -> str:
     if not _known(x):
         return NONE
     return f"{x:,}" if isinstance(x, int) else f"{x:.4g}"
-
-
-def sign(effect: dict | None) -> int:
-    """Whether an effect's interval is above 0 (1), below (-1), or holds it (0)."""
-    return 0 if not effect else int(effect["low"] > 0) - int(effect["high"] < 0)
