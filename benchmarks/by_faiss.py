@@ -1,5 +1,6 @@
 """faiss's indexes, each tuned to a recall. Part of benchmarks/search.py."""
 
+import contextlib
 import importlib.util
 import os
 import tempfile
@@ -20,7 +21,8 @@ def threads(number: int):
 
         faiss.omp_set_num_threads(number)
     for task in os.listdir("/proc/self/task"):  # XLA's, of Exact, among them
-        os.sched_setaffinity(int(task), CORES[:number])
+        with contextlib.suppress(ProcessLookupError):  # a thread that has ended since it was listed
+            os.sched_setaffinity(int(task), CORES[:number])
 
 
 class Faiss:

@@ -9,7 +9,8 @@ from retro_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag of a command, or (without dashes) a word after it; kind: str, int, float, or bool (given or not)."""
+    """One flag of a command, or (without dashes) a word after it; kind: str, int, float, bool (given or not), or of
+    words list: any number of them."""
 
     name: str
     meaning: str
@@ -101,6 +102,8 @@ def _add_flag(parser: argparse.ArgumentParser, flag: Flag):
             given["dest"] = "workdir_flag"
         if flag.default is not None:
             given["help"] += f" (default: {flag.default})"
+    elif flag.kind is list:
+        given["nargs"] = "*"
     else:
         given["nargs"] = "?"
         given["type"] = flag.kind

@@ -96,10 +96,19 @@ def _compare(args, fields) -> int:
 def _report(args, fields) -> int:
     from retro_jax import report
 
-    if args.path is None:
+    if not args.paths:
         raise UserError("name a working directory or a tokens.parquet, for example runs/quickstart")
-    for file in report.find(Path(args.path)):
-        page = report.report(file)
+    if args.output and len(args.paths) < 2:
+        raise UserError(
+            f"--output={args.output}: is for several runs; the page of one stands beside its rows"
+        )
+    found = [file for path in args.paths for file in report.find(Path(path))]
+    if len({file.resolve() for file in found}) < len(found):
+        raise UserError(f"{' '.join(args.paths)}: the same evaluation is named twice")
+    several = len(args.paths) > 1
+    folder = Path(args.output or "report")
+    pages = [report.reports(found, folder)] if several else map(report.report, found)
+    for page in pages:
         for suffix in (".html", ".json", ".md"):
             print(page.with_suffix(suffix))
     return 0
@@ -200,11 +209,16 @@ COMMANDS = (
     ),
     Command(
         "report",
-        "evaluations to pages that say whether retrieval helps",
+        "evaluations to pages that say whether retrieval helps, and which of several runs is better",
         "retro report runs/mine",
-        "report.html, report.json and report.md beside every tokens.parquet",
+        "report.html, report.json and report.md beside every tokens.parquet; of several runs, one page in --output",
         _report,
-        (Flag("path", "a working directory, or a tokens.parquet"),),
+        (
+            Flag("paths", "a working directory, or a tokens.parquet; or several", list),
+            Flag("--output", "of several: the folder of their page; by default report"),
+        ),
+        more="retro report runs/a runs/b puts runs on one page: which is better, and whether that can be told.\n"
+        "Trainings that differ only in their seed are taken together too.",
         experiment=False,
     ),
     Command(

@@ -39,6 +39,8 @@ def prepare(work: WorkDir, rebuild: bool = False) -> dict[str, dict]:
         if all(manifests.values()):
             for name in made:
                 progress.say(f"prepare/{name}: complete")
+            if not work.exists:  # what is prepared was copied here without it
+                work.save()
             return manifests
     with work.lock("prepare"):
         return _run(work, made, rebuild)

@@ -1,5 +1,5 @@
 """Rows of an evaluation to a report that needs nothing else: page, JSON and Markdown."""
 
-from retro_jax.report.write import find, report
+from retro_jax.report.write import find, report, reports
 
-__all__ = ["find", "report"]
+__all__ = ["find", "report", "reports"]

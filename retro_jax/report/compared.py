@@ -47,6 +47,7 @@ def content(summary: dict, read: rows.Rows, stated: Stated) -> dict:
         "evidence": [*made, _passages(summary, read)],
         "examples": None,
         "facts": [_facts(summary, facts)],
+        "made_from": "the rows in tokens.parquet beside this page, and summary.json",
     }
 
 

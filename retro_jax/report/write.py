@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from retro_jax.errors import UserError
@@ -52,29 +52,43 @@ def report(file: Path) -> Path:
     """Writes report.html, report.json and report.md beside a file of rows; the page's path.
 
     Args:
-      file: tokens.parquet, or the directory that holds it. Nothing else is read.
+      file: tokens.parquet, or the directory that holds it. Nothing else is read but what tasks are beside it.
 
     Raises:
       UserError: the file is missing or none of ours, or holds no token; matplotlib or Jinja2 is missing.
     """
     with libraries("retro report"):
-        from retro_jax.report import evidence, examples, setup, verdict
+        from retro_jax.report import evidence, examples, setup, tasks, verdict
     file = Path(file)
     file = file / ROWS if file.is_dir() else file
     read = rows.load(file)
     if not len(read):
         raise UserError(f"{file}: holds no token; run `retro evaluate` with text to score")
-    numbers, gathered = figures(read), chunks.gather(read)
+    numbers, gathered, done = figures(read), chunks.gather(read), tasks.section(tasks.find(file))
     hubs = examples.begins(file, read, gathered, [i for i, _ in numbers["retrieval"]["hubs"]])
     whole = {
         "question": "Does retrieval help?",
         "title": f"{read.facts['name']}, {read.facts['split']}",
         "verdict": verdict.verdict(numbers, read.facts),
-        "evidence": evidence.sections(numbers, read, hubs),
+        "evidence": [*evidence.sections(numbers, read, hubs), *filter(None, [done])],
         "examples": examples.chosen(file, read, gathered),
         "facts": setup.tables(numbers, read),
+        "made_from": f"the rows in {ROWS} beside this page",
     }
     return put(file.parent, whole, {"figures": numbers})
+
+
+def reports(files_of_rows: Sequence[Path], directory: Path) -> Path:
+    """Writes report.html, report.json and report.md of several files of rows together; the page's path.
+
+    Raises:
+      UserError: as `report`.
+    """
+    with libraries("retro report"):
+        from retro_jax.report import several
+    whole = several.content(files_of_rows)
+    files.make_directory(directory)
+    return put(directory, whole, {})
 
 
 def put(directory: Path, whole: dict, more: dict) -> Path:

@@ -40,6 +40,7 @@ def content(sums: Sums, every: dict) -> tuple[dict, dict]:
         "evidence": evidence,
         "examples": None,
         "facts": [_facts(sums)],
+        "made_from": "the rows in rows.parquet beside this page",
     }
     return whole, drawn
 

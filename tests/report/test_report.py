@@ -360,7 +360,7 @@ def test_bad_input_is_one_line(capfd, tmp_path, monkeypatch):
     pq.write_table(pa.table({"a": [1]}), tmp_path / "foreign.parquet")
     for arguments, words in (
         ([], "name a working directory or a tokens.parquet"),
-        (["a", "b"], "not understood: b"),
+        (["a", "b"], "a: no such directory"),
         (["--config=x"], "not understood: --config=x"),
         ([str(tmp_path / "nowhere")], "nowhere: no such directory"),
         ([str(tmp_path / "empty")], "retro evaluate"),

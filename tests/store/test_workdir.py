@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import uuid
@@ -230,3 +231,10 @@ def test_what_is_prepared_elsewhere_is_read_and_not_made_there(finished, small, 
     WorkDir(tmp_path / "third", small).save()
     with pytest.raises(UserError, match="reads what is prepared in"):
         experiment.open_work(args, [])
+
+
+def test_what_is_prepared_and_was_copied_alone_gets_its_experiment_back(finished, small, tmp_path):
+    """`train` and `evaluate` went on from such a directory, and then it was no working directory."""
+    shutil.copytree(finished / "prepare", tmp_path / "prepare")
+    prepare.prepare(WorkDir(tmp_path, small))
+    assert WorkDir(tmp_path).experiment == small
