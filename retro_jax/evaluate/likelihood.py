@@ -5,6 +5,7 @@ needs no model. See `schema` for its columns.
 """
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from retro_jax.train import sharding
 from retro_jax.train.restore import restore_trained
 
 WRITING = {"compression": "zstd", "write_page_checksum": True}  # of a parquet file
+MS = "ms_per_token"  # of each column, in the file's footer: known only when all is scored
 CONTEXT = 32  # tokens before a chunk with which a run that it shares may begin
 
 
@@ -120,13 +122,15 @@ def score(
         weights = {c.method.trained_as: c.method for c in columns}
         params = {name: restore_trained(work, m, mesh) for name, m in weights.items()}
         scores = [c.method.jitted(c.says) for c in columns]
+        took, places = dict.fromkeys((c.name for c in columns), 0.0), 0
         with progress.bar(f"{columns[0].name}: scoring {text.name}", len(text.records)) as advance:
-            for batch, rows, count in _batches(e, text):
+            for number, (batch, rows, count) in enumerate(_batches(e, text)):
                 x, found, seen = put(batch["tokens"]), {}, {}
                 distances = put(batch["distances"], np.float32)
                 scored = _scored(batch, rows, tokenizer.byte_counts)
                 asked = put(scored, bool)
                 for c, of in zip(columns, scores):
+                    begin = time.perf_counter()
                     near = c.condition and c.condition.neighbours(rows, batch["neighbours"])
                     near = None if near is None else Retrieved(put(near), distances)
                     some = {"asked": asked} if c.method.by_chunk else {}
@@ -134,11 +138,15 @@ def score(
                     if c.measured:
                         logp, seen = logp
                     found[f"logp_{c.name}"] = np.asarray(logp)
+                    took[c.name] += (time.perf_counter() - begin) * (number > 0)
+                places += x.size * (number > 0)  # the first batch compiles
                 seen = {name: np.asarray(v) for name, v in seen.items()}
                 writer.write_table(
                     _table(text, batch, rows, scored, found, seen, tokenizer.byte_counts, out, once)
                 )
                 advance(count)
+        each = {n: 1000 * t / places for n, t in took.items()} if places else {}
+        writer.add_key_value_metadata({MS: json.dumps(each)})
 
 
 def _batches(e: Experiment, text: Text) -> Iterator[tuple[dict, np.ndarray, int]]:

@@ -17,7 +17,7 @@ class Rows:
     """One entry a token in every array; see `likelihood.schema`.
 
     Attributes:
-      facts: what was evaluated, and with what.
+      facts: what was evaluated, and with what; ms_per_token: what scoring a token took, by condition, in batches.
       nats: -log p of each token, by condition.
       columns: the other columns; lists are [T, n].
     """
@@ -58,6 +58,9 @@ def load(file: Path) -> Rows:
     try:
         table = pq.ParquetFile(file, page_checksum_verification=True)
         facts = json.loads(table.schema_arrow.metadata[b"retro_jax"])
+        facts["ms_per_token"] = json.loads(
+            (table.metadata.metadata or {}).get(b"ms_per_token", "{}")
+        )
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{file}: no rows of an evaluation ({error}); run `retro evaluate`"

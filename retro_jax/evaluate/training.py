@@ -18,9 +18,11 @@ def told(work: WorkDir, method: Method) -> dict:
     Returns:
       seed, steps, tokens, parameters, tokens_per_parameter, epochs, seconds; base: whether it began with weights that
       were there; made: as its manifest says it; heldout: [[step, loss on held-out text, nats a token]] at its
-      checkpoints.
+      checkpoints. flops_per_token: forward, of held-out text, without the search; search_flops_per_token: of the
+      look-up that its chunk wants, None where the text is not prepared.
     """
     e, where = method.trained_with(work.experiment), work.trained(method.trained_as)
+    prepared = Prepared(work)
     made, size = artefact.read(where), e.train.batch * e.train.length
     counts, log = made["counts"], where / "metrics.jsonl"
     rows = map(json.loads, log.read_text().splitlines()) if log.exists() else ()
@@ -31,12 +33,22 @@ def told(work: WorkDir, method: Method) -> dict:
         "tokens": tokens,
         "parameters": counts["parameters"],
         "tokens_per_parameter": tokens / counts["parameters"],
-        "epochs": tokens / (len(Prepared(work).records("train")) * e.train.length),
+        "epochs": tokens / (len(prepared.records("train")) * e.train.length),
         "seconds": made["seconds"],
         "base": bool(e.train.base),
         "made": made["made"],
         "heldout": [[r["step"], r["heldout_loss"]] for r in rows if "heldout_loss" in r],
+        "flops_per_token": method.flops(prepared.tokenizer.vocab, e.train.length) / e.train.length,
+        "search_flops_per_token": _searching(prepared, method),
     }
+
+
+def _searching(prepared: Prepared, method: Method) -> float | None:
+    if not method.look_ups:
+        return 0.0
+    if not prepared.work.prepared("index").exists():
+        return None
+    return prepared.look_up(method.k) / method.model.reading.chunk
 
 
 def early(trainings: list[dict]) -> bool:

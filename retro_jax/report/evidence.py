@@ -23,6 +23,7 @@ _PARTS = (
     diagnosis.attention,
     diagnosis.verbatim,
     training.section,
+    training.costs,
 )
 
 

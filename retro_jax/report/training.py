@@ -1,4 +1,4 @@
-"""How the models were trained: in words, and their curves."""
+"""How the models were trained, in words and curves; and what they cost."""
 
 from retro_jax.report import charts
 from retro_jax.report.numbers import NONE, percent, plain
@@ -61,3 +61,38 @@ def section(f: dict, rows) -> Section | None:
         for n, t in trainings.items()
     ]  # fmt: skip
     return Section("training", "How they were trained", caption, head, table, chart)
+
+
+def costs(f: dict, rows) -> Section | None:
+    """FLOPs and time of a token, with retrieval and without."""
+    ms, known = (
+        f["ms_per_token"],
+        {n: t for n, t in f["training"].items() if "flops_per_token" in t},
+    )
+    if not ms or not known:
+        return None
+    name, reader = next(iter(known.items()))
+    found = reader["search_flops_per_token"]
+    caption = (
+        "Of a token of held-out text, forward: FLOPs of the network, and of the look-up that its chunk wants; and "
+        "milliseconds of scoring it here, in batches, with neighbours that are found already. What it takes while a "
+        "model generates: retro compare."
+    )
+    if base := known.get("language_model"):
+        more = (reader["flops_per_token"] + (found or 0.0)) / base["flops_per_token"]
+        caption += f" With retrieval it is {plain(more)} times the language model's FLOPs"
+        slower = plain(ms["on"] / ms["language_model"]) if ms.get("language_model") else NONE
+        caption += f" and {slower} times its time."
+    table = [[f"{name}, on", _mega(reader["flops_per_token"]), _mega(found), plain(ms["on"])]]
+    table.append([f"{name}, off", NONE, plain(0), plain(ms["off"])])
+    table += [
+        [n, _mega(t["flops_per_token"]), plain(0), plain(ms[n])]
+        for n, t in known.items()
+        if n in ms
+    ]
+    head = ["", "network, MFLOP a token", "search, MFLOP a token", "ms a token"]
+    return Section("costs", "What retrieval costs", caption, head, table, open=True)
+
+
+def _mega(flops: float | None) -> str:
+    return NONE if flops is None else plain(flops / 1e6)

@@ -146,6 +146,8 @@ def test_no_figure_depends_on_batches_devices_or_the_order_of_documents(
     small, finished, text, tmp_path, facts, monkeypatch
 ):
     plain = rows.load(finished / "evaluate" / "heldout" / "tokens.parquet")
+    assert plain.facts["ms_per_token"].keys() == plain.nats.keys()
+    assert min(plain.facts["ms_per_token"].values()) > 0
     assert len(plain) == sum(d["tokens"] for d in text.table.documents)
     assert plain["bytes"].sum() == sum(d["bytes"] for d in text.table.documents)
     places = plain["document"].astype(np.int64) << 32 | plain["position"]

@@ -1,6 +1,7 @@
 """What the verdict makes of a short training, one seed, and effects that nobody would notice."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -65,6 +66,25 @@ def test_the_page_has_the_curves_and_the_time(tmp_path):
     section = next(s for s in made["evidence"] if s["name"] == "training")
     assert "A step of retro took 3 times as long as one of language_model" in section["caption"]
     assert [row[0] for row in section["rows"]] == ["retro", "language_model"]
+
+
+def test_what_retrieval_costs_is_that_of_the_run(finished, tmp_path):
+    """The search, too, and against the language model."""
+    shutil.copy(finished / "evaluate/heldout/tokens.parquet", tmp_path)
+    page = report(tmp_path)
+    every = json.loads(page.with_suffix(".json").read_text())
+    costs = next(s for s in every["evidence"] if s["name"] == "costs")
+    trained = every["figures"]["training"]
+    more = trained["retro"]["flops_per_token"] + trained["retro"]["search_flops_per_token"]
+    assert (
+        trained["retro"]["search_flops_per_token"]
+        > 0
+        == trained["language_model"]["search_flops_per_token"]
+    )
+    times = more / trained["language_model"]["flops_per_token"]
+    assert times > 1
+    assert f"it is {numbers.plain(times)} times the language model's FLOPs" in costs["caption"]
+    assert [row[0] for row in costs["rows"]] == ["retro, on", "retro, off", "language_model"]
 
 
 def test_documents_are_ranked_by_what_they_gain(tmp_path):
