@@ -70,10 +70,13 @@ setup(
         "serve": SERVE,
         "megatron": ["torch>=2.6"],  # InstructRetro's checkpoints (retro_jax/weights/megatron.py)
         "faiss": ["faiss-cpu>=1.10"],  # retrieval.index=faiss
+        "gguf": ["gguf>=0.17"],  # models as llama.cpp has them
         "lm-eval": ["lm_eval>=0.4.10"],  # its tasks (`retro lm-eval`)
         "test": [
             *SERVE,
             "faiss-cpu>=1.10",
+            "gguf>=0.17",
+            "accelerate>=1",  # what transformers reads GGUF with
             "openai>=1.50",
             "httpx>=0.27",
             "tensorboardX>=2.6",

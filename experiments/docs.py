@@ -34,9 +34,7 @@ def get_config(clone: str = "cpp-docs"):
     config = experiment_beside(__file__, "small").get_config()
     config.name = "docs"
     # These pages repeat themselves: what teaches reading need not be kept, and what is copied teaches little else.
-    config.method_settings.retro.update(
-        own_continuation_kept=0.0, read_from=config.train.steps // 4
-    )
+    config.method_settings.retro.own_continuation_kept = 0.0
     config.corpus.source = f"text:{clone}/docs/**/*.md"
     config.corpus.heldout = 0.01
     config.generate.prompt = PROMPT

@@ -1,10 +1,11 @@
-"""RETROfit: retrieval for a language model that you have (`retrofit.py:DIRECTORY`).
+"""RETROfit: retrieval for a language model that you have (`retrofit.py:DIRECTORY` or `retrofit.py:FILE.gguf`).
 
     retro run --config=experiments/retrofit.py:models/pythia-160m --workdir=runs/fitted \\
         --config.corpus.source='text:corpus/**/*.txt'
 
 DIRECTORY holds the model as Hugging Face's save_pretrained writes it (GPT-2, GPT-NeoX, Llama, Mistral, Qwen2,
-Qwen3: config.json, *.safetensors, tokenizer.json), or as `retro export` does. Its weights stay as they are, bit
+Qwen3: config.json, *.safetensors, tokenizer.json), or as `retro export` does; FILE.gguf as llama.cpp has it (Llama,
+Qwen2, Qwen3; pip install 'retro_jax[gguf]'). Its weights stay as they are, bit
 for bit: without neighbours the result is the model that you had. Trained are an encoder and chunked
 cross-attention in every third layer from the 6th (of fewer than 12, from the middle).
 
@@ -37,9 +38,8 @@ from retro_jax.config import (
     to_config_dict,
 )
 from retro_jax.model import functional, sizes
-from retro_jax.weights import pretrained
-from retro_jax.weights.base import TOKENIZERS, model_like
-from retro_jax.weights.directory import model_of
+from retro_jax.weights import directory
+from retro_jax.weights.base import model_like
 
 LENGTH, BATCH = 2048, 256
 
@@ -47,10 +47,10 @@ LENGTH, BATCH = 2048, 256
 def get_config(base: str = ""):
     if not base:
         raise ValueError(
-            "experiments/retrofit.py: name the base, experiments/retrofit.py:DIRECTORY"
+            "experiments/retrofit.py: name the base, experiments/retrofit.py:DIRECTORY or :FILE.gguf"
         )
-    directory = Path(base)
-    given, whole = model_of(directory)
+    path = Path(base)
+    given, whole = directory.model_of(path)
     decoder = given.decoder
     large = decoder.d >= 1024
     model = model_like(
@@ -69,17 +69,17 @@ def get_config(base: str = ""):
         ),
     )
     # No longer than what the base was made for: past that it would only look worse than it is.
-    longest = (LENGTH, decoder.max_length or LENGTH, pretrained.made_for(directory) or LENGTH)
+    longest = (LENGTH, decoder.max_length or LENGTH, directory.length_of(path) or LENGTH)
     chunk = model.reading.chunk
     length = min(longest) // chunk * chunk
-    found = [directory / name for name in TOKENIZERS if (directory / name).is_file()]
+    own = directory.tokenizer_of(path) or path / directory.TOKENIZERS[0]
     parameters = functional.count(functional.shapes(model, 64, retrieval=False))
     return to_config_dict(
         Experiment(
-            name=f"{directory.name}-retrofit",
+            name=f"{path.stem if path.suffix == '.gguf' else path.name}-retrofit",
             corpus=CorpusConfig(
                 source="",  # is yours to name
-                tokenizer=str(found[0] if found else directory / TOKENIZERS[0]),
+                tokenizer=str(own),
                 bad_documents="skip",
             ),
             retrieval=RetrievalConfig(neighbours=2),

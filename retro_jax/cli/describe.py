@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from retro_jax.config import ModelConfig
+from retro_jax.corpus import gguf
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.corpus.tokenizer import open_tokenizer
 from retro_jax.errors import UserError
@@ -29,7 +30,8 @@ def describe(path: Path, count: int = 1):
     if (path / "layout.json").exists():
         return _shards(path, count)
     found = sorted(p.parent for p in path.rglob(artefact.MANIFEST))
-    if not found and ((path / "config.json").exists() or megatron.is_one(path)):
+    is_model = gguf.is_one(path) or (path / "config.json").exists() or megatron.is_one(path)
+    if is_model and not found:
         return _model(path)
     if not found:
         raise UserError(

@@ -37,7 +37,8 @@ class CorpusConfig:
         "keep", "keep | drop: training documents whose text is that of an earlier one"
     )
     tokenizer: str = setting(
-        "train", "train, a SentencePiece .model or a Hugging Face tokenizer.json"
+        "train",
+        "train, a SentencePiece .model, a Hugging Face tokenizer.json, or a GGUF file that holds one",
     )
     vocab: int = setting(
         4096, "pieces of a trained tokenizer, the 256 bytes and 4 special tokens included"

@@ -103,7 +103,7 @@ def encode(
     with it, and may raise. With None for `refuse` it is kept, for who only looks it up: one chunk, filled
     with PAD.
     """
-    rows, entries = [np.zeros((0, chunk), np.int32)], []
+    rows, entries, sizes = [np.zeros((0, chunk), np.int32)], [], tokenizer.byte_counts
     for document in documents:
         ids = token_ids(document.text, tokenizer)
         if refuse and len(ids) + 2 < chunk:
@@ -117,7 +117,9 @@ def encode(
                 "text": digest(document.text, 16).hex(),
                 "chunks": len(rows[-1]),
                 "tokens": len(ids),
-                "bytes": len(document.text.encode()),
+                "bytes": int(
+                    sizes[ids].sum()
+                ),  # of what has tokens: all, but for rare control characters
                 "metadata": document.metadata,
             }
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 import sentencepiece
 from upath import UPath
 
+from retro_jax.corpus import gguf
 from retro_jax.corpus.tokenizer_json import PretrainedTokenizer
 from retro_jax.corpus.vocabulary import Vocabulary
 from retro_jax.errors import UserError
@@ -107,7 +108,7 @@ def _lines(texts: Iterable[str]) -> Iterable[str]:
 
 
 def load(path: Path):
-    """The tokenizer of a file: SentencePiece's .model or a Hugging Face tokenizer.json.
+    """The tokenizer of a file: SentencePiece's .model, a Hugging Face tokenizer.json, or that of a GGUF file.
 
     Raises:
       UserError: the file is missing, damaged, or of a tokenizer that loses text.
@@ -115,10 +116,11 @@ def load(path: Path):
     path = UPath(path)
     if not path.is_file():
         raise UserError(f"{path}: no such tokenizer file")
-    if path.suffix == ".json":
-        return PretrainedTokenizer(path.read_bytes(), str(path))
+    name, data = file_of(path)
+    if name == "tokenizer.json":
+        return PretrainedTokenizer(data, str(path))
     try:
-        made = Tokenizer(path.read_bytes())
+        made = Tokenizer(data)
     except RuntimeError as error:
         raise UserError(f"{path}: no SentencePiece model ({error})") from error
     for probe in ("two  words", " 日本語🙂\n", "\0"):
@@ -129,6 +131,13 @@ def load(path: Path):
                 "pad, bos, eos, unk as ids 0 to 3"
             )
     return made
+
+
+def file_of(path: Path) -> tuple[str, bytes]:
+    """What a prepared corpus keeps of a given tokenizer: the name of the file and its bytes."""
+    if gguf.is_one(path):
+        return "tokenizer.json", gguf.tokenizer_json(path)
+    return "tokenizer" + path.suffix, path.read_bytes()
 
 
 def open_tokenizer(directory: Path):

@@ -28,6 +28,11 @@ _CHARACTERS = (
     0x1F642,
     0xFFFD,
 )
+# Bytes for which a file need not have a piece: those that UTF-8 never has, and those of control characters other than
+# white space, and of planes 4 to 11, in which there is no character.
+_IMPOSSIBLE = (0xC0, 0xC1, *range(0xF5, 0x100))
+_PLANES = {0xF1: "\U00040000-\U0007ffff", 0xF2: "\U00080000-\U000bffff"}
+_RARE = (*(b for b in range(0x20) if b not in b"\t\n\r"), 0x7F, *_PLANES)
 _GAPS = 1024  # numbers that need not have a token
 _BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
 _DROPPING = ("CharDelimiterSplit", "WhitespaceSplit", "Whitespace", "BertPreTokenizer")
@@ -39,7 +44,8 @@ class PretrainedTokenizer(Vocabulary):
 
     What a file may ask for and what changes the text is left out: Unicode normalisation, a space put before it,
     special tokens found in it, white space that a token takes from beside it, merges left out by chance. Where a
-    text has nothing of this, the tokens are the file's own.
+    text has nothing of this, the tokens are the file's own. Control characters, and characters of planes that Unicode
+    has not assigned, are left out of a text where the file has no piece for their bytes, as transformers does.
 
     Args:
       data: the bytes of a tokenizer.json.
@@ -80,9 +86,11 @@ class PretrainedTokenizer(Vocabulary):
             raise UserError(
                 f"{name}: has token {size - 1:,} in a vocabulary of {len(ids):,}; number them without gaps"
             )
-        if lost := self._bytes_without_a_piece():
+        missing = self._bytes_without_a_piece()
+        self._dropped = _characters(missing)
+        if lost := [b for b in missing if b not in (*_IMPOSSIBLE, *_RARE)]:
             raise UserError(
-                f"{name}: has no piece for {len(lost)} of the 256 bytes, 0x{lost[0]:02X} for example, so it would "
+                f"{name}: has no piece for {len(missing)} of the 256 bytes, 0x{lost[0]:02X} for example, so it would "
                 f"lose text; {_USE}"
             )
         own = [self._piece_bytes(i) for i in range(size)]
@@ -90,7 +98,8 @@ class PretrainedTokenizer(Vocabulary):
         self._space_mark = [self._pieces.token_to_id(f"<0x{b:02X}>") for b in _SPACE.encode()]
         for probe in self._probes():
             try:
-                same = self.decode_bytes(self.encode(probe)) == probe.encode()
+                kept = self._dropped.sub("", probe).encode()
+                same = self.decode_bytes(self.encode(probe)) == kept
             except (TypeError, KeyError):
                 same = False
             if not same:
@@ -150,6 +159,7 @@ class PretrainedTokenizer(Vocabulary):
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without BOS and EOS."""
+        text = self._dropped.sub("", text)
         if self._byte_level:
             return self._encode(text)
         first, *others = text.split(_SPACE)  # a space's mark in the text is no space
@@ -165,6 +175,12 @@ class PretrainedTokenizer(Vocabulary):
 def padded(size: int) -> int:
     """The size of a vocabulary of so many tokens."""
     return size + -size % _MULTIPLE
+
+
+def _characters(missing: list[int]) -> re.Pattern:
+    """Finds the characters of texts that the missing bytes leave without a token."""
+    own = "".join(_PLANES.get(b, re.escape(chr(b))) for b in missing if b in _RARE)
+    return re.compile(f"[{own}]" if own else r"(?!)")
 
 
 def _drops(pre_tokenizer) -> str:

@@ -1,5 +1,6 @@
 """What every tokenizer has in common: each token stands for certain bytes."""
 
+import functools
 from collections.abc import Iterable
 
 import numpy as np
@@ -29,7 +30,7 @@ class Vocabulary:
         """The text of the tokens. A chunk may cut a character: its bytes show as U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
-    @property
+    @functools.cached_property
     def byte_counts(self) -> np.ndarray:
         """Bytes of each token, [vocab] int32; 0 for special tokens."""
         return np.array([len(b) for b in self._bytes], np.int32)

@@ -22,7 +22,6 @@ from retro_jax.plan import count, hlo, topology
 from retro_jax.train import sharding
 from retro_jax.train.step import make_train_step
 from retro_jax.weights import directory
-from retro_jax.weights.base import TOKENIZERS
 
 GIB = 2**30
 # Share of a chip's memory that programs get; of a GPU's, what train.slurm has XLA take.
@@ -46,9 +45,8 @@ def parse_mesh(text: str) -> MeshConfig:
 
 def vocab_of(e: Experiment) -> int:
     """Tokens of the vocabulary, without a working directory."""
-    base = Path(e.train.base)
-    if e.train.base and not any((base / name).is_file() for name in TOKENIZERS):
-        return directory.vocab_of(base)
+    if e.train.base and not directory.tokenizer_of(Path(e.train.base)):
+        return directory.vocab_of(Path(e.train.base))
     if e.corpus.tokenizer == "train":
         return e.corpus.vocab
     return tokenizer.load(Path(e.corpus.tokenizer)).vocab

@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from retro_jax.config import Experiment, ModelConfig
+from retro_jax.corpus import tokenizer
 from retro_jax.errors import UserError
 from retro_jax.model import functional
 from retro_jax.weights import directory, pretrained
 from retro_jax.weights.placement import place
 from retro_jax.weights.pretrained import Pretrained
-
-TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 
 def open_base(e: Experiment, tokenizer: Path) -> Pretrained | None:
@@ -86,15 +85,14 @@ def _check_model(path: Path, given: ModelConfig, whole: bool, model: ModelConfig
 
 
 def _check_tokenizer(given: Pretrained, prepared: Path):
-    for name in TOKENIZERS:
-        own, theirs = prepared / name, given.path / name
-        if theirs.is_file() and not (own.is_file() and own.read_bytes() == theirs.read_bytes()):
-            raise UserError(
-                f"{prepared}: the corpus was prepared with another tokenizer than {theirs}; prepare it "
-                f"with --config.corpus.tokenizer={theirs} (in another --workdir)"
-            )
-        if theirs.is_file():
-            return
-    raise UserError(
-        f"{given.path}: no {' or '.join(TOKENIZERS)} there; put that of the model beside its weights"
-    )
+    theirs = directory.tokenizer_of(given.path)
+    if not theirs:
+        names = " or ".join(directory.TOKENIZERS)
+        raise UserError(f"{given.path}: no {names} there; put that of the model beside its weights")
+    name, data = tokenizer.file_of(theirs)
+    own = prepared / name
+    if not (own.is_file() and own.read_bytes() == data):
+        raise UserError(
+            f"{prepared}: the corpus was prepared with another tokenizer than {theirs}; prepare it "
+            f"with --config.corpus.tokenizer={theirs} (in another --workdir)"
+        )

@@ -20,8 +20,8 @@ from retro_jax.corpus.tokenizer import BOS, EOS
 from retro_jax.errors import UserError
 from retro_jax.store import files
 from retro_jax.weights import exported, huggingface, pretrained
-from retro_jax.weights.base import TOKENIZERS
 from retro_jax.weights.card import Card
+from retro_jax.weights.directory import TOKENIZERS
 from retro_jax.weights.families import FAMILIES
 from retro_jax.weights.name_table import letters, to_theirs
 from retro_jax.weights.tensors import INDEX, Tensors

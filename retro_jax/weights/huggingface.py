@@ -9,6 +9,7 @@ trained here have the tokens as they are here, and say so in config.json.
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +29,16 @@ SAME_TOKENS = "retro_jax_tokens"  # a field of config.json
 _BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
 
 
-def read(path: Path, config: dict) -> Pretrained:
-    """The decoder of a directory with config.json and *.safetensors.
+def read(path: Path, config: dict, tensors: Mapping) -> Pretrained:
+    """The decoder of a directory with config.json and *.safetensors, or of what says the same in another way.
+
+    tensors: its files' name -> array, with `shape(name)`.
 
     Raises:
       UserError: of another family, with a feature that is not supported, or damaged.
     """
-    file = path / "config.json"
-    family, tensors = _family(file, config), Tensors(path)
+    file = _says(path)
+    family = _family(file, config)
     model = model_of(file, config)
     size = Fields(file, config).count("vocab_size")
     vocab, rows = vocabulary(path, config)
@@ -51,6 +54,11 @@ def read(path: Path, config: dict) -> Pretrained:
     )  # fmt: skip
     dtype = pretrained.dtype_of(config, file)
     return Pretrained(path, config["model_type"], model, vocab, False, dtype, made.read)
+
+
+def _says(path: Path) -> Path:
+    """The file that has the config: of a directory its config.json, of a GGUF file that file."""
+    return path if path.is_file() else path / "config.json"
 
 
 def _family(file: Path, config: dict) -> Family:
@@ -81,7 +89,7 @@ def vocabulary(path: Path, config: dict) -> tuple[int, np.ndarray | None]:
     """How many tokens there are here, and [V] which row of the file's each has, -1 being none; or None, if they
     are the same. No weights need to be there.
     """
-    fields = Fields(path / "config.json", config)
+    fields = Fields(_says(path), config)
     size = fields.count("vocab_size")
     if fields.get(SAME_TOKENS) is True:
         return size, None

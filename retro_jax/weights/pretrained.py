@@ -1,4 +1,4 @@
-"""Directories with pre-trained weights: what they hold, in this project's names and layout.
+"""Directories and files with pre-trained weights: what they hold, in this project's names and layout.
 
 A layer's weights are named by its number, "layers.5.cca.attention.query", whatever the stacks are in which
 the network keeps them (model/retro.py); everything else has the network's own names.
@@ -15,10 +15,12 @@ import numpy as np
 
 from retro_jax.config import ModelConfig
 from retro_jax.config.fields import binding
+from retro_jax.corpus.gguf import is_one as is_gguf
 from retro_jax.errors import UserError
 from retro_jax.model import functional
 from retro_jax.model.retro import layer_names
 
+_FIELDS = 2**16  # bytes of a GGUF file
 NEVER = -1e30  # the readout's bias of a token that nothing is to predict
 
 
@@ -27,7 +29,8 @@ class Pretrained:
     """A decoder, or a whole RETRO, that lies in a directory.
 
     Attributes:
-      path: of the directory. kind: gpt2, gpt_neox, llama, mistral, qwen2, qwen3, retro_jax or instructretro.
+      path: of the directory or file. kind: gpt2, gpt_neox, llama, mistral, qwen2, qwen3, retro_jax or
+        instructretro.
       model: what of the network the weights decide; the rest has its defaults.
       vocab: tokens, this project's own four and padding included.
       retrieval: whether it is a whole RETRO.
@@ -47,13 +50,6 @@ class Pretrained:
     def names(self) -> list[str]:
         """All weights."""
         return list(shapes(self.model, self.vocab, self.retrieval))
-
-
-def made_for(path: Path) -> int:
-    """How many tokens the sequences had that a base was trained on, as its config says; 0 if it does not."""
-    file = path / "config.json"
-    said = read_config(path).get("max_position_embeddings") if file.exists() else 0
-    return said if type(said) is int and said > 0 else 0
 
 
 def read_config(path: Path) -> dict:
@@ -91,6 +87,10 @@ def read_object(file: Path, remedy: str = "") -> dict:
 def identity(path: Path) -> str:
     """A hash that tells a directory from any other by all but the numbers in it: its config.json, the names
     and sizes of its files."""
+    if is_gguf(path) and path.is_file():
+        with path.open("rb") as file:  # its fields stand first
+            about = [path.stat().st_size, hashlib.sha256(file.read(_FIELDS)).hexdigest()]
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     files = sorted(f for f in path.rglob("*") if f.suffix in (".json", ".safetensors", ".pt"))
     if not files:
         raise UserError(f"{path}: no such directory of a pre-trained model (train.base)")

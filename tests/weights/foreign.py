@@ -54,6 +54,12 @@ def two_layers() -> hf.LlamaForCausalLM:
     return with_random_weights(hf.LlamaForCausalLM(config))
 
 
+def large_heads() -> hf.Qwen3ForCausalLM:
+    """A Qwen3 with heads of 128: transformers takes no others from a GGUF file."""
+    config = hf.Qwen3Config(**_COMMON, **_KV, head_dim=128, tie_word_embeddings=True)
+    return with_random_weights(hf.Qwen3ForCausalLM(config))
+
+
 def make(name: str) -> torch.nn.Module:
     """One of MODELS with random weights."""
     return with_random_weights(MODELS[name]())

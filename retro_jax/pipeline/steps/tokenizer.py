@@ -24,5 +24,6 @@ class Tokenizer(Whole):
         else:
             given = Path(self.settings["corpus.tokenizer"])
             tokenizer.load(given)  # refuses what does not serve
-            files.write(out / ("tokenizer" + given.suffix), given.read_bytes())
+            name, data = tokenizer.file_of(given)
+            files.write(out / name, data)
         return {"vocab": tokenizer.open_tokenizer(out).vocab}
