@@ -22,7 +22,8 @@ except ModuleNotFoundError as error:
 from retro_jax import progress
 from retro_jax.config import Request
 from retro_jax.errors import UserError
-from retro_jax.evaluate.scorer import Pair, Scorer
+from retro_jax.evaluate.score import Pair
+from retro_jax.evaluate.scorer import Scorer
 from retro_jax.generate.generator import Generator
 from retro_jax.methods.method import method_of
 from retro_jax.store.workdir import WorkDir

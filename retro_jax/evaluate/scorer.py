@@ -7,7 +7,6 @@ token on, as in generation: nothing is ever retrieved with a token that is yet t
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ import numpy as np
 from retro_jax import progress
 from retro_jax.corpus.tokenizer import BOS, PAD
 from retro_jax.errors import UserError
+from retro_jax.evaluate.score import Pair, Score
 from retro_jax.generate.lookup import first_tokens
 from retro_jax.generate.lookup import window as tail
 from retro_jax.generate.sample import silent_of
@@ -28,54 +28,6 @@ from retro_jax.train import sharding
 from retro_jax.train.restore import restore_trained
 
 _BLOCK = 256  # chunks that are looked up at a time
-
-
-class Pair(NamedTuple):
-    """What is scored: the continuation, given the context."""
-
-    context: str
-    continuation: str
-
-
-@dataclass
-class Score:
-    """How probable a continuation is.
-
-    Attributes:
-      wanted: its tokens [T]. logprobs: log p of each, nats [T]. best: the most probable token in the place of each,
-        and top: that one's log p [T].
-      merged: bytes of the context that its first token holds.
-      ids, distances: what was read, [n, K] of each chunk that was looked up, as `Neighbours` has them.
-    """
-
-    wanted: np.ndarray
-    logprobs: np.ndarray
-    best: np.ndarray
-    top: np.ndarray
-    merged: int = 0
-    ids: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
-    distances: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-
-    @classmethod
-    def of(cls, wanted: list[int], merged: int) -> "Score":
-        """Of tokens whose score is not known yet."""
-        some = np.zeros(len(wanted), np.float32)
-        return cls(np.array(wanted, np.int32), some, some.astype(np.int32), some.copy(), merged)
-
-    @property
-    def logp(self) -> float:
-        """The sum over its tokens, nats."""
-        return float(self.logprobs.sum(dtype=np.float64))
-
-    @property
-    def greedy(self) -> bool:
-        """Whether each of them is the most probable one."""
-        return bool((self.best == self.wanted).all())
-
-    @property
-    def tokens(self) -> int:
-        """How many there are."""
-        return len(self.wanted)
 
 
 class Window(NamedTuple):

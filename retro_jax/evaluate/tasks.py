@@ -16,7 +16,8 @@ from retro_jax.config import Request
 from retro_jax.errors import UserError
 from retro_jax.evaluate import items, metrics
 from retro_jax.evaluate.items import Item
-from retro_jax.evaluate.scorer import Pair, Score, Scorer
+from retro_jax.evaluate.score import Pair, Score
+from retro_jax.evaluate.scorer import Scorer
 from retro_jax.evaluate.vote import vote as votes
 from retro_jax.generate.generator import Generator
 from retro_jax.methods.method import Method, method_of

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from itertools import chain
 
-from retro_jax.evaluate.scorer import Score
+from retro_jax.evaluate.score import Score
 from retro_jax.generate.completion import Completion
 from retro_jax.generate.detokenize import Text
 from retro_jax.generate.in_progress import Piece

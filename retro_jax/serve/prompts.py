@@ -7,7 +7,8 @@ import jax
 
 from retro_jax import progress
 from retro_jax.config.request import Request
-from retro_jax.evaluate.scorer import Pair, Score, Scorer
+from retro_jax.evaluate.score import Pair, Score
+from retro_jax.evaluate.scorer import Scorer
 from retro_jax.generate.generator import Generator
 from retro_jax.train import sharding
 

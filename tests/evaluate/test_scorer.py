@@ -9,7 +9,8 @@ from retro_jax.corpus import collect
 from retro_jax.corpus.tokenizer import BOS, PAD, UNK
 from retro_jax.errors import UserError
 from retro_jax.evaluate import rows
-from retro_jax.evaluate.scorer import Pair, Scorer, split
+from retro_jax.evaluate.score import Pair
+from retro_jax.evaluate.scorer import Scorer, split
 from retro_jax.generate.lookup import prompt_ids
 from retro_jax.model import functional
 from retro_jax.store.workdir import WorkDir

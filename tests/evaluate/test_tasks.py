@@ -14,7 +14,8 @@ from retro_jax.config.request import Request
 from retro_jax.corpus import collect
 from retro_jax.errors import UserError
 from retro_jax.evaluate import items, metrics, tasks
-from retro_jax.evaluate.scorer import Pair, Score, Scorer
+from retro_jax.evaluate.score import Pair, Score
+from retro_jax.evaluate.scorer import Scorer
 from retro_jax.store.workdir import WorkDir
 
 CONFIG = "--config=experiments/quickstart.py"

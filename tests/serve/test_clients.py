@@ -9,7 +9,8 @@ from serving import PROMPT, post, serving
 from retro_jax import __version__
 from retro_jax.config import RetrievalConfig
 from retro_jax.corpus.tokenizer import EOS
-from retro_jax.evaluate.scorer import Pair, Scorer
+from retro_jax.evaluate.score import Pair
+from retro_jax.evaluate.scorer import Scorer
 from retro_jax.retrieval.encoder import Encoder
 from retro_jax.serve import texts
 from retro_jax.serve.reading import Refused

@@ -6,7 +6,8 @@ import os
 import pytest
 from serving import PROMPT, serving
 
-from retro_jax.evaluate.scorer import Pair, Scorer
+from retro_jax.evaluate.score import Pair
+from retro_jax.evaluate.scorer import Scorer
 from retro_jax.store.workdir import WorkDir
 
 os.environ |= {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
