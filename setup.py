@@ -4,7 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-SERVE = ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20"]
+CHAT = ["jinja2>=3.1"]  # templates of conversations
+SERVE = ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20", *CHAT]
 
 setup(
     name="retro_jax",
@@ -68,6 +69,7 @@ setup(
         "cuda": ["jax[cuda12]>=0.10"],
         "beam": ["apache-beam>=2.60"],  # prepare on Dataflow, Flink, Spark
         "serve": SERVE,
+        "chat": CHAT,
         "megatron": ["torch>=2.6"],  # InstructRetro's checkpoints (retro_jax/weights/megatron.py)
         "faiss": ["faiss-cpu>=1.10"],  # retrieval.index=faiss
         "gguf": ["gguf>=0.17"],  # models as llama.cpp has them

@@ -57,10 +57,9 @@ def pieces(s: Setup, rows: int):
     """Parts of it alone, by name; rows are half-way through."""
     from retro_jax.generate.engine import SEGMENT, Engine
     from retro_jax.generate.lookup import Lookup
-    from retro_jax.generate.sample import silent_of
     from retro_jax.methods.method import Retrieved
 
-    silent = silent_of(s.tokenizer.byte_counts)
+    silent = s.tokenizer.silent
     engine = Engine(s.method, s.params, rows, s.length, K, silent)
     lookup = Lookup(s.text, s.tokenizer, s.chunk, s.method.model.reading.retrieved, K)
     whole = s.size.prompt // s.chunk  # chunks of a prompt

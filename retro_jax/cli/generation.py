@@ -14,6 +14,8 @@ def _generate(args, fields) -> int:
         raise UserError(f"--rows={args.rows}: is for --prompts=FILE")
     if args.rows is not None and args.rows < 1:
         raise UserError(f"--rows={args.rows}: must be at least 1")
+    if args.chat and args.prompts is not None:
+        raise UserError(f"--chat with --prompts={args.prompts}: give one of them")
     if args.interactive and args.prompts is not None:
         raise UserError(f"--interactive with --prompts={args.prompts}: give one of them")
     work = ready(open_work(args, fields))
@@ -23,9 +25,9 @@ def _generate(args, fields) -> int:
     from retro_jax.generate import interactive, show, stage
 
     if args.interactive:
-        interactive.converse(work, args.method)
+        interactive.converse(work, args.method, args.chat)
     elif args.prompts is None:
-        show.print_sample(stage.generate(work, args.method))
+        show.print_sample(stage.generate(work, args.method, args.chat))
     else:
         print(stage.generate_file(work, Path(args.prompts), args.rows or stage.ROWS, args.method))
     return 0
@@ -66,6 +68,11 @@ COMMANDS = (
         _generate,
         (
             Flag("--prompt", "the text to continue; by default generate.prompt"),
+            Flag(
+                "--chat",
+                "the prompt is a question to a model with a chat template, which is answered (docs/chat.md)",
+                bool,
+            ),
             Flag("--interactive", "type prompts, with editing and history", bool),
             Flag("--prompts", "a file: a prompt a line, or of JSONL a request a line"),
             Flag("--rows", "of --prompts: prompts that are continued together", int),

@@ -49,6 +49,9 @@ class Request:
     )
     where: Where = setting(Where(), "which documents may be read")
     contributions: bool = setting(False, "what each neighbour was worth to each token")
+    special_tokens: bool = setting(
+        False, "special tokens that stand in the prompt are tokens, as chat templates write them"
+    )
 
     def __post_init__(self):
         object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))

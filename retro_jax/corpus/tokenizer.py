@@ -8,12 +8,11 @@ from pathlib import Path
 import sentencepiece
 from upath import UPath
 
-from retro_jax.corpus import gguf
+from retro_jax.corpus import gguf, special
 from retro_jax.corpus.tokenizer_json import PretrainedTokenizer
-from retro_jax.corpus.vocabulary import Vocabulary
+from retro_jax.corpus.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 from retro_jax.errors import UserError
 
-PAD, BOS, EOS, UNK = 0, 1, 2, 3
 _SPACE = "▁"  # what SentencePiece writes for a space
 _SAMPLE = 20_000_000  # characters; more teach a small vocabulary nothing new
 _LINE = 2000  # characters; SentencePiece skips what is much longer
@@ -107,8 +106,10 @@ def _lines(texts: Iterable[str]) -> Iterable[str]:
             return
 
 
-def load(path: Path):
+def load(path: Path, with_it: special.Special | None = None):
     """The tokenizer of a file: SentencePiece's .model, a Hugging Face tokenizer.json, or that of a GGUF file.
+
+    with_it: what is known of its special tokens; by default what stands beside it.
 
     Raises:
       UserError: the file is missing, damaged, or of a tokenizer that loses text.
@@ -118,7 +119,8 @@ def load(path: Path):
         raise UserError(f"{path}: no such tokenizer file")
     name, data = file_of(path)
     if name == "tokenizer.json":
-        return PretrainedTokenizer(data, str(path))
+        known = special.given_with(path) if with_it is None else with_it
+        return PretrainedTokenizer(data, str(path), known)
     try:
         made = Tokenizer(data)
     except RuntimeError as error:
@@ -143,4 +145,4 @@ def file_of(path: Path) -> tuple[str, bytes]:
 def open_tokenizer(directory: Path):
     """The tokenizer in a directory: its tokenizer.json, or else its tokenizer.model."""
     given = directory / "tokenizer.json"
-    return load(given if given.exists() else directory / "tokenizer.model")
+    return load(given if given.exists() else directory / "tokenizer.model", special.read(directory))

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 
 import tokenizers
 
-from retro_jax.corpus.vocabulary import Vocabulary
+from retro_jax.corpus.special import Special
+from retro_jax.corpus.vocabulary import BOS, EOS, Vocabulary
 from retro_jax.errors import UserError
 
 FIRST = 4  # the file's id 0 is ours 4: PAD, BOS, EOS and UNK stand before
 _MULTIPLE = 64  # of the vocabulary's size, so that it can be split over a mesh
 _SPACE = "▁"
+_NONE = Special()
+_JOINER = "\u2060"  # takes no room
 _PROBES = (
     "two words", " a space before", "after ", "tab\tand\n\nlines\r\n", "naïve café", "日本語", "🙂👩‍👩‍👧",
     "▁", "\0\x01", "<s>", "</s>", "<|endoftext|>", "[CLS]", "e\u0301", "ﬁ",
@@ -49,7 +52,7 @@ class PretrainedTokenizer(Vocabulary):
 
     Args:
       data: the bytes of a tokenizer.json.
-      name: of the file, for messages.
+      name: of the file, for messages. special: which of its tokens begin and end texts.
 
     Raises:
       UserError: not a tokenizer, or one that does not give every text back: its own added tokens and random text
@@ -58,7 +61,7 @@ class PretrainedTokenizer(Vocabulary):
 
     first = FIRST
 
-    def __init__(self, data: bytes, name: str):
+    def __init__(self, data: bytes, name: str, special: Special = _NONE):
         try:
             fields = json.loads(data)
             self._byte_level = '"ByteLevel"' in json.dumps(fields.get("decoder"))
@@ -96,6 +99,16 @@ class PretrainedTokenizer(Vocabulary):
         own = [self._piece_bytes(i) for i in range(size)]
         super().__init__([b""] * FIRST + own + [b""] * (padded(FIRST + size) - FIRST - size))
         self._space_mark = [self._pieces.token_to_id(f"<0x{b:02X}>") for b in _SPACE.encode()]
+        # The weights have a place of their own for what begins and ends documents (weights/name_table.py).
+        place = {} if special.bos is None else {special.bos: BOS}
+        place |= {special.eos[0]: EOS} if special.eos else {}
+        self.ends = (EOS, *(place.get(i, i + FIRST) for i in special.eos[1:] if i < size))
+        self.template = special.template
+        self.specials = {self._added[i]: place.get(i, i + FIRST) for i in sorted(self._special)}
+        named = sorted(
+            self.specials, key=len, reverse=True
+        )  # of two that begin alike the longer one
+        self._named = re.compile("|".join(map(re.escape, named)) or r"(?!)")
         for probe in self._probes():
             try:
                 kept = self._dropped.sub("", probe).encode()
@@ -167,6 +180,18 @@ class PretrainedTokenizer(Vocabulary):
         for part in others:
             ids += [i + FIRST for i in self._space_mark] + self._encode(part)
         return ids
+
+    def encode_special(self, text: str) -> list[int]:
+        """Token ids of a text in which the file's special tokens stand for themselves, as in a chat template's."""
+        ids, at = [], 0
+        for found in self._named.finditer(text):
+            ids += [*self.encode(text[at : found.start()]), self.specials[found[0]]]
+            at = found.end()
+        return ids + self.encode(text[at:])
+
+    def literally(self, text: str) -> str:
+        """The text, of which `encode_special` makes no special token: an invisible character parts their names."""
+        return self._named.sub(lambda found: found[0][0] + _JOINER + found[0][1:], text)
 
     def _encode(self, text: str) -> list[int]:
         return [i + FIRST for i in self._pieces.encode(text, add_special_tokens=False).ids]

@@ -19,7 +19,6 @@ from retro_jax.errors import UserError
 from retro_jax.evaluate.score import Pair, Score
 from retro_jax.generate.lookup import first_tokens
 from retro_jax.generate.lookup import window as tail
-from retro_jax.generate.sample import silent_of
 from retro_jax.methods.method import Method, Retrieved, method_of
 from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.prepared import Prepared
@@ -72,7 +71,7 @@ class Scorer:
         self.length, self.rows, self.align, self.databases = length, rows, align, databases
         self._params, self._mesh, self._context, self._bar = params, mesh, context, bar
         self._bytes = tokenizer.byte_counts
-        never = tuple(np.flatnonzero(silent_of(tokenizer.byte_counts)).tolist())
+        never = tuple(np.flatnonzero(tokenizer.silent).tolist())
         self._scores = method.jitted("scores", never=never)
 
     @classmethod

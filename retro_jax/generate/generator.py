@@ -12,7 +12,6 @@ from retro_jax.generate.completion import Completion
 from retro_jax.generate.engine import Engine
 from retro_jax.generate.in_progress import Work
 from retro_jax.generate.lookup import Lookup
-from retro_jax.generate.sample import silent_of
 from retro_jax.generate.schedule import Schedule
 from retro_jax.methods.method import LookUps, Method, method_of
 from retro_jax.methods.params import load_params
@@ -53,8 +52,7 @@ class Generator:
         chunk, retrieved = model.reading.chunk, model.reading.retrieved
         asks = method.look_ups or LookUps(chunk, chunk)
         self.lookup = Lookup(retriever, tokenizer, chunk, retrieved, self.k, asks.times, asks.every)
-        silent = silent_of(tokenizer.byte_counts)
-        engine = Engine(method, params, rows, length, self.k, silent)
+        engine = Engine(method, params, rows, length, self.k, tokenizer.silent)
         self._schedule = Schedule(engine, self.lookup)
 
     @classmethod
@@ -117,9 +115,9 @@ class Generator:
     def check(self, request: Request, named: str = ""):
         """Raises UserError for what this generator cannot do; `named` precedes the field's name."""
         request.check(named)
-        width, tokens = self.lookup.width(request), self.lookup.least(request.prompt)
+        width, tokens = self.lookup.width(request), self.lookup.least(request)
         if tokens <= self.length:  # otherwise it is too long whatever it says
-            tokens = len(self.lookup.ids(request.prompt))
+            tokens = len(self.lookup.ids(request))
         if width > self.k:
             raise UserError(
                 f"{named}{'neighbours' if request.neighbours else 'k'}: {width} neighbours, but at most "

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 
 from retro_jax.config.request import Request
-from retro_jax.corpus.tokenizer import EOS
 from retro_jax.generate.completion import Completion
 from retro_jax.generate.detokenize import Text
 from retro_jax.generate.lookup import Prompt, window
@@ -43,7 +42,7 @@ class Work:
         self.cancelled, self.error = False, None
         self._done, self.submitted = threading.Event(), time.perf_counter()
         self._text = Text(tokenizer, request.stop)
-        self._ends = {*request.stop_tokens, *(() if request.ignore_eos else (EOS,))}
+        self._ends = {*request.stop_tokens, *(() if request.ignore_eos else tokenizer.ends)}
         self.row, self.shadows, self.near, self.waiting = None, [], None, None
         self._asked = 0.0
         self.ids: list[int] = []

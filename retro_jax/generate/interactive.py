@@ -13,6 +13,7 @@ from retro_jax import progress
 from retro_jax.config import Experiment, Request, from_config_dict
 from retro_jax.errors import UserError
 from retro_jax.generate import show
+from retro_jax.generate.chat import Chat, asks
 from retro_jax.generate.generator import Generator
 from retro_jax.store.workdir import WorkDir
 
@@ -22,17 +23,19 @@ Type a prompt; a line that ends in \\ goes on in the next one. Up and down: what
 :set FIELD=VALUE   one of: {fields}
                    for example :set stop=["\\n\\n"]  :set where={{"licence": ["CC0"]}}
 :show              how the next prompt will be continued
+:new               begins another conversation (--chat)
 :help  :quit       (or Ctrl-D); Ctrl-C ends a continuation"""
 
 
-def converse(work: WorkDir, method: str = "retro"):
+def converse(work: WorkDir, method: str = "retro", chat: bool = False):
     """Reads prompts from the terminal until there are no more; shows each continuation as it comes, and
-    then what it read."""
+    then what it read. chat: lines are a user's messages of one conversation, until `:new`."""
     experiment = work.experiment
     request = dataclasses.replace(experiment.generate, contributions=True)
     rows = 1 + experiment.retrieval.neighbours
     opened = Generator.open(work, method, rows=rows, length=LENGTH)
     with opened as generator, _history(work.history):
+        made, messages = Chat(generator.tokenizer) if chat else None, []
         progress.say(_help())
         while True:
             try:
@@ -45,8 +48,12 @@ def converse(work: WorkDir, method: str = "retro"):
             if line in (":quit", ":q"):
                 return
             try:
-                if line.startswith(":"):
+                if line == ":new":
+                    messages.clear()
+                elif line.startswith(":"):
                     request = command(experiment, request, line)
+                elif line and chat:
+                    _answer(generator, made, messages, dataclasses.replace(request, prompt=line))
                 elif line:
                     continue_one(generator, dataclasses.replace(request, prompt=line))
             except UserError as error:
@@ -81,18 +88,32 @@ def command(experiment: Experiment, request: Request, line: str) -> Request:
     return request
 
 
-def continue_one(generator: Generator, request: Request):
-    """Shows a continuation as it comes, then coloured, with what it read. Ctrl-C ends it."""
+def _answer(generator: Generator, chat: Chat, messages: list[dict], request: Request):
+    """Answers one more message, and adds both to the conversation."""
+    asked = [*messages, {"role": "user", "content": request.prompt}]
+    made, passages = asks(generator, chat, asked, request)
+    told = {"question": request.prompt, "passages": passages}
+    sample = continue_one(generator, made, told)
+    messages[:] = [*asked, {"role": "assistant", "content": sample["text"]}]
+
+
+def continue_one(generator: Generator, request: Request, told: dict | None = None) -> dict:
+    """Shows a continuation as it comes, then coloured, with what it read; returns it. Ctrl-C ends it.
+
+    told: what is to be shown beside it (`show.print_sample`).
+    """
+    told = told or {}
     pieces, text = queue.SimpleQueue(), ""
     work = generator.submit(request, pieces.put)
     with Live("", console=show.out, transient=True) as live:
         with contextlib.suppress(KeyboardInterrupt):
             while (piece := pieces.get()) is not None:
                 text += piece.text
-                live.update(show.plain(request.prompt, text))
+                live.update(show.plain(told.get("question", request.prompt), text))
         work.cancel()
-        sample = work.result().to_json()
+        sample = work.result().to_json() | told
     show.print_sample(sample)
+    return sample
 
 
 def _read() -> str:

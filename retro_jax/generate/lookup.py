@@ -36,7 +36,6 @@ class Lookup:
         look-ups of a text are read; 0: all. every: tokens between those of a continuation; 0: M.
 
     Attributes:
-      ids: from a prompt to its token ids, BOS first; the last ones are remembered.
       looked_up, failed, seconds: chunks and lookups so far, for who watches.
     """
 
@@ -54,7 +53,9 @@ class Lookup:
         self._m, self._r, self._most = chunk, retrieved, most
         self.times, self.every = times, every or chunk
         self._longest = int(tokenizer.byte_counts.max())  # bytes of a token
-        self.ids = functools.lru_cache(_PROMPTS)(lambda text: prompt_ids(tokenizer, text))
+        self._ids = functools.lru_cache(_PROMPTS)(
+            lambda text, special: prompt_ids(tokenizer, text, special)
+        )
         self._given = functools.lru_cache(_PROMPTS)(
             lambda texts: first_tokens(tokenizer, texts, retrieved)
         )
@@ -69,9 +70,13 @@ class Lookup:
         """How many neighbours a request's chunks read."""
         return request.width(min(self._retriever.k, self._most))
 
-    def least(self, prompt: str) -> int:
-        """The fewest tokens that a prompt can have, without looking at what it says."""
-        return 1 + len(prompt.encode()) // self._longest
+    def ids(self, request: Request) -> list[int]:
+        """The token ids of a request's prompt, BOS first; the last ones are remembered."""
+        return self._ids(request.prompt, request.special_tokens)
+
+    def least(self, request: Request) -> int:
+        """The fewest tokens that a request's prompt can have, without looking at what it says."""
+        return 1 if request.special_tokens else 1 + len(request.prompt.encode()) // self._longest
 
     def prompt(self, request: Request) -> Future:
         """Future of a `Prompt`."""
@@ -80,7 +85,7 @@ class Lookup:
     def unread(self, request: Request) -> Prompt:
         """A prompt for which nothing is looked up."""
         near = self._find([], np.zeros((0, self._m), np.int32))
-        return Prompt(list(self.ids(request.prompt)), 0, near, [], None, [])
+        return Prompt(list(self.ids(request)), 0, near, [], None, [])
 
     def windows(self, requests: Sequence[Request], windows: np.ndarray) -> list[tuple[Future, int]]:
         """For each request the future of what its window [M] retrieves, PAD before a shorter one, and its
@@ -107,7 +112,7 @@ class Lookup:
             self.seconds += time.perf_counter() - begin
 
     def _of_prompt(self, request: Request):
-        ids, passage = list(self.ids(request.prompt)), None
+        ids, passage = list(self.ids(request)), None
         if request.in_prompt and self.width(request):
             near = self._find([request], window(ids, len(ids), self._m)[None])
             if near.tokens[0, 0].any():
@@ -163,9 +168,15 @@ class Lookup:
         return out
 
 
-def prompt_ids(tokenizer, prompt: str) -> list[int]:
-    """The token ids of a prompt, BOS first."""
-    return [BOS, *tokenizer.encode(prompt)]
+def prompt_ids(tokenizer, prompt: str, special: bool = False) -> list[int]:
+    """The token ids of a prompt, BOS first. special: whether special tokens in it stand for themselves."""
+    ids = tokenizer.encode_special(prompt) if special else tokenizer.encode(prompt)
+    return ids if ids[:1] == [BOS] else [BOS, *ids]
+
+
+def ids_of(tokenizer, request: Request) -> list[int]:
+    """The token ids of a request's prompt."""
+    return prompt_ids(tokenizer, request.prompt, request.special_tokens)
 
 
 def first_tokens(tokenizer, texts: Sequence[str], count: int) -> np.ndarray:

@@ -7,9 +7,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-
-from retro_jax.corpus.tokenizer import EOS
 
 TOP = 5  # most probable tokens that are reported, at most
 
@@ -53,11 +50,6 @@ def sample(logits, how: Sampling, seen, place, silent):
         return jnp.where(how.temperature > 0, _largest(x + noise), greedy)
 
     return jax.lax.cond((how.temperature > 0).any(), draw, lambda: greedy)
-
-
-def silent_of(byte_counts: np.ndarray) -> np.ndarray:
-    """Which tokens are never drawn [V] bool: those without text, but for the end of a document."""
-    return (byte_counts == 0) & (np.arange(len(byte_counts)) != EOS)
 
 
 def _largest(x):

@@ -52,8 +52,14 @@ def print_sample(sample: dict):
     title = "prompt (bold), continuation"
     if any("contribution" in n for c in sample["chunks"] for n in c["neighbours"]):
         title += f"; coloured: {NOTABLE} nats or more of a neighbour"
-    whole = Text(sample["prompt"], "bold") + continuation(sample)
+    if "question" in sample:
+        title = title.replace("prompt", "question").replace("continuation", "answer")
+    asked = sample.get("question", sample["prompt"]) + "\n" * ("question" in sample)
+    whole = Text(asked, "bold") + continuation(sample)
     out.print(Panel(whole, title=title, title_align="left"))
+    if sample.get("passages"):
+        print_neighbours("read before the question", sample["passages"])
+        return
     if sample["passage"]:
         out.print(f"before the prompt: {escape(name_of(sample['passage']))}")
     if sample["retrieval"] != "on":

@@ -10,8 +10,9 @@ from retro_jax.config import Experiment, Request, from_config_dict
 from retro_jax.corpus.document import Unusable, as_text, digest, parsed
 from retro_jax.databases.database import Databases
 from retro_jax.errors import UserError
+from retro_jax.generate.chat import Chat, asks
 from retro_jax.generate.generator import Generator
-from retro_jax.generate.lookup import prompt_ids
+from retro_jax.generate.lookup import ids_of
 from retro_jax.methods.method import method_of
 from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.prepared import Prepared
@@ -19,16 +20,20 @@ from retro_jax.store import artefact, columns, files
 from retro_jax.store.workdir import WorkDir
 from retro_jax.train.restore import check_trained
 
+LENGTH = 2048  # tokens of a conversation
 ROWS = 8  # prompts of a file that are continued together
 _BLOCK = 4  # times as many prompts are given at a time, and complete together
 
 
-def generate(work: WorkDir, method: str = "retro") -> dict:
+def generate(work: WorkDir, method: str = "retro", chat: bool = False) -> dict:
     """Continues `generate.prompt`; writes the working directory's generate.json and returns what is in it:
     a `Completion`.
 
-    method: the name of the method that continues it.
+    method: the name of the method that continues it. chat: answer it instead, as a user's message (chat.py); there is
+      `question` too, and `passages`, those that stand before it.
     """
+    if chat:
+        return _answer(work, method)
     request = work.experiment.generate
     with (
         fitting(work, [request], 1, method) as generator,
@@ -38,6 +43,21 @@ def generate(work: WorkDir, method: str = "retro") -> dict:
     _warn([result])
     files.write_json(work.generated, result.to_json())
     return result.to_json()
+
+
+def _answer(work: WorkDir, method: str) -> dict:
+    check_prepared(work, only_live=True)
+    request, made = work.experiment.generate, Chat(Prepared(work).tokenizer)
+    messages = [{"role": "user", "content": request.prompt}]
+    rows = 1 + work.experiment.retrieval.neighbours * request.contributions
+    with Generator.open(work, method, rows=rows, length=LENGTH) as generator:
+        asked, passages = asks(generator, made, messages, request)
+        with progress.bar("answering", asked.tokens) as advance:
+            result = generator.generate_all([asked], advance)[0]
+    _warn([result])
+    told = result.to_json() | {"question": request.prompt, "passages": passages}
+    files.write_json(work.generated, told)
+    return told
 
 
 def generate_file(work: WorkDir, file: Path, rows: int = ROWS, method: str = "retro") -> Path:
@@ -147,7 +167,7 @@ def fitting(work: WorkDir, requests: Sequence[Request], rows: int, method: str) 
     e, tokenizer = work.experiment, Prepared(work).tokenizer
     widths = [r.width(method_of(e, method).k) for r in requests]
     rows = max([rows] + [1 + w for r, w in zip(requests, widths) if r.contributions])
-    length = max(r.room(len(prompt_ids(tokenizer, r.prompt)), e.model) for r in requests)
+    length = max(r.room(len(ids_of(tokenizer, r)), e.model) for r in requests)
     generator = Generator.open(work, method, rows=rows, length=length, k=max(widths))
     try:
         for request in requests:

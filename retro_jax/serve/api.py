@@ -67,7 +67,7 @@ def asked(
     Raises:
       Refused: with status 404 for another model, otherwise 400.
     """
-    f = fields(body, "", _FIELDS)
+    f = fields(body, "", FIELDS)
     check_model(f, model)
     method = f.get("method", next(iter(methods), ""))
     if "method" in f and method not in methods:
@@ -227,8 +227,8 @@ def _stop(value, name: str) -> tuple[str, ...]:
     return texts(STOPS)(value, name)
 
 
-def _neutral(neutral, why: str) -> reading.Reader:
-    """A field that does nothing here, and may say so only."""
+def neutral(neutral, why: str) -> reading.Reader:
+    """A reader of a field that does nothing here, and may say so only."""
 
     def read(value, name: str):
         if isinstance(value, bool) or value != neutral:
@@ -253,7 +253,7 @@ _RETRIEVAL = {
     "where": _object_of(_WHERE),
     "contributions": flag,
 }
-_FIELDS = {
+FIELDS = {
     "model": text,
     "method": text,
     "prompt": prompt_of,
@@ -276,8 +276,8 @@ _FIELDS = {
     "repetition_penalty": number,
     "retrieval": _object_of(_RETRIEVAL),
     "best_of": whole(1, CHOICES),
-    "presence_penalty": _neutral(0, "there is repetition_penalty instead"),
-    "frequency_penalty": _neutral(0, "there is repetition_penalty instead"),
-    "logit_bias": _neutral({}, "tokens have no bias here"),
-    "suffix": _neutral("", "nothing is put into a text here"),
+    "presence_penalty": neutral(0, "there is repetition_penalty instead"),
+    "frequency_penalty": neutral(0, "there is repetition_penalty instead"),
+    "logit_bias": neutral({}, "tokens have no bias here"),
+    "suffix": neutral("", "nothing is put into a text here"),
 }

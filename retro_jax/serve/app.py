@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import functools
 import hashlib
 import logging
 import re
@@ -23,9 +24,10 @@ from starlette.routing import Route
 
 from retro_jax import __version__
 from retro_jax.errors import UserError
+from retro_jax.generate.chat import Chat
 from retro_jax.generate.completion import Completion
 from retro_jax.generate.generator import Generator
-from retro_jax.serve import api, documents, openapi, texts
+from retro_jax.serve import api, chat, documents, openapi, texts
 from retro_jax.serve.answer import DONE, Answer, event
 from retro_jax.serve.limits import Limits
 from retro_jax.serve.metrics import CONTENT_TYPE, Metrics
@@ -67,6 +69,7 @@ class Service:
         # One, so that who comes first is queued first; reading and tokenising hold up nobody else.
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="requests")
         self._prompts = Prompts()
+        self._chat = functools.cache(lambda: Chat(self.generator.tokenizer))
         self._began, self._changing = int(time.time()), asyncio.Lock()
         self._page = Path(__file__).with_name("page.html").read_bytes()
         self._policy = _policy(self._page.decode())
@@ -87,6 +90,7 @@ class Service:
             Route("/v1/models/{name:path}", self.model),
             Route("/v1/embeddings", self.embeddings, methods=["POST"]),
             Route("/v1/completions", self.completions, methods=["POST"]),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/documents", self.documents, methods=["GET", "POST", "DELETE"]),
         ]
         handlers = dict.fromkeys(
@@ -162,11 +166,10 @@ class Service:
         }  # fmt: skip
 
     async def tokenizer(self, request: Request) -> Response:
-        """What tokens stand for more than text: none that a prompt can have."""
-        none = dict.fromkeys(("bos_token", "eos_token", "pad_token", "chat_template"))
-        return json_response(
-            none | {"tokenizer_class": "retro_jax", "vocab_size": self.generator.tokenizer.vocab}
-        )
+        """What tokens stand for more than text: none that a completion's prompt can have."""
+        none, own = dict.fromkeys(("bos_token", "eos_token", "pad_token")), self.generator.tokenizer
+        known = {"chat_template": own.template or None, "vocab_size": own.vocab}
+        return json_response(none | known | {"tokenizer_class": "retro_jax"})
 
     async def tokenize(self, request: Request) -> Response:
         """A text's token ids."""
@@ -193,6 +196,23 @@ class Service:
 
     async def completions(self, request: Request) -> Response:
         """Continuations, at once or as they come."""
+
+        def read(body):
+            g, names = self.generator, list(self.generators)
+            return api.asked(body, self.name, g.tokenizer, self.limits.queue, g.length, names)
+
+        return await self._answered(request, read, Answer)
+
+    async def chat(self, request: Request) -> Response:
+        """The next message of a conversation, at once or as it comes."""
+
+        def read(body):
+            return chat.asked(body, self.name, self.generators, self._chat, self.limits.queue)
+
+        return await self._answered(request, read, chat.ChatAnswer)
+
+    async def _answered(self, request: Request, read, answers: type[Answer]) -> Response:
+        """What `read` makes of a body, answered."""
         body, running = await self._body(request), Running()
         gone = asyncio.create_task(_cancel_when_gone(request, running))
         self.running.add(running)
@@ -201,8 +221,8 @@ class Service:
             stack.callback(gone.cancel)
             stack.callback(running.cancel)
             loop = asyncio.get_running_loop()
-            asked = await loop.run_in_executor(self._reader, self._submit, body, running)
-            answer = Answer(asked, self.name, self.generator.tokenizer)
+            asked = await loop.run_in_executor(self._reader, self._submit, body, running, read)
+            answer = answers(asked, self.name, self.generator.tokenizer)
             if answer.wants_scores:
                 given = self.generators[asked.method], asked.requests[:: asked.n]
                 answer.scored(await run_in_threadpool(self._prompts.scores, *given))
@@ -215,11 +235,9 @@ class Service:
                 raise ClientDisconnect
             return json_response(answer.whole(running.results()))
 
-    def _submit(self, body: bytes, running: Running) -> api.Asked:
+    def _submit(self, body: bytes, running: Running, read) -> api.Asked:
         """Reads a body and queues what it asks for; in the reader's thread."""
-        g = self.generator
-        given = self.name, g.tokenizer, self.limits.queue, g.length, list(self.generators)
-        asked = api.asked(json_of(body), *given)
+        asked = read(json_of(body))
         g = self.generators[asked.method]
         for request in asked.requests[:: asked.n]:
             g.check(request)

@@ -83,6 +83,17 @@ COMPLETION = {
     "suffix": {"enum": ["", None]},
 }
 _SAID = {"type": "string"}
+_NOT_OF_CHAT = ("prompt", "echo", "logprobs", "suffix", "best_of")
+_PART = _object({"type": {"enum": ["text"]}, "text": _SAID}, "type", "text")
+_CONTENT = {"oneOf": [_SAID, {"type": "array", "items": _PART}]}
+_ROLE = {"enum": ["system", "developer", "user", "assistant"]}
+_MESSAGE = _object({"role": _ROLE, "content": _CONTENT, "name": _TEXT}, "role", "content")
+CHAT = {n: v for n, v in COMPLETION.items() if n not in _NOT_OF_CHAT} | {
+    "messages": {"type": "array", "minItems": 1, "maxItems": 256, "items": _MESSAGE},
+    "logprobs": _FLAG,
+    "top_logprobs": _whole(0, MOST_LOGPROBS),
+    "response_format": {"enum": [{"type": "text"}, None]},
+}
 _MAYBE_NO_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 _EMBEDDINGS = {
     "model": _TEXT,
@@ -146,6 +157,13 @@ def document() -> dict:
                 "post": _operation(
                     "Continuations with live retrieval.",
                     _object(COMPLETION, "prompt"),
+                    ("application/json", "text/event-stream"),
+                )
+            },
+            "/v1/chat/completions": {
+                "post": _operation(
+                    "The next message of a conversation.",
+                    _object(CHAT, "messages"),
                     ("application/json", "text/event-stream"),
                 )
             },

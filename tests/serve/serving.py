@@ -69,9 +69,9 @@ def process(experiment, root: Path, seconds: float = 600):
         made.wait(seconds)
 
 
-def post(address: str, **body) -> httpx.Response:
-    """An answer to a request for a completion."""
-    return httpx.post(f"{address}/v1/completions", json=body, timeout=300)
+def post(address: str, path: str = "/v1/completions", /, **body) -> httpx.Response:
+    """An answer to a request for a completion, or what else."""
+    return httpx.post(f"{address}{path}", json=body, timeout=300)
 
 
 def connect(address: str, receive: int | None = None) -> socket.socket:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from retro_jax.corpus import collect, tokenizer
+from retro_jax.corpus import collect, special, tokenizer
 from retro_jax.pipeline.step import Whole
 from retro_jax.store import files
 
@@ -26,4 +26,5 @@ class Tokenizer(Whole):
             tokenizer.load(given)  # refuses what does not serve
             name, data = tokenizer.file_of(given)
             files.write(out / name, data)
+            files.write(out / special.FILE, special.given_with(given).to_json())
         return {"vocab": tokenizer.open_tokenizer(out).vocab}
