@@ -67,7 +67,13 @@ def get_config():
                 b2=0.98,
             ),
             evaluate=EvaluateConfig(stride=192, batch=8, conditions=("random",), generated=0),
-            generate=Request(prompt=PROMPT, repetition_penalty=1.2, contributions=True),
+            generate=Request(
+                prompt=PROMPT,
+                temperature=0.7,
+                top_p=0.9,
+                repetition_penalty=1.1,
+                contributions=True,
+            ),
             mesh=MeshConfig(cpu_devices=2),
         )
     )
