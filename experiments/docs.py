@@ -5,9 +5,9 @@
 
 The argument is where the clone lies; its pages are read from there, 40 MB of text (CC BY 4.0).
 
-Hardware: 2 cores, no accelerator; about 50 minutes (each model on one core, beside other work: RETRO 27 minutes, the language
-model 11; prepare took 5, the evaluation 5). Expected, means of three seeds: held-out bits per byte on 0.983, off 1.193, random 1.204, language_model
-1.150 (docs/quickstart.md, "Trained longer").
+Hardware: 2 cores, no accelerator; about 50 minutes (each model on one core, beside other work: RETRO 27 minutes, the
+language model 11; prepare took 5, the evaluation 5). Expected, means of three seeds: held-out bits per byte on 0.983,
+off 1.193, random 1.204, language_model 1.150 (docs/quickstart.md, "Trained longer").
 """
 
 from retro_jax.config import experiment_beside

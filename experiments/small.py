@@ -2,9 +2,9 @@
 
     retro run --config=experiments/small.py
 
-Hardware: 2 cores, no accelerator; about 45 minutes (each model on one core, beside other work: RETRO 27 minutes, the language
-model 11; the evaluation 5). Expected, means of three seeds: held-out bits per byte on 1.276, off 1.299, random 1.303, language_model
-1.293; what they say: docs/quickstart.md, "Trained longer".
+Hardware: 2 cores, no accelerator; about 45 minutes (each model on one core, beside other work: RETRO 27 minutes, the
+language model 11; the evaluation 5). Expected, means of three seeds: held-out bits per byte on 1.276, off 1.299, random
+1.303, language_model 1.293; what they say: docs/quickstart.md, "Trained longer".
 
 A network of half the quickstart's width, so that ten tokens for each parameter can be had on two cores. For its first
 eighth RETRO is trained as a language model and reads nothing; then neighbours that are a chunk's own continuation teach

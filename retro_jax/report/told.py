@@ -83,7 +83,7 @@ def _next(work: WorkDir) -> list[str]:
     return [
         "Next:",
         f"  your own text       {own}",
-        "  a longer training  retro run --config=small",
+        "  a longer training   retro run --config=small",
         f"  a report of charts  pip install 'retro_jax[report]' && retro report {root}",
         f"  a page to try it    pip install 'retro_jax[serve]' && retro serve {root}",
     ]
