@@ -162,7 +162,7 @@ class Service:
         return {
             "id": self.name, "object": "model", "created": self._began, "owned_by": "retro_jax",
             "length": g.length, "rows": g.rows, "k": g.k, "databases": names,
-            "methods": list(self.generators),
+            "methods": list(self.generators), "chat": bool(g.tokenizer.template),
         }  # fmt: skip
 
     async def tokenizer(self, request: Request) -> Response:

@@ -6,6 +6,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import browser
 import openai
 import pytest
 import tokenizers
@@ -217,6 +218,28 @@ def test_openais_client(opened):
             refused = post(address, "/v1/chat/completions", **body)
             assert refused.status_code == 400, refused.text
             assert message in refused.json()["error"]["message"]
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="there is no Chromium")
+def test_a_person_talks_on_the_page(opened, tmp_path):
+    def text(id):
+        return f"document.getElementById('{id}').textContent"
+
+    with serving({"rag": opened}) as (address, _), browser.open_page(tmp_path) as page:
+        page.tell("Page.navigate", url=address)
+        page.wait(f"{text('model')} !== ''")
+        assert page.value("document.getElementById('chat').checked")
+        page.value("document.getElementById('tokens').value = 6")
+        for number, question in enumerate(("kara lopo?", "tenra <b>kais</b>"), 1):
+            page.value(f"document.getElementById('prompt').value = {question!r}")
+            page.value("document.getElementById('go').click()")
+            page.wait(f"messages.length === {2 * number} && {text('status')}.includes('tokens in')")
+            assert question in page.value(text("text"))
+        assert page.value(text("text")).startswith("kara lopo?")  # the whole conversation
+        first = opened.retriever.search(question)[0]
+        assert first["document"] in page.value(text("chunks"))
+        assert page.value(text("error")) == ""
+        assert json.dumps(page.said) == "[]"
 
 
 def test_a_model_without_a_template_says_so(generator, finished, capfd):
