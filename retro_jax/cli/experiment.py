@@ -223,6 +223,11 @@ def find(name: str, given: str = "--config=") -> Path:
     Raises:
       UserError: there is none.
     """
+    if Path(name).suffix == ".json":
+        raise UserError(
+            f"{given}{name}: no experiment file; the config that a working directory has stored is used by naming the "
+            "directory"
+        )
     if Path(name).is_file():
         return Path(name)
     known = installed()

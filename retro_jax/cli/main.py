@@ -47,6 +47,7 @@ def _choose_platform():
 
 
 def _dispatch(argv: list[str]) -> int:
+    from retro_jax import __version__
     from retro_jax.cli.commands import COMMANDS
     from retro_jax.errors import UserError
 
@@ -57,6 +58,7 @@ def _dispatch(argv: list[str]) -> int:
         "`retro COMMAND --help` has a page on each.",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"retro_jax {__version__}")
     parsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command in COMMANDS.values():
         add(parsers, command)

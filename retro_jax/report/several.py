@@ -105,6 +105,9 @@ def _verdict(runs: list[Run]) -> dict:
     if ahead is None:
         head = "Other text was scored: what stands here cannot be compared"
         effect = f"{first.name} has {value} bits per byte, {second.name} {others.split()[0]}, of different tokens."
+    elif first.same_but_seed(second):
+        head = "Trainings that differ in their seed"
+        effect = f"{value} bits per byte of {first.name}, {others}. They are taken together below."
     else:
         can = counts(ahead) > 0
         head = f"{first.name} is the best" if can else "Which is the best cannot be told"
@@ -124,8 +127,8 @@ def _verdict(runs: list[Run]) -> dict:
         "word": "helps" if ahead and counts(ahead) > 0 else "neutral",
         "head": head,
         "effect": effect,
-        "alarms": [f"{r.name}: {text}" for r in runs for text in r.verdict["alarms"]],
-        "sentences": [_SEEDS],
+        "alarms": _alarms(runs),
+        "sentences": [] if _groups(runs) else [_SEEDS],
         "advice": ["What a run reads, and where it gains, is on its own page: retro report RUN."],
         "tiles": tiles,
     }
@@ -196,16 +199,31 @@ def _pairs(runs: list[Run]) -> Section | None:
     return Section("pairs", "Against each other", caption, head, table, chart)
 
 
-def _seeds(runs: list[Run]) -> Section | None:
-    """Trainings of one experiment with different seeds, taken together."""
-    left, table = list(runs), []
+def _groups(runs: list[Run]) -> list[list[Run]]:
+    """Those of which there are several trainings that differ in their seed alone."""
+    left, found = list(runs), []
     while left:
         first = left.pop(0)
         own = [first, *(r for r in left if first.same_but_seed(r))]
         left = [r for r in left if r not in own]
-        if len(own) == 1:
-            continue
-        each = [r.read for r in own]
+        found += [own] if len(own) > 1 else []
+    return found
+
+
+def _alarms(runs: list[Run]) -> list[str]:
+    """Each once, with the names of its runs."""
+    said = {}
+    for r in runs:
+        for text in r.verdict["alarms"]:
+            said.setdefault(text, []).append(r.name)
+    return [f"{', '.join(names)}: {text}" for text, names in said.items()]
+
+
+def _seeds(runs: list[Run]) -> Section | None:
+    """Trainings of one experiment with different seeds, taken together."""
+    table = []
+    for own in _groups(runs):
+        first, each = own[0], [r.read for r in own]
         for name in ("system", "content"):
             worse, right = signals.EFFECTS[name]
             if all(worse in r.nats for r in each):

@@ -10,34 +10,46 @@ from retro_jax.store.workdir import WorkDir
 
 def told(work: WorkDir, s: dict) -> list[str]:
     """The sentences of a summary (summary.py): what was built and scored, what retrieval gave, what to do next."""
-    return [_built(work.experiment, s), _scored(s), *_gave(s), *_next(work)]
+    e = work.experiment
+    return [_built(e, s), _scored(e, s), *_gave(s), *_next(work)]
 
 
 def _built(e: Experiment, s: dict) -> str:
     corpus, documents = s["prepare"]["corpus"], s["prepare"]["chunks/train"]["documents"]
     chunks = s["prepare"][f"chunks/{database_split(e)}"]["chunks"]
-    models = " and ".join(
-        f"{n} ({m['parameters'] / 1e6:.3g} M parameters)" for n, m in s["methods"].items()
-    )
-    said = [
-        f"{models} were trained on {documents:,} documents, {corpus['train_bytes'] / 1e6:.3g} MB."
-    ]
+    sizes = {n: f"{n} ({m['parameters'] / 1e6:.3g} M parameters)" for n, m in s["methods"].items()}
+    trained = [sizes[n] for n, m in s["methods"].items() if m["steps"]]
+    given = [sizes[n] for n, m in s["methods"].items() if not m["steps"]]
+    size = f"{documents:,} documents, {corpus['train_bytes'] / 1e6:.3g} MB"
+    said = []
+    if trained:
+        verb = "were" if len(trained) > 1 else "was"
+        said.append(f"{' and '.join(trained)} {verb} trained on {size}.")
+    if given:
+        verb = "are" if len(given) > 1 else "is"
+        said.append(
+            f"{' and '.join(given)} {verb} not trained here: the weights are those of train.base."
+        )
     if reader := next((m.name for m in methods_of(e) if m.reads and m.trained), None):
         said.append(
             f"At the end of each chunk of {e.model.reading.chunk} tokens {reader} looks up "
             f"{e.retrieval.neighbours} similar ones in a database of {chunks:,}, and reads them while it predicts the "
             "next chunk."
         )
-        if BASE in s["methods"]:
+        if s["methods"].get(BASE, {}).get("steps"):
             said.append(f"{BASE} is the same model without that.")
     return " ".join(said)
 
 
-def _scored(s: dict) -> str:
-    h = s["heldout"]
+def _scored(e: Experiment, s: dict) -> str:
+    unseen = (
+        "were not trained on here (what train.base has seen is not known)"
+        if e.train.base
+        else "neither has seen"
+    )
     return (
-        f"{h['documents']:,} documents that neither has seen, and that are in no database, were scored: bits for each "
-        "byte of their text, lower is better."
+        f"{s['heldout']['documents']:,} documents that {unseen}, and that are in no database, were scored: bits for "
+        "each byte of their text, lower is better."
     )
 
 
@@ -47,7 +59,9 @@ def _gave(s: dict) -> list[str]:
     without = BASE if BASE in bits else "off"
     share = by["value"] / bits[without]
     change = "fewer" if share >= 0 else "more"
-    low, high = by["low"] / bits[without], by["high"] / bits[without]
+    low, high = (by[n] / bits[without] for n in ("low", "high"))
+    if share < 0:
+        low, high = -high, -low
     said = [
         f"Without retrieval {bits[without]:.3f}, with it {bits['on']:.3f}: {abs(share):.1%} {change} bits (95 % "
         f"interval over documents: {low:+.1%} to {high:+.1%})."
@@ -65,10 +79,12 @@ def _verdict(v: dict, s: dict) -> str:
     if v["effect"]["documents"] < FEW:
         return f"Of so few documents, and {seeds}, nothing can be concluded."
     if v["early"]:
-        seen = min(t["tokens_per_parameter"] for t in s["training"].values())
+        seen = [t["tokens_per_parameter"] for t in s["training"].values()]
+        least = min(n for n in seen if n is not None)
+        new = "new " * any(t["base"] for t in s["training"].values())
         return (
-            f"This shows that everything works, not what retrieval is worth: {seen:.2g} tokens for each parameter are "
-            f"too short a training to tell, and it is {seeds}."
+            "This shows that everything works, not what retrieval is worth: "
+            f"{least:.2g} tokens for each {new}parameter are too short a training to tell, and it is {seeds}."
         )
     return {
         "helps": f"Retrieval helps here, by {seeds}.",

@@ -13,7 +13,7 @@ def in_words(trainings: dict[str, dict]) -> list[str]:
         return []
     each = [
         f"{name} {plain(t['steps'])} steps, {plain(t['tokens'] / 1e6)} M tokens, "
-        f"{plain(t['tokens_per_parameter'])} for each parameter, {plain(t['epochs'])} epochs"
+        f"{_each(t)}{plain(t['epochs'])} epochs"
         f"{', from given weights' if t['base'] else ''}"
         f"{_falling(t['heldout'])}"
         for name, t in trainings.items()
@@ -22,6 +22,11 @@ def in_words(trainings: dict[str, dict]) -> list[str]:
     one = f"One training of each (train.seed {', '.join(map(str, seeds))}): another seed may differ by more than the "
     one += "intervals, which are over documents."
     return [f"Trained: {'; '.join(each)}.", one]
+
+
+def _each(t: dict) -> str:
+    seen = t["tokens_per_parameter"]
+    return "" if seen is None else f"{plain(seen)} for each {'new ' * t['base']}parameter, "
 
 
 def _falling(curve: list) -> str:

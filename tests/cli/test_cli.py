@@ -8,6 +8,7 @@ import sys
 import pytest
 from conftest import write_corpus
 
+from retro_jax import __version__
 from retro_jax.cli import main as cli
 from retro_jax.cli.commands import COMMANDS
 from retro_jax.store import artefact
@@ -233,3 +234,10 @@ def test_help_names_every_command_and_has_a_page_with_an_example_on_each(capfd):
         page = capfd.readouterr().out
         assert command.example in page
         assert command.leaves in page
+
+
+def test_the_version_is_said_and_a_stored_config_is_no_experiment(capfd, finished):
+    assert cli.main(["--version"]) == 0
+    assert capfd.readouterr().out == f"retro_jax {__version__}\n"
+    assert cli.main(["config", f"--config={finished}/config.json"]) == 2
+    assert "is used by naming the directory" in capfd.readouterr().err

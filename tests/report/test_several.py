@@ -37,7 +37,7 @@ def section(told, name) -> dict:
 
 def test_runs_stand_by_their_names_in_the_order_of_their_bits(told):
     assert [row[0] for row in section(told, "runs")["rows"]] == ["best", "worse", "plain", "other"]
-    assert told[0]["verdict"]["head"] == "best is the best"
+    assert told[0]["verdict"]["head"] == "Trainings that differ in their seed"  # is no contest
     assert EVIL not in told[1]
 
 
@@ -63,6 +63,9 @@ def test_other_text_is_not_ranked(told, tmp_path):
     assert cli.main(["report", *(str(told[2][i]) for i in (0, 3)), f"--output={tmp_path}"]) == 0
     head = json.loads((tmp_path / "report.json").read_text())["verdict"]["head"]
     assert head.startswith("Other text was scored")
+    assert cli.main(["report", *(str(told[2][i]) for i in (1, 2)), f"--output={tmp_path}"]) == 0
+    head = json.loads((tmp_path / "report.json").read_text())["verdict"]["head"]
+    assert head == "best is the best"
 
 
 def test_tasks_stand_on_both_pages(tmp_path):

@@ -41,7 +41,7 @@ def test_what_is_said_of_figures(
         "bits_per_byte": bits,
         "effects": {"content": effect(content)},
         "verdict": {"word": word, "early": early, "effect": effect(value, documents=documents)},
-        "training": {"retro": {"tokens_per_parameter": 0.25}},
+        "training": {"retro": {"tokens_per_parameter": 0.25, "base": False}},
     }
     said = " ".join(told(WorkDir(finished, small), s))
     for text in expected:

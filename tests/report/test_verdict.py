@@ -30,7 +30,8 @@ def told(tmp_path, **how) -> dict:
     [
         (trained(0.2), "Not trained enough to tell"),
         (trained(3.0), "Retrieval helps"),
-        (trained(0.2, base=True), "Retrieval helps"),
+        (trained(0.2, base=True), "Not trained enough to tell"),  # of what retrieval adds to a base
+        (trained(None, base=True), "Retrieval helps"),
         (None, "Retrieval helps"),
     ],
 )
