@@ -47,7 +47,7 @@ def figures(rows: Rows) -> dict:
         "violations": facts["violations"],
         "whole_chunks": facts["whole_chunks"],
         "training": {n: t for n, t in facts.get("models", {}).items() if "tokens" in t},
-        "ms_per_token": facts["ms_per_token"],
+        "ms_per_token": facts.get("ms_per_token", {}),
         "conditions": facts["conditions"],
         "share_with_fewer_than_k": facts["share_with_fewer_than_k"],
     }
