@@ -34,7 +34,7 @@ _UNKNOWN, _CONTROL, _OWN = 2, 3, 4  # kinds of tokens
 
 def is_one(path: Path) -> bool:
     """Whether a path names such a file, which need not be there."""
-    return Path(path).suffix == ".gguf"
+    return str(path).endswith(".gguf")  # which may lie in a bucket
 
 
 def open_file(path: Path):
