@@ -117,9 +117,7 @@ def encode(
                 "text": digest(document.text, 16).hex(),
                 "chunks": len(rows[-1]),
                 "tokens": len(ids),
-                "bytes": int(
-                    sizes[ids].sum()
-                ),  # of what has tokens: all, but for rare control characters
+                "bytes": int(sizes[ids].sum()),  # all, but for control characters without a token
                 "metadata": document.metadata,
             }
         )

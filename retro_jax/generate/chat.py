@@ -99,16 +99,14 @@ def asks(
     Raises:
       UserError: as `Chat.prompt` and `Retriever.search`.
     """
-    passages, plain = [], request
+    passages, k = [], request.k
     if generator.method.by_chunk:
-        k = generator.k if request.k < 0 else request.k
-        if k:
+        if most := generator.k if k < 0 else k:
             question = messages[_last_question(messages)]["content"]
-            passages = generator.retriever.search(question, k, request.where, request.databases)
-        plain = dataclasses.replace(request, k=0)
-    return dataclasses.replace(
-        plain, prompt=chat.prompt(messages, passages), special_tokens=True
-    ), passages
+            passages = generator.retriever.search(question, most, request.where, request.databases)
+        k = 0
+    prompt = chat.prompt(messages, passages)
+    return dataclasses.replace(request, prompt=prompt, k=k, special_tokens=True), passages
 
 
 def check(messages: Sequence[dict]):

@@ -100,19 +100,21 @@ def better(run: Run, than: Run) -> dict | None:
 
 def _verdict(runs: list[Run]) -> dict:
     first, second = runs[:2]
-    ahead, value = better(first, second), bits(first.figures["bits_per_byte"]["on"])
-    others = f"{bits(second.figures['bits_per_byte']['on'])} of {second.name}"
+    ahead = better(first, second)
+    can = counts(ahead) > 0
+    each = [f"{bits(r.figures['bits_per_byte']['on'])} of {r.name}" for r in (first, second)]
+    effect = f"Bits per byte: {each[0]}, {each[1]}"
     if ahead is None:
         head = "Other text was scored: what stands here cannot be compared"
-        effect = f"{first.name} has {value} bits per byte, {second.name} {others.split()[0]}, of different tokens."
+        effect += ", of different tokens."
     elif first.same_but_seed(second):
         head = "Trainings that differ in their seed"
-        effect = f"{value} bits per byte of {first.name}, {others}. They are taken together below."
+        effect += ". They are taken together below."
     else:
-        can = counts(ahead) > 0
         head = f"{first.name} is the best" if can else "Which is the best cannot be told"
-        effect = f"{value} bits per byte of {first.name}, {others}: {interval(ahead)}, with the 95 % interval over "
-        effect += f"{ahead['documents']:,} documents."
+        effect += (
+            f": {interval(ahead)}, with the 95 % interval over {ahead['documents']:,} documents."
+        )
     tiles = [
         {
             "label": r.name,
@@ -124,7 +126,7 @@ def _verdict(runs: list[Run]) -> dict:
         for r in runs
     ]
     return {
-        "word": "helps" if ahead and counts(ahead) > 0 else "neutral",
+        "word": "helps" if can else "neutral",
         "head": head,
         "effect": effect,
         "alarms": _alarms(runs),

@@ -14,14 +14,14 @@ from retro_jax.serve.answer import Answer, event
 from retro_jax.serve.reading import Refused, fields, flag, needed, text, whole, wrong
 
 _TOKENS = 256  # of an answer, where the body says nothing
-_MESSAGES = 256  # at most
+MESSAGES = 256  # at most
 _OWN = (
     "messages",
     "logprobs",
     "top_logprobs",
     "response_format",
 )  # of a chat, and not of a completion
-_OTHER = ("prompt", "echo", "logprobs", "suffix", "best_of")  # of a completion, and not of a chat
+OTHER = ("prompt", "echo", "logprobs", "suffix", "best_of")  # of a completion, and not of a chat
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ def _token(token: str, logprob: float) -> dict:
 
 
 def _messages(value, name: str) -> list[dict]:
-    if not isinstance(value, list) or not 0 < len(value) <= _MESSAGES:
-        raise wrong(name, value, f"must be a list of 1 to {_MESSAGES} messages")
+    if not isinstance(value, list) or not 0 < len(value) <= MESSAGES:
+        raise wrong(name, value, f"must be a list of 1 to {MESSAGES} messages")
     read = [
         fields(m, f"{name}[{i}]", {"role": text, "content": _content, "name": text})
         for i, m in enumerate(value)
@@ -158,7 +158,7 @@ def _content(value, name: str) -> str:
     return "".join(p["text"] for p in parts)
 
 
-_FIELDS = {n: read for n, read in api.FIELDS.items() if n not in _OTHER} | {
+_FIELDS = {n: read for n, read in api.FIELDS.items() if n not in OTHER} | {
     "messages": _messages,
     "logprobs": flag,
     "top_logprobs": whole(0, MOST_LOGPROBS),

@@ -2,7 +2,7 @@
 
 from retro_jax import __version__
 from retro_jax.config.request import MOST_LOGPROBS, MOST_STOPS
-from retro_jax.serve import api, documents
+from retro_jax.serve import api, chat, documents
 
 _TEXT, _FLAG = {"type": ["string", "null"]}, {"type": ["boolean", "null"]}
 _TEXTS = {"type": ["array", "null"], "items": {"type": "string"}}
@@ -83,13 +83,12 @@ COMPLETION = {
     "suffix": {"enum": ["", None]},
 }
 _SAID = {"type": "string"}
-_NOT_OF_CHAT = ("prompt", "echo", "logprobs", "suffix", "best_of")
 _PART = _object({"type": {"enum": ["text"]}, "text": _SAID}, "type", "text")
 _CONTENT = {"oneOf": [_SAID, {"type": "array", "items": _PART}]}
 _ROLE = {"enum": ["system", "developer", "user", "assistant"]}
 _MESSAGE = _object({"role": _ROLE, "content": _CONTENT, "name": _TEXT}, "role", "content")
-CHAT = {n: v for n, v in COMPLETION.items() if n not in _NOT_OF_CHAT} | {
-    "messages": {"type": "array", "minItems": 1, "maxItems": 256, "items": _MESSAGE},
+CHAT = {n: v for n, v in COMPLETION.items() if n not in chat.OTHER} | {
+    "messages": {"type": "array", "minItems": 1, "maxItems": chat.MESSAGES, "items": _MESSAGE},
     "logprobs": _FLAG,
     "top_logprobs": _whole(0, MOST_LOGPROBS),
     "response_format": {"enum": [{"type": "text"}, None]},

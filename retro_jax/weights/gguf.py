@@ -58,7 +58,7 @@ def config_of(path: Path) -> dict:
     )
     said.must("expert_count", 0, "a mixture of experts")
     scaling = said.get("rope.scaling.type")
-    if scaling not in (None, "none", "linear") or "rope_freqs" in tensors:
+    if scaling not in (None, "none", "linear") or "rope_freqs.weight" in tensors:
         said.refuse("rope.scaling.type", "rotary positions that are scaled so are not supported")
     d, heads = of("embedding_length"), of("attention.head_count")
     size = of("attention.key_length") or (d // heads if _both_counts(d, heads) else None)
