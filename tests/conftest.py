@@ -36,7 +36,9 @@ from retro_jax.store.workdir import WorkDir
 
 def pytest_configure(config):
     """Before JAX first runs: where tests compute. `-m accelerator` takes what there is."""
-    jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent / ".jax_cache"))
+    kept = str(Path(__file__).parent / ".jax_cache")
+    jax.config.update("jax_compilation_cache_dir", kept)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = kept  # of programs that tests start
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if config.option.markexpr == "accelerator":
         return

@@ -81,6 +81,24 @@ def test_without_a_mesh_it_is_what_it_is_on_one(shell, tiny):
             np.testing.assert_allclose(g, gradient[name], atol=1e-4, err_msg=name)
 
 
+def test_what_is_no_text_and_no_token_is_refused_by_what_it_must_be(shell, tiny, finished):
+    params, tokens = functional.init(tiny, 50, 0), np.full((2, 12), 7)
+    chunks = -(-12 // tiny.reading.chunk)
+    for given, near, message in (
+        (np.full((1, 3), 50), None, "tokens from 50 to 50: must be ids from 0 to 49"),
+        (
+            tokens,
+            np.full((2, chunks + 1, 1, 8), 7),
+            rf"\(2, {chunks + 1}, 1, 8\): must be .*\(2, {chunks}, K, R\)",
+        ),
+        (tokens, np.full((2, chunks, 8), 7), "neighbours of shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            functional.token_logprobs(tiny, params, given, near)
+    with pytest.raises(UserError, match=r"give pairs \(context, continuation\)"):
+        shell["scorer"].score(["kara lopo"])
+
+
 def test_dir_shows_the_public_names():
     assert dir(retro_jax) == sorted(retro_jax.__all__)
     for name in retro_jax.__all__:

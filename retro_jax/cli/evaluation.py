@@ -140,8 +140,9 @@ def _lm_eval(args, fields) -> int:
         ) from error
     model = harness.RetroLM(work, args.method, args.k, args.align, args.rows)
     found = harness.run(
-        model, args.tasks.split(","), args.include_path, args.limit, args.num_fewshot
-    )
+        model, args.tasks.split(","), args.include_path, args.limit, args.num_fewshot,
+        args.apply_chat_template,
+    )  # fmt: skip
     print(make_table(found))
     if args.output:
         files.write(Path(args.output), json.dumps(found["results"], indent=2, default=str))
@@ -232,6 +233,7 @@ COMMANDS = (
             Flag("--include_path", "a folder of more tasks"),
             Flag("--limit", "items of each task; below 1, their share", float),
             Flag("--num_fewshot", "examples before each item; by default as the task says", int),
+            Flag("--apply_chat_template", "each item is a message, by the model's template", bool),
             Flag("--k", "neighbours of a chunk, 0 for none", int),
             Flag("--align", "a chunk ends where the context does", bool),
             Flag("--rows", "texts of a batch", int),

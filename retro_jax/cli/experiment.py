@@ -3,19 +3,15 @@ given on top."""
 
 import argparse
 import dataclasses
-import functools
-import importlib.resources
 import os
-import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
-
 from retro_jax import progress
-from retro_jax.config import Experiment, from_config_dict, to_config_dict
-from retro_jax.config.fields import binding, did_you_mean, leaves
+from retro_jax.cli.config_file import load, over
+from retro_jax.config import Experiment
+from retro_jax.config.fields import binding, leaves
 from retro_jax.errors import UserError
 from retro_jax.store.workdir import WorkDir
 
@@ -34,19 +30,36 @@ def open_work(args: argparse.Namespace, fields: Sequence[str]) -> WorkDir:
             f"--workdir={args.workdir_flag}: the directory {args.workdir} is given already"
         )
     e = experiment_of(args, fields)
+    if args.config and root and not any(f.startswith("--config.name") for f in fields):
+        e = dataclasses.replace(e, name=str(root).rstrip("/").rpartition("/")[2])
     stored = WorkDir(root or Path("runs") / e.name)
     if stored.exists:
         for line in differing(stored.experiment, e):
             progress.say(f"config: {line}")
-    return WorkDir(stored.root, e, _prepared_in(stored, getattr(args, "prepared", None)))
+    return WorkDir(stored.root, e, _prepared_in(stored, e, getattr(args, "prepared", None)))
 
 
-def _prepared_in(stored: WorkDir, given: str | None) -> Path | None:
+def _prepared_in(stored: WorkDir, e: Experiment, given: str | None) -> Path | None:
     """The directory of --prepared, if it is given and can be meant."""
+    from retro_jax.pipeline.recipe import recipe
+
     if given is None:
         return None
     there = WorkDir(given)
-    here(there).experiment  # noqa: B018 - says what is missing
+    before = here(there).experiment
+    steps, now = (recipe(of, Path()) for of in (before, e))
+    changed = {
+        n
+        for k in set(steps) & set(now)
+        for n, v in now[k].settings.items()
+        if steps[k].settings.get(n) != v
+    }
+    if other := [
+        f"--config.{n}={shlex.quote(str(v))}" for n, v, _ in leaves(before) if n in changed
+    ]:
+        raise UserError(
+            f"--prepared={given}: was prepared with other fields than this run; give it these too: {' '.join(other)}"
+        )
     if there.prepared_in != there.root:
         raise UserError(f"--prepared={given}: is itself prepared in {there.prepared_in}; give that")
     made = stored.exists and (stored.prepared() / "corpus").exists()
@@ -191,107 +204,6 @@ def check(e: Experiment):
 
         # Whether the method can be scored under them is looked at where it is evaluated.
         condition.check(e.evaluate.conditions, None, e.retrieval.neighbours)
-
-
-def load(config: str, fields: Sequence[str] = ()) -> Experiment:
-    """The experiment of FILE:ARG, or of the NAME:ARG of an installed one, with `--config.FIELD=VALUE` on top.
-
-    Raises:
-      UserError: no such file, what the file raises, or a field or value that cannot be meant.
-    """
-    name, colon, argument = config.partition(":")
-    given = f"--config={find(name)}{colon}{argument}"
-    file = functools.partial(config_flags.DEFINE_config_file, "config", None, "")
-    return _over(_parse(file, [given]), fields)
-
-
-def over(e: Experiment, fields: Sequence[str]) -> Experiment:
-    """An experiment with `--config.FIELD=VALUE` on top; raises UserError as `load`."""
-    return _over(to_config_dict(e), fields) if fields else e
-
-
-def installed() -> dict[str, Path]:
-    """The experiments that came with the package, by name."""
-    folder = importlib.resources.files("retro_jax.experiments")
-    found = {Path(str(f)).stem: Path(str(f)) for f in folder.iterdir() if f.name.endswith(".py")}
-    return {name: path for name, path in sorted(found.items()) if name != "__init__"}
-
-
-def find(name: str, given: str = "--config=") -> Path:
-    """The file of an experiment; given: what stood before its name.
-
-    Raises:
-      UserError: there is none.
-    """
-    if Path(name).suffix == ".json":
-        raise UserError(
-            f"{given}{name}: no experiment file; the config that a working directory has stored is used by naming the "
-            "directory"
-        )
-    if Path(name).is_file():
-        return Path(name)
-    known = installed()
-    if name in known:
-        return known[name]
-    raise UserError(f"{given}{name}: no such file, nor one of the installed {', '.join(known)}")
-
-
-def _over(config: ConfigDict, fields: Sequence[str]) -> Experiment:
-    for word in fields:
-        if "=" not in word:
-            raise UserError(f"{word}: write {word}=VALUE")
-        _make_room(config, word.removeprefix("--config.").partition("=")[0])
-    if fields:
-        given = functools.partial(config_flags.DEFINE_config_dict, "config", config, "")
-        config = _parse(given, fields)
-    return from_config_dict(config.to_dict())
-
-
-def _make_room(config: ConfigDict, field: str):
-    """Puts the default of a field of the tables' settings where the config has none, for a flag to change."""
-    from retro_jax.methods.method import METHODS
-    from retro_jax.retrieval.embedder import EMBEDDERS
-    from retro_jax.retrieval.index import INDEXES
-
-    for table in (EMBEDDERS, INDEXES, METHODS):
-        name, _, own = field.removeprefix(f"{table.settings}.").partition(".")
-        if not field.startswith(f"{table.settings}.") or name not in table:
-            continue
-        values = {f.name: f.default for f in dataclasses.fields(table[name].Settings)}
-        if own not in values:
-            hint = did_you_mean(own, values) or f"there are {', '.join(values) or 'none'}"
-            raise UserError(f"config has no field {field}: {hint}")
-        for part in f"{table.settings}.{name}".split("."):
-            if part not in config:
-                config[part] = ConfigDict()
-            config = config[part]
-        if own not in config:
-            config[own] = values[own]
-        return
-
-
-def _parse(define, argv: Sequence[str]) -> ConfigDict:
-    values, argv = flags.FlagValues(), ["retro", *argv]
-    try:
-        define(values, lock_config=False, accept_new_attributes=True, sys_argv=argv)
-        values(argv)
-        return ConfigDict(values.config.to_dict())  # a file that cannot be loaded shows only here
-    except UserError:
-        raise
-    except Exception as error:  # whatever an experiment file can raise
-        raise UserError(f"config: {_words(error)} (`retro config` lists the fields)") from error
-
-
-def _words(error: Exception) -> str:
-    """What an error says, in one line."""
-    text = error
-    while isinstance(text, Exception):  # str() of a KeyError would quote its text
-        text = text.args[0] if len(text.args) == 1 else str(text)
-    words = str(text).strip()
-    if "Traceback (most recent call last)" in words:  # ends with what was raised
-        last = words.splitlines()[-1]
-        words = last.partition("Error: ")[2] or last
-    return re.sub(r"\s+", " ", words)
 
 
 def differing(before: Experiment, after: Experiment) -> list[str]:

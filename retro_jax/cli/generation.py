@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from retro_jax.cli.command import Command, Flag
-from retro_jax.cli.experiment import open_work, over, ready
+from retro_jax.cli.config_file import over
+from retro_jax.cli.experiment import open_work, ready
 from retro_jax.errors import UserError
 from retro_jax.store.workdir import WorkDir
 

@@ -7,6 +7,7 @@ import os
 import sys
 
 from retro_jax.cli.command import Parser, add
+from retro_jax.cli.compiled import keep_compiled
 
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, or choose another working directory"),
@@ -19,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     finite. 75: SIGTERM (a preempted machine), 130: Ctrl-C; the same command continues."""
     argv = list(sys.argv[1:] if argv is None else argv)
     _choose_platform()
+    keep_compiled()
     from retro_jax.errors import UserError
 
     try:

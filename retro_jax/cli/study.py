@@ -12,7 +12,7 @@ from rich.table import Table
 
 from retro_jax import progress
 from retro_jax.cli.command import Command, Flag
-from retro_jax.cli.experiment import find
+from retro_jax.cli.config_file import find
 from retro_jax.config import Study
 from retro_jax.config.experiment import module_of
 from retro_jax.errors import UserError
@@ -116,13 +116,13 @@ def _prepare(runs, names: list[str]) -> int:
 
 
 def _list(runs, names: list[str]):
-    from retro_jax.study.runs import training_flops
+    from retro_jax.study.runs import fields_of, training_flops
 
     table = Table()
     for column in ("run", "FLOPs", "prepared", "done", "fields"):
         table.add_column(column, overflow="fold")
     for name in names:
-        fields = ", ".join(f"{field}={value}" for field, value in runs.study.runs[name].items())
+        fields = fields_of(runs.study.runs[name])
         cost = training_flops(runs.study.experiment(name))
         done = "yes" if runs.done(name) else ""
         table.add_row(name, f"{cost:.3g}", runs.prepared(name).name, done, fields)
@@ -132,7 +132,8 @@ def _list(runs, names: list[str]):
 def _all(runs, names: list[str], args) -> int:
     """Runs what is missing, some at a time, each in a process of its own; 1 if one failed, 75 if it was stopped."""
     todo, going, failed = [n for n in names if not runs.done(n)], {}, []
-    progress.say(f"{len(names)} runs, {len(names) - len(todo)} of them done")
+    done = len(names) - len(todo)
+    progress.say(f"{len(names)} runs, {done} of them done")
     prepared: dict[Path, int] = {}  # exit status of preparing what lies there
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     free = [cores[i :: args.jobs] or [cores[i % len(cores)]] for i in range(args.jobs)]
@@ -142,6 +143,7 @@ def _all(runs, names: list[str], args) -> int:
         nonlocal stopped
         stopped = number
         _end(going)
+        os.write(2, b"stopping: each run saves what it has, which takes some seconds\n")
 
     before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -172,7 +174,8 @@ def _all(runs, names: list[str], args) -> int:
                     failed.append(name)
                     progress.say(f"{name}: FAILED, exit status {status}; {_last(runs, name)}")
                 elif not status:
-                    progress.say(f"{name}: done")
+                    done += 1
+                    progress.say(f"{name}: done, {done} of {len(names)}")
     finally:
         _end(going)  # where something unforeseen happened
         for process, _ in going.values():

@@ -94,7 +94,7 @@ def check(source: str, field: str):
 
 
 def _named(source: str, field: str) -> str:
-    return f"{'' if field.startswith(('--', 'config field ')) else 'config field '}{field} = {source!r}"
+    return f"{'' if field.startswith(('--', 'config field ', 'study ')) else 'config field '}{field} = {source!r}"
 
 
 def _parse(source: str, field: str) -> tuple["Kind", str, str]:

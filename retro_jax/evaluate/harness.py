@@ -24,7 +24,9 @@ from retro_jax.config import Request
 from retro_jax.errors import UserError
 from retro_jax.evaluate.score import Pair
 from retro_jax.evaluate.scorer import Scorer
+from retro_jax.generate.chat import Chat
 from retro_jax.generate.generator import Generator
+from retro_jax.generate.lookup import ids_of
 from retro_jax.methods.method import method_of
 from retro_jax.store.workdir import WorkDir
 
@@ -63,10 +65,42 @@ class RetroLM(LM):
         self._k, self._align = method_of(e, method).k if k is None else k, align
         self._rows = e.evaluate.batch if rows is None else rows
         self.scorer = Scorer.open(self._work, method, rows=self._rows, align=align)
+        self._chat: Chat | None = None
+
+    @property
+    def tokenizer_name(self) -> str:
+        """By which the harness knows in its cache whose prompts they are."""
+        return str(self._work.root).replace("/", "__")
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The model's own, in Jinja.
+
+        Raises:
+          UserError: it has none, or another was asked for by its name.
+        """
+        if isinstance(chat_template, str):
+            raise UserError(
+                f"chat_template = {chat_template}: a model has one template here; give True"
+            )
+        if not chat_template:
+            return None
+        self._chat = Chat(self.scorer.tokenizer)
+        return self.scorer.tokenizer.template
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The prompt of a conversation; from then on special tokens in contexts are tokens.
+
+        add_generation_prompt: False where the last message is the beginning of the answer.
+        """
+        self._chat = self._chat or Chat(self.scorer.tokenizer)
+        return self._chat.prompt(chat_history, begun=not add_generation_prompt)
 
     def loglikelihood(self, requests) -> list[tuple[float, bool]]:
         """log p of each continuation given its context, nats, and whether it is the most probable one."""
-        scores = self.scorer.score([Pair(*r.args) for r in requests], self._k)
+        pairs = [Pair(*r.args) for r in requests]
+        scores = self.scorer.score(pairs, self._k, special_tokens=self._chat is not None)
         return [(s.logp, s.greedy) for s in scores]
 
     def loglikelihood_rolling(self, requests) -> list[float]:
@@ -80,8 +114,8 @@ class RetroLM(LM):
           UserError: a task asks for what `Request` has no field for.
         """
         made = [self._request(*r.args) for r in requests]
-        encode, model = self.scorer.tokenizer.encode, self.scorer.model
-        length = max((r.room(1 + len(encode(r.prompt)), model) for r in made), default=1)
+        tokenizer, model = self.scorer.tokenizer, self.scorer.model
+        length = max((r.room(len(ids_of(tokenizer, r)), model) for r in made), default=1)
         sizes = {"rows": self._rows, "length": length, "k": self._k}
         with (
             Generator.open(self._work, self._method, **sizes) as generator,
@@ -116,11 +150,14 @@ class RetroLM(LM):
             **{n: how[n] for n in (*drawn, "repetition_penalty", "seed") if n in how},
             k=self._k,
             align=self._align,
+            special_tokens=self._chat is not None,
         )
 
     def _end(self, context: str) -> str:
-        """As much of the end of a context as `train.length` has room for, BOS before it."""
+        """As much of the end of a context as `train.length` has room for, BOS before it; a conversation whole."""
         tokenizer, room = self.scorer.tokenizer, self.scorer.length - 1
+        if self._chat:
+            return context
         ids = tokenizer.encode(context)
         while len(ids) > self.scorer.length - 1:  # what is cut may be encoded otherwise
             context = tokenizer.decode_bytes(ids[-room:]).decode(errors="ignore")
@@ -171,13 +208,15 @@ def run(
     include_path: str | None = None,
     limit: float | None = None,
     num_fewshot: int | None = None,
+    chat: bool = False,
 ) -> dict:
     """The harness's results of tasks.
 
     Args:
       tasks: names, or files FILE.yaml, whose folders are then folders of tasks too.
       include_path: a folder of more tasks. limit: items of each task; below 1, their share.
-      num_fewshot: examples before each item; None: as the task says.
+      num_fewshot: examples before each item; None: as the task says. chat: each item is a message, by the model's
+        chat template.
 
     Raises:
       UserError: there is no task of this name.
@@ -196,5 +235,5 @@ def run(
     return lm_eval.simple_evaluate(
         model=model, tasks=names, task_manager=manager, num_fewshot=num_fewshot,
         limit=int(limit) if limit and limit >= 1 else limit,
-        bootstrap_iters=_RESAMPLES, log_samples=False,
+        apply_chat_template=chat, bootstrap_iters=_RESAMPLES, log_samples=False,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from retro_jax import progress
 from retro_jax.corpus.tokenizer import BOS, PAD
 from retro_jax.errors import UserError
 from retro_jax.evaluate.score import Pair, Score
-from retro_jax.generate.lookup import first_tokens
+from retro_jax.generate.lookup import first_tokens, prompt_ids
 from retro_jax.generate.lookup import window as tail
 from retro_jax.methods.method import Method, Retrieved, method_of
 from retro_jax.pipeline.prepare import check_prepared
@@ -106,12 +106,14 @@ class Scorer:
         pairs: Sequence[Pair | tuple[str, str]],
         k: int | None = None,
         neighbours: Sequence[str] = (),
+        special_tokens: bool = False,
     ) -> list[Score]:
         """The score of each continuation.
 
         Args:
           k: neighbours of a chunk, 0 for none, by default as in training. neighbours: texts that every chunk reads,
-            instead of what it would retrieve.
+            instead of what it would retrieve. special_tokens: special tokens in contexts are tokens, as chat templates
+            write them; a continuation then begins where its context ends, and none of its tokens is the context's.
 
         What is read is the last `length` tokens at most: a longer text loses whole chunks at its start, so
         that the others are the same. An empty continuation has log p 0.
@@ -119,6 +121,10 @@ class Scorer:
         Raises:
           UserError: a negative k.
         """
+        if isinstance(pairs, str) or any(isinstance(p, str) for p in pairs):
+            raise UserError(
+                f"score({str(pairs)[:40]!r}): give pairs (context, continuation); `rolling` scores whole texts"
+            )
         given = self._given(neighbours)
         k = len(given) or self.method.k if k is None else k
         if k and not self.method.reads:
@@ -127,7 +133,10 @@ class Scorer:
             raise UserError(f"k = {k}: must be a number of neighbours, or 0 for none")
         windows, scores = [], []
         for number, pair in enumerate(pairs):
-            ids, first, merged = split(self.tokenizer, self._bytes, *pair)
+            if special_tokens:
+                ids, first, merged = after_prompt(self.tokenizer, *pair)
+            else:
+                ids, first, merged = split(self.tokenizer, self._bytes, *pair)
             scores.append(Score.of(ids[first:], merged))
             padding = -first % self.model.reading.chunk if self.align and first > 1 else 0
             tokens = np.array([PAD] * padding + ids, np.int32)
@@ -275,3 +284,9 @@ def split(tokenizer, byte_counts, context: str, continuation: str) -> tuple[list
     size, ends = len(context.rstrip().encode()), np.cumsum(byte_counts[ids])
     first = int(np.searchsorted(ends, size, side="right"))
     return ids, first, size - int(ends[first] - byte_counts[ids[first]])
+
+
+def after_prompt(tokenizer, prompt: str, continuation: str) -> tuple[list[int], int, int]:
+    """What `split` gives, of a prompt in which special tokens stand for themselves, and what is said after it."""
+    ids = prompt_ids(tokenizer, prompt, special=True)
+    return [*ids, *tokenizer.encode(continuation)], len(ids), 0

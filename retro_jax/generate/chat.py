@@ -58,12 +58,15 @@ class Chat:
         first, last = (names.get(id, "") for id in (BOS, tokenizer.ends[0]))
         self._names = {"bos_token": first, "eos_token": last}
 
-    def prompt(self, messages: Sequence[dict], passages: Sequence[dict] = ()) -> str:
+    def prompt(
+        self, messages: Sequence[dict], passages: Sequence[dict] = (), begun: bool = False
+    ) -> str:
         """The prompt that asks for the next message, for a `Request` with special_tokens=True.
 
         Args:
           messages: {"role": one of ROLES, "content": text} each. What would be a special token in a text stays text.
           passages: {"text": ..} of each that stands before the last question.
+          begun: the last message is the beginning of the answer, which the prompt ends with.
 
         Raises:
           UserError: the template refuses them.
@@ -76,9 +79,9 @@ class Chat:
             asks = _BEFORE.format(passages=told, question=given[at]["content"])
             given[at] = given[at] | {"content": asks}
         try:
-            return self._template.render(
+            written = self._template.render(
                 messages=given,
-                add_generation_prompt=True,
+                add_generation_prompt=not begun,
                 tools=None,
                 documents=None,
                 **self._names,
@@ -87,6 +90,10 @@ class Chat:
             raise UserError(
                 f"messages: the model's chat template refuses them ({error})"
             ) from error
+        if not begun:
+            return written
+        last = given[-1]["content"].strip()
+        return written[: written.rindex(last) + len(last)]
 
 
 def asks(

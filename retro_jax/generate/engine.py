@@ -9,6 +9,7 @@ host; rows that wait for it stay where they are while the others go on.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -100,19 +101,20 @@ class Engine:
         jitted = (self._prefill, self._admit, self._step, self._segment, self._copy)
         return sum(f._cache_size() for f in jitted)
 
-    def compile(self):
-        """Compiles all that any request can need; rows that hold something lose it."""
-        m = self.model.reading.chunk
+    def compilations(self) -> list[Callable[[], None]]:
+        """What compiles all that any request can need, one call for each shape; rows that hold something lose it."""
+        m, still = self.model.reading.chunk, np.zeros(self.rows, np.int32)
+        none = Retrieved(*(np.zeros((0, 0)),) * 2)
         sizes = {min(self.length, m << i) for i in range(self.length.bit_length())}
-        for size in sorted(sizes):
-            self.admit(0, np.full(size, BOS, np.int32), Retrieved(*(np.zeros((0, 0)),) * 2))
-        still = np.zeros(self.rows, np.int32)
-        self.advance(still)
+        made = [lambda n=n: self.admit(0, np.full(n, BOS, np.int32), none) for n in sorted(sizes)]
+        made.append(lambda: self.advance(still))
         if self.k:
-            for n in {min(self.rows, 1 << i) for i in range(self.rows.bit_length() + 1)}:
-                self.advance(still, {row: self.no_neighbours() for row in range(n)})
+            for n in sorted({min(self.rows, 1 << i) for i in range(self.rows.bit_length() + 1)}):
+                near = {row: self.no_neighbours() for row in range(n)}
+                made.append(lambda near=near: self.advance(still, near))
         for n in range(1, min(self.k + 1, self.rows)):
-            self.copy(list(range(n)), 0)
+            made.append(lambda n=n: self.copy(list(range(n)), 0))
+        return made
 
     def no_neighbours(self) -> Retrieved:
         """Of one look-up: all missing."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from retro_jax import progress
 from retro_jax.config import Request
 from retro_jax.errors import UserError
 from retro_jax.generate.completion import Completion
@@ -71,9 +72,13 @@ class Generator:
         return cls(of, params, Prepared(work).tokenizer, of.retriever(work), **sizes)
 
     def warm_up(self):
-        """Compiles all that any request can need, which otherwise happens when it is first needed; call it
-        before the first request."""
-        self._schedule.engine.compile()
+        """Compiles all that any request can need, with a progress bar; otherwise that happens when it is first needed.
+        Call it before the first request."""
+        made = self._schedule.engine.compilations()
+        with progress.bar(f"compiling {self.method.name}", len(made)) as advance:
+            for compile_one in made:
+                compile_one()
+                advance(1)
         if self.k:
             self.retriever.retrieve(np.zeros((1, self.model.reading.chunk), np.int32), self.k)
 
@@ -121,7 +126,7 @@ class Generator:
         if width > self.k:
             raise UserError(
                 f"{named}{'neighbours' if request.neighbours else 'k'}: {width} neighbours, but at most "
-                f"{self.k} can be read here; ask for fewer, or open the generator with k={width}"
+                f"{self.k} can be read here, as in training; ask for fewer (Generator.open(k={width}) reads as many)"
             )
         if request.where and not getattr(self.retriever, "filters", True):
             raise UserError(

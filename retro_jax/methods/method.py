@@ -184,6 +184,10 @@ class Method:
         """The names of the weights that it adds to the language model."""
         return set()
 
+    def warning(self, steps: int) -> str:
+        """What is doubtful about a training of so many steps; "" if nothing is."""
+        return ""
+
     @property
     def notes(self) -> str:
         """What a model card has to say of how it was trained."""

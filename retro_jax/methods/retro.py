@@ -105,6 +105,16 @@ class Retro(LanguageModel):
         """The language model's, and `formulas.reading`."""
         return super().formula(vocab, length) + formulas.reading(self.model, length, self.k)
 
+    def warning(self, steps: int) -> str:
+        """If own continuations last until its end."""
+        s = self.settings
+        if not s.share(0) or s.read_from + s.own_continuation_steps < steps:
+            return ""
+        return (
+            f"{s.of}own_continuation_steps = {s.own_continuation_steps} lasts as long as the run, train.steps = "
+            f"{steps}: {self.name} is hardly trained on real neighbours"
+        )
+
     @property
     def notes(self) -> str:
         """Own continuations, if there were any."""

@@ -27,6 +27,29 @@ def _one_device() -> Mesh:
     return jax.make_mesh((1, 1, 1), AXES, devices=jax.local_devices()[:1])
 
 
+@jax.custom_vjp
+def _used(params: dict) -> dict:
+    """The same weights; the gradients of those that a function does not use are zeros made here, where there is
+    a mesh, and not by who asks for the gradients."""
+    return params
+
+
+_used.defvjp(lambda params: (params, None), lambda _, gradients: (gradients,))
+
+
+def _check_ids(params: dict, tokens):
+    """Raises ValueError for numbers that are no tokens, where they can be looked at; JAX reads other rows."""
+    vocab = params["embedding"].shape[0]
+    if (
+        isinstance(tokens, np.ndarray)
+        and tokens.size
+        and not 0 <= tokens.min() <= tokens.max() < vocab
+    ):
+        raise ValueError(
+            f"tokens from {tokens.min()} to {tokens.max()}: must be ids from 0 to {vocab - 1}"
+        )
+
+
 def without_mesh(function):
     """A function (config, params, tokens, ...) that may also be called where no mesh is in context: it is then compiled
     for the device that its params are on, inside other transformations too."""
@@ -36,14 +59,13 @@ def without_mesh(function):
         def run(params, *arrays):
             mesh = jax.typeof(params["embedding"]).sharding.mesh
             with use_abstract_mesh(_one_device().abstract_mesh if mesh.empty else mesh):
-                # So that the gradients of weights that it does not use are made in here, where there is a mesh.
-                params = jax.lax.optimization_barrier(params)
-                return function(config, params, *arrays, **dict(fixed))
+                return function(config, _used(params), *arrays, **dict(fixed))
 
         return jax.jit(run)
 
     @functools.wraps(function)
     def called(config, params, tokens, neighbours=None, *rest, **fixed):
+        _check_ids(params, tokens)
         if not get_abstract_mesh().empty:
             return function(config, params, tokens, neighbours, *rest, **fixed)
         names = list(inspect.signature(function).parameters)[4:]

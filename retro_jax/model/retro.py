@@ -171,7 +171,7 @@ class Retro(nnx.Module):
           of P CCA layers (see `statistics_of`), or None without `statistics`.
         """
         c, dtype = self.config.decoder, jnp.dtype(self.config.dtype)
-        off = neighbours is None or neighbours.shape[2] == 0
+        off = neighbours is None or 0 in neighbours.shape
         table, real = gather(self.embedding, dtype), tokens != PAD
         h = self.embed(table, tokens)
         if 0 < c.max_length < tokens.shape[1]:
@@ -234,10 +234,12 @@ class Retro(nnx.Module):
     def encode(self, table, neighbours, h, real):
         """Memories of all chunks, [B, C, K, R, E], or of the first one, and their mask; h [B, L, D], real [B, L]."""
         b, length, d = h.shape
-        chunks, m = neighbours.shape[1], self.config.reading.chunk
-        if chunks != -(-length // m):
+        m = self.config.reading.chunk
+        chunks = -(-length // m)
+        if neighbours.ndim != 4 or neighbours.shape[:2] != (b, chunks):
             raise ValueError(
-                f"neighbours of {chunks} chunks for {length} tokens; {-(-length // m)} are needed"
+                f"neighbours of shape {neighbours.shape}: must be [B, C, K, R], for {b} x {length} tokens with C = "
+                f"{chunks} chunks of {m}: ({b}, {chunks}, K, R)"
             )
         if self.config.reading.once:
             chunks, neighbours, h, real = 1, neighbours[:, :1], h[:, :m], real[:, :m]

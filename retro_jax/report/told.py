@@ -1,11 +1,15 @@
 """What a run gave, in a few sentences: what a newcomer reads before any table."""
 
+import shlex
+
 from retro_jax.config import Experiment
 from retro_jax.evaluate.beside import BASE
 from retro_jax.evaluate.figures import FEW, counts
 from retro_jax.methods.method import methods_of
 from retro_jax.pipeline.recipe import database_split
 from retro_jax.store.workdir import WorkDir
+
+OURS = "python:"  # the corpus source of the quickstart
 
 
 def told(work: WorkDir, s: dict) -> list[str]:
@@ -94,12 +98,21 @@ def _verdict(v: dict, s: dict) -> str:
 
 
 def _next(work: WorkDir) -> list[str]:
-    root = work.root
-    own = "retro run --config=quickstart --workdir=runs/mine --config.corpus.source='text:FOLDER/**/*.txt'"
+    root, source = work.root, work.experiment.corpus.source
+    own = [
+        "  your own text       retro run --config=quickstart --workdir=runs/mine \\",
+        "                          --config.corpus.source='text:FOLDER/**/*.txt' --config.generate.prompt='It was'",
+    ]
+    longer = "retro run --config=small"
+    if source != OURS:
+        own, longer = (
+            [],
+            f"{longer} --workdir={root}-longer --config.corpus.source={shlex.quote(source)}",
+        )
     return [
         "Next:",
-        f"  your own text       {own}",
-        "  a longer training   retro run --config=small",
+        *own,
+        f"  a longer training   {longer}",
         f"  a report of charts  pip install 'retro_jax[report]' && retro report {root}",
         f"  a page to try it    pip install 'retro_jax[serve]' && retro serve {root}",
     ]

@@ -66,7 +66,6 @@ def serve(
         for method in methods:
             generator = Generator.open(work, method, rows=rows, length=length)
             generators[method] = stack.enter_context(generator)
-        progress.say("compiling what requests will need")
         for generator in generators.values():
             generator.warm_up()
         warn(host, key)

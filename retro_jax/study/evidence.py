@@ -8,7 +8,7 @@ from retro_jax.report.numbers import NONE, bits, interval, percent, plain
 from retro_jax.report.section import Section
 from retro_jax.study import laws, plots
 from retro_jax.study.figures import CURVES, SIZES, Curve, curves, law_of, multipliers
-from retro_jax.study.runs import HELDOUT
+from retro_jax.study.runs import HELDOUT, fields_of
 from retro_jax.study.sums import Sums
 
 _MOST = (1.0, 0.8, 0.5, 0.2)  # shares of a document's 13-grams
@@ -217,11 +217,7 @@ def _runs(sums: Sums) -> Section:
             if not len(said["nats"]):
                 continue
             loss = said["nats"].sum() / said["bytes"].sum() / np.log(2)
-            own = run["fields"]
-            fields = ", ".join(
-                f"{k.removeprefix('train.').removeprefix('model.')}={v}" for k, v in own.items()
-            )
-            table.append([name, condition, bits(loss), fields])
+            table.append([name, condition, bits(loss), fields_of(run["fields"])])
     caption = "Every run that is done; bits per byte of all held-out text."
     return Section(
         "runs",

@@ -148,8 +148,12 @@ class Runs:
 
     def check(self):
         """Raises UserError for what cannot be run, before anything slow has begun."""
-        for name, source in self.study.databases.items():
-            sources.check(source, f"--databases of the study {self.study.name}, {name}")
+        texts = {source: f"databases.{n}" for n, source in self.study.databases.items()}
+        for name in self.study.runs:
+            if not self.prepared(name).exists():
+                texts[self.study.experiment(name).corpus.source] = f"{name}, corpus.source"
+        for source, name in texts.items():
+            sources.check(source, f"study {self.study.name}, {name}")
         for name in self.study.runs:
             e = self.study.experiment(name)
             if reads(e):
@@ -165,6 +169,12 @@ class Runs:
                     raise UserError(
                         f"study {self.study.name}, curves of {method}: run {name} does not have this method"
                     )
+
+
+def fields_of(fields: dict) -> str:
+    """The fields of a run in a line, by short names."""
+    short = {n.removeprefix("train.").removeprefix("model."): value for n, value in fields.items()}
+    return ", ".join(f"{n}={value}" for n, value in short.items())
 
 
 def reads(e: Experiment) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 
 import jax
@@ -15,7 +16,7 @@ from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.store import artefact, files
 from retro_jax.store.workdir import WorkDir
-from retro_jax.train import checkpoint, data, processes, restore, sharding
+from retro_jax.train import checkpoint, data, memory, processes, restore, sharding
 from retro_jax.train.checkpoint import Checkpoints
 from retro_jax.train.failure import Watch
 from retro_jax.train.log import Log, run_flops, show_parameters
@@ -97,6 +98,8 @@ def train(work: WorkDir, method: Trainable, profile: int = 0) -> dict:
             progress.say(
                 f"train.warmup = {e.train.warmup} is not less than train.steps: the learning rate only rises"
             )
+        if doubtful := method.warning(e.train.steps):
+            progress.say(doubtful)
         earlier = (done and done["seconds"]) or 0.0  # of the runs that this one continues
         flops = functools.partial(run_flops, method, e.train, vocab)
         log = Log(directory, start, earlier, e.train, flops)
@@ -108,6 +111,12 @@ def train(work: WorkDir, method: Trainable, profile: int = 0) -> dict:
         step_fn = make_train_step(method, e.train)
         validate = make_validation(e.train, prepared.records("heldout"), mesh, method)
         batches = read(start, sharding.rows_of(mesh, e.train.batch))
+        if start < e.train.steps:
+            first = next(batches)
+            progress.say(f"train/{name}: compiling the train step")
+            arrays = sharding.shard_batch(mesh, _arrays(first), e.train.batch)
+            memory.check_fits(step_fn, e.train, state, arrays)
+            batches = itertools.chain([first], batches)
         with (
             progress.bar(f"training {name}", e.train.steps) as advance,
             tracing(directory / "profile", start, profile if writes else 0) as before,
@@ -115,9 +124,8 @@ def train(work: WorkDir, method: Trainable, profile: int = 0) -> dict:
             advance(start)
             for step in range(start, e.train.steps):
                 before(step, state)
-                batch = next(batches)
-                del batch["records"]
-                state, metrics = step_fn(state, sharding.shard_batch(mesh, batch, e.train.batch))
+                batch = sharding.shard_batch(mesh, _arrays(next(batches)), e.train.batch)
+                state, metrics = step_fn(state, batch)
                 watch.check(log.report(step + 1, metrics), state)
                 advance(1)
                 last, status = step + 1 == e.train.steps, stop.status()
@@ -161,6 +169,11 @@ def train(work: WorkDir, method: Trainable, profile: int = 0) -> dict:
             f"train/{name} is complete; run the same command to continue", status
         )
     return artefact.read(directory)
+
+
+def _arrays(batch: dict) -> dict:
+    """Of a batch what a step is given: not the names of its records."""
+    return {name: array for name, array in batch.items() if name != "records"}
 
 
 @contextlib.contextmanager

@@ -52,6 +52,7 @@ _STAND_INS = [
         "numpy._core.multiarray": ("_reconstruct", "scalar"),
         "_io": ("BytesIO",),
         "pathlib": ("PosixPath",),
+        "pathlib._local": ("PosixPath",),  # as Python 3.13 calls it
         "signal": ("Signals",),
         "types": ("SimpleNamespace",),
     }.items()

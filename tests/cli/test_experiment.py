@@ -1,12 +1,15 @@
 """A working directory is an experiment: every command takes it alone, and fields given on top are said."""
 
+import argparse
 import json
+import re
 import shutil
 
 import pytest
 
 from retro_jax.cli import main as cli
-from retro_jax.cli.experiment import find, load
+from retro_jax.cli.config_file import find, load
+from retro_jax.cli.experiment import open_work
 from retro_jax.errors import UserError
 from retro_jax.store.workdir import WorkDir
 
@@ -100,6 +103,30 @@ def test_an_experiment_is_a_file_or_the_name_of_an_installed_one(tmp_path, monke
     assert find("quickstart").name == "quickstart.py"
     with pytest.raises(UserError, match="quickstrat: no such file, nor one of the installed"):
         find("quickstrat")
+
+
+def test_a_run_is_called_as_its_directory_if_nothing_else_was_said(tmp_path):
+    for given, name in (([], "mine"), (["--config.name=other"], "other")):
+        args = argparse.Namespace(
+            workdir=None, workdir_flag=f"{tmp_path}/mine/", config="quickstart"
+        )
+        assert open_work(args, given).experiment.name == name
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        (
+            "train.steps=abc",
+            "train.steps=abc: must be a whole number; it is 420 where it is not given",
+        ),
+        ("train.learning_rate=", "must be a number; it is 0.003"),
+        ("model.reading.null_key=maybe", "must be True or False; it is True"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_an_example(field, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        load("experiments/quickstart.py", [f"--config.{field}"])
 
 
 def test_settings_of_a_table_can_be_given_by_flag():

@@ -116,8 +116,9 @@ def test_a_bad_line_is_named_by_file_and_number_and_the_next_is_read(tmp_path, l
 
 
 def test_metadata_that_can_be_read_but_not_written_are_refused(tmp_path):
-    """Somewhere below 1,000 a list nests too deeply for the one and not for the other."""
-    lines = [b'{"text": "a", "title": ' + b"[" * n + b"]" * n + b"}" for n in range(700, 1000)]
+    """Where a list nests too deeply depends on the Python, and is not the same for the one and for the other."""
+    depths = (*range(700, 999), 100_000)
+    lines = [b'{"text": "a", "title": ' + b"[" * n + b"]" * n + b"}" for n in depths]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     found = list(documents(f"jsonl:{tmp_path}/a.jsonl"))
     kinds = [d.kind if isinstance(d, BadDocument) else "fine" for d in found]

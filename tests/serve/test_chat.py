@@ -249,3 +249,43 @@ def test_a_model_without_a_template_says_so(generator, finished, capfd):
         assert "has no chat template" in refused.json()["error"]["message"]
     assert cli.main(["generate", str(finished), "--chat"]) == 2
     assert capfd.readouterr().err.count("\n") == 1
+
+
+def test_the_harness_asks_as_it_asks_transformers(told, tmp_path):
+    """By the template, with special tokens as tokens: log p of every choice is theirs."""
+    lm_eval = pytest.importorskip("lm_eval", reason="optional: pip install 'retro_jax[lm-eval]'")
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    from retro_jax.evaluate.harness import RetroLM
+
+    lines = [{"question": q, "choices": [" kara", "lopo tenra", "minel"], "answer": i % 3}
+             for i, q in enumerate(("kara lopo?", "tenra </s> kais", "mipo"))]  # fmt: skip
+    data = tmp_path / "own.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = f"{{data_files: {{test: {data}}}, cache_dir: {tmp_path / 'cache'}}}"
+    (tmp_path / "own.yaml").write_text(
+        f"task: own\ndataset_path: json\ndataset_kwargs: {given}\ntest_split: test\noutput_type: multiple_choice\n"
+        "doc_to_text: '{{question}}'\ndoc_to_choice: '{{choices}}'\ndoc_to_target: '{{answer}}'\n"
+        "gen_prefix: 'so:'\nmetric_list: [{metric: acc}]\n"
+    )
+    _, run = told
+    found = []
+    for model in (
+        HFLM(pretrained=str(run.parent / "base"), device="cpu", batch_size=1),
+        RetroLM(run, "language_model", k=0, rows=8),
+    ):
+        manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+        said = lm_eval.simple_evaluate(
+            model=model,
+            tasks=["own"],
+            task_manager=manager,
+            bootstrap_iters=0,
+            apply_chat_template=True,
+        )
+        samples = sorted(said["samples"]["own"], key=lambda s: s["doc_id"])
+        found.append([[p for ((p, _),) in s["resps"]] for s in samples])
+    theirs, ours = found
+    assert len(ours) == 3
+    for one, other in zip(theirs, ours):
+        assert [float(p) for p in other] == pytest.approx([float(p) for p in one], abs=1e-3)

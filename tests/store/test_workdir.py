@@ -226,6 +226,11 @@ def test_what_is_prepared_elsewhere_is_read_and_not_made_there(finished, small, 
         args.prepared = str(given)
         with pytest.raises(UserError, match=message):
             experiment.open_work(args, [])
+    WorkDir(tmp_path / "fourth", other).save()
+    args = argparse.Namespace(workdir=tmp_path / "fourth", workdir_flag=None, config=None)
+    args.prepared = str(finished)
+    with pytest.raises(UserError, match=r"give it these too: --config\.corpus\.vocab=320$"):
+        experiment.open_work(args, [])
     args = argparse.Namespace(workdir=finished, workdir_flag=None, config=None, prepared=None)
     args.prepared = str(tmp_path / "third")
     WorkDir(tmp_path / "third", small).save()

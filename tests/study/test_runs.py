@@ -14,7 +14,7 @@ import pytest
 from conftest import small_experiment, write_corpus
 
 from retro_jax.cli import study as command
-from retro_jax.cli.experiment import load as load_experiment
+from retro_jax.cli.config_file import load as load_experiment
 from retro_jax.cli.main import main
 from retro_jax.config import Study
 from retro_jax.databases.database import Databases

@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType as Kind
 from gguf_files import TOKENS, write
 from test_huggingface import PLAIN, ours, read, some_ids
 
-from retro_jax.cli.experiment import load
+from retro_jax.cli.config_file import load
 from retro_jax.corpus import tokenizer
 from retro_jax.errors import UserError
 from retro_jax.weights.directory import open_directory

@@ -205,6 +205,7 @@ REFUSED = {
         ({"model_type": "mamba"}, "model_type = 'mamba' is not supported; known: gpt2"),
         ({"model_type": None}, "model_type = None is not supported"),
         ({"model_type": ["llama"]}, "is not supported"),
+        ({"model_type": None, "methods": ["retro"]}, "is a working directory of this project; `retro export"),
         ({"hidden_act": "xielu"}, "hidden_act = 'xielu': this activation is not supported"),
         ({"mlp_bias": True}, "mlp_bias = True: a feed-forward with biases and a gate"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rotary positions of type 'yarn'"),

@@ -13,7 +13,7 @@ from conftest import altered, make_mesh, write_corpus
 from safetensors.numpy import load_file, save_file
 
 from retro_jax.cli import main as cli
-from retro_jax.cli.experiment import load
+from retro_jax.cli.config_file import load
 from retro_jax.config import MeshConfig
 from retro_jax.errors import UserError
 from retro_jax.methods.method import method_of
