@@ -208,6 +208,11 @@ class Method:
         """Steps of training before it reads anything: until then its batches are the language model's."""
         return 0
 
+    @property
+    def reading_rate(self) -> float:
+        """Of the learning rate: that of the weights that retrieval adds."""
+        return 1.0
+
     def training_flops(self, vocab: int, length: int) -> int:
         """FLOPs of the matrix products of the forward pass of one example of training."""
         return self.flops(vocab, length)

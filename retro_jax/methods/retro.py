@@ -7,7 +7,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from retro_jax.config import Experiment
-from retro_jax.config.fields import binding, require, require_at_least, require_share, setting
+from retro_jax.config.fields import (
+    binding,
+    require,
+    require_at_least,
+    require_not_negative,
+    require_share,
+    setting,
+)
 from retro_jax.methods.language_model import LanguageModel
 from retro_jax.methods.method import LookUps
 from retro_jax.model import formulas, functional
@@ -41,9 +48,14 @@ class Settings:
         0,
         "steps of training before neighbours are read: until then it is trained as a language model",
     )
+    # A language model learns fastest at a rate at which it does not begin to read (docs/quickstart.md).
+    reading_rate: float = setting(
+        1.0, "of the learning rate: what encoder and cross-attention learn with"
+    )
 
     def __post_init__(self):
         require_share(self.of, self, "own_continuation", "own_continuation_kept")
+        require_not_negative(self.of, self, "reading_rate")
         steps = "own_continuation_steps", "own_continuation_kept_steps"
         require_at_least(1, self.of, self, *steps)
         require_at_least(0, self.of, self, "read_from")
@@ -96,6 +108,11 @@ class Retro(LanguageModel):
     def read_from(self) -> int:
         """The settings' own."""
         return self.settings.read_from
+
+    @property
+    def reading_rate(self) -> float:
+        """The settings' own."""
+        return self.settings.reading_rate
 
     def added(self, vocab: int) -> set[str]:
         """Encoder and cross-attention."""

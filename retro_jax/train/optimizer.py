@@ -40,14 +40,16 @@ def averaged(average: dict, params: dict, decay: float) -> dict:
     return {name: decay * a + (1 - decay) * params[name] for name, a in average.items()}
 
 
-def adamw(config: TrainConfig, slow: frozenset[str] = frozenset()) -> optax.GradientTransformation:
+def adamw(
+    config: TrainConfig, shares: dict[str, float] | None = None
+) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW.
 
-    slow: the parameters that learn, and decay, at `base_rate` of the learning rate.
+    shares: of the learning rate, at which parameters learn, and decay, that do not at all of it.
     """
 
-    def slowed(updates, params):
-        return {n: u * config.base_rate if n in slow else u for n, u in updates.items()}
+    def shared(updates, params):
+        return {n: u * shares[n] if n in shares else u for n, u in updates.items()}
 
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
@@ -58,5 +60,5 @@ def adamw(config: TrainConfig, slow: frozenset[str] = frozenset()) -> optax.Grad
             weight_decay=config.weight_decay,
             mask=decayed,
         ),
-        optax.stateless(slowed) if slow else optax.identity(),
+        optax.stateless(shared) if shares else optax.identity(),
     )

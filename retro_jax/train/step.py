@@ -83,7 +83,7 @@ def make_train_step(method: Trainable, train: TrainConfig) -> Callable:
     def train_step(state: TrainState, batch: dict):
         value, grads = gradients(method, train, state, batch)
         norm = optax.tree.norm(grads)
-        update = optimizer.adamw(train, slow(method, train, state)).update
+        update = optimizer.adamw(train, shares(method, train, state)).update
         updates, opt_state = update(grads, state.opt_state, state.params)
         # Decay alone would shrink, before it is used, what an attention to neighbours begins with.
         for name in method.unused(batch, state.weights()["embedding"].shape[0]):
@@ -110,12 +110,12 @@ def make_train_step(method: Trainable, train: TrainConfig) -> Callable:
     return jax.jit(train_step, donate_argnums=0, compiler_options=COMPILER.get(platform))
 
 
-def slow(method: Trainable, train: TrainConfig, state: TrainState) -> frozenset[str]:
-    """What of the trained weights is a base's language model."""
-    if not train.base:
-        return frozenset()
+def shares(method: Trainable, train: TrainConfig, state: TrainState) -> dict[str, float]:
+    """Of the learning rate, where it is not all of it: that of what retrieval adds, and of a base's language model."""
     vocab = (state.frozen | state.params)["embedding"].shape[0]
-    return frozenset(state.params) - method.added(vocab)
+    added = method.added(vocab)
+    own = {True: method.reading_rate, False: train.base_rate if train.base else 1.0}
+    return {n: own[n in added] for n in state.params if own[n in added] != 1}
 
 
 def gradients(method: Trainable, train: TrainConfig, state: TrainState, batch: dict):

@@ -20,6 +20,7 @@ class Trainable(Protocol):
     begins: "Trainable | None"
     freezes: bool
     read_from: int
+    reading_rate: float
 
     def trained_with(self, e: Experiment) -> Experiment: ...
 

@@ -13,7 +13,7 @@ from conftest import altered, make_mesh
 from retro_jax.config import MeshConfig, TrainConfig
 from retro_jax.errors import UserError
 from retro_jax.methods.language_model import LanguageModel
-from retro_jax.methods.retro import Retro
+from retro_jax.methods.retro import Retro, Settings
 from retro_jax.model import functional
 from retro_jax.train import optimizer, sharding
 from retro_jax.train.step import COMPILER, gradients, init_state, make_train_step
@@ -369,3 +369,21 @@ def test_what_reads_stays_as_it_is_until_it_is_used(tiny, begin):
             assert (name in added) == np.array_equal(value, before[name]), name
         state, _ = step(state, sharding.shard_batch(mesh, given))
         assert not any(np.array_equal(state.params[n], before[n]) for n in added)
+
+
+def test_what_reads_learns_at_its_share_of_the_rate(tiny, begin):
+    """Adam's first step is as long as the rate, whatever the gradient: so each weight moves by its own."""
+    train = dataclasses.replace(TRAIN, warmup=0, weight_decay=0.0)
+    mesh, moved = make_mesh(1, 1, 1), []
+    with jax.set_mesh(mesh):
+        for share in (1.0, 0.25):
+            method = Retro(tiny, settings=Settings(reading_rate=share))
+            state = begin(mesh, train)
+            before = {n: np.asarray(p) for n, p in state.params.items()}
+            given = sharding.shard_batch(mesh, batch(0))
+            state, _ = make_train_step(method, train)(state, given)
+            moved.append({n: np.abs(state.params[n] - before[n]).max() for n in before})
+    whole, part = moved
+    for name in whole:
+        share = 0.25 if name in method.added(VOCAB) else 1
+        np.testing.assert_allclose(part[name], share * whole[name], rtol=1e-2, err_msg=name)
