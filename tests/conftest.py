@@ -39,6 +39,7 @@ def pytest_configure(config):
     kept = str(Path(__file__).parent / ".jax_cache")
     jax.config.update("jax_compilation_cache_dir", kept)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = kept  # of programs that tests start
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if config.option.markexpr == "accelerator":
         return

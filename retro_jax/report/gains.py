@@ -5,6 +5,7 @@ Each function takes figures and rows, and makes a section, or None where there i
 
 import numpy as np
 
+from retro_jax.evaluate.beside import PARTS
 from retro_jax.evaluate.chunks import EPS
 from retro_jax.evaluate.figures import sign
 from retro_jax.evaluate.signals import EFFECTS
@@ -13,6 +14,7 @@ from retro_jax.report.numbers import bits, change, interval, nats, percent, tota
 from retro_jax.report.section import Section
 
 _BITS = "bits per byte (lower is better)"
+LITTLE = PARTS["filtered"]  # what it is called
 _TOLD = {
     1: "is above 0",
     0: "cannot be told from 0",
@@ -30,11 +32,11 @@ def conditions(f: dict, rows) -> Section:
     caption = (
         f"Bits per byte under what the model reads; the axis does not begin at 0. Real neighbours (on) "
         f"have {bits(every['on'])}, {ahead} than the best other condition, {best}, with {bits(every[best])}. "
-        f"Filtered: the {share} of the bytes in chunks that share little with what was found."
+        f"Little overlap: the {share} of the bytes in chunks that share little with what was found."
     )
     if "self" in every:
         caption += " self is shown the answer: no retriever can do better."
-    series = {"all": [every[n] for n in names], "filtered": [few[n] for n in names]}
+    series = {"all": [every[n] for n in names], LITTLE: [few[n] for n in names]}
     chart = ""
     if any(v is not None for v in every.values()):
         chart = charts.dots("conditions", caption, names, series, _BITS, bits)
@@ -42,7 +44,7 @@ def conditions(f: dict, rows) -> Section:
         "condition",
         "what the model reads",
         "bits per byte",
-        "filtered",
+        LITTLE,
         "perplexity per token",
     ]
     table = [
@@ -63,12 +65,12 @@ def effects(f: dict, rows) -> Section:
     )
     for n in dict.fromkeys([name, *(["content"] if "content" in every else [])]):
         caption += f" {words[n]} {_TOLD[sign(every[n])]}"
-        caption += f", and filtered {_TOLD[sign(few[n])]}." if few.get(n) else "."
-    series = {"all": list(every.values()), "filtered": [few.get(n) for n in names]}
+        caption += f", and with {LITTLE} {_TOLD[sign(few[n])]}." if few.get(n) else "."
+    series = {"all": list(every.values()), LITTLE: [few.get(n) for n in names]}
     labels = [f"{n.replace('_', ' ')}\n{EFFECTS[n][0]} - {EFFECTS[n][1]}" for n in names]
     chart = charts.forest("effects", caption, labels, series, "gain, bits per byte")
     table = [[words[n], interval(every[n]), interval(few.get(n))] for n in names]
-    head = ["effect", "all, bits per byte [95 %]", "filtered"]
+    head = ["effect", "all, bits per byte [95 %]", LITTLE]
     return Section("effects", "What each part is worth", caption, head, table, chart)
 
 

@@ -279,4 +279,4 @@ def _facts(runs: list[Run]) -> Section:
     caption = (
         "k: neighbours of a chunk; chunks: those of its database. Leaks, if any, stand at the top."
     )
-    return Section("facts", "What was evaluated", caption, head, table)
+    return Section("facts", "What was evaluated", caption, head, table, wide=True)

@@ -168,14 +168,14 @@ def _tiles(f: dict, facts: dict) -> list[dict]:
     return [
         tile(f"{name}, all text", value(v["effect"]), between(v["effect"]), state[counts(v["effect"])]),
         tile(
-            f"{name}, filtered", value(v["filtered"]),
+            f"{name}, little overlap", value(v["filtered"]),
             f"{between(v['filtered'])}; {shared} of the bytes, in chunks that share less than "
             f"{facts['filter_overlap']:g} of a chunk",
             state[counts(v["filtered"])],
         ),
         tile(
             "content: random - on", value(v["content"]),
-            f"{between(v['content'])}; filtered {value(v['content_filtered'])}" if v["content"]
+            f"{between(v['content'])}; little overlap {value(v['content_filtered'])}" if v["content"]
             else "random neighbours were not scored",
             state[counts(v["content"])],
         ),
