@@ -29,6 +29,7 @@ setup(
         "retro_jax": ["py.typed"],
         "retro_jax.serve": ["page.html"],
         "retro_jax.report": ["page.html", "style.css"],
+        "retro_jax.experiments": ["scaling.parquet"],
     },
     python_requires=">=3.11",
     install_requires=[

@@ -148,12 +148,6 @@ class Runs:
 
     def check(self):
         """Raises UserError for what cannot be run, before anything slow has begun."""
-        texts = {source: f"databases.{n}" for n, source in self.study.databases.items()}
-        for name in self.study.runs:
-            if not self.prepared(name).exists():
-                texts[self.study.experiment(name).corpus.source] = f"{name}, corpus.source"
-        for source, name in texts.items():
-            sources.check(source, f"study {self.study.name}, {name}")
         for name in self.study.runs:
             e = self.study.experiment(name)
             if reads(e):
@@ -169,6 +163,12 @@ class Runs:
                     raise UserError(
                         f"study {self.study.name}, curves of {method}: run {name} does not have this method"
                     )
+        texts = {source: f"databases.{n}" for n, source in self.study.databases.items()}
+        for name in self.study.runs:
+            if not self.prepared(name).exists():
+                texts[self.study.experiment(name).corpus.source] = f"{name}, corpus.source"
+        for source, name in texts.items():
+            sources.check(source, f"study {self.study.name}, {name}")
 
 
 def fields_of(fields: dict) -> str:

@@ -191,7 +191,11 @@ def test_what_cannot_be_run_is_refused_before_anything_is_prepared(tmp_path):
             {"curves": {"language_model": ["a"]}},
             "run a does not have this",
         ),
-        ({"methods": ("retro",)}, {"databases": {"b": "text:nowhere/*"}}, "study s, b.*no file"),
+        (
+            {"methods": ("retro",)},
+            {"databases": {"b": "text:nowhere/*"}},
+            r"study s, databases\.b.*no file",
+        ),
         (
             {"methods": ("retro",), "method_settings.retro.read_from": 6},
             {},
