@@ -13,8 +13,8 @@ A. They are scored on pages of A that are held out, with a database of A and wit
 no model was trained on (some nearly repeat trained ones); and on PEPs, another kind of text.
 
 So far the three smallest sizes were run, each with three seeds, and one language model of the fourth: docs/study.md,
-"How many parameters is a database worth?". Their rows are in scaling.parquet beside this file; `--collect` makes the page
-of them. On one core of an EPYC width 28 takes one or two minutes, 44 two for the language model and four for RETRO, 64
+"How many parameters is a database worth?". Their rows are in scaling.parquet beside this file; `--collect` makes its
+page. On one core of an EPYC width 28 takes one or two minutes, 44 two for the language model and four for RETRO, 64
 seven and ten, 104 forty for the language model. Learning rates were chosen by the loss on held-out pages.
 
 The paper's own study, its four RETROs and their language models on C4, is `experiments/scaling.py:paper`:
