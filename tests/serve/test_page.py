@@ -63,7 +63,7 @@ def test_what_is_refused_is_shown_and_a_key_asked_for(generator, tmp_path):
         hidden = "document.getElementById('locked').hidden"
         page.tell("Page.navigate", url=address)
         page.wait(f"document.getElementById('locked') && !{hidden}")
-        page.wait(f"{content('error')}.includes('Bearer KEY')")
+        page.wait(f"{content('error')}.includes('wants a key')")
         page.value("document.getElementById('key').value = 'secret'")
         page.value("document.getElementById('databases').value = 'nowhere'")
         page.value("document.getElementById('prompt').value = 'kara <b>lopo</b>'")
