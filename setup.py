@@ -58,6 +58,7 @@ setup(
         "pyarrow>=17",
         "zstandard>=0.22",
         "rich>=13",
+        "filelock>=3.12",  # JAX's cache of programs, where it is bounded
         # ScaNN ships for Linux and Python up to 3.13; elsewhere the index is exact.
         "scann>=1.4; platform_system == 'Linux' and platform_machine == 'x86_64' "
         "and python_version < '3.14'",

@@ -49,7 +49,6 @@ def smoke(name: str, shared: Path, *words: str) -> subprocess.CompletedProcess:
         env=os.environ | {
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parent / ".jax_cache"),
         },
     )  # fmt: skip
 

@@ -31,7 +31,7 @@ def open_work(args: argparse.Namespace, fields: Sequence[str]) -> WorkDir:
         )
     e = experiment_of(args, fields)
     if args.config and root and not any(f.startswith("--config.name") for f in fields):
-        e = dataclasses.replace(e, name=str(root).rstrip("/").rpartition("/")[2])
+        e = dataclasses.replace(e, name=WorkDir(root).root.name or e.name)
     stored = WorkDir(root or Path("runs") / e.name)
     if stored.exists:
         for line in differing(stored.experiment, e):

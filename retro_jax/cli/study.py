@@ -143,6 +143,7 @@ def _all(runs, names: list[str], args) -> int:
         nonlocal stopped
         stopped = number
         _end(going)
+        # Not by `progress`, which this signal may have interrupted.
         os.write(2, b"stopping: each run saves what it has, which takes some seconds\n")
 
     before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGINT)}

@@ -94,7 +94,8 @@ def check(source: str, field: str):
 
 
 def _named(source: str, field: str) -> str:
-    return f"{'' if field.startswith(('--', 'config field ', 'study ')) else 'config field '}{field} = {source!r}"
+    told = " " in field or field.startswith("--")  # as words, or as a flag
+    return f"{'' if told else 'config field '}{field} = {source!r}"
 
 
 def _parse(source: str, field: str) -> tuple["Kind", str, str]:

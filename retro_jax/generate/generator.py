@@ -126,7 +126,7 @@ class Generator:
         if width > self.k:
             raise UserError(
                 f"{named}{'neighbours' if request.neighbours else 'k'}: {width} neighbours, but at most "
-                f"{self.k} can be read here, as in training; ask for fewer (Generator.open(k={width}) reads as many)"
+                f"{self.k} can be read here; ask for fewer (Generator.open(k={width}) reads as many)"
             )
         if request.where and not getattr(self.retriever, "filters", True):
             raise UserError(

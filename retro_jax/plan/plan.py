@@ -20,10 +20,10 @@ from retro_jax.errors import UserError
 from retro_jax.methods.method import Method
 from retro_jax.plan import count, hlo, topology
 from retro_jax.train import sharding
+from retro_jax.train.hardware import GIB
 from retro_jax.train.step import make_train_step
 from retro_jax.weights import directory
 
-GIB = 2**30
 # Share of a chip's memory that programs get; of a GPU's, what train.slurm has XLA take.
 _USABLE = 0.94
 _TEMPORARIES = 2.3  # what libtpu needed, over what is counted (docs/training.md, the compiled rows)

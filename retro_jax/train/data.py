@@ -42,6 +42,11 @@ def batches(
     return stream
 
 
+def arrays(batch: dict) -> dict:
+    """Of a batch what a step is given: not which records its rows are from."""
+    return {name: array for name, array in batch.items() if name != "records"}
+
+
 def order(count: int, seed: int) -> grain.MapDataset:
     """The record of the i-th example of a run: a new permutation of `count` records in every epoch."""
     return grain.MapDataset.range(count).seed(seed).shuffle().repeat()

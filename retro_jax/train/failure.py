@@ -12,7 +12,7 @@ from retro_jax.errors import UserError
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.store import files
 from retro_jax.store.workdir import WorkDir
-from retro_jax.train import processes, restore, sharding
+from retro_jax.train import data, processes, restore, sharding
 from retro_jax.train.checkpoint import Checkpoints
 from retro_jax.train.step import TrainState, gradients
 from retro_jax.train.trainable import Trainable
@@ -113,7 +113,7 @@ def replay(work: WorkDir, methods: Callable[[str], Trainable]) -> dict:
         checkpoints = Checkpoints(out / "checkpoints", restore.settings_of(e, method))
         state = checkpoints.restore(about["step"], like, mesh, base)
         checkpoints.close()
-        given = sharding.shard_batch(mesh, {k: v for k, v in batch.items() if k != "records"})
+        given = sharding.shard_batch(mesh, data.arrays(batch))
         make = jax.jit(lambda state, batch: gradients(method, e.train, state, batch))
         value, grads = make(state, given)
         rows = jax.jit(lambda params, batch: method.row_losses(params, batch))

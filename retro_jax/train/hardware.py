@@ -17,16 +17,16 @@ class Chip:
     memory: int  # bytes
 
 
-_GIB = 2**30
+GIB = 2**30
 CHIPS = {
-    "v4": Chip("TPU v4", 275e12, 32 * _GIB),
-    "v5e": Chip("TPU v5 lite", 197e12, 16 * _GIB),
-    "v5p": Chip("TPU v5", 459e12, 95 * _GIB),
-    "v6e": Chip("TPU v6 lite", 918e12, 32 * _GIB),
-    "a100": Chip("NVIDIA A100", 312e12, 80 * _GIB),
-    "h100": Chip("NVIDIA H100", 989e12, 80 * _GIB),
-    "h200": Chip("NVIDIA H200", 989e12, 141 * _GIB),
-    "b200": Chip("NVIDIA B200", 2250e12, 180 * _GIB),
+    "v4": Chip("TPU v4", 275e12, 32 * GIB),
+    "v5e": Chip("TPU v5 lite", 197e12, 16 * GIB),
+    "v5p": Chip("TPU v5", 459e12, 95 * GIB),
+    "v6e": Chip("TPU v6 lite", 918e12, 32 * GIB),
+    "a100": Chip("NVIDIA A100", 312e12, 80 * GIB),
+    "h100": Chip("NVIDIA H100", 989e12, 80 * GIB),
+    "h200": Chip("NVIDIA H200", 989e12, 141 * GIB),
+    "b200": Chip("NVIDIA B200", 2250e12, 180 * GIB),
 }
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import itertools
 from collections.abc import Iterator
 
 import jax
@@ -71,8 +70,6 @@ def train(work: WorkDir, method: Trainable, profile: int = 0) -> dict:
         if writes:
             files.make_directory(directory)
             checkpoint.clear(directory / "checkpoints")
-            if not done:  # claims the directory, so that no other config continues it
-                artefact.write(directory, settings, inputs, None, planned)
         processes.wait("directory")
         milestone = decay_begins(e.train) if e.train.schedule == "constant" else None
         checkpoints = Checkpoints(directory / "checkpoints", settings, e.train.keep, milestone)
@@ -110,13 +107,18 @@ def train(work: WorkDir, method: Trainable, profile: int = 0) -> dict:
         watch.start_at(state)
         step_fn = make_train_step(method, e.train)
         validate = make_validation(e.train, prepared.records("heldout"), mesh, method)
-        batches = read(start, sharding.rows_of(mesh, e.train.batch))
-        if start < e.train.steps:
-            first = next(batches)
-            progress.say(f"train/{name}: compiling the train step")
-            arrays = sharding.shard_batch(mesh, _arrays(first), e.train.batch)
-            memory.check_fits(step_fn, e.train, state, arrays)
-            batches = itertools.chain([first], batches)
+        rows = sharding.rows_of(mesh, e.train.batch)
+
+        def placed(batch: dict) -> dict:
+            return sharding.shard_batch(mesh, data.arrays(batch), e.train.batch)
+
+        progress.say(f"train/{name}: compiling the train step")
+        for at in sorted({start, max(start, method.read_from)}):  # with neighbours it is another
+            if at < e.train.steps:
+                memory.check_fits(step_fn, e.train, state, placed(next(read(at, rows))))
+        if writes and not done:  # claims the directory, so that no other config continues it
+            artefact.write(directory, settings, inputs, None, planned)
+        batches = read(start, rows)
         with (
             progress.bar(f"training {name}", e.train.steps) as advance,
             tracing(directory / "profile", start, profile if writes else 0) as before,
@@ -124,8 +126,7 @@ def train(work: WorkDir, method: Trainable, profile: int = 0) -> dict:
             advance(start)
             for step in range(start, e.train.steps):
                 before(step, state)
-                batch = sharding.shard_batch(mesh, _arrays(next(batches)), e.train.batch)
-                state, metrics = step_fn(state, batch)
+                state, metrics = step_fn(state, placed(next(batches)))
                 watch.check(log.report(step + 1, metrics), state)
                 advance(1)
                 last, status = step + 1 == e.train.steps, stop.status()
@@ -169,11 +170,6 @@ def train(work: WorkDir, method: Trainable, profile: int = 0) -> dict:
             f"train/{name} is complete; run the same command to continue", status
         )
     return artefact.read(directory)
-
-
-def _arrays(batch: dict) -> dict:
-    """Of a batch what a step is given: not the names of its records."""
-    return {name: array for name, array in batch.items() if name != "records"}
 
 
 @contextlib.contextmanager

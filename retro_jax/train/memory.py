@@ -9,8 +9,8 @@ import jax
 from retro_jax.config import TrainConfig
 from retro_jax.errors import UserError
 from retro_jax.train import processes
+from retro_jax.train.hardware import GIB
 
-GIB = 2**30
 _PROC, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 

@@ -63,11 +63,6 @@ def _says(path: Path) -> Path:
 
 def _family(file: Path, config: dict) -> Family:
     kind = config.get("model_type")
-    if kind is None and "methods" in config:
-        raise UserError(
-            f"{file.parent}: is a working directory of this project; `retro export {file.parent} --to=MODEL` makes a "
-            "directory that can be a base"
-        )
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(
             f"{file}: model_type = {kind!r} is not supported; known: {', '.join(FAMILIES)}"

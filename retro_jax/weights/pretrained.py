@@ -59,9 +59,15 @@ def read_config(path: Path) -> dict:
             f"{path}: no such directory of a pre-trained model; nothing is downloaded here: fetch a "
             "model of the hub into a directory first (docs/retrofit.md)"
         )
-    return read_object(
+    found = read_object(
         path / "config.json", "; a model's directory has a config.json and *.safetensors"
     )
+    if "retro_jax" in found and isinstance(found.get("config"), dict):  # store/workdir.py
+        raise UserError(
+            f"{path}: is a working directory of this project; `retro export {path} --to=MODEL` makes a directory that "
+            "can be a base"
+        )
+    return found
 
 
 def read_json(file: Path, remedy: str = ""):

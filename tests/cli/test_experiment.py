@@ -111,6 +111,8 @@ def test_a_run_is_called_as_its_directory_if_nothing_else_was_said(tmp_path):
             workdir=None, workdir_flag=f"{tmp_path}/mine/", config="quickstart"
         )
         assert open_work(args, given).experiment.name == name
+    here = argparse.Namespace(workdir=None, workdir_flag=".", config="quickstart")
+    assert open_work(here, []).experiment.name == "quickstart"
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,6 @@ def start(config: Path, root: Path, line: int = 0) -> list[subprocess.Popen]:
         "JAX_PLATFORMS": "cpu",
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": "2",
-        "JAX_COMPILATION_CACHE_DIR": str(tests / ".jax_cache"),
         "PYTHONPATH": os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")]),
     }
     command = [sys.executable, "-c", PAUSED, str(root / "train/language_model"), str(line), "train",

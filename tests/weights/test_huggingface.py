@@ -19,6 +19,7 @@ from retro_jax.corpus.tokenizer import BOS, EOS, PAD
 from retro_jax.corpus.tokenizer_json import FIRST
 from retro_jax.errors import UserError
 from retro_jax.model import functional
+from retro_jax.store.workdir import WorkDir
 from retro_jax.weights.base import model_like
 from retro_jax.weights.directory import open_directory
 from retro_jax.weights.placement import place
@@ -205,7 +206,6 @@ REFUSED = {
         ({"model_type": "mamba"}, "model_type = 'mamba' is not supported; known: gpt2"),
         ({"model_type": None}, "model_type = None is not supported"),
         ({"model_type": ["llama"]}, "is not supported"),
-        ({"model_type": None, "methods": ["retro"]}, "is a working directory of this project; `retro export"),
         ({"hidden_act": "xielu"}, "hidden_act = 'xielu': this activation is not supported"),
         ({"mlp_bias": True}, "mlp_bias = True: a feed-forward with biases and a gate"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rotary positions of type 'yarn'"),
@@ -244,6 +244,12 @@ def test_what_is_not_supported_is_refused_by_its_name(name, tmp_path):
         file.write_text(json.dumps(config | change))
         with pytest.raises(UserError, match=message):
             open_directory(tmp_path)
+
+
+def test_a_working_directory_is_refused_by_what_makes_a_base_of_it(small, tmp_path):
+    WorkDir(tmp_path, small).save()
+    with pytest.raises(UserError, match="is a working directory of this project; `retro export"):
+        open_directory(tmp_path)
 
 
 def test_a_window_bounds_sequences(tmp_path):

@@ -168,7 +168,11 @@ def test_what_megatron_writes_besides_plain_data_is_shown_by_its_name(tmp_path):
         (io.BytesIO(b"scales"), r"_io\.BytesIO\(\)"),
         (np.arange(3), rf"{numpy}\._reconstruct\(\.\.\., \.\.\., \.\.\.\)"),
         (np.float32(2), rf"{numpy}\.scalar\(\.\.\., .*\)"),
-        (pathlib.PosixPath("/a/b"), r"pathlib\.(_local\.)?PosixPath\('/.*b'\)"),
+        # Python 3.13 has another module for it, and pickles the path as one text.
+        (
+            pathlib.PosixPath("/a/b"),
+            r"pathlib\.PosixPath\('/', 'a', 'b'\)|pathlib\._local\.PosixPath\('/a/b'\)",
+        ),
         (signal.SIGTERM, r"signal\.Signals\(15\)"),
         (types.SimpleNamespace(a=1), r"types\.SimpleNamespace\(\)"),
         (torch.bfloat16, r"torch\.bfloat16"),
