@@ -30,9 +30,11 @@ def open_work(args: argparse.Namespace, fields: Sequence[str]) -> WorkDir:
             f"--workdir={args.workdir_flag}: the directory {args.workdir} is given already"
         )
     e = experiment_of(args, fields)
-    if args.config and root and not any(f.startswith("--config.name") for f in fields):
-        e = dataclasses.replace(e, name=WorkDir(root).root.name or e.name)
     stored = WorkDir(root or Path("runs") / e.name)
+    if args.config and root and not any(f.startswith("--config.name") for f in fields):
+        # Named as its directory when it is made; a directory that is moved later keeps the name.
+        name = stored.experiment.name if stored.exists else stored.root.name
+        e = dataclasses.replace(e, name=name or e.name)
     if stored.exists:
         for line in differing(stored.experiment, e):
             progress.say(f"config: {line}")
