@@ -37,7 +37,7 @@ def continuation(sample: dict) -> Text:
     text, begin = Text(), 0
     for end, neighbour in zip(sample["ends"], helpers(sample)):
         style = "" if neighbour is None else f"{colour_of(neighbour)} underline"
-        text.append(sample["text"][begin:end], style)
+        text.append(visible(sample["text"][begin:end]), style)
         begin = end
     return text
 
@@ -55,7 +55,7 @@ def print_sample(sample: dict):
     if "question" in sample:
         title = title.replace("prompt", "question").replace("continuation", "answer")
     asked = sample.get("question", sample["prompt"]) + "\n" * ("question" in sample)
-    whole = Text(asked, "bold") + continuation(sample)
+    whole = Text(visible(asked), "bold") + continuation(sample)
     out.print(Panel(whole, title=title, title_align="left"))
     if sample.get("passages"):
         print_neighbours("read before the question", sample["passages"])
@@ -84,7 +84,7 @@ def print_neighbours(title: str, neighbours: list[dict]):
         distance = f"{n['distance']:.3f}" if "distance" in n else "-"
         row = [Text(name_of(n), colour_of(number) if worth else ""), distance]
         row += [f"{n.get('contribution', 0):+.2f}"] if worth else []
-        table.add_row(*row, escape(n["text"][:300]))
+        table.add_row(*row, escape(visible(n["text"][:300])))
     out.print(table)
 
 

@@ -123,13 +123,15 @@ class Retro(LanguageModel):
         return super().formula(vocab, length) + formulas.reading(self.model, length, self.k)
 
     def warning(self, steps: int) -> str:
-        """If own continuations last until its end."""
+        """If it reads nothing, or mostly own continuations, for too much of the run."""
         s = self.settings
-        if not s.share(0) or s.read_from + s.own_continuation_steps < steps:
+        if s.read_from >= steps:
+            return f"{s.of}read_from = {s.read_from} of {steps} steps: {self.name} never reads its neighbours"
+        if (half := s.share((steps - s.read_from) / 2)) < 0.5:
             return ""
         return (
-            f"{s.of}own_continuation_steps = {s.own_continuation_steps} lasts as long as the run, train.steps = "
-            f"{steps}: {self.name} is hardly trained on real neighbours"
+            f"{s.of}own_continuation_steps = {s.own_continuation_steps}: {half:.0%} of the neighbours are still own "
+            f"continuations halfway between read_from and the end; {self.name} is hardly trained on real ones"
         )
 
     @property

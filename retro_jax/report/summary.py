@@ -8,7 +8,6 @@ from retro_jax.generate import show
 from retro_jax.methods.method import METHODS
 from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.recipe import database_split, shard_splits
-from retro_jax.report.setup import in_words
 from retro_jax.report.told import told
 from retro_jax.store import artefact, files, provenance
 from retro_jax.store.workdir import WorkDir
@@ -149,9 +148,7 @@ def _print_evaluation(split: str, result: dict):
         + ", ".join(f"{share:.2%} of {name}" for name, share in fewer.items()),
         f"leaks (violations): {sum(result['violations'].values())}",
         "chunks whose whole text is in what is read before them: "
-        + "; ".join(
-            f"{in_words(whole)} of {name}" for name, whole in result["whole_chunks"].items()
-        ),
+        + ", ".join(f"{of['chunks']:,} of {name}" for name, of in result["whole_chunks"].items()),
     ):
         out.print(line, markup=False, soft_wrap=True)
     for name in ("content", "on_against_off", "system"):

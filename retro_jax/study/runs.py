@@ -163,10 +163,10 @@ class Runs:
                     raise UserError(
                         f"study {self.study.name}, curves of {method}: run {name} does not have this method"
                     )
-        texts = {source: f"databases.{n}" for n, source in self.study.databases.items()}
-        for name in self.study.runs:
-            if not self.prepared(name).exists():
-                texts[self.study.experiment(name).corpus.source] = f"{name}, corpus.source"
+        new = [n for n in self.study.runs if not self.prepared(n).exists() and not self.done(n)]
+        own = self.study.databases.items() if new else ()
+        texts = {source: f"databases.{n}" for n, source in own}
+        texts |= {self.study.experiment(n).corpus.source: f"{n}, corpus.source" for n in new}
         for source, name in texts.items():
             sources.check(source, f"study {self.study.name}, {name}")
 

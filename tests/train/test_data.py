@@ -124,6 +124,18 @@ def test_own_continuations_stay_in_the_document_and_fall_to_none(shards):
             np.testing.assert_array_equal(neighbours, stored[tuple(tokens)])
 
 
+def test_a_run_that_hardly_meets_real_neighbours_is_warned_of():
+    def warned(steps, **fields):
+        return Retro(ModelConfig(), K, Settings(**fields)).warning(steps)
+
+    assert not warned(100)
+    assert not warned(100, own_continuation=1.0, own_continuation_steps=50)
+    assert not warned(100, own_continuation=0.3, own_continuation_steps=400)
+    assert "100% of the neighbours" in warned(100, own_continuation=1.0, own_continuation_steps=100)
+    assert "100% of" in warned(200, own_continuation=1.0, own_continuation_steps=100, read_from=100)
+    assert "read_from = 100 of 100 steps: retro never reads" in warned(100, read_from=100)
+
+
 def test_before_read_from_batches_have_no_neighbours_and_own_continuations_begin_there(shards):
     settings = Settings(own_continuation=1.0, own_continuation_steps=4, read_from=10)
     batches = take(shards, CONFIG, 8, 8, Retro(ModelConfig(), K, settings))
