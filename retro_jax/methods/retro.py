@@ -123,10 +123,8 @@ class Retro(LanguageModel):
         return super().formula(vocab, length) + formulas.reading(self.model, length, self.k)
 
     def warning(self, steps: int) -> str:
-        """If it reads nothing, or mostly own continuations, for too much of the run."""
+        """If what it reads is mostly its own continuations for too much of the run."""
         s = self.settings
-        if s.read_from >= steps:
-            return f"{s.of}read_from = {s.read_from} of {steps} steps: {self.name} never reads its neighbours"
         if (half := s.share((steps - s.read_from) / 2)) < 0.5:
             return ""
         return (

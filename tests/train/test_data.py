@@ -133,7 +133,6 @@ def test_a_run_that_hardly_meets_real_neighbours_is_warned_of():
     assert not warned(100, own_continuation=0.3, own_continuation_steps=400)
     assert "100% of the neighbours" in warned(100, own_continuation=1.0, own_continuation_steps=100)
     assert "100% of" in warned(200, own_continuation=1.0, own_continuation_steps=100, read_from=100)
-    assert "read_from = 100 of 100 steps: retro never reads" in warned(100, read_from=100)
 
 
 def test_before_read_from_batches_have_no_neighbours_and_own_continuations_begin_there(shards):
