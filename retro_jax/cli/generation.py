@@ -1,4 +1,4 @@
-"""`retro generate`, `retro serve`."""
+"""`retro generate`, `retro sources`, `retro serve`."""
 
 import re
 from pathlib import Path
@@ -31,6 +31,29 @@ def _generate(args, fields) -> int:
         show.print_sample(stage.generate(work, args.method, args.chat))
     else:
         print(stage.generate_file(work, Path(args.prompts), args.rows or stage.ROWS, args.method))
+    return 0
+
+
+def _sources(args, fields) -> int:
+    work, questions = ready(open_work(args, fields)), []
+    if args.questions is not None:
+        try:
+            lines = Path(args.questions).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"--questions={args.questions}: cannot be read ({error}); give a file with a question a line"
+            ) from error
+        questions = [line.strip() for line in lines if line.strip()]
+        if not questions:
+            raise UserError(f"--questions={args.questions}: holds none; write one a line")
+    from retro_jax import progress
+    from retro_jax.evaluate import sources_threshold
+
+    told = sources_threshold.calibrate(work, args.method, questions)
+    progress.say(
+        f"a document is a sentence's source from {told['threshold']:.2f} nats on: {told['named']:.1%} of "
+        f"{told['sentences']:,} sentences have one; by another text's documents {told['false']:.1%} would"
+    )
     return 0
 
 
@@ -78,6 +101,17 @@ COMMANDS = (
             Flag("--prompts", "a file: a prompt a line, or of JSONL a request a line"),
             Flag("--rows", "of --prompts: prompts that are continued together", int),
             _METHOD,
+        ),
+    ),
+    Command(
+        "sources",
+        "from when on a document is named as a sentence's source by `retro serve`",
+        "retro sources runs/chat --method=rag --questions=questions.txt",
+        "DIR/sources/METHOD.json",
+        _sources,
+        (
+            _METHOD,
+            Flag("--questions", "of a model that chats: a file of questions, one a line"),
         ),
     ),
     Command(

@@ -83,6 +83,7 @@ class RetroLM(LM):
                 f"chat_template = {chat_template}: a model has one template here; give True"
             )
         if not chat_template:
+            self._chat = None
             return None
         self._chat = Chat(self.scorer.tokenizer)
         return self.scorer.tokenizer.template
@@ -213,6 +214,7 @@ def run(
     """The harness's results of tasks.
 
     Args:
+      model: reads plain text again, whatever was asked of it before.
       tasks: names, or files FILE.yaml, whose folders are then folders of tasks too.
       include_path: a folder of more tasks. limit: items of each task; below 1, their share.
       num_fewshot: examples before each item; None: as the task says. chat: each item is a message, by the model's
@@ -224,6 +226,7 @@ def run(
     import lm_eval
     from lm_eval.tasks import TaskManager
 
+    model.chat_template(False)
     folders, names = [include_path] if include_path else [], []
     for task in tasks:
         file = Path(task)

@@ -17,6 +17,7 @@ from retro_jax import progress
 from retro_jax.corpus.tokenizer import BOS, PAD
 from retro_jax.errors import UserError
 from retro_jax.evaluate.score import Pair, Score
+from retro_jax.generate.generator import Generator
 from retro_jax.generate.lookup import first_tokens, prompt_ids
 from retro_jax.generate.lookup import window as tail
 from retro_jax.methods.method import Method, Retrieved, method_of
@@ -100,6 +101,21 @@ class Scorer:
         length = e.train.length
         given = {"length": length, "context": length - e.evaluate.stride} | sizes
         return cls(of, params, tokenizer, retriever, mesh, rows, **given)
+
+    @classmethod
+    def beside(
+        cls, generator: Generator, rows: int = 1, databases: tuple[str, ...] = ("prepared",)
+    ) -> "Scorer":
+        """The scorer of the network of a generator, on its device, of texts as long as it has room for; it shows no
+        progress."""
+        g, mesh = generator, sharding.one_device()
+        m = g.model.reading.chunk
+        length = -(-g.length // m) * m
+        with jax.set_mesh(mesh):
+            return cls(
+                g.method, g.params, g.tokenizer, g.retriever, mesh, rows, length, length - m,
+                databases=databases, bar=progress.no_bar,
+            )  # fmt: skip
 
     def score(
         self,

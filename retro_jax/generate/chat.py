@@ -92,7 +92,12 @@ class Chat:
             ) from error
         if not begun:
             return written
-        last = given[-1]["content"].strip()
+        whole = given[-1]["content"]
+        last = whole if whole in written else whole.strip()  # templates strip, or do not
+        if last not in written:
+            raise UserError(
+                "messages: the model's chat template leaves out the last message, which the answer begins with"
+            )
         return written[: written.rindex(last) + len(last)]
 
 

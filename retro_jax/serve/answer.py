@@ -43,6 +43,7 @@ class Answer:
         # Where the tokens of each choice begin in its text.
         self._texts = [Text(tokenizer) for _ in asked.requests]
         self._scores: list[Score] = []
+        self._sources: dict[int, list[dict]] = {}
 
     @property
     def wants_scores(self) -> bool:
@@ -52,6 +53,10 @@ class Answer:
     def scored(self, scores: list[Score]):
         """What the prompts' tokens score, one for each prompt."""
         self._scores = scores
+
+    def sourced(self, i: int, sources: list[dict]):
+        """Which sources the sentences of choice i have; to be told before its end is."""
+        self._sources[i] = sources
 
     def whole(self, completions: Sequence[Completion]) -> dict:
         """All choices at once."""
@@ -98,7 +103,7 @@ class Answer:
             choice["retrieval"] = {
                 # Why it failed may name a path; the server's log has it.
                 "status": c.retrieval.partition(":")[0], "first": c.first, "chunks": c.chunks, "passage": c.passage,
-            }  # fmt: skip
+            } | ({"sentences": self._sources[i]} if i in self._sources else {})  # fmt: skip
         return choice
 
     def _prompt(self, i: int) -> Piece:

@@ -42,6 +42,7 @@ class Asked:
       requests: `n` for each prompt, in order.
       logprobs: how many probable tokens each place is to show; None: no log p at all.
       method: the name of the method that answers.
+      sources: whether the sources of its sentences are to be told.
     """
 
     requests: list[Request]
@@ -51,6 +52,7 @@ class Asked:
     echo: bool = False
     logprobs: int | None = None
     method: str = ""
+    sources: bool = False
 
 
 def asked(
@@ -112,6 +114,7 @@ def asked(
         f.get("echo", False),
         logprobs,
         method,
+        f.get("retrieval", {}).get("sources", False),
     )
 
 
@@ -133,7 +136,7 @@ def refusal(error: UserError) -> Refused:
 
 def _scored(retrieval: dict):
     """Refuses what the tokens of a prompt cannot be scored with."""
-    if odd := [n for n in retrieval if n not in ("k", "databases", "contributions")]:
+    if odd := [n for n in retrieval if n not in ("k", "databases", "contributions", "sources")]:
         raise Refused(
             f"retrieval.{odd[0]}: the tokens of a prompt are scored with retrieval.k and retrieval.databases only; "
             f"leave it out, or logprobs, or echo",
@@ -153,7 +156,9 @@ def _request(f: dict) -> dict:
     given = {"tokens": most, "temperature": f.get("temperature", 1.0)}
     given |= {n: f[n] for n in _PLAIN if n in f}
     given["logprobs"] = f.get("logprobs", 0)
-    given |= {"retrieval_step" if n == "step" else n: v for n, v in r.items()}
+    given |= {"retrieval_step" if n == "step" else n: v for n, v in r.items() if n != "sources"}
+    if r.get("sources"):
+        given["contributions"] = True
     if "where" in r:
         given["where"] = Where(**r["where"])
     return given
@@ -252,6 +257,7 @@ _RETRIEVAL = {
     "databases": texts(_LIST),
     "where": _object_of(_WHERE),
     "contributions": flag,
+    "sources": flag,
 }
 FIELDS = {
     "model": text,

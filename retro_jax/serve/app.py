@@ -24,10 +24,11 @@ from starlette.routing import Route
 
 from retro_jax import __version__
 from retro_jax.errors import UserError
+from retro_jax.evaluate.sources_threshold import is_chat
 from retro_jax.generate.chat import Chat
 from retro_jax.generate.completion import Completion
 from retro_jax.generate.generator import Generator
-from retro_jax.serve import api, chat, documents, openapi, texts
+from retro_jax.serve import api, chat, documents, openapi, sources, texts
 from retro_jax.serve.answer import DONE, Answer, event
 from retro_jax.serve.limits import Limits
 from retro_jax.serve.metrics import CONTENT_TYPE, Metrics
@@ -51,6 +52,7 @@ class Service:
       name: of the model. key: that /v1 asks for; None: nobody is asked.
       hosts: names by which clients may ask for the server; None: any.
       origins: of pages in a browser that may ask, each as https://example.org; "*": all.
+      thresholds: by method, from when on a document is a sentence's source (evaluate/sources_threshold.py).
     """
 
     def __init__(
@@ -61,7 +63,9 @@ class Service:
         key: str | None,
         hosts: frozenset[str] | None = None,
         origins: Sequence[str] = (),
+        thresholds: dict[str, float] | None = None,
     ):
+        self._thresholds = thresholds or {}
         self.generators, self.generator = generators, next(iter(generators.values()))
         self.name, self.limits, self.key = name, limits, key
         self._hosts, self._origins = hosts, origins
@@ -163,6 +167,7 @@ class Service:
             "id": self.name, "object": "model", "created": self._began, "owned_by": "retro_jax",
             "length": g.length, "rows": g.rows, "k": g.k, "databases": names,
             "methods": list(self.generators), "chat": bool(g.tokenizer.template),
+            "sources": list(self._thresholds),
         }  # fmt: skip
 
     async def tokenizer(self, request: Request) -> Response:
@@ -231,6 +236,7 @@ class Service:
             async for i, piece in running:
                 if piece is None:
                     self._completed(running.works[i].completion)
+                    await self._sourced(asked, answer, i, running.works[i].completion)
             if running.cancelled:
                 raise ClientDisconnect
             return json_response(answer.whole(running.results()))
@@ -239,6 +245,8 @@ class Service:
         """Reads a body and queues what it asks for; in the reader's thread."""
         asked = read(json_of(body))
         g = self.generators[asked.method]
+        if asked.sources:
+            self._can_source(asked, g)
         for request in asked.requests[:: asked.n]:
             g.check(request)
         if g.error:
@@ -250,6 +258,34 @@ class Service:
             )  # fmt: skip
         running.submit(g, asked.requests)
         return asked
+
+    def _can_source(self, asked: api.Asked, g: Generator):
+        """Refuses to tell sources where it is not known from when on a document is one."""
+        name = "retrieval.sources"
+        if asked.method not in self._thresholds:
+            how = f"`retro sources DIR --method={asked.method}`, and start the server again"
+            raise Refused(
+                f"{name}: it is not set from when on a document is a source; run {how}", name
+            )
+        if is_chat(g.method, g.tokenizer) and not isinstance(asked, chat.Asked):
+            raise Refused(f"{name}: {asked.method} tells sources in chats only; leave it out", name)
+
+    async def _sourced(self, asked: api.Asked, answer: Answer, i: int, completion: Completion):
+        """Has the answer tell the sources of a choice, if they are asked for."""
+        if not asked.sources:
+            return
+        threshold = self._thresholds[asked.method]
+        if left_out := getattr(asked, "left_out", []):
+            given = (
+                self._prompts,
+                self.generators[asked.method],
+                completion,
+                left_out,
+                asked.passages,
+            )
+            answer.sourced(i, await run_in_threadpool(sources.of_passages, *given, threshold))
+        else:
+            answer.sourced(i, sources.of_neighbours(completion, threshold))
 
     def _completed(self, completion: Completion):
         self.metrics.completed(completion)
@@ -266,6 +302,7 @@ class Service:
                 if piece is None:
                     completion = running.works[i].result(0)
                     self._completed(completion)
+                    await self._sourced(asked, answer, i, completion)
                     yield answer.last(i, completion)
                 else:
                     yield answer.piece(i, piece)

@@ -40,6 +40,7 @@ _RETRIEVAL = {
     "databases": _TEXTS,
     "where": _or_null(_object(_WHERE)),
     "contributions": _FLAG,
+    "sources": _FLAG,
 }
 COMPLETION = {
     "model": _TEXT,

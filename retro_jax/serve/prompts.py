@@ -1,16 +1,13 @@
-"""The tokens of prompts, scored: for clients that ask for `echo` with `logprobs`."""
+"""The tokens of prompts and answers, scored: for clients that ask for `echo` with `logprobs`, or for sources."""
 
 import threading
 from collections.abc import Sequence
 
-import jax
-
-from retro_jax import progress
 from retro_jax.config.request import Request
 from retro_jax.evaluate.score import Pair, Score
 from retro_jax.evaluate.scorer import Scorer
+from retro_jax.evaluate.sources import gains_of_prompts
 from retro_jax.generate.generator import Generator
-from retro_jax.train import sharding
 
 
 class Prompts:
@@ -24,17 +21,17 @@ class Prompts:
         """Of the prompt of each: its tokens but BOS."""
         with self._lock:
             return [
-                self._of(g, r).score([Pair("", r.prompt)], g.lookup.width(r))[0] for r in requests
+                self._of(g, r.databases).score([Pair("", r.prompt)], g.lookup.width(r))[0]
+                for r in requests
             ]
 
-    def _of(self, g: Generator, request: Request) -> Scorer:
-        key = g.method.name, request.databases
+    def gains(self, g: Generator, prompts: Sequence[str], text: str):
+        """What each passage of prompts was worth to an answer, see `sources.gains_of_prompts`."""
+        with self._lock:
+            return gains_of_prompts(self._of(g, ("prepared",)), prompts, text)
+
+    def _of(self, g: Generator, databases: tuple[str, ...]) -> Scorer:
+        key = g.method.name, databases
         if key not in self._scorers:
-            m, mesh = g.model.reading.chunk, sharding.one_device()
-            length = -(-g.length // m) * m
-            with jax.set_mesh(mesh):
-                self._scorers[key] = Scorer(
-                    g.method, g.params, g.tokenizer, g.retriever, mesh, 1, length, length - m,
-                    databases=request.databases, bar=progress.no_bar,
-                )  # fmt: skip
+            self._scorers[key] = Scorer.beside(g, databases=databases)
         return self._scorers[key]

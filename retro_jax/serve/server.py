@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from retro_jax import progress
 from retro_jax.errors import UserError
+from retro_jax.evaluate.sources_threshold import threshold
 from retro_jax.generate.generator import Generator
 from retro_jax.serve.limits import Limits
 from retro_jax.store.workdir import WorkDir
@@ -70,7 +71,9 @@ def serve(
             generator.warm_up()
         warn(host, key)
         pages = origins or (["*"] if key else [])
-        service = Service(generators, name, limits, key, names_of(host, names), pages)
+        known = {method: threshold(work, method) for method in methods}
+        known = {method: nats for method, nats in known.items() if nats is not None}
+        service = Service(generators, name, limits, key, names_of(host, names), pages, known)
         answering = server(service, limits)
         _listen(listening, host, port)
         where = f"[{host}]" if ":" in host else host

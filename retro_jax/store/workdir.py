@@ -180,6 +180,10 @@ class WorkDir:
         """The directory of the continuations of a file of prompts."""
         return self.root / "completions" / name
 
+    def sources(self, method: str) -> Path:
+        """The file that says from when on a document is a sentence's source."""
+        return self.root / "sources" / f"{method}.json"
+
     def failures(self) -> list[Path]:
         """The directories of training steps that were not finite, the newest last."""
         found = (self.root / "train").glob("*/failure-*/failure.json")

@@ -32,11 +32,11 @@ serve(work, "127.0.0.1", int(sys.argv[3]), 4, 512)
 
 
 @contextlib.contextmanager
-def serving(generator, key: str | None = None, origins=(), **limits):
+def serving(generator, key: str | None = None, origins=(), thresholds=None, **limits):
     """(address, Service) of a server in a thread."""
     made = Limits(**limits)
     every = generator if isinstance(generator, dict) else {"retro": generator}
-    service = Service(every, "small", made, key, server.names_of("127.0.0.1"), origins)
+    service = Service(every, "small", made, key, server.names_of("127.0.0.1"), origins, thresholds)
     with server.bound("127.0.0.1", 0) as listening:
         listening.listen()
         running = server.server(service, made)

@@ -3,6 +3,7 @@ what the last question finds stands before it."""
 
 import json
 import os
+import types
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -103,6 +104,16 @@ def test_prompts_are_transformers_and_their_tokens_too(told):
     assert ids == [BOS, *(i + FIRST for i in expected[1:])]  # one BOS: the template's own
     assert ours.ends == (EOS, END + FIRST)
     assert END + FIRST not in prompt_ids(ours, prompt)  # a plain prompt has none
+
+
+def test_an_answer_that_is_begun_goes_on_where_it_ends(told):
+    ours = Prepared(WorkDir(told[1])).tokenizer
+    begun = [*MESSAGES, {"role": "assistant", "content": "tenra "}]
+    assert Chat(ours).prompt(begun, begun=True).endswith("<|assistant|>tenra ")
+    fields = {n: getattr(ours, n) for n in ("specials", "ends", "literally")}
+    first_only = types.SimpleNamespace(template="{{ messages[0].content }}", **fields)
+    with pytest.raises(UserError, match="leaves out the last message"):
+        Chat(first_only).prompt(begun, begun=True)
 
 
 def test_what_a_user_writes_is_text(told):
@@ -220,12 +231,65 @@ def test_openais_client(opened):
             assert message in refused.json()["error"]["message"]
 
 
+def test_sources_are_what_an_answer_loses_without_a_passage(told, opened):
+    """As transformers says it of the prompts with all passages and without each; the same as a stream."""
+    _, run = told
+    theirs = hf.LlamaForCausalLM.from_pretrained(run.parent / "base").eval()
+    chat, ours = Chat(opened.tokenizer), opened.tokenizer
+    ask = {"messages": MESSAGES, "max_tokens": 24, "temperature": 1, "seed": 5}
+    ask["retrieval"] = {"sources": True}
+
+    def logp(passages, text):
+        ids = prompt_ids(ours, chat.prompt(MESSAGES, passages), special=True)
+        whole = torch.tensor([[1, *(i - FIRST for i in ids[1:] + ours.encode(text))]])
+        with torch.no_grad():
+            said = theirs(whole).logits[0].log_softmax(-1)
+        return sum(float(said[i - 1, whole[0, i]]) for i in range(len(ids), whole.shape[1]))
+
+    with serving({"rag": opened}, thresholds={"rag": -1e9}) as (address, _):
+        choice = post(address, "/v1/chat/completions", **ask).json()["choices"][0]
+        text, told_of = choice["message"]["content"], choice["retrieval"]
+        passages = told_of["passages"]
+        for i, p in enumerate(passages):
+            named = [s for one in told_of["sentences"] for s in one["sources"]]
+            nats = sum(s["nats"] for s in named if s["document"] == p["document"])
+            lost = logp(passages, text) - logp([*passages[:i], *passages[i + 1 :]], text)
+            assert nats == pytest.approx(lost, abs=2e-3)
+        streamed = post(address, "/v1/chat/completions", **ask, stream=True).text
+        last = json.loads(streamed.split("\n\n")[-3].removeprefix("data: "))
+        assert last["choices"][0]["retrieval"]["sentences"] == told_of["sentences"]
+        plain = post(address, prompt="kara", retrieval={"sources": True})
+        assert plain.status_code == 400
+        assert "rag tells sources in chats only" in plain.json()["error"]["message"]
+        none = post(address, "/v1/chat/completions", **ask | {"retrieval": {}}).json()
+        assert "sentences" not in none["choices"][0]["retrieval"]
+    with serving({"rag": opened}) as (address, _):
+        refused = post(address, "/v1/chat/completions", **ask)
+        assert refused.status_code == 400
+        assert "run `retro sources DIR --method=rag`" in refused.json()["error"]["message"]
+
+
+def test_a_threshold_is_set_by_questions(told, tmp_path, capfd):
+    _, run = told
+    command = ["sources", str(run), "--method=rag"]
+    assert cli.main(command) == 2
+    assert "--questions: give a file of questions" in capfd.readouterr().err
+    (tmp_path / "few.txt").write_text("kara lopo?\n")
+    assert cli.main([*command, f"--questions={tmp_path}/few.txt"]) == 2
+    assert "too few to set a threshold by" in capfd.readouterr().err
+    assert cli.main([*command, f"--questions={tmp_path}/none.txt"]) == 2
+    assert not (run / "sources").exists()
+
+
 @pytest.mark.skipif(browser.CHROMIUM is None, reason="there is no Chromium")
 def test_a_person_talks_on_the_page(opened, tmp_path):
     def text(id):
         return f"document.getElementById('{id}').textContent"
 
-    with serving({"rag": opened}) as (address, _), browser.open_page(tmp_path) as page:
+    with (
+        serving({"rag": opened}, thresholds={"rag": -1e9}) as (address, _),
+        browser.open_page(tmp_path) as page,
+    ):
         page.tell("Page.navigate", url=address)
         page.wait(f"{text('model')} !== ''")
         assert page.value("document.getElementById('chat').checked")
@@ -238,6 +302,13 @@ def test_a_person_talks_on_the_page(opened, tmp_path):
         assert page.value(text("text")).startswith("kara lopo?")  # the whole conversation
         first = opened.retriever.search(question)[0]
         assert first["document"] in page.value(text("chunks"))
+        # Every sentence has its sources, which are shown where one points.
+        page.value("document.querySelector('#text .token').focus()")
+        assert "The sentence became more probable by" in page.value(text("source"))
+        assert page.value("document.querySelector('#text sup').textContent").strip() in (
+            "1, 2",
+            "2, 1",
+        )
         assert page.value(text("error")) == ""
         assert json.dumps(page.said) == "[]"
 
