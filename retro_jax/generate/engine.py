@@ -68,6 +68,7 @@ class Engine:
     ):
         model = method.model
         self.model, self.rows, self.k = model, rows, k
+        self._by_chunk = method.by_chunk
         self.length = -(-length // model.reading.chunk) * model.reading.chunk
         sharding.keep_memory()  # without, a step with new neighbours takes half as long again
         self.mesh = sharding.one_device()
@@ -82,7 +83,7 @@ class Engine:
         def bound(function):
             return _on(function, method, structure)
 
-        self._prefill = jax.jit(bound(_prefill), static_argnums=1)
+        self._prefill = jax.jit(bound(_prefill), static_argnums=(1, 2))
         self._admit = jax.jit(functools.partial(_admit, method), donate_argnums=0)
         self._step = jax.jit(bound(_step), donate_argnums=1)
         self._segment = jax.jit(bound(_segment), donate_argnums=1)
@@ -106,7 +107,11 @@ class Engine:
         m, still = self.model.reading.chunk, np.zeros(self.rows, np.int32)
         none = Retrieved(*(np.zeros((0, 0)),) * 2)
         sizes = {min(self.length, m << i) for i in range(self.length.bit_length())}
-        made = [lambda n=n: self.admit(0, np.full(n, BOS, np.int32), none) for n in sorted(sizes)]
+        made = [
+            lambda n=n, alone=alone: self.admit(0, np.full(n, BOS, np.int32), none, alone=alone)
+            for n in sorted(sizes)
+            for alone in ((False, True) if self._by_chunk and self.k else (False,))
+        ]
         made.append(lambda: self.advance(still))
         if self.k:
             for n in sorted({min(self.rows, 1 << i) for i in range(self.rows.bit_length() + 1)}):
@@ -129,27 +134,37 @@ class Engine:
         self._leader[row] = row if leader is None else leader
         self._top[row], self._ways = top, None
 
-    def admit(self, row: int, tokens: np.ndarray, neighbours: Retrieved, forced: int = -1) -> Drawn:
+    def admit(
+        self,
+        row: int,
+        tokens: np.ndarray,
+        neighbours: Retrieved,
+        forced: int = -1,
+        alone: bool = False,
+    ) -> Drawn:
         """Reads a prompt into a row, whatever was there, and draws its first token.
 
         Args:
           tokens: [n], n <= J, PAD before the first where chunks are to end elsewhere.
           neighbours: of every complete chunk, [n // M, K, R] and [n // M, K].
-          forced: the token to go on with instead of the one drawn.
+          forced: the token to go on with instead of the one drawn. alone: no neighbours will be asked for, so that a
+            method that reads by its prompt needs no room for them.
         """
         m, n = self.model.reading.chunk, len(tokens)
         chunks = min(self.length // m, 1 << (-(-n // m) - 1).bit_length())
         padded = np.full((1, chunks * m), PAD, np.int32)
         padded[0, :n] = tokens
         near = [np.repeat(x[None, None], chunks, axis=1) for x in self.no_neighbours()]
-        if found := len(neighbours.tokens):
+        if alone and self._by_chunk:
+            near = [x[:, :, :0] for x in near]
+        elif found := len(neighbours.tokens):
             for filled, x in zip(near, neighbours):
                 filled[0, :found] = x
         # The row's own reading of BOS and PAD is no text, and can be drawn no more than any.
         with jax.set_mesh(self.mesh):
             count = np.array([n], np.int32)
             logits, cache = self._prefill(
-                self._leaves, self.length, padded, count, Retrieved(*near)
+                self._leaves, self.length, self.k, padded, count, Retrieved(*near)
             )
             self._state, drawn = self._admit(
                 self._state, self._now(), cache, logits, np.int32(row), padded, np.int32(forced)
@@ -218,8 +233,8 @@ def _start(method: Method, net, rows: int, length: int, k: int, vocab: int) -> S
     return State(method.start(net, rows, length, k), token, seen)
 
 
-def _prefill(method: Method, net, length: int, tokens, count, near):
-    cache = method.start(net, 1, length, near.tokens.shape[2])
+def _prefill(method: Method, net, length: int, k: int, tokens, count, near):
+    cache = method.start(net, 1, length, k)
     return method.prefill(net, cache, *jax.tree.map(by_rows, (tokens, count, near)))
 
 

@@ -178,7 +178,8 @@ class Schedule:
         }  # fmt: skip
         ids = np.array([0] * prompt.padding + prompt.ids, np.int32)
         self.engine.set(work.row, ways, top=r.logprobs > 0)
-        drawn = self.engine.admit(work.row, ids, near)
+        alone = not self.lookup.width(r)
+        drawn = self.engine.admit(work.row, ids, near, alone=alone)
         without = []
         for j, row in enumerate(work.shadows):
             self.engine.set(row, leader=work.row)

@@ -8,6 +8,7 @@ chunk before it retrieved, then as many of the tokens before it as there is room
 left out, so a row is what a language model would be given: no gaps, and positions from 0.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -279,9 +280,9 @@ class InContext(Prompted):
         streams, room = state.weights.shape[1], state.cache.layers[0].key.shape[2]
         if k:
             texts, weights = self._texts(near.tokens), self.weigh(near)
-        else:
-            texts = jnp.zeros((b, 1, 0), jnp.int32, out_sharding=cache.over_rows(3))
-            weights = jnp.zeros((b, 1), out_sharding=cache.over_rows(2))
+        else:  # all streams say the same
+            texts = jnp.zeros((b, streams, 0), jnp.int32, out_sharding=cache.over_rows(3))
+            weights = jnp.zeros((b, streams), out_sharding=cache.over_rows(2)) - math.log(streams)
         k = self.shown if self.splices else k
         window = self._window(state.text.shape[1], k) if k else room
         shape = (b, streams)

@@ -58,7 +58,13 @@ def test_live_it_says_what_it_says_of_the_whole_text(work, name, looks_up):
                 generator.check(Request(TEXT, in_prompt=True))
         requests = [Request(p, tokens=140, temperature=0) for p in prompts]
         made = generator.generate_all(requests)
+        alone = generator.generate(PROMPTS[1], tokens=20, k=0) if name == "replug" else None
     score = jax.jit(method.logprobs)
+    if alone:  # asked for no neighbours, it is the language model, and keeps no room for them
+        ids = np.array([prompt_ids(tokenizer, PROMPTS[1]) + alone.tokens])
+        with jax.set_mesh(mesh):
+            expected = np.asarray(score(params, ids, None))[0, alone.first :]
+        np.testing.assert_allclose(alone.logprobs, expected, atol=1e-4)
     for prompt, completion in zip(prompts, made):
         ids = prompt_ids(tokenizer, prompt) + completion.tokens
         assert len(ids) > 2 * work.experiment.train.length
