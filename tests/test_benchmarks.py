@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import talking
 
 ROOT = Path(__file__).parents[1]
 # Words after the script, and columns that its tables have.
@@ -25,6 +26,7 @@ SCRIPTS = {
     "model": ((), {"library", "what", "tokens/s", "parameters"}),
     "generate": ((), {"retrieval", "tokens/s", "part", "share", "bytes", "times as long"}),
     "load": ((), {"number", "p95", "MiB"}),
+    "real": ((), {"who", "prompt tokens/s", "decoded tokens/s", "time a token / transformers"}),
     "accelerator": ((), {"TFLOP/s", "sequences", "tokens/s", "of off", "us a query", "why"}),
 }
 
@@ -41,6 +43,9 @@ def smoke(name: str, shared: Path, *words: str) -> subprocess.CompletedProcess:
     flags = [f"--json={shared / 'told.json'}"]
     if script == "load":
         flags.append(f"--workdir={shared / 'bm25'}")
+    elif script == "real":
+        (shared / "chat").mkdir()
+        flags += [f"--workdir={talking.made(shared / 'chat')[1]}", "--rounds=1"]
     elif script not in ("overlap", "reading", "model", "methods"):  # these prepare nothing
         flags.append(f"--workdir={shared}")
     return subprocess.run(

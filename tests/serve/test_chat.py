@@ -2,19 +2,16 @@
 what the last question finds stands before it."""
 
 import json
-import os
 import types
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 import browser
 import openai
 import pytest
-import tokenizers
+import talking
 import torch
 import transformers as hf
-from conftest import write_corpus
 from serving import post, serving
+from talking import END
 
 from retro_jax.cli import main as cli
 from retro_jax.config import Request
@@ -28,16 +25,6 @@ from retro_jax.generate.lookup import prompt_ids
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.store.workdir import WorkDir
 
-SPECIAL = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>"]
-END = SPECIAL.index("<|end|>")
-TEMPLATE = """\
-{{ bos_token }}
-{%- for m in messages %}
-{%- if m.role == 'system' and not loop.first %}{{ raise_exception('a system message comes first') }}{% endif %}
-<|{{ 'assistant' if m.role == 'assistant' else 'user' }}|>{{ m.content }}<|end|>
-{% endfor %}
-{% if add_generation_prompt %}<|assistant|>{% endif %}
-"""
 MESSAGES = [
     {"role": "user", "content": "kara lopo?"},
     {"role": "assistant", "content": "minel"},
@@ -45,44 +32,10 @@ MESSAGES = [
 ]
 
 
-def save(directory):
-    """A Llama with random weights that has a chat template, as transformers saves it."""
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
-    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = tokenizers.decoders.ByteLevel()
-    made.add_special_tokens(SPECIAL)
-    theirs = hf.PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
-    )
-    theirs.save_pretrained(directory)
-    torch.manual_seed(0)
-    config = hf.LlamaConfig(
-        vocab_size=len(vocab), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, bos_token_id=1, eos_token_id=[2, END],
-    )  # fmt: skip
-    hf.LlamaForCausalLM(config).save_pretrained(directory)
-    return theirs
-
-
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    """(their tokenizer, a working directory of the model as it is, with a database of documents)."""
-    root = tmp_path_factory.mktemp("chat")
-    (root / "base").mkdir()
-    theirs = save(root / "base")
-    write_corpus(root / "texts", documents=12)
-    fields = {
-        "corpus.source": f"text:{root}/texts/*.txt", "methods": "('language_model',)", "train.steps": 0,
-        "retrieval.embedder": "words", "retrieval.index": "bm25", "train.length": 512, "train.batch": 2,
-        "evaluate.stride": 256, "corpus.heldout": 0.2, "generate.tokens": 5, "mesh.cpu_devices": 8,
-    }  # fmt: skip
-    words = [f"--config=experiments/retrofit.py:{root}/base", f"--workdir={root}/run"]
-    words += [f"--config.{n}={v}" for n, v in fields.items()]
-    for stage in ("prepare", "train"):
-        assert cli.main([stage, *words]) == 0
-    return theirs, root / "run"
+    """See `talking.made`."""
+    return talking.made(tmp_path_factory.mktemp("chat"))
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +105,7 @@ def test_a_template_that_refuses_or_cannot_be_read_is_one_line(told, tmp_path):
         ("{{ ().__class__.__mro__ }}", "refuses them"),
         ("", "has no chat template"),
     ):
-        theirs = save(tmp_path)
+        theirs = talking.save(tmp_path)
         theirs.chat_template = template or None
         for old in ("chat_template.jinja", "tokenizer_config.json"):
             (tmp_path / old).unlink(missing_ok=True)
