@@ -2,6 +2,7 @@
 
     pip install -e '.[gguf,chat]' torch 'transformers>=5' llama-cpp-python
     python benchmarks/real.py --workdir=runs/chat
+    python benchmarks/real.py --products     # whether other types of weights would help XLA on this CPU
 
 WORKDIR: a language model from a GGUF file and a database, as docs/chat.md makes it. Who is not installed is left out.
 Each answers in a process of its own, one row, greedily, by turns. retro_jax and transformers
@@ -25,7 +26,7 @@ OURS, OFF, ON, HF, CPP = (
 )
 FORMATS = {
     "ready, s": ".1f", "prompt tokens": ",d", "prompt tokens/s": ",.0f", "decoded tokens/s": ",.1f",
-    "time a token / transformers": ".2f", "MiB": ",.0f",
+    "time a token / transformers": ".2f", "MiB": ",.0f", "ms": ",.1f",
 }  # fmt: skip
 
 
@@ -101,6 +102,32 @@ def llama(base: Path, prompt: str, tokens: int):
     return {OFF: answer}
 
 
+def products(layers: int, width: int, rounds: int) -> list[dict]:
+    """Milliseconds for one row times the matrices [D, 2 D] of so many layers, by how these are kept."""
+    import jax
+    import jax.numpy as jnp
+
+    def product(x, ws):
+        return sum((x @ w.astype(x.dtype)).sum() for w in ws)
+
+    def by_hand(x, ws):  # what XLA fuses
+        return sum((x[0, :, None] * w.astype(x.dtype)).sum(0).sum() for w in ws)
+
+    x, rows = jnp.ones((1, width)), []
+    for kept, how, f in (
+        ("float32", "product", product), ("bfloat16", "product", product), ("int8", "product", product),
+        ("int8", "sum of products", by_hand),
+    ):  # fmt: skip
+        ws = [jnp.full((width, 2 * width), 1 + i % 3, kept) for i in range(layers)]
+        run, seconds = jax.jit(f), []
+        for _ in range(rounds + 1):
+            begin = time.perf_counter()
+            run(x, ws).block_until_ready()
+            seconds.append(time.perf_counter() - begin)
+        rows.append({"kept": kept, "as": how, "ms": 1e3 * statistics.median(seconds[1:])})
+    return rows
+
+
 def base_of(workdir: Path) -> Path:
     """The file or directory of the language model."""
     from retro_jax.store.workdir import WorkDir
@@ -122,11 +149,15 @@ def main():
     made.add_argument("--workdir", type=Path, default=Path("runs/chat"))
     made.add_argument("--tokens", type=int, default=64, help="of an answer")
     made.add_argument("--rounds", type=int, default=3, help="the first of one more is not counted")
+    made.add_argument("--products", action="store_true", help="only: matrices kept in other types")
     made.add_argument("--worker", help="for this script itself")
     made.add_argument("--prompt", help="for this script itself")
     args = common.parse(made, tokens=4)
     if args.worker:
         return common.serve(work(args) | {"ready": lambda: None})
+    if args.products:
+        rows = products(60, 576, max(args.rounds, 9))
+        return common.show({"one row times 60 matrices": rows}, FORMATS, args.json)
     flags = [f"--workdir={args.workdir}", f"--tokens={args.tokens}"]
     begin, ready = time.perf_counter(), {}
     workers = {OURS: common.Worker(f"--worker={OURS}", *flags)}

@@ -119,6 +119,9 @@ class Tensors(Mapping):
             return made
         return made.reshape(heads, -1, 2, *made.shape[1:]).swapaxes(1, 2).reshape(made.shape)
 
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the array
+        return name in self._found
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._found)
 
