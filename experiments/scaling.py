@@ -12,10 +12,10 @@ split into two halves, A and B, by a hash of their names. All models are trained
 A. They are scored on pages of A that are held out, with a database of A and with one of B (`unseen`), documents that
 no model was trained on (some nearly repeat trained ones); and on PEPs, another kind of text.
 
-So far the three smallest sizes were run, each with three seeds, and one language model of the fourth: docs/study.md,
-"How many parameters is a database worth?". Their rows are in scaling.parquet beside this file; `--collect` makes its
-page. On one core of an EPYC width 28 takes one or two minutes, 44 two for the language model and four for RETRO, 64
-seven and ten, 104 forty for the language model. Learning rates were chosen by the loss on held-out pages.
+So far the three smallest sizes were run, each with three seeds, and the fourth with one: docs/study.md, "How many
+parameters is a database worth?". Their rows are in scaling.parquet beside this file; `--collect` makes its page. On
+one core of an EPYC width 28 takes one or two minutes, 44 two for the language model and four for RETRO, 64 seven and
+ten, 104 forty for the language model and seventy for RETRO. Learning rates were chosen by the loss on held-out pages.
 
 The paper's own study, its four RETROs and their language models on C4, is `experiments/scaling.py:paper`:
 

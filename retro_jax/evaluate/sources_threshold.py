@@ -164,8 +164,9 @@ def _settled(own: list[np.ndarray], other: list[np.ndarray]) -> dict:
 
 
 def bound(nats: np.ndarray) -> float:
-    """The least threshold that at most FALSE of some numbers reach; at least a thousandth of a nat."""
+    """The least threshold that one more number like these [S] reaches with a probability of at most FALSE: just above
+    the kth largest, k = FALSE (S + 1) (conformal prediction, Vovk et al. 2005). At least a thousandth of a nat."""
     if not len(nats):
         return 1e-3
-    reached = np.sort(nats)[::-1][int(FALSE * len(nats))]  # the largest that must not be reached
-    return max(1e-3, round(float(reached) + 1e-4, 4))
+    k = max(1, int(FALSE * (len(nats) + 1)))
+    return max(1e-3, round(float(np.sort(nats)[-k]) + 1e-4, 4))

@@ -52,10 +52,12 @@ def test_every_token_counts_for_the_sentence_in_which_it_ends():
 
 
 @given(st.lists(st.floats(-5, 50, width=16), min_size=1, max_size=200))
-def test_at_most_one_in_twenty_reaches_the_bound_and_no_lower_one_would_do(nats):
+def test_one_more_number_reaches_the_bound_once_in_twenty_and_a_lower_one_oftener(nats):
+    """Of as many again and one, each as likely to be the new one, so many are above it."""
     nats, least = np.array(nats), bound(np.array(nats))
-    assert (nats >= least).mean() <= FALSE
-    assert least == 1e-3 or (nats >= least - 3e-4).mean() > FALSE
+    most = max(1, int(FALSE * (len(nats) + 1)))
+    assert (nats >= least).sum() < most
+    assert least == 1e-3 or (nats >= least - 3e-4).sum() >= most
 
 
 def test_the_false_share_is_that_of_the_other_half():
