@@ -1,43 +1,51 @@
 """From when on a document is a sentence's source: `retro sources`.
 
-Passages of another text, which a sentence cannot come from, are to be named for `FALSE` of all sentences.
+Beside what a text reads stand as many passages that another text would read, and have nothing to do with it. One of
+these is to be named for `FALSE` of all sentences.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from retro_jax import progress
 from retro_jax.config import Request
+from retro_jax.corpus.document import digest
 from retro_jax.errors import UserError
 from retro_jax.evaluate import sources
 from retro_jax.evaluate.scorer import Scorer
-from retro_jax.generate.chat import Chat, asks
+from retro_jax.generate.chat import Chat
 from retro_jax.generate.generator import Generator
 from retro_jax.methods.method import Method, method_of
 from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.prepared import Prepared
-from retro_jax.store import files
+from retro_jax.store import artefact, files
 from retro_jax.store.workdir import WorkDir
 from retro_jax.train.restore import check_trained
 
-FALSE = 0.05  # share of sentences for which another text's passages are named
+FALSE = 0.05  # share of sentences for which a passage that has nothing to do with them is named
 LEAST = 40  # sentences that a threshold is set by: of fewer, a twentieth is one or none
 LENGTH = 2048  # tokens of a question with its passages, and the answer
-_TOKENS = 96  # of an answer, or of a held-out text
+_TOKENS = 96  # that are generated
 _PLACES = 8  # of a held-out document
 _ROWS = 8
 
 
-@dataclass
-class _Example:
-    """A text, and what was read for it."""
+class _Asked(NamedTuple):
+    """What is to be answered, or continued, and what is read for it."""
 
-    asked: str  # a question, or a context
     text: str
-    read: list[dict]
-    document: str = ""  # that it is of
+    document: str  # that it is of; of a question none
+    own: list[dict]
+    others: list[dict]  # what another text reads
+
+
+class _Found(NamedTuple):
+    """Of each sentence [S] what the passage was worth that was worth most, nats."""
+
+    own: np.ndarray
+    others: np.ndarray
 
 
 def calibrate(work: WorkDir, method: str = "retro", questions: Sequence[str] = ()) -> dict:
@@ -45,18 +53,19 @@ def calibrate(work: WorkDir, method: str = "retro", questions: Sequence[str] = (
     in it.
 
     Of a model with a chat template that reads by its prompt, `questions` are answered; otherwise held-out documents are
-    the texts. Their own passages, and those of another text, are left out one by one.
+    continued. Each reads its own passages and as many of another text's.
 
     Returns:
-      threshold, nats; sentences; named: the share of them for which a passage of their own is; false: the share for
-      which one of the other text is, by thresholds that were set on the other half of the texts; texts, chat, method.
+      threshold, nats; sentences; named: the share of them for which one of their own passages is; false: the share for
+      which one of the others is, by thresholds that were set on the other half of the texts (of a document's places
+      all are in one half); texts, chat, method, and `of`, which tells the weights apart.
 
     Raises:
       UserError: the method reads nothing, questions are missing, there are too few sentences, or a stage is missing.
     """
     check_prepared(work, only_live=True)
     of = method_of(work.experiment, method)
-    check_trained(work, of)
+    made_of = _made_of(work, of)
     if not of.reads:
         raise UserError(f"--method={method}: reads nothing, so that nothing has a source")
     chat = is_chat(of, Prepared(work).tokenizer)
@@ -66,26 +75,27 @@ def calibrate(work: WorkDir, method: str = "retro", questions: Sequence[str] = (
         )
     if questions and not chat:
         raise UserError(f"--questions: {method} is judged by held-out documents; leave it out")
-    with Generator.open(work, method, rows=_ROWS, length=LENGTH) as generator:
-        examples = _answered(generator, questions) if chat else _held_out(work, generator)
-        scorer = Scorer.beside(generator, rows=1 + of.k)
-        own, other = [], []  # the largest nats of each sentence, by text
-        with progress.bar("leaving out", len(examples)) as advance:
-            for i, one in enumerate(examples):
-                own.append(_largest(scorer, one, one.read, chat))
-                other.append(_largest(scorer, one, _others(examples, i), chat))
-                advance(1)
-    told = _settled(own, other) | {"texts": len(examples), "chat": chat, "method": method}
+    # What is left out one by one takes rows of its own, where it is no part of a prompt.
+    sizes = {"rows": _ROWS} if chat else {"rows": 2 * (1 + 2 * of.k), "k": 2 * of.k}
+    with Generator.open(work, method, length=LENGTH, **sizes) as generator:
+        texts = [(q, "") for q in questions] if chat else _held_out(work, generator)
+        asked = _asked(generator, texts)
+        found = _answered(generator, asked) if chat else _continued(generator, asked)
+        halves = _halves(asked, found)
+    told = _settled(*halves) | {"texts": len(asked), "chat": chat, "method": method, "of": made_of}
     files.make_directory(work.sources(method).parent)
     files.write_json(work.sources(method), told)
     return told
 
 
 def threshold(work: WorkDir, method: str) -> float | None:
-    """What `calibrate` has set, nats; None if it has not."""
+    """What `calibrate` has set, nats; None if it has not, or for other weights."""
     file = work.sources(method)
-    remedy = f"delete it, and run `retro sources {work.root} --method={method}` again"
-    return files.read_json(file, remedy)["threshold"] if file.exists() else None
+    if not file.exists():
+        return None
+    told = files.read_json(file, f"delete it, and run `retro sources {work.root}` again")
+    same = told.get("of") == _made_of(work, method_of(work.experiment, method))
+    return told["threshold"] if same else None
 
 
 def is_chat(method: Method, tokenizer) -> bool:
@@ -93,72 +103,109 @@ def is_chat(method: Method, tokenizer) -> bool:
     return bool(method.by_chunk and tokenizer.template)
 
 
-def _answered(generator: Generator, questions: Sequence[str]) -> list[_Example]:
-    """Answers, with the passages that stood before them."""
-    chat = Chat(generator.tokenizer)
-    made = [asks(generator, chat, [_message(q)], Request(q, tokens=_TOKENS)) for q in questions]
-    with progress.bar("answering", len(questions) * _TOKENS) as advance:
-        done = generator.generate_all([request for request, _ in made], advance)
-    found = zip(questions, done, made)
-    return [_Example(q, c.text, passages) for q, c, (_, passages) in found if c.text.strip()]
+def _made_of(work: WorkDir, method: Method) -> str:
+    """What tells the weights of a method apart."""
+    directory = check_trained(work, method)
+    return digest(str(sorted(artefact.read(directory).items(), key=str)), 16).hex()
 
 
-def _held_out(work: WorkDir, generator: Generator) -> list[_Example]:
-    """What follows some chunks of held-out documents, with what those chunks find."""
-    table, m = Prepared(work).table("heldout"), generator.model.reading.chunk
-    long, examples = max(1, _TOKENS // m), []
+def _held_out(work: WorkDir, generator: Generator) -> list[tuple[str, str]]:
+    """Some chunks of held-out documents, and whose they are."""
+    table, found = Prepared(work).table("heldout"), []
     for d in table.documents:
-        places = range(d["first"], d["first"] + d["chunks"] - long, 1 + long)
-        for row in places[:_PLACES]:
-            context, *rest = table.texts_of(generator.tokenizer, range(row, row + 1 + long))
-            read = generator.retriever.search(context)
-            examples.append(_Example(context, "".join(rest), read, d["id"]))
-    return [one for one in examples if one.text.strip()]
+        every = max(1, d["chunks"] // _PLACES)
+        rows = range(d["first"], d["first"] + d["chunks"], every)[:_PLACES]
+        found += [(text, d["id"]) for text in table.texts_of(generator.tokenizer, rows)]
+    return [(text, document) for text, document in found if text.strip()]
 
 
-def _message(question: str) -> dict:
-    return {"role": "user", "content": question}
+def _asked(generator: Generator, texts: list[tuple[str, str]]) -> list[_Asked]:
+    """Texts, with what they find, and as many of what others find; those of which either is missing are left out."""
+    read = [generator.retriever.search(text) for text, _ in texts]
+    made = []
+    for i, (text, document) in enumerate(texts):
+        own = {p["document"] for p in read[i]} | {document}
+        far = [(i + len(texts) // 2 + step) % len(texts) for step in range(len(texts))]
+        others = [p for j in far for p in read[j] if p["document"] not in own]
+        different = list({(p["document"], p["chunk"]): p for p in others}.values())
+        if read[i] and len(different) >= len(read[i]):
+            made.append(_Asked(text, document, read[i], different[: len(read[i])]))
+    return made
 
 
-def _others(examples: list[_Example], i: int) -> list[dict]:
-    """What another text read, the one that is half of all texts away or the next after it; of documents that this one
-    read too, or is of, nothing."""
-    own = {p["document"] for p in examples[i].read} | {examples[i].document}
-    for step in range(len(examples)):
-        one = examples[(i + len(examples) // 2 + step) % len(examples)]
-        if found := [p for p in one.read if p["document"] not in own]:
-            return found
-    return []
+def _answered(generator: Generator, asked: list[_Asked]) -> Iterator[_Found]:
+    """Of the answers to questions, what is lost without each passage that stood before."""
+    chat, requests = Chat(generator.tokenizer), []
+    for one in asked:
+        prompt = chat.prompt(_messages(one), [*one.own, *one.others])
+        requests.append(Request(prompt, _TOKENS, k=0, special_tokens=True))
+        try:
+            generator.check(requests[-1])
+        except UserError as error:
+            raise UserError(f"--questions: {one.text[:60]!r}: {error}") from error
+    with progress.bar("answering", len(asked) * _TOKENS) as advance:
+        done = generator.generate_all(requests, advance)
+    scorer = Scorer.beside(generator, rows=1 + 2 * generator.k)
+    with progress.bar("leaving out", len(asked)) as advance:
+        for one, c in zip(asked, done):
+            prompts = sources.leaving_out(chat, _messages(one), [*one.own, *one.others])
+            yield _split(one, c.text, *sources.gains_of_prompts(scorer, prompts, c.text))
+            advance(1)
 
 
-def _largest(scorer: Scorer, one: _Example, read: list[dict], chat: bool) -> np.ndarray:
-    """What the passage that was worth most was worth to each sentence, nats [S]."""
-    spans = sources.sentences(one.text)
-    if not read:
-        return np.zeros(len(spans))
-    if chat:
-        prompts = sources.leaving_out(Chat(scorer.tokenizer), [_message(one.asked)], read)
-        gains, ends = sources.gains_of_prompts(scorer, prompts, one.text)
-    else:
-        given = [p["text"] for p in read]
-        gains, ends = sources.gains_of_neighbours(scorer, one.asked, one.text, given)
-    return sources.worth(gains, ends, spans).max(axis=1)
+def _continued(generator: Generator, asked: list[_Asked]) -> Iterator[_Found]:
+    """Of continuations, what the neighbours contributed that all their chunks read."""
+    requests = [
+        Request(
+            one.text, _TOKENS, neighbours=tuple(p["text"] for p in (*one.own, *one.others)), contributions=True
+        )
+        for one in asked
+    ]  # fmt: skip
+    with progress.bar("continuing", len(asked) * _TOKENS) as advance:
+        done = generator.generate_all(requests, advance)
+    for one, c in zip(asked, done):
+        gains, read = sources.gains_of_completion(c)
+        order = np.argsort([n["given"] for n in read])
+        if len(order) == len(one.own) + len(one.others):
+            yield _split(one, c.text, gains[:, order], c.ends)
+        else:  # it ended before a chunk read anything
+            yield _Found(np.zeros(0), np.zeros(0))
 
 
-def _settled(own: list[np.ndarray], other: list[np.ndarray]) -> dict:
+def _messages(one: _Asked) -> list[dict]:
+    return [{"role": "user", "content": one.text}]
+
+
+def _split(one: _Asked, text: str, gains: np.ndarray, ends: Sequence[int]) -> _Found:
+    nats = sources.worth(gains, ends, sources.sentences(text))
+    return _Found(*(x.max(axis=1, initial=-np.inf) for x in np.split(nats, [len(one.own)], axis=1)))
+
+
+def _halves(asked: list[_Asked], found: Iterator[_Found]) -> tuple[list[_Found], list[_Found]]:
+    """What was found, every other text in one half; those of one document together."""
+    halves, places = ([], []), {}
+    for one, nats in zip(asked, found):
+        place = places.setdefault(one.document or one.text, len(places))
+        halves[place % 2].append(nats)
+    return halves
+
+
+def _settled(*halves: list[_Found]) -> dict:
     """The threshold, and what it names."""
-    every = np.concatenate([np.zeros(0), *other])
+    none = [_Found(np.zeros(0), np.zeros(0))]
+    own = np.concatenate([x.own for half in (none, *halves) for x in half])
+    others = [np.concatenate([x.others for x in none + half]) for half in halves]
+    every = np.concatenate(others)
     if len(every) < LEAST:
         raise UserError(
             f"{len(every)} sentences are too few to set a threshold by, it takes {LEAST}: give more questions, or hold "
-            "out more documents (corpus.heldout)"
+            "out more documents (corpus.heldout); whose passages are those of all others does not count"
         )
-    halves = [np.concatenate([np.zeros(0), *other[i::2]]) for i in (0, 1)]
-    wrong = sum((b >= bound(a)).sum() for a, b in (halves, halves[::-1]))
+    wrong = sum((b >= bound(a)).sum() for a, b in (others, others[::-1]))
     return {
         "threshold": bound(every),
         "sentences": len(every),
-        "named": round(float((np.concatenate(own) >= bound(every)).mean()), 4),
+        "named": round(float((own >= bound(every)).mean()), 4),
         "false": round(float(wrong / len(every)), 4),
     }
 

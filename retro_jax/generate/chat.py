@@ -16,6 +16,7 @@ from retro_jax.errors import UserError
 from retro_jax.generate.generator import Generator
 
 ROLES = ("system", "user", "assistant")
+PASSAGES = 32  # at most
 _BEFORE = "Use the following passages where they help.\n\n{passages}\n\nQuestion: {question}"
 
 
@@ -113,6 +114,8 @@ def asks(
     """
     passages, k = [], request.k
     if generator.method.by_chunk:
+        if k > PASSAGES:
+            raise UserError(f"k = {k}: at most {PASSAGES} passages can stand before a question")
         if most := generator.k if k < 0 else k:
             question = messages[_last_question(messages)]["content"]
             passages = generator.retriever.search(question, most, request.where, request.databases)

@@ -289,7 +289,7 @@ def put(kept, x, at):
     # All indices are named: a slice of one row would be updated in a copy of the whole cache, at each token.
     rows, heads = (np.arange(n) for n in kept.shape[:2])
     place = kept.at[rows[:, None], heads, at[:, None]]
-    given = {"mode": "promise_in_bounds", "unique_indices": True, "indices_are_sorted": True}
+    given = {"mode": "drop", "unique_indices": True, "indices_are_sorted": True}
     return place.set(x[:, :, 0], out_sharding=jax.typeof(kept).sharding, **given)
 
 

@@ -54,9 +54,11 @@ class Answer:
         """What the prompts' tokens score, one for each prompt."""
         self._scores = scores
 
-    def sourced(self, i: int, sources: list[dict]):
+    def sourced(self, i: int, sentences: list[dict]):
         """Which sources the sentences of choice i have; to be told before its end is."""
-        self._sources[i] = sources
+        before = len(self._echoed(i))
+        moved = [s | {n: s[n] + before for n in ("begin", "end")} for s in sentences]
+        self._sources[i] = moved
 
     def whole(self, completions: Sequence[Completion]) -> dict:
         """All choices at once."""

@@ -72,6 +72,9 @@ class Service:
         self.metrics, self.running = Metrics(list(generators.values())), set()
         # One, so that who comes first is queued first; reading and tokenising hold up nobody else.
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="requests")
+        self._judge = ThreadPoolExecutor(
+            1, thread_name_prefix="sources"
+        )  # others' threads stay free
         self._prompts = Prompts()
         self._chat = functools.cache(lambda: Chat(self.generator.tokenizer))
         self._began, self._changing = int(time.time()), asyncio.Lock()
@@ -168,6 +171,7 @@ class Service:
             "length": g.length, "rows": g.rows, "k": g.k, "databases": names,
             "methods": list(self.generators), "chat": bool(g.tokenizer.template),
             "sources": list(self._thresholds),
+            "sources_in_chat": is_chat(g.method, g.tokenizer) and g.method.name in self._thresholds,
         }  # fmt: skip
 
     async def tokenizer(self, request: Request) -> Response:
@@ -236,7 +240,8 @@ class Service:
             async for i, piece in running:
                 if piece is None:
                     self._completed(running.works[i].completion)
-                    await self._sourced(asked, answer, i, running.works[i].completion)
+                    if not running.cancelled:
+                        await self._sourced(asked, answer, i, running.works[i].completion)
             if running.cancelled:
                 raise ClientDisconnect
             return json_response(answer.whole(running.results()))
@@ -274,18 +279,14 @@ class Service:
         """Has the answer tell the sources of a choice, if they are asked for."""
         if not asked.sources:
             return
-        threshold = self._thresholds[asked.method]
-        if left_out := getattr(asked, "left_out", []):
-            given = (
-                self._prompts,
-                self.generators[asked.method],
-                completion,
-                left_out,
-                asked.passages,
-            )
-            answer.sourced(i, await run_in_threadpool(sources.of_passages, *given, threshold))
+        threshold, loop = self._thresholds[asked.method], asyncio.get_running_loop()
+        if isinstance(asked, chat.Asked) and asked.passages:
+            given = self._prompts, self.generators[asked.method], self._chat(), asked.messages
+            more = asked.passages, completion.text, threshold
+            made = loop.run_in_executor(self._judge, sources.of_passages, *given, *more)
         else:
-            answer.sourced(i, sources.of_neighbours(completion, threshold))
+            made = loop.run_in_executor(self._judge, sources.of_neighbours, completion, threshold)
+        answer.sourced(i, await made)
 
     def _completed(self, completion: Completion):
         self.metrics.completed(completion)

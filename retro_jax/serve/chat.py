@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from retro_jax.config.request import MOST_LOGPROBS
 from retro_jax.errors import UserError
-from retro_jax.evaluate import sources
 from retro_jax.generate import chat
 from retro_jax.generate.completion import Completion
 from retro_jax.generate.generator import Generator
@@ -27,11 +26,10 @@ OTHER = ("prompt", "echo", "logprobs", "suffix", "best_of")  # of a completion, 
 
 @dataclass(frozen=True)
 class Asked(api.Asked):
-    """What one body asks for; passages: those that stand in the prompt, and left_out, if sources are asked for, the
-    prompts of `sources.leaving_out`."""
+    """What one body asks for; passages: those that stand in the prompt that was made of the messages."""
 
     passages: list[dict] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    messages: list[dict] = field(default_factory=list)
 
 
 def asked(
@@ -63,14 +61,12 @@ def asked(
     try:
         chat.check(messages)
         one, passages = chat.asks(generator, opened(), messages, made.requests[0])
-        told = made.sources and passages
-        left_out = sources.leaving_out(opened(), messages, passages) if told else []
     except UserError as error:
         raise api.refusal(error) from error
     changed = {"prompt": one.prompt, "k": one.k, "special_tokens": True}
     requests = [dataclasses.replace(r, **changed) for r in made.requests]
     whole_of = {x.name: getattr(made, x.name) for x in dataclasses.fields(made)}
-    return Asked(**whole_of | {"requests": requests}, passages=passages, left_out=left_out)
+    return Asked(**whole_of | {"requests": requests}, passages=passages, messages=messages)
 
 
 class ChatAnswer(Answer):

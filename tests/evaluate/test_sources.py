@@ -3,6 +3,7 @@
 import json
 import shutil
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,16 @@ from hypothesis import strategies as st
 from retro_jax.cli import main as cli
 from retro_jax.errors import UserError
 from retro_jax.evaluate import sources
-from retro_jax.evaluate.sources_threshold import FALSE, LEAST, _settled, bound, calibrate, threshold
+from retro_jax.evaluate.sources_threshold import (
+    FALSE,
+    LEAST,
+    _asked,
+    _Found,
+    _settled,
+    bound,
+    calibrate,
+    threshold,
+)
 from retro_jax.serve.sources import of_neighbours
 from retro_jax.store.workdir import WorkDir
 
@@ -22,7 +32,9 @@ PARTS = ['He said "Stop!"', "It holds 2.3 litres.", "Then", "1. one", "2. two."]
 
 def test_sentences_end_where_a_reader_ends_them():
     assert [TEXT[a:b] for a, b in sources.sentences(TEXT)] == PARTS
-    assert sources.sentences("  \n 12. ") == []
+    assert sources.sentences("  \n ") == sources.sentences("") == []
+    assert sources.sentences(" 230. ") == [(0, 5)]  # an answer, too
+    assert sources.sentences("It holds. 2. 3. ") == [(0, 15)]
 
 
 @given(st.text(alphabet='ab1.!?"\n ', max_size=40))
@@ -61,13 +73,29 @@ def test_one_more_number_reaches_the_bound_once_in_twenty_and_a_lower_one_oftene
 
 
 def test_the_false_share_is_that_of_the_other_half():
-    """One half of the texts never reaches what the other does: the threshold of each is tried on the other."""
-    other = [np.full(10, 1.0), np.full(10, 2.0)] * 10
-    told = _settled([np.full(10, 5.0)] * 20, other)
+    """One half never reaches what the other does: the threshold of each is tried on the other."""
+    low, high = (_Found(np.full(100, 5.0), np.full(100, x)) for x in (1.0, 2.0))
+    told = _settled([low], [high])
     assert told["false"] == 0.5
     assert told["named"] == 1.0
     with pytest.raises(UserError, match="39 sentences are too few"):
-        _settled([np.zeros(39)], [np.zeros(39)])
+        _settled([_Found(np.zeros(39), np.zeros(39))], [])
+
+
+def test_what_two_texts_both_read_does_not_count_as_another_texts():
+    """Nor are the passages that are left fewer: their greatest would be smaller by itself."""
+
+    def finds(*documents):
+        return [{"document": d, "chunk": 0} for d in documents]
+
+    found = {"a": finds("x", "y"), "b": finds("x", "z"), "c": finds("v", "w"), "d": finds("x", "y")}
+    generator = SimpleNamespace(retriever=SimpleNamespace(search=found.__getitem__))
+    asked = _asked(generator, [(text, "") for text in "abcd"])
+    assert all(len(one.others) == 2 for one in asked)
+    for one in asked:
+        assert not {p["document"] for p in one.own} & {p["document"] for p in one.others}
+    assert _asked(generator, [("a", ""), ("d", "")]) == []
+    assert [one.text for one in _asked(generator, [("a", ""), ("c", "y")])] == ["a"]
 
 
 def test_sentences_of_a_continuation_have_what_their_neighbours_contributed(generator):
@@ -97,6 +125,9 @@ def test_a_threshold_is_set_by_held_out_documents(finished, tmp_path, capfd):
     assert threshold(work, "retro") == told["threshold"] > 0
     assert told["sentences"] >= LEAST
     assert told["texts"] > 2 * 11  # several of each held-out document
+    told["of"] = "other weights"
+    (root / "sources" / "retro.json").write_text(json.dumps(told))
+    assert threshold(work, "retro") is None
     for method, questions, message in (
         ("language_model", (), "reads nothing"),
         ("retro", ("kara?",), "is judged by held-out documents"),
