@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from retro_jax.evaluate.score import Pair
+from retro_jax.evaluate.score import Pair, Score
 from retro_jax.evaluate.scorer import Scorer
 from retro_jax.generate.chat import Chat
 from retro_jax.generate.completion import Completion
@@ -109,7 +109,20 @@ def gains_of_prompts(
     scorer: Scorer, prompts: Sequence[str], text: str
 ) -> tuple[np.ndarray, list[int]]:
     """Gains and ends (see `worth`) of an answer to the prompts of `leaving_out`."""
-    whole, *without = scorer.score([Pair(p, text) for p in prompts], 0, special_tokens=True)
+    return _gains(scorer, scorer.score([Pair(p, text) for p in prompts], 0, special_tokens=True))
+
+
+def gains_of_neighbours(
+    scorer: Scorer, context: str, text: str, neighbours: Sequence[str]
+) -> tuple[np.ndarray, list[int]]:
+    """Gains and ends of a continuation whose chunks all read given neighbours."""
+    kept = [neighbours, *([*neighbours[:i], *neighbours[i + 1 :]] for i in range(len(neighbours)))]
+    pair = [Pair(context, text)]
+    return _gains(scorer, [scorer.score(pair, None if some else 0, some)[0] for some in kept])
+
+
+def _gains(scorer: Scorer, scores: list[Score]) -> tuple[np.ndarray, list[int]]:
+    whole, *without = scores
     said = Text(scorer.tokenizer)
     for token in whole.wanted.tolist():
         said.add(token)

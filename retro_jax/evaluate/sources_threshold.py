@@ -1,7 +1,7 @@
 """From when on a document is a sentence's source: `retro sources`.
 
-Beside what a text reads stand as many passages that another text would read, and have nothing to do with it. One of
-these is to be named for `FALSE` of all sentences.
+A text is scored as if it had read what another text reads, from which it cannot come: one of these passages is to be
+named for `FALSE` of all sentences.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ from retro_jax.store import artefact, files
 from retro_jax.store.workdir import WorkDir
 from retro_jax.train.restore import check_trained
 
-FALSE = 0.05  # share of sentences for which a passage that has nothing to do with them is named
+FALSE = 0.05  # share of sentences for which a passage of another text is named
 LEAST = 40  # sentences that a threshold is set by: of fewer, a twentieth is one or none
 LENGTH = 2048  # tokens of a question with its passages, and the answer
 _TOKENS = 96  # that are generated
@@ -53,7 +53,7 @@ def calibrate(work: WorkDir, method: str = "retro", questions: Sequence[str] = (
     in it.
 
     Of a model with a chat template that reads by its prompt, `questions` are answered; otherwise held-out documents are
-    continued. Each reads its own passages and as many of another text's.
+    continued, with what they find. Then each is scored with as many passages of another text instead.
 
     Returns:
       threshold, nats; sentences; named: the share of them for which one of their own passages is; false: the share for
@@ -75,9 +75,10 @@ def calibrate(work: WorkDir, method: str = "retro", questions: Sequence[str] = (
         )
     if questions and not chat:
         raise UserError(f"--questions: {method} is judged by held-out documents; leave it out")
-    # What is left out one by one takes rows of its own, where it is no part of a prompt.
-    sizes = {"rows": _ROWS} if chat else {"rows": 2 * (1 + 2 * of.k), "k": 2 * of.k}
-    with Generator.open(work, method, length=LENGTH, **sizes) as generator:
+    rows = (
+        _ROWS if chat else 2 * (1 + of.k)
+    )  # where it is no part of a prompt, what is left out takes a row
+    with Generator.open(work, method, length=LENGTH, rows=rows) as generator:
         texts = [(q, "") for q in questions] if chat else _held_out(work, generator)
         asked = _asked(generator, texts)
         found = _answered(generator, asked) if chat else _continued(generator, asked)
@@ -134,10 +135,11 @@ def _asked(generator: Generator, texts: list[tuple[str, str]]) -> list[_Asked]:
 
 
 def _answered(generator: Generator, asked: list[_Asked]) -> Iterator[_Found]:
-    """Of the answers to questions, what is lost without each passage that stood before."""
+    """Of the answers to questions, what is lost without each passage that stood before, and what would be without each
+    of the others, if those had stood there."""
     chat, requests = Chat(generator.tokenizer), []
     for one in asked:
-        prompt = chat.prompt(_messages(one), [*one.own, *one.others])
+        prompt = chat.prompt(_messages(one), one.own)
         requests.append(Request(prompt, _TOKENS, k=0, special_tokens=True))
         try:
             generator.check(requests[-1])
@@ -145,40 +147,42 @@ def _answered(generator: Generator, asked: list[_Asked]) -> Iterator[_Found]:
             raise UserError(f"--questions: {one.text[:60]!r}: {error}") from error
     with progress.bar("answering", len(asked) * _TOKENS) as advance:
         done = generator.generate_all(requests, advance)
-    scorer = Scorer.beside(generator, rows=1 + 2 * generator.k)
+    scorer = Scorer.beside(generator, rows=1 + generator.k)
     with progress.bar("leaving out", len(asked)) as advance:
         for one, c in zip(asked, done):
-            prompts = sources.leaving_out(chat, _messages(one), [*one.own, *one.others])
-            yield _split(one, c.text, *sources.gains_of_prompts(scorer, prompts, c.text))
+            found = []
+            for read in (one.own, one.others):
+                prompts = sources.leaving_out(chat, _messages(one), read)
+                found.append(_greatest(c.text, *sources.gains_of_prompts(scorer, prompts, c.text)))
+            yield _Found(*found)
             advance(1)
 
 
 def _continued(generator: Generator, asked: list[_Asked]) -> Iterator[_Found]:
-    """Of continuations, what the neighbours contributed that all their chunks read."""
+    """Of continuations, what the neighbours contributed that all their chunks read, and what the others would have."""
+    own = [tuple(p["text"] for p in one.own) for one in asked]
     requests = [
-        Request(
-            one.text, _TOKENS, neighbours=tuple(p["text"] for p in (*one.own, *one.others)), contributions=True
-        )
-        for one in asked
-    ]  # fmt: skip
+        Request(one.text, _TOKENS, neighbours=texts, contributions=True)
+        for one, texts in zip(asked, own)
+    ]
     with progress.bar("continuing", len(asked) * _TOKENS) as advance:
         done = generator.generate_all(requests, advance)
-    for one, c in zip(asked, done):
-        gains, read = sources.gains_of_completion(c)
-        order = np.argsort([n["given"] for n in read])
-        if len(order) == len(one.own) + len(one.others):
-            yield _split(one, c.text, gains[:, order], c.ends)
-        else:  # it ended before a chunk read anything
-            yield _Found(np.zeros(0), np.zeros(0))
+    scorer = Scorer.beside(generator)
+    with progress.bar("leaving out", len(asked)) as advance:
+        for one, c in zip(asked, done):
+            gains, _ = sources.gains_of_completion(c)
+            others = [p["text"] for p in one.others]
+            found = sources.gains_of_neighbours(scorer, one.text, c.text, others)
+            yield _Found(_greatest(c.text, gains, c.ends), _greatest(c.text, *found))
+            advance(1)
 
 
 def _messages(one: _Asked) -> list[dict]:
     return [{"role": "user", "content": one.text}]
 
 
-def _split(one: _Asked, text: str, gains: np.ndarray, ends: Sequence[int]) -> _Found:
-    nats = sources.worth(gains, ends, sources.sentences(text))
-    return _Found(*(x.max(axis=1, initial=-np.inf) for x in np.split(nats, [len(one.own)], axis=1)))
+def _greatest(text: str, gains: np.ndarray, ends: Sequence[int]) -> np.ndarray:
+    return sources.worth(gains, ends, sources.sentences(text)).max(axis=1, initial=0)
 
 
 def _halves(asked: list[_Asked], found: Iterator[_Found]) -> tuple[list[_Found], list[_Found]]:
