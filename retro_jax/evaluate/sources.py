@@ -101,8 +101,7 @@ def _key(neighbour: dict) -> tuple:
 
 def leaving_out(chat: Chat, messages: Sequence[dict], passages: Sequence[dict]) -> list[str]:
     """Prompts of a conversation: with all passages, and without each."""
-    kept = [passages, *([*passages[:i], *passages[i + 1 :]] for i in range(len(passages)))]
-    return [chat.prompt(messages, some) for some in kept]
+    return [chat.prompt(messages, some) for some in _whole_and_without(passages)]
 
 
 def gains_of_prompts(
@@ -116,9 +115,13 @@ def gains_of_neighbours(
     scorer: Scorer, context: str, text: str, neighbours: Sequence[str]
 ) -> tuple[np.ndarray, list[int]]:
     """Gains and ends of a continuation whose chunks all read given neighbours."""
-    kept = [neighbours, *([*neighbours[:i], *neighbours[i + 1 :]] for i in range(len(neighbours)))]
-    pair = [Pair(context, text)]
+    pair, kept = [Pair(context, text)], _whole_and_without(neighbours)
     return _gains(scorer, [scorer.score(pair, None if some else 0, some)[0] for some in kept])
+
+
+def _whole_and_without(read: Sequence) -> list[list]:
+    """All of them, and all but each."""
+    return [[*read], *([*read[:i], *read[i + 1 :]] for i in range(len(read)))]
 
 
 def _gains(scorer: Scorer, scores: list[Score]) -> tuple[np.ndarray, list[int]]:

@@ -11,7 +11,6 @@ import numpy as np
 
 from retro_jax import progress
 from retro_jax.config import Request
-from retro_jax.corpus.document import digest
 from retro_jax.errors import UserError
 from retro_jax.evaluate import sources
 from retro_jax.evaluate.scorer import Scorer
@@ -75,9 +74,8 @@ def calibrate(work: WorkDir, method: str = "retro", questions: Sequence[str] = (
         )
     if questions and not chat:
         raise UserError(f"--questions: {method} is judged by held-out documents; leave it out")
-    rows = (
-        _ROWS if chat else 2 * (1 + of.k)
-    )  # where it is no part of a prompt, what is left out takes a row
+    # What is left out takes a row where it is no part of a prompt.
+    rows = _ROWS if chat else 2 * (1 + of.k)
     with Generator.open(work, method, length=LENGTH, rows=rows) as generator:
         texts = [(q, "") for q in questions] if chat else _held_out(work, generator)
         asked = _asked(generator, texts)
@@ -106,8 +104,7 @@ def is_chat(method: Method, tokenizer) -> bool:
 
 def _made_of(work: WorkDir, method: Method) -> str:
     """What tells the weights of a method apart."""
-    directory = check_trained(work, method)
-    return digest(str(sorted(artefact.read(directory).items(), key=str)), 16).hex()
+    return artefact.fingerprint(check_trained(work, method))
 
 
 def _held_out(work: WorkDir, generator: Generator) -> list[tuple[str, str]]:

@@ -24,11 +24,10 @@ from starlette.routing import Route
 
 from retro_jax import __version__
 from retro_jax.errors import UserError
-from retro_jax.evaluate.sources_threshold import is_chat
 from retro_jax.generate.chat import Chat
 from retro_jax.generate.completion import Completion
 from retro_jax.generate.generator import Generator
-from retro_jax.serve import api, chat, documents, openapi, sources, texts
+from retro_jax.serve import api, chat, documents, openapi, texts
 from retro_jax.serve.answer import DONE, Answer, event
 from retro_jax.serve.limits import Limits
 from retro_jax.serve.metrics import CONTENT_TYPE, Metrics
@@ -36,6 +35,7 @@ from retro_jax.serve.prompts import Prompts
 from retro_jax.serve.reading import Refused, json_of
 from retro_jax.serve.responses import Guard, Named, Options, Stream, broken, explain, json_response
 from retro_jax.serve.running import Running
+from retro_jax.serve.sources import Sources
 from retro_jax.terminal import visible
 
 _RETRY = 2  # seconds
@@ -65,18 +65,15 @@ class Service:
         origins: Sequence[str] = (),
         thresholds: dict[str, float] | None = None,
     ):
-        self._thresholds = thresholds or {}
         self.generators, self.generator = generators, next(iter(generators.values()))
         self.name, self.limits, self.key = name, limits, key
         self._hosts, self._origins = hosts, origins
         self.metrics, self.running = Metrics(list(generators.values())), set()
         # One, so that who comes first is queued first; reading and tokenising hold up nobody else.
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="requests")
-        self._judge = ThreadPoolExecutor(
-            1, thread_name_prefix="sources"
-        )  # others' threads stay free
         self._prompts = Prompts()
         self._chat = functools.cache(lambda: Chat(self.generator.tokenizer))
+        self._sources = Sources(thresholds or {}, self._prompts, self._chat)
         self._began, self._changing = int(time.time()), asyncio.Lock()
         self._page = Path(__file__).with_name("page.html").read_bytes()
         self._policy = _policy(self._page.decode())
@@ -170,8 +167,8 @@ class Service:
             "id": self.name, "object": "model", "created": self._began, "owned_by": "retro_jax",
             "length": g.length, "rows": g.rows, "k": g.k, "databases": names,
             "methods": list(self.generators), "chat": bool(g.tokenizer.template),
-            "sources": list(self._thresholds),
-            "sources_in_chat": is_chat(g.method, g.tokenizer) and g.method.name in self._thresholds,
+            "sources": list(self._sources.thresholds),
+            "sources_in_chat": self._sources.of_passages(g),
         }  # fmt: skip
 
     async def tokenizer(self, request: Request) -> Response:
@@ -250,8 +247,7 @@ class Service:
         """Reads a body and queues what it asks for; in the reader's thread."""
         asked = read(json_of(body))
         g = self.generators[asked.method]
-        if asked.sources:
-            self._can_source(asked, g)
+        self._sources.check(asked, g)
         for request in asked.requests[:: asked.n]:
             g.check(request)
         if g.error:
@@ -264,29 +260,11 @@ class Service:
         running.submit(g, asked.requests)
         return asked
 
-    def _can_source(self, asked: api.Asked, g: Generator):
-        """Refuses to tell sources where it is not known from when on a document is one."""
-        name = "retrieval.sources"
-        if asked.method not in self._thresholds:
-            how = f"`retro sources DIR --method={asked.method}`, and start the server again"
-            raise Refused(
-                f"{name}: it is not set from when on a document is a source; run {how}", name
-            )
-        if is_chat(g.method, g.tokenizer) and not isinstance(asked, chat.Asked):
-            raise Refused(f"{name}: {asked.method} tells sources in chats only; leave it out", name)
-
     async def _sourced(self, asked: api.Asked, answer: Answer, i: int, completion: Completion):
         """Has the answer tell the sources of a choice, if they are asked for."""
-        if not asked.sources:
-            return
-        threshold, loop = self._thresholds[asked.method], asyncio.get_running_loop()
-        if isinstance(asked, chat.Asked) and asked.passages:
-            given = self._prompts, self.generators[asked.method], self._chat(), asked.messages
-            more = asked.passages, completion.text, threshold
-            made = loop.run_in_executor(self._judge, sources.of_passages, *given, *more)
-        else:
-            made = loop.run_in_executor(self._judge, sources.of_neighbours, completion, threshold)
-        answer.sourced(i, await made)
+        if asked.sources:
+            g = self.generators[asked.method]
+            answer.sourced(i, await self._sources.told(asked, g, completion))
 
     def _completed(self, completion: Completion):
         self.metrics.completed(completion)

@@ -63,6 +63,8 @@ def serve(
     if key == "":
         raise UserError(f"{KEY} is empty: set it to a key that clients must give, or unset it")
     with bound(host, port) as listening, contextlib.ExitStack() as stack:
+        known = {method: threshold(work, method) for method in methods}
+        known = {method: nats for method, nats in known.items() if nats is not None}
         generators = {}
         for method in methods:
             generator = Generator.open(work, method, rows=rows, length=length)
@@ -71,8 +73,6 @@ def serve(
             generator.warm_up()
         warn(host, key)
         pages = origins or (["*"] if key else [])
-        known = {method: threshold(work, method) for method in methods}
-        known = {method: nats for method, nats in known.items() if nats is not None}
         service = Service(generators, name, limits, key, names_of(host, names), pages, known)
         answering = server(service, limits)
         _listen(listening, host, port)

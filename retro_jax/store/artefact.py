@@ -224,7 +224,7 @@ def require(path: Path, stage: str, settings: dict, inputs: Iterable[Path]) -> d
 
 def purpose_of(path: Path, settings: dict, inputs: Iterable[Path]) -> dict:
     """What the artefact at `path` is to be made with and from."""
-    inputs = {_name(i, path): _fingerprint(i) for i in inputs}
+    inputs = {_name(i, path): fingerprint(i) for i in inputs}
     return files.as_json({"settings": settings, "inputs": inputs})
 
 
@@ -246,5 +246,6 @@ def _name(artefact: Path, beside: Path) -> str:
     return os.path.relpath(str(artefact), str(beside.parent))
 
 
-def _fingerprint(artefact: Path) -> str:
+def fingerprint(artefact: Path) -> str:
+    """What tells what is at `artefact` apart from what was or will be there."""
     return hashlib.sha256((artefact / MANIFEST).read_bytes()).hexdigest()[:16]

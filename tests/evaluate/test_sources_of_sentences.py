@@ -23,7 +23,6 @@ from retro_jax.evaluate.sources_threshold import (
     calibrate,
     threshold,
 )
-from retro_jax.serve.sources import of_neighbours
 from retro_jax.store.workdir import WorkDir
 
 TEXT = 'He said "Stop!" It holds 2.3 litres. Then\n\n1. one\n2. two.  '
@@ -101,7 +100,8 @@ def test_what_two_texts_both_read_does_not_count_as_another_texts():
 def test_sentences_of_a_continuation_have_what_their_neighbours_contributed(generator):
     """Also a neighbour that several chunks read, of which there is one source."""
     c = generator.generate("kara lopo minel tenra kais mipo ", tokens=60, contributions=True)
-    told = of_neighbours(c, -1e9)
+    gains, read = sources.gains_of_completion(c)
+    told = sources.tell(c.text, gains, c.ends, read, -1e9)
     nats, given = {}, {}
     for one in told:
         assert len({(s["document"], s["chunk"]) for s in one["sources"]}) == len(one["sources"])
@@ -112,7 +112,7 @@ def test_sentences_of_a_continuation_have_what_their_neighbours_contributed(gene
         key = n["document"], n["chunk"]
         given[key] = given.get(key, 0) + n.get("contribution", 0)
     assert nats == pytest.approx(given, abs=1e-3 * len(told))
-    assert of_neighbours(c, 1e9) == [one | {"sources": []} for one in told]
+    assert sources.tell(c.text, gains, c.ends, read, 1e9) == [one | {"sources": []} for one in told]
 
 
 def test_a_threshold_is_set_by_held_out_documents(finished, tmp_path, capfd):
