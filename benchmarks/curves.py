@@ -95,23 +95,40 @@ def point(args, k: int, seed: int, steps: int) -> list[dict]:
 
 
 def plot(rows: list[dict], file: Path):
-    """A panel for each part: the gain of `on` over the others, by tokens seen; a line for each k."""
+    """A column for each part. Above, each condition with the first number of neighbours: means of the seeds, which
+    are dots; below, the gain of `on`, a line for each number of neighbours."""
     from matplotlib.figure import Figure
 
     parts = list(dict.fromkeys(r["part"] for r in rows))
-    figure = Figure(figsize=(4 * len(parts), 4), layout="constrained")
-    for part, axes in zip(parts, figure.subplots(1, len(parts), sharey=True)):
-        for k in sorted({r["k"] for r in rows}):
-            own = [r for r in rows if (r["k"], r["part"]) == (k, part)]
-            at = sorted({r["tokens"] for r in own})
+    first = rows[0]["k"]
+    figure = Figure(figsize=(3.4 * len(parts), 6.4), layout="constrained")
+    grid = figure.subplots(2, len(parts), sharey="row", squeeze=False)
+    for part, (above, below) in zip(parts, grid.T):
+        own = [r for r in rows if r["part"] == part]
+        at = sorted({r["tokens"] for r in own})
+        of_first = [r for r in own if r["k"] == first]
+        for i, name in enumerate(NAMES):
+            means = [np.mean([r[name] for r in of_first if r["tokens"] == t]) for t in at]
+            above.plot(at, means, color=f"C{i}", label=name)
+            seen = [(r["tokens"], r[name]) for r in of_first]
+            above.plot(*zip(*seen), ".", color=f"C{i}", markersize=5, alpha=0.6)
+        for i, k in enumerate(sorted({r["k"] for r in rows})):
+            of_k = [r for r in own if r["k"] == k]
             for name, style in (("random", "--"), ("language_model", "-")):
-                gain = [np.mean([r[name] - r["on"] for r in own if r["tokens"] == t]) for t in at]
-                axes.plot(at, gain, f"o{style}", label=f"{name} - on, k={k}")
-        axes.axhline(0, color="black", linewidth=0.5)
-        axes.set(title=part, xscale="log", xlabel="training tokens")
-    figure.axes[0].set_ylabel("bits per byte")
-    figure.axes[-1].legend(fontsize=8)
-    figure.savefig(file, dpi=150)
+                gain = [np.mean([r[name] - r["on"] for r in of_k if r["tokens"] == t]) for t in at]
+                below.plot(at, gain, f"o{style}", color=f"C{i + 4}", label=f"{name} - on, k={k}")
+        below.axhline(0, color="black", linewidth=0.5)
+        for axes in (above, below):
+            axes.set_xscale("log")
+            axes.set_xticks(at, [f"{t / 1e6:.2g} M" for t in at])
+            axes.set_xticks([], minor=True)
+        above.set_title(part)
+        below.set_xlabel("training tokens")
+    for axes, label in zip(grid[:, 0], ("bits per byte, held-out", "gain, bits per byte")):
+        axes.set_ylabel(label)
+    for axes in grid[:, -1]:
+        axes.legend(fontsize=8)
+    figure.savefig(file, dpi=110)
 
 
 def main():

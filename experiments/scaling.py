@@ -7,7 +7,7 @@
 
 The argument is the folder where the clones lie (84 MB of text, CC BY 4.0; of the PEPs, public domain, 0.4 MB are read).
 
-Decoders of 0.04, 0.1, 0.22, 0.56 and 1.26 M parameters without embeddings, 20 tokens for each of these. Documents are
+Decoders of 0.04, 0.1, 0.21, 0.56 and 1.26 M parameters without embeddings, 20 tokens for each of these. Documents are
 split into two halves, A and B, by a hash of their names. All models are trained on A, and RETRO's neighbours are from
 A. They are scored on pages of A that are held out, with a database of A and with one of B (`unseen`), documents that
 no model was trained on (some nearly repeat trained ones); and on PEPs, another kind of text.

@@ -121,7 +121,9 @@ def score(
     with jax.set_mesh(mesh), pq.ParquetWriter(file, out, **WRITING) as writer:
         weights = {c.method.trained_as: c.method for c in columns}
         params = {name: restore_trained(work, m, mesh) for name, m in weights.items()}
-        scores = [c.method.jitted(c.says) for c in columns]
+        # One program for all conditions of a method, or each would be compiled by itself.
+        programs = {(id(c.method), c.says): c.method.jitted(c.says) for c in columns}
+        scores = [programs[id(c.method), c.says] for c in columns]
         took, places = dict.fromkeys((c.name for c in columns), 0.0), 0
         with progress.bar(f"{columns[0].name}: scoring {text.name}", len(text.records)) as advance:
             for number, (batch, rows, count) in enumerate(_batches(e, text)):
