@@ -295,7 +295,7 @@ def test_a_model_whose_neighbours_hold_the_answer_learns_to_read_them(tiny, monk
             # The token at 8 is the first that a neighbour gives away: position 7 predicts it.
             if i % 20 == 19 and (half := nats(true)[:, 8:].mean() < chance / 2):
                 break
-        for j in range(train.steps, train.steps + 150):  # and on, at the schedule's last rate
+        for j in range(train.steps, train.steps + 60):  # and on, at the schedule's last rate
             state, _ = step(state, of(copies(j)))
         on, random, off = nats(true), nats(np.roll(true, 1, axis=0)), nats(None)
     assert half, i
