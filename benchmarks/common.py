@@ -36,9 +36,7 @@ RETRIEVERS = {
 }
 # With --smoke programs run once: they are compiled quickly, and kept.
 QUICK = {
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_parallel_codegen_split_count=1",
-    "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     "JAX_COMPILATION_CACHE_DIR": "runs/smoke/.jax_cache",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
 }

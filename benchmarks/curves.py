@@ -94,6 +94,13 @@ def point(args, k: int, seed: int, steps: int) -> list[dict]:
     return made
 
 
+def means(rows: list[dict], better: str, worse: str = "") -> tuple[list[int], list[float]]:
+    """Tokens seen, and the mean of the seeds there: of a condition, or of how much worse another one is."""
+    at = sorted({r["tokens"] for r in rows})
+    worth = [(r["tokens"], r[worse] - r[better] if worse else r[better]) for r in rows]
+    return at, [np.mean([value for tokens, value in worth if tokens == t]) for t in at]
+
+
 def plot(rows: list[dict], file: Path):
     """A column for each part. Above, each condition with the first number of neighbours: means of the seeds, which
     are dots; below, the gain of `on`, a line for each number of neighbours."""
@@ -105,19 +112,18 @@ def plot(rows: list[dict], file: Path):
     grid = figure.subplots(2, len(parts), sharey="row", squeeze=False)
     for part, (above, below) in zip(parts, grid.T):
         own = [r for r in rows if r["part"] == part]
-        at = sorted({r["tokens"] for r in own})
         of_first = [r for r in own if r["k"] == first]
         for i, name in enumerate(NAMES):
-            means = [np.mean([r[name] for r in of_first if r["tokens"] == t]) for t in at]
-            above.plot(at, means, color=f"C{i}", label=name)
+            above.plot(*means(of_first, name), color=f"C{i}", label=name)
             seen = [(r["tokens"], r[name]) for r in of_first]
             above.plot(*zip(*seen), ".", color=f"C{i}", markersize=5, alpha=0.6)
         for i, k in enumerate(sorted({r["k"] for r in rows})):
             of_k = [r for r in own if r["k"] == k]
             for name, style in (("random", "--"), ("language_model", "-")):
-                gain = [np.mean([r[name] - r["on"] for r in of_k if r["tokens"] == t]) for t in at]
-                below.plot(at, gain, f"o{style}", color=f"C{i + 4}", label=f"{name} - on, k={k}")
+                label = f"{name} - on, k={k}"
+                below.plot(*means(of_k, "on", name), f"o{style}", color=f"C{i + 4}", label=label)
         below.axhline(0, color="black", linewidth=0.5)
+        at = sorted({r["tokens"] for r in own})
         for axes in (above, below):
             axes.set_xscale("log")
             axes.set_xticks(at, [f"{t / 1e6:.2g} M" for t in at])

@@ -47,12 +47,11 @@ def pytest_configure(config):
     # Almost all of the time goes into compiling programs that run for milliseconds. In the environment, so that
     # programs that tests start have it too.
     quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    quick += " --xla_cpu_parallel_codegen_split_count=1"
+    quick += " --xla_cpu_parallel_codegen_split_count=1"  # more parts cost more than threads gain
     os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
     jax.config.update("jax_traceback_in_locations_limit", 0)
-    gc.set_threshold(
-        50_000, 20, 100
-    )  # a tracer makes many objects and little garbage: a sixth of a compilation
+    # A tracer makes many objects and little garbage; looking for it took a sixth of a compilation.
+    gc.set_threshold(50_000, 20, 100)
     if importlib.metadata.version("jaxlib") < "0.11":  # a later one refuses a flag that it lacks
         quick += " --xla_cpu_use_fusion_emitters=false"
     os.environ.setdefault("XLA_FLAGS", quick)

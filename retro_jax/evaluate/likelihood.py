@@ -122,8 +122,8 @@ def score(
         weights = {c.method.trained_as: c.method for c in columns}
         params = {name: restore_trained(work, m, mesh) for name, m in weights.items()}
         # One program for all conditions of a method, or each would be compiled by itself.
-        programs = {(id(c.method), c.says): c.method.jitted(c.says) for c in columns}
-        scores = [programs[id(c.method), c.says] for c in columns]
+        wanted = {(c.method, c.says) for c in columns}
+        programs = {(method, says): method.jitted(says) for method, says in wanted}
         took, places = dict.fromkeys((c.name for c in columns), 0.0), 0
         with progress.bar(f"{columns[0].name}: scoring {text.name}", len(text.records)) as advance:
             for number, (batch, rows, count) in enumerate(_batches(e, text)):
@@ -131,11 +131,12 @@ def score(
                 distances = put(batch["distances"], np.float32)
                 scored = _scored(batch, rows, tokenizer.byte_counts)
                 asked = put(scored, bool)
-                for c, of in zip(columns, scores):
+                for c in columns:
                     begin = time.perf_counter()
                     near = c.condition and c.condition.neighbours(rows, batch["neighbours"])
                     near = None if near is None else Retrieved(put(near), distances)
                     some = {"asked": asked} if c.method.by_chunk else {}
+                    of = programs[c.method, c.says]
                     logp = of(params[c.method.trained_as], x, near, **some)
                     if c.measured:
                         logp, seen = logp
