@@ -24,7 +24,15 @@ def _plan(args, fields) -> int:
     if args.mesh is not None:
         e = dataclasses.replace(e, mesh=plan.parse_mesh(args.mesh))
     on, method = topology.parse(args.topology), method_of(e, args.method or e.methods[0])
-    plan.show(plan.plan(e, on, plan.vocab_of(e), method), args.json)
+    vocab = plan.vocab_of(e)
+    if args.search:
+        from retro_jax.plan.search import search
+
+        if args.mesh is not None:
+            raise UserError("--mesh and --search: the search is for the mesh")
+        plan.show_all(search(e, on, vocab, method), args.json)
+    else:
+        plan.show(plan.plan(e, on, vocab, method), args.json)
     return 0
 
 
@@ -75,6 +83,11 @@ COMMANDS = (
         (
             Flag("--topology", "v5e:4x4, v5p:4x4x4*2 (two slices) or h100:8"),
             Flag("--mesh", "REPLICAxDATAxMODEL, 1x16x1 for example"),
+            Flag(
+                "--search",
+                "for the fastest mesh, accumulate, remat and attention_block that fit",
+                bool,
+            ),
             Flag("--method", "the method that is trained; by default the first of the experiment"),
             Flag("--json", "as JSON", bool),
         ),

@@ -138,8 +138,11 @@ class Store:
         return tuple(by_rows(x) for x in found)
 
     @classmethod
-    def of(cls, work: WorkDir, method: Method, k: int) -> "Store":
-        """The datastore of a working directory, made if it is not there; k: states that are asked for.
+    def of(cls, work: WorkDir, method: Method, k: int, tokens: int = 0) -> "Store":
+        """The datastore of a working directory, made if it is not there.
+
+        Args:
+          k: states that are asked for. tokens: of the database, whose states are kept; 0: of all.
 
         Raises:
           UserError: the language model is not trained.
@@ -148,35 +151,42 @@ class Store:
         trained = check_trained(work, method)
         chunks = work.prepared(f"chunks/{recipe.database_split(e)}")
         settings = {"train.length": e.train.length, "evaluate.checkpoint": e.evaluate.checkpoint}
-        settings[f"method_settings.{method.name}.k"] = k  # for which the index is tuned
+        # The index is tuned for k.
+        settings |= {
+            f"method_settings.{method.name}.{n}": v for n, v in (("k", k), ("tokens", tokens))
+        }
         with work.lock("datastore"):
-            made = functools.partial(_make, work, method, k)
+            made = functools.partial(_make, work, method, k, tokens)
             artefact.renew(out, settings, [trained, chunks], made)
         index = out / "index"
         index = ShardedIndex(index) if index.exists() else Flat(np.load(out / "keys.npy"))
         return cls(index, np.load(out / "values.npy"))
 
 
-def _make(work: WorkDir, method: Method, k: int, out: Path) -> dict:
+def _make(work: WorkDir, method: Method, k: int, tokens: int, out: Path) -> dict:
     """Writes values, and keys or an index of them, which has its own."""
     e = work.experiment
     prepared = Prepared(work)
     table, count = prepared.database, 0
     room = len(table) * table.chunk
+    share = min(1.0, tokens / room) if tokens else 1.0
     aside, values = out / "all.npy", np.zeros(room, np.int32)
     keys = np.lib.format.open_memmap(aside, "w+", np.float16, (room, method.model.decoder.d))
     mesh = sharding.make_mesh(e.mesh)
-    with jax.set_mesh(mesh), progress.bar("states of the database", len(table)) as advance:
+    with (
+        jax.set_mesh(mesh),
+        progress.bar("states of the database", int(share * len(table))) as advance,
+    ):
         params = restore_trained(work, method, mesh)
         forward = jax.jit(lambda p, t: read(decode.decoder(method.model, p), t)[0])
-        for tokens, documents in _sequences(e, table):
-            given = sharding.shard_batch(mesh, {"x": tokens})["x"]
+        for ids, documents in _sequences(e, table, share):
+            given = sharding.shard_batch(mesh, {"x": ids})["x"]
             fed = np.asarray(forward(params, given))
-            here = (tokens != PAD) & (documents >= 0)
+            here = (ids != PAD) & (documents >= 0)
             keep = here[:, :-1] & here[:, 1:] & (documents[:, :-1] == documents[:, 1:])
             n = int(keep.sum())
             keys[count : count + n] = fed[:, :-1][keep]
-            values[count : count + n] = tokens[:, 1:][keep]
+            values[count : count + n] = ids[:, 1:][keep]
             count += n
             advance(int((documents >= 0).sum()) // table.chunk)
     np.save(out / "values.npy", values[:count])
@@ -192,10 +202,14 @@ def _make(work: WorkDir, method: Method, k: int, out: Path) -> dict:
     return {"states": count, "recall": recall}
 
 
-def _sequences(e: Experiment, table) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of all tokens of a chunk table [B, L], and the document of each, -1 for what fills up."""
+def _sequences(e: Experiment, table, share: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of the tokens of a chunk table [B, L], and the document of each, -1 for what fills up.
+
+    share: of its sequences those at even distances.
+    """
     size, chunks = e.evaluate.batch, e.chunks
-    cuts = (rows for rows, _ in sequences.cuts(table, "train", chunks, chunks))
+    every = enumerate(sequences.cuts(table, "train", chunks, chunks))
+    cuts = (rows for i, (rows, _) in every if int((i + 1) * share) > int(i * share))
     while batch := list(itertools.islice(cuts, size)):
         rows = np.full((size, chunks), -1)
         rows[: len(batch)] = batch

@@ -4,9 +4,9 @@
     q(y) = sum over the k nearest (key, value) of 1[value = y] softmax(-distance / temperature)
 
 A key is what the last feed-forward reads of a token of the database, its value the token after it; a distance is
-squared L2. The datastore is made of one pass over the database in sequences of train.length, once the language
-model is trained. Documents that are held out are never in the database; a document of the database that is scored
-would find itself.
+squared L2. The datastore is made of one pass over the database, or over a part of it (`tokens`), in sequences of
+train.length, once the language model is trained. Documents that are held out are never in the database; a document of
+the database that is scored would find itself.
 """
 
 import copy
@@ -39,11 +39,15 @@ class Settings:
     k: int = setting(256, "nearest states of the database that count for a token")
     weight: float = setting(0.1, "lambda, of what they say; the rest is the language model's")
     temperature: float = setting(10.0, "of their weights: softmax(-distance / temperature)")
+    tokens: int = setting(
+        0, "of the database, whose states are kept, at even distances; 0: of all its tokens"
+    )
 
     def __post_init__(self):
         require_at_least(1, _OF, self, "k")
         require_share(_OF, self, "weight")
         require(self.temperature > 0, f"{_OF}temperature", self.temperature, "must be above 0")
+        require_at_least(0, _OF, self, "tokens")
 
 
 class KnnLm(LanguageModel):
@@ -67,13 +71,14 @@ class KnnLm(LanguageModel):
 
     def prepare(self, work: WorkDir):
         """Makes the datastore, and opens it."""
-        self._store = self._store or Store.of(work, self, self.settings.k)
+        self._store = self._store or Store.of(work, self, self.settings.k, self.settings.tokens)
 
     def choices(self) -> list[Settings]:
         """Its own settings first; k, weight and temperature around what the paper's authors and others found."""
         fewer = [k for k in (8, 32, 128) if k < self.settings.k]
         grid = itertools.product((*fewer, self.settings.k), _WEIGHTS, _TEMPERATURES)
-        return [self.settings, *(Settings(*values) for values in grid)]
+        same = {"tokens": self.settings.tokens}
+        return [self.settings, *(Settings(*values, **same) for values in grid)]
 
     # Scoring.
 

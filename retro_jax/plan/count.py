@@ -13,6 +13,7 @@ from retro_jax.config import Experiment
 from retro_jax.methods.method import Method
 from retro_jax.model import sizes
 from retro_jax.model.layers import ROWS
+from retro_jax.plan import roofline
 from retro_jax.train import sharding
 from retro_jax.train.log import step_flops
 from retro_jax.train.step import TrainState, init_state, make_train_step
@@ -88,7 +89,8 @@ def needs(e: Experiment, vocab: int, mesh: AbstractMesh, method: Method) -> dict
     Returns:
       parameters, optimizer, batch, gradients, activations (kept from the forward pass to its gradient):
       bytes a chip; gathered: the embedding as it is used, twice; readout: its
-      logits; flops: of the model (see `log.step_flops`), recomputed: what the gradient computes again.
+      logits; flops: of the model (see `log.step_flops`), recomputed: what the gradient computes again; work: what a
+      chip does (`roofline.Work`).
     """
     with use_abstract_mesh(mesh):
         step = shapes(e, vocab, mesh, method)
@@ -96,7 +98,10 @@ def needs(e: Experiment, vocab: int, mesh: AbstractMesh, method: Method) -> dict
         part = e.train.batch // e.train.accumulate
         traced = make_train_step(method, e.train).trace(step.state, step.batch)
         activations = kept(e, step, method)
+    work = roofline.work(traced.jaxpr.jaxpr, mesh)
     params = bytes_of(step.state.params)
+    # The optimizer reads and writes what it changes, and reads the gradients.
+    work.bytes += 2 * (params + bytes_of(step.state.opt_state)) + params
     itemsize = jnp.dtype(e.model.dtype).itemsize
     model = mesh.shape["model"]
     rows = part // (mesh.shape["replica"] * mesh.shape["data"])
@@ -111,4 +116,5 @@ def needs(e: Experiment, vocab: int, mesh: AbstractMesh, method: Method) -> dict
         "readout": 3 * rows * blocks * vocab * 4 // model,
         "flops": of_model,
         "recomputed": max(0, sizes.dot_flops(traced.jaxpr) - of_model),
+        "work": work,
     }

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import jax
+from rich import box
 from rich.table import Table
 
 from retro_jax import progress
@@ -18,7 +19,7 @@ from retro_jax.config import Experiment, MeshConfig
 from retro_jax.corpus import tokenizer
 from retro_jax.errors import UserError
 from retro_jax.methods.method import Method
-from retro_jax.plan import count, hlo, topology
+from retro_jax.plan import count, hlo, roofline, topology
 from retro_jax.train import sharding
 from retro_jax.train.hardware import GIB
 from retro_jax.train.step import make_train_step
@@ -28,7 +29,6 @@ from retro_jax.weights import directory
 _USABLE = 0.94
 _TEMPORARIES = 2.3  # what libtpu needed, over what is counted (docs/training.md, the compiled rows)
 _HELD = ("parameters", "optimizer", "batch", "activations")
-_MFU = 0.4  # what the hours assume
 
 
 def parse_mesh(text: str) -> MeshConfig:
@@ -52,15 +52,22 @@ def vocab_of(e: Experiment) -> int:
     return tokenizer.load(Path(e.corpus.tokenizer)).vocab
 
 
-def plan(
-    e: Experiment, on: topology.Topology, vocab: int, method: Method, compiles: bool = True
+def plan(e: Experiment, on: topology.Topology, vocab: int, method: Method) -> dict:
+    """What a train step needs on each chip of a machine, compiled where that can be, and the smallest slice whose
+    estimate fits; see `estimate`."""
+    made = estimate(e, on, vocab, method, compiles=True)
+    return made | {"smallest_that_fits": _smallest(e, on, vocab, method, made["fits"])}
+
+
+def estimate(
+    e: Experiment, on: topology.Topology, vocab: int, method: Method, compiles: bool = False
 ) -> dict:
     """What a train step of `e` needs on each chip of a machine.
 
     Returns:
       fits, compiled (or estimated), bytes a chip by kind and in all, collectives by kind (count and
-      bytes a chip and step; None if not compiled), FLOPs a step and what is computed again, hours of the
-      run at 40 % of the chips' peak, and the smallest slice whose estimate fits.
+      bytes a chip and step; None if not compiled), FLOPs a step and what is computed again, seconds of a step by what
+      bounds it, hours of the run at best and at worst (`roofline.Times`).
 
     Raises:
       UserError: the mesh does not fit the machine or the model.
@@ -80,7 +87,8 @@ def plan(
         memory["temporaries"] = _temporaries(needed)
     total = made["total"] if made else sum(memory.values())
     flops, fits = needed["flops"], total <= on.chip.memory * _USABLE
-    seconds = flops / (on.chips * on.chip.flops * _MFU)
+    took = roofline.times(needed["work"], on.chip, topology.speeds(on, abstract))
+    seconds = [took.best, took.worst]
     return {
         "experiment": f"{e.name}, {method.name}",
         "topology": str(on),
@@ -88,6 +96,8 @@ def plan(
         "mesh": dict(abstract.shape),
         "batch": e.train.batch,
         "accumulate": e.train.accumulate,
+        "remat": e.model.remat,
+        "attention_block": e.model.attention_block,
         "compiled": bool(made),
         "fits": fits,
         "bytes_per_chip": memory | {"total": total, "of": on.chip.memory},
@@ -95,8 +105,9 @@ def plan(
         "flops_per_step": flops,
         "recomputed": needed["recomputed"] / flops,
         "seconds_per_step": seconds,
-        "hours": seconds * e.train.steps / 3600,
-        "smallest_that_fits": _smallest(e, on, vocab, method, fits),
+        "seconds_by": {"products": took.products, "memory": took.memory, **took.axes},
+        "bound": took.bound,
+        "hours": [s * e.train.steps / 3600 for s in seconds],
     }
 
 
@@ -163,8 +174,37 @@ def _smallest(
     return None
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
+def show_all(results: list[dict], as_json: bool):
+    """Prints the plans of a search as a table, or as JSON."""
+    if as_json:
+        print(json.dumps(results, indent=2))
+        return
+    progress.say(f"{results[0]['experiment']} on {results[0]['topology']}, the best first")
+    head = ("mesh", "parts", "remat", "block", "GiB", "s a step", "hours", "bound by")
+    table = Table(*head, box=box.SIMPLE, padding=0)
+    for r in results:
+        memory = r["bytes_per_chip"]["total"] / GIB
+        how = "" if r["fits"] else ", does NOT fit"
+        table.add_row(
+            "x".join(map(str, r["mesh"].values())), str(r["accumulate"]), r["remat"], str(r["attention_block"]),
+            f"{memory:.1f}" + " (compiled)" * r["compiled"] + how, _range(r["seconds_per_step"]),
+            _range(r["hours"]), r["bound"].removeprefix("links along "),
+        )  # fmt: skip
+    progress.show(table)
+    r = results[0]
+    progress.say(
+        f"Take --config.mesh.replica={r['mesh']['replica']} --config.mesh.data={r['mesh']['data']} "
+        f"--config.mesh.model={r['mesh']['model']} --config.train.accumulate={r['accumulate']} "
+        f"--config.model.remat={r['remat']} --config.model.attention_block={r['attention_block']}"
+    )
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+
+
+def _range(values: list[float]) -> str:
+    return " to ".join(map(_figure, values))
 
 
 def show(result: dict, as_json: bool):
@@ -194,7 +234,7 @@ def show(result: dict, as_json: bool):
         f"{r['flops_per_step']:.3e} FLOPs a step of {r['batch']} sequences"
         + (f" in {r['accumulate']} parts" if r["accumulate"] > 1 else "")
         + f"; rematerialisation adds {r['recomputed']:.0%}.\n"
-        f"{r['seconds_per_step']:.3g} s a step and {_hours(r['hours'])} hours in all at "
-        f"{_MFU:.0%} of the peak.\n"
+        f"{_range(r['seconds_per_step'])} s a step and {_range(r['hours'])} hours in all; bound by {r['bound']} "
+        f"({', '.join(f'{name} {_figure(s)} s' for name, s in r['seconds_by'].items())}).\n"
         f"Smallest {r['topology'].partition(':')[0]} that fits: {r['smallest_that_fits'] or 'none'}."
     )

@@ -10,7 +10,7 @@ from retro_jax.config import MeshConfig
 from retro_jax.errors import UserError
 from retro_jax.model.layers import AXES
 from retro_jax.train import sharding
-from retro_jax.train.hardware import CHIPS, Chip
+from retro_jax.train.hardware import CHIPS, GPUS, Chip
 
 # Slices that can be had, by number of chips (cloud.google.com/tpu/docs, "configurations" of each).
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -84,6 +84,20 @@ def abstract_mesh(topology: Topology, config: MeshConfig) -> AbstractMesh:
     """
     shape = sharding.mesh_shape(config, topology.chips, topology.slices)
     return AbstractMesh(shape, AXES, (AxisType.Explicit,) * 3)
+
+
+def speeds(topology: Topology, mesh: AbstractMesh) -> dict[str, float]:
+    """Bytes a second that a chip sends along each axis of a mesh.
+
+    Of a TPU's slices the first axis goes over the network, as far as there are several; of GPUs what goes beyond a
+    host.
+    """
+    chip, made, inside = topology.chip, {}, 1
+    for axis in reversed(mesh.axis_names):  # the last one is of neighbours
+        inside *= mesh.shape[axis]
+        near = topology.chips // topology.slices if topology.kind in SLICES else GPUS
+        made[axis] = chip.links if inside <= near else chip.network
+    return made
 
 
 def device_mesh(topology: Topology, config: MeshConfig) -> jax.sharding.Mesh | None:

@@ -12,6 +12,7 @@ from retro_jax.study.runs import HELDOUT, fields_of
 from retro_jax.study.sums import Sums
 
 _MOST = (1.0, 0.8, 0.5, 0.2)  # shares of a document's 13-grams
+_OTHERS = ("parameters", "training_flops", "flops_per_token")
 _FEWEST_DOCUMENTS = 10  # of which a bootstrap says something
 _SHARES = {f"database_{n}": n / 100 for n in SHARES} | {"on": 1.0}  # of the database
 
@@ -55,13 +56,18 @@ def _losses(every: dict, drawn: dict) -> list[Section]:
             continue
         title, label = f"Loss by size: {name}", f"losses-{part}"
         drawn[label] = plots.losses(found, "layers")
+        for size in SIZES if part == "all" else ():  # files beside the page
+            drawn[f"losses-all-{size.replace('_', '-')}"] = plots.losses(found, size)
         table = [
             [n, plain(int(size)), str(len(each)), bits(loss), *map(bits, np.nanquantile(c.draws[:, i], (0.025, 0.975)))]
             for n, c in found.items()
             for i, (size, each, loss) in enumerate(zip(c.sizes["layers"], c.each, c.losses))
         ]  # fmt: skip
         head = ["condition", SIZES["layers"], "seeds", "bits per byte", "from", "to"]
-        caption = "Points are means over seeds with 95 % intervals, lines the laws through them."
+        caption = (
+            "Points are means over seeds with 95 % intervals, lines the laws through them. plots/ has the same of all "
+            "text by the other sizes."
+        )
         out.append(
             Section(label, title, caption, head, table, plots.on_page(label, title, drawn[label]))
         )
@@ -69,32 +75,31 @@ def _losses(every: dict, drawn: dict) -> list[Section]:
 
 
 def _multipliers(every: dict, drawn: dict) -> list[Section]:
-    found = {
-        f"{PARTS[part]}" if split == HELDOUT else split: multipliers(*pair)
+    pairs = {
+        f"{PARTS[part]}" if split == HELDOUT else split: pair
         for (split, part) in every
         if (split == HELDOUT or part == "all") and (pair := pair_of(every, split, part))
     }
-    if not found:
+    if not pairs:
         return []
+    found = {name: multipliers(*pair) for name, pair in pairs.items()}
     drawn["multipliers"] = plots.multipliers(found, "layers")
     table = [
-        [
-            name,
-            plain(int(m["size"])),
-            bits(m["loss"]),
-            worth(m),
-            plain(m["floor_0"]),
-            plain(m["floor_90"]),
-        ]
+        [name, plain(int(m["size"])), *_gain(*pairs[name], i), worth(m)]
+        + [plain(m[n]) for n in ("law", "floor_0", "floor_90")]
         for name, each in found.items()
-        for m in each
+        for i, m in enumerate(each)
     ]
     caption = (
-        "M: the language model that is as good as RETRO has M times the parameters of RETRO's decoder, without "
-        "embeddings. ≥: it would have more than the largest that was trained. The last columns fix the law's floor, at "
-        "0 and at nine tenths of the least loss: where they are far from M, the law decides and not what was measured."
+        "M says how large a language model must be to reach RETRO's loss: M times the parameters of RETRO's decoder, "
+        "without embeddings. It is read off between the measured language models. ≥: more than the largest that was "
+        "trained; then, and below the smallest, it is by the law. The last columns are M by the law everywhere, and "
+        "with the law's floor fixed at 0 and at nine tenths of the least loss: where they are far apart, the law "
+        "decides and not what was measured."
     )
-    head = ["text", SIZES["layers"], "RETRO's bits per byte", "M", "M, floor 0", "M, floor 0.9"]
+    head = [
+        "text", SIZES["layers"], "language model", "RETRO", "gain", "M", "by the law", "its floor 0", "its floor 0.9",
+    ]  # fmt: skip
     chart = plots.on_page("multipliers", "What a database is worth", drawn["multipliers"])
     return [
         Section(
@@ -110,9 +115,21 @@ def _multipliers(every: dict, drawn: dict) -> list[Section]:
     ]
 
 
+def _gain(base: Curve, reader: Curve, i: int) -> list[str]:
+    """Bits per byte of the language model of a reader's i-th decoder, of the reader, and how much better it is."""
+    size = reader.sizes["layers"][i]
+    at = np.flatnonzero(base.sizes["layers"] == size)
+    if not len(at):
+        return [NONE, bits(reader.losses[i]), NONE]
+    gain = float(base.losses[at[0]] - reader.losses[i])
+    low, high = laws.interval(base.draws[:, at[0]] - reader.draws[:, i])
+    said = interval({"value": gain, "low": low, "high": high})
+    return [bits(base.losses[at[0]]), bits(reader.losses[i]), said]
+
+
 def _axes(every: dict) -> list[Section]:
     table = []
-    for part in ("all", "filtered", "far"):
+    for part in PARTS:
         pair = pair_of(every, HELDOUT, part)
         if not pair:
             continue
@@ -125,8 +142,8 @@ def _axes(every: dict) -> list[Section]:
     caption = (
         "The same loss, asked by four sizes: how many times RETRO's parameters in all (its encoder and "
         "cross-attention included), its training FLOPs, or its FLOPs of a token a language model of that loss has. "
-        "Below 1: for the same, a larger language model would have been better. The FLOPs of a token hold the search, "
-        "those of training do not: the neighbours of the training text are searched for once for all runs."
+        "Below 1: for the same, a larger language model would have been better. The FLOPs of a token hold the search. "
+        "The neighbours of the training text are searched for once for all runs; one column counts that for each run."
     )
     return (
         [Section("axes", "By other sizes", caption, head, table, wide=True, open=True)]
@@ -138,20 +155,24 @@ def _axes(every: dict) -> list[Section]:
 def _laws(every: dict) -> list[Section]:
     table = []
     for (split, part), found in every.items():
-        for name, curve in found.items():
-            if name not in CURVES or not (law := law_of(curve)):
+        # By other sizes those of the language model, which multipliers go on with off the ends.
+        others = (
+            [(BASE, found[BASE], s) for s in _OTHERS] if split == HELDOUT and BASE in found else []
+        )
+        for name, curve, size in [*((n, c, "layers") for n, c in found.items()), *others]:
+            if name not in CURVES or not (law := law_of(curve, size)):
                 continue
             low, high = law["exponent_interval"]
             wrong = law["left_out"] and ", ".join(f"{x:+.3f}" for x in law["left_out"])
             table.append(
-                [split, PARTS[part], name, bits(law["floor"]), plain(law["scale"]),
+                [split, PARTS[part], name, SIZES[size], bits(law["floor"]), plain(law["scale"]),
                  f"{law['exponent']:.2f} [{low:.2f}, {high:.2f}]", wrong or NONE]
             )  # fmt: skip
     caption = (
-        "L(N) = floor + scale x N^-exponent, N parameters without embeddings. Left out: for each size what a law "
+        "L(N) = floor + scale x N^-exponent, N a size. Left out: for each size what a law "
         "through the others predicts, less what was measured, bits per byte, from the smallest to the largest."
     )
-    head = ["split", "text", "condition", "floor", "scale", "exponent", "left out"]
+    head = ["split", "text", "condition", "size", "floor", "scale", "exponent", "left out"]
     return (
         [Section("laws", "The laws", caption, head, table, wide=True, open=True)] if table else []
     )
@@ -196,7 +217,7 @@ def _databases(sums: Sums, every: dict, drawn: dict) -> list[Section]:
             tokens = share * run["database_chunks"] * run["chunk"] / size
             gain = float(base.losses[i] - curve.losses[j])
             low, high = laws.interval(base.draws[:, i] - curve.draws[:, j])
-            found.setdefault(plain(int(size)), []).append((tokens, gain))
+            found.setdefault(plain(int(size)), []).append((tokens, gain, low, high))
             said = interval({"value": gain, "low": low, "high": high})
             table.append([plain(int(size)), percent(share), plain(tokens), said])
     if not found:

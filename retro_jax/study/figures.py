@@ -1,6 +1,10 @@
 """The figures of a study: losses by size, laws through them, and what a database is worth in parameters.
 
-    M(N) = N' / N, where the language model's law has at N' the loss that RETRO has with a decoder of N
+    M(N) = N' / N, where a language model of N' has the loss that RETRO has with a decoder of N
+
+N' lies between the two measured sizes whose losses enclose RETRO's, on a line that bends as the law through all sizes
+does. That law itself misses each size by more than some gains are; it is asked only where RETRO is better than the
+largest language model, or worse than the smallest, and goes on from there.
 
 Uncertainty is a bootstrap of two levels, paired: documents are drawn once for all runs of a draw, and to the mean over
 the seeds of a size comes noise of the seeds' variance, which is pooled over the sizes that have several.
@@ -23,6 +27,7 @@ SIZES = {
     "layers": "parameters without embeddings",
     "parameters": "all parameters",
     "training_flops": "training FLOPs",
+    "searched_flops": "training FLOPs, its search included",
     "flops_per_token": "FLOPs of a token",
 }
 
@@ -78,7 +83,7 @@ def curves(
         counts = np.array([len(x) for x in each])
         noise = rng.standard_normal(drawn.shape) * (pooled(each) / counts**0.5)
         sizes = {
-            s: np.array([_of(sums, names[0], method)[s] for names in runs], float) for s in SIZES
+            s: np.array([_size(sums, names[0], method, s) for names in runs], float) for s in SIZES
         }
         losses = np.array([x.mean() for x in each])
         found[curve] = Curve(runs, sizes, losses, drawn + noise, each)
@@ -91,6 +96,14 @@ def _conditions(sums: Sums) -> list[str]:
 
 def _of(sums: Sums, run: str, method: str) -> dict:
     return sums.facts["runs"][run]["methods"][method]
+
+
+def _size(sums: Sums, run: str, method: str, size: str) -> float:
+    own = _of(sums, run, method)
+    if size != "searched_flops":
+        return own[size]
+    # Of the language model's training nothing is searched for.
+    return own["training_flops"] + (method != BASE) * sums.facts["runs"][run]["search_flops"]
 
 
 def _said(sums: Sums, run: str, split: str, part: str, condition: str, documents: int):
@@ -136,9 +149,9 @@ def multipliers(base: Curve, reader: Curve, size: str = "layers") -> list[dict]:
     """M of each size of the reader.
 
     Returns:
-      size, loss, value, low and high (95 %); beyond, below: whether it runs off the largest or the smallest baseline,
-      and at_least: what was measured of one that runs off the largest; floor_0, floor_90: M with the law's floor
-      fixed at 0 and at nine tenths of the least loss.
+      size, loss, value, low and high (95 %); beyond, below: whether RETRO is better than the largest baseline, or worse
+      than the smallest, and at_least: what was measured of one that is better than the largest; law: M by the law
+      through all sizes; floor_0, floor_90: the same with its floor fixed at 0 and at nine tenths of the least loss.
     """
     x, own = base.sizes[size], reader.sizes[size]
     if len(x) < laws.FEWEST:
@@ -151,14 +164,24 @@ def multipliers(base: Curve, reader: Curve, size: str = "layers") -> list[dict]:
     out = []
     for i, n in enumerate(own):
         loss, draws = reader.losses[i : i + 1], reader.draws[:, i]
-        value, drawn = one.size(loss)[0] / n, many.size(draws) / n
+        drawn = _reached(x, base.draws, draws, many) / n
+        value = _reached(x, base.losses[None], loss, one)[0] / n
         low, high = laws.interval(drawn)
         out.append(
             {
                 "size": float(n), "loss": float(loss[0]), "value": float(value), "low": low, "high": high,
-                "beyond": bool(value * n > x.max()), "below": bool(value * n < x.min()),
-                "at_least": float(min(value, x.max() / n)),
+                "beyond": bool(loss[0] < base.losses.min()), "below": bool(loss[0] > base.losses[0]),
+                "at_least": float(min(value, x.max() / n)), "law": float(one.size(loss)[0] / n),
                 **{name: float(law.size(loss)[0] / n) for name, law in fixed.items()},
             }
         )  # fmt: skip
     return out
+
+
+def _reached(x: np.ndarray, losses: np.ndarray, loss: np.ndarray, law: laws.Law) -> np.ndarray:
+    """The size [D] of a loss [D]: between measured sizes where it lies there, else by the law as it goes on from the
+    smallest or the largest."""
+    found = laws.between(x, losses, loss, law.exponent)
+    ends = [law.through(x[i], losses[:, i]).size(loss) for i in (0, -1)]
+    off = np.where(loss > losses[:, 0], *ends)
+    return np.where(np.isnan(found), off, found)

@@ -34,6 +34,10 @@ class Law:
             found = (self.scale / above) ** (1 / self.exponent)
         return np.where(np.isnan(above), np.nan, np.where(above > 0, found, np.inf))
 
+    def through(self, x: float, loss: np.ndarray) -> "Law":
+        """The same moved up or down, so that it has the losses [D] at a size."""
+        return Law(loss - self.scale * x**-self.exponent, self.scale, self.exponent)
+
 
 def fit(x: np.ndarray, losses: np.ndarray, floor: float | None = None) -> Law:
     """The laws with the least squares of errors, through losses [D, S] at sizes [S]; nan where a loss is nan.
@@ -67,6 +71,26 @@ def _two(powers: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray
     scale, floor = np.where(floor < 0, alone, scale), np.maximum(floor, 0)
     flat = scale < 0
     return np.where(flat, mean[None], floor), np.where(flat, 0, scale)
+
+
+def between(
+    x: np.ndarray, losses: np.ndarray, loss: np.ndarray, exponent: np.ndarray
+) -> np.ndarray:
+    """The size [D] at which lines through measured losses [D, S] have a loss [D], straight in x^-exponent.
+
+    With the exponent [D] of the law through all sizes they bend as it does. The smallest such size; nan where no two
+    neighbouring sizes [S] have losses on both sides of it.
+    """
+    above, below = losses[:, :-1], losses[:, 1:]
+    inside = (above >= loss[:, None]) & (loss[:, None] >= below)
+    at = inside.argmax(axis=1)
+    row = np.arange(len(losses))
+    high, low = above[row, at], below[row, at]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(high > low, (high - loss) / (high - low), 0.0)
+        power = (1 - share) * x[at] ** -exponent + share * x[at + 1] ** -exponent
+        found = power ** (-1 / exponent)
+    return np.where(inside.any(axis=1), found, np.nan)
 
 
 def leave_one_out(x: np.ndarray, losses: np.ndarray) -> np.ndarray:

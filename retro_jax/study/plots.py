@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from retro_jax.evaluate.beside import BASE
 from retro_jax.report import charts
 from retro_jax.study import laws
 from retro_jax.study.figures import SIZES, Curve
@@ -17,6 +18,7 @@ _MARKS = "os^Dv"
 _PLAIN = {
     "ink": "black", "muted": "0.4", "c0": "#0057b7", "c1": "#d1495b", "c2": "#2a9d5c", "c3": "#8c6bb1",
 }  # fmt: skip
+_LINES = ("-", "--", ":")  # after as many colours as there are
 
 Draw = Callable[[object, dict], None]
 
@@ -38,7 +40,7 @@ def save(draw: Draw, path: Path):
 
 
 def losses(curves: dict[str, Curve], size: str) -> Draw:
-    """Loss against size, a curve for each condition, with its law and 95 % of its draws."""
+    """Loss against size: of each condition points with 95 % intervals, and the law through them."""
 
     def draw(axes, colours):
         for i, (name, curve) in enumerate(curves.items()):
@@ -47,7 +49,7 @@ def losses(curves: dict[str, Curve], size: str) -> Draw:
             around = np.maximum(0, [curve.losses - low, high - curve.losses])
             axes.errorbar(
                 x, curve.losses, around, fmt=_MARKS[i % 5], color=colour, markersize=4, capsize=2,
-                label=name.replace("_", " "),
+                label="language model" if name == BASE else f"RETRO, {name}",
             )  # fmt: skip
             if len(x) >= laws.FEWEST:
                 line = np.geomspace(x.min(), x.max(), 50)
@@ -76,7 +78,7 @@ def multipliers(found: dict[str, list[dict]], size: str) -> Draw:
             high = np.where(np.isfinite(high), high, 2 * value)
             around = np.maximum(0, [value - low, high - value])
             axes.errorbar(
-                [at for at, known in zip(x, inside) if known], value, around, fmt=f"{_MARKS[i % 5]}-",
+                [at for at, known in zip(x, inside) if known], value, around, fmt=f"{_MARKS[i % 5]}{_LINES[i // 4]}",
                 color=colour, markersize=4, capsize=2, linewidth=1, label=name,
             )  # fmt: skip
             for at, m in zip(x, each):
@@ -90,15 +92,26 @@ def multipliers(found: dict[str, list[dict]], size: str) -> Draw:
     return draw
 
 
-def databases(found: dict[str, list[tuple[float, float]]]) -> Draw:
-    """Gain over the language model against the size of the database, a line for each size of the decoder."""
+def databases(found: dict[str, list[tuple[float, ...]]]) -> Draw:
+    """Gain over the language model against the size of the database, a line for each size of the decoder; of each place
+    tokens for a parameter, gain, low and high."""
 
     def draw(axes, colours):
         axes.axhline(0, color=colours["ink"], linewidth=1)
         for i, (name, places) in enumerate(found.items()):
-            style = {"color": colours[f"c{i % 4}"], "linestyle": ("-", "--")[i // 4 % 2]}
-            axes.plot(
-                *zip(*places), marker=_MARKS[i % 5], markersize=4, linewidth=1, label=name, **style
+            style = {"color": colours[f"c{i % 4}"], "linestyle": _LINES[i // 4]}
+            at, gain, low, high = np.array(places).T
+            around = np.maximum(0, [gain - low, high - gain])
+            axes.errorbar(
+                at * 1.03**i,
+                gain,
+                around,
+                marker=_MARKS[i % 5],
+                markersize=4,
+                linewidth=1,
+                capsize=2,
+                label=name,
+                **style,
             )
         _logarithmic(axes, "tokens of the database for each parameter of the decoder")
         axes.set_ylabel("gain, bits per byte")

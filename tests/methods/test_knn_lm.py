@@ -14,9 +14,12 @@ import torch
 
 from retro_jax.config import ReadingConfig
 from retro_jax.corpus.tokenizer_json import FIRST
+from retro_jax.methods import datastore
 from retro_jax.methods.datastore import Flat, Store
 from retro_jax.methods.knn_lm import KnnLm, Settings
 from retro_jax.methods.method import METHODS, Retrieved
+from retro_jax.pipeline.prepared import Prepared
+from retro_jax.store.workdir import WorkDir
 from retro_jax.weights.directory import open_directory
 from retro_jax.weights.placement import place
 
@@ -137,3 +140,18 @@ def test_where_nothing_is_found_it_is_the_language_model(opened, tiny, mesh):
         q = np.where(tokens == 7, SETTINGS.weight, 0.0) if count else 0.0
         p = np.exp(alone) * (1 - SETTINGS.weight * bool(count)) + q
         np.testing.assert_allclose(logp[:, 1:], np.log(p)[:, 1:], atol=1e-5)
+
+
+def test_a_part_of_the_database_is_spread_over_all_of_it(finished, small):
+    table = Prepared(WorkDir(finished, small)).database
+
+    def documents(share):
+        batches = datastore._sequences(small, table, share)
+        found = np.concatenate([documents for _, documents in batches])
+        return found[(found >= 0).any(axis=1)]  # without the rows that fill the last batch
+
+    whole, part = documents(1.0), documents(0.25)
+    assert len(part) == len(whole) // 4
+    # Every fourth sequence: from the beginning, the middle and the end.
+    np.testing.assert_array_equal(part, whole[3::4][: len(part)])
+    assert set(whole[whole >= 0]) == set(range(len(table.documents)))

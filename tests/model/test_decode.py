@@ -15,6 +15,7 @@ from retro_jax.model.layers import ROWS
 
 prefill, step = jax.jit(decode.prefill), jax.jit(decode.step)
 decoder = jax.jit(decode.decoder, static_argnums=0)
+apply = jax.jit(functional.apply, static_argnums=0)
 start = jax.jit(decode.start, static_argnums=(1, 2, 3))
 VOCAB, LENGTH = 50, 23  # five chunks of 4 and a part of a sixth
 
@@ -73,8 +74,7 @@ def decoded(config, params, tokens, near, prompts):
     out = np.full((rows, length, VOCAB), np.nan, np.float32)
     at = np.array(prompts) - 1
     while True:
-        for row, t in enumerate(at):
-            out[row, t] = logits[row]
+        out[np.arange(rows), at] = np.asarray(logits)
         if (at == length - 1).all():
             return out
         at = np.minimum(at + 1, length - 1)
@@ -82,13 +82,13 @@ def decoded(config, params, tokens, near, prompts):
         ends = [row for row, t in enumerate(at) if (t + 1) % m == 0]
         fresh = None
         if ends and k:
-            ends += ends[:1] * ((1 << (len(ends) - 1).bit_length()) - len(ends))
+            ends += ends[:1] * (rows - len(ends))  # one shape, which is compiled once
             fresh = Fresh(put(np.array(ends)), put(near[ends, at[ends] // m]))
         logits, cache = step(net, cache, put(tokens[np.arange(rows), at]), fresh)
 
 
 def whole(config, params, tokens, near):
-    return np.asarray(functional.apply(config, params, jnp.asarray(tokens), jnp.asarray(near)))
+    return np.asarray(apply(config, params, jnp.asarray(tokens), jnp.asarray(near)))
 
 
 def same(got, expected, prompts):
@@ -139,13 +139,13 @@ def read_at(config, params, tokens, near, points, prompt, padding=0):
     full = np.pad(padded, (0, size * config.reading.chunk - len(padded)))[None]
     cache = start(net, 1, padding + len(tokens) + config.reading.chunk, near.shape[1])
     logits, cache = prefill(net, cache, put(full), put(np.array([len(padded)])), put(given))
-    out = [logits[0]]
+    out = [np.asarray(logits)[0]]
     for t in range(prompt, len(tokens)):
         fresh = None
         if t + 1 in points:
             fresh = Fresh(put(np.array([0])), put(near[points.index(t + 1)][None]))
         logits, cache = step(net, cache, put(tokens[t : t + 1]), fresh)
-        out.append(logits[0])
+        out.append(np.asarray(logits)[0])
     return np.stack(out)
 
 
@@ -184,15 +184,15 @@ def test_a_row_that_pauses_or_is_copied_goes_on_as_if_nothing_had_been(mesh, tin
         fresh = Fresh(put(np.array([1])), put(near[1:, 0])) if t == 3 else None
         read = np.array([tokens[0, 3], tokens[1, t]])
         logits, cache = step(net, cache, put(read), fresh, put(np.array([False, True])))
-        np.testing.assert_allclose(logits[1], expected[1, t], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(logits)[1], expected[1, t], rtol=1e-5, atol=1e-5)
     cache = jax.jit(place)(cache, np.array([1]), cache, np.array([0]))  # row 1 becomes row 0
     for t in range(3, 12):
         fresh = None
         if (t + 1) % 4 == 0:
             fresh = Fresh(put(np.array([0, 1])), put(near[[0, 0], t // 4]))
         logits, cache = step(net, cache, put(tokens[[0, 0], t]), fresh)
-        for row in (0, 1):
-            np.testing.assert_allclose(logits[row], expected[0, t], rtol=1e-5, atol=1e-5)
+        for row in np.asarray(logits):
+            np.testing.assert_allclose(row, expected[0, t], rtol=1e-5, atol=1e-5)
 
 
 def test_rows_of_any_lengths_in_one_batch_are_each_as_alone(mesh, tiny):
@@ -206,7 +206,7 @@ def test_without_neighbours_it_is_the_language_model(mesh, tiny):
     """With k = 0, and with k = 2 where none were found."""
     params = weights(tiny, VOCAB)
     tokens, near = examples(tiny, 2)
-    expected = np.asarray(functional.apply(tiny, params, jnp.asarray(tokens)))
+    expected = np.asarray(apply(tiny, params, jnp.asarray(tokens)))
     for given in (near[:, :, :0], np.zeros_like(near)):
         same(decoded(tiny, params, tokens, given, [3, 6]), expected, [3, 6])
 

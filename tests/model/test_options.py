@@ -172,7 +172,8 @@ def test_statistics_measure_each_cca_layer_and_cost_nothing_when_not_asked_for(m
     params = weights(tiny, VOCAB)
     tokens, neighbours = example(11)
     neighbours[0, 0] = 0  # the first chunk retrieved nothing
-    stats = jax.jit(functional.statistics, static_argnums=0)(tiny, params, tokens, neighbours)
+    measure = jax.jit(functional.statistics, static_argnums=0)
+    stats = measure(tiny, params, tokens, neighbours)
     ratio, mass = np.asarray(stats["ratio"]), np.asarray(stats["mass"])
     assert ratio.shape == (2, 2, 11)  # CCA layers, batch, tokens
     assert mass.shape == (2, 2, 11, 2, 2)  # ..., neighbours, N and F
@@ -183,14 +184,11 @@ def test_statistics_measure_each_cca_layer_and_cost_nothing_when_not_asked_for(m
     assert not ratio[:, ~reads].any()
     # The ratio is that of the layer's own CCA: silence one, and only its ratio is 0.
     silent = {n: 0 * p if n == "stacks.1.0.cca.attention.out" else p for n, p in params.items()}
-    ratio = np.asarray(functional.statistics(tiny, silent, tokens, neighbours)["ratio"])
+    ratio = np.asarray(measure(tiny, silent, tokens, neighbours)["ratio"])
     assert not ratio[0].any()
     assert ratio[1].any()
     flops = [
-        jax.jit(f, static_argnums=0)
-        .lower(tiny, params, tokens, neighbours)
-        .cost_analysis()["flops"]
-        for f in (functional.apply, functional.statistics)
+        f.lower(tiny, params, tokens, neighbours).cost_analysis()["flops"] for f in (apply, measure)
     ]
     assert flops[0] < flops[1]
 

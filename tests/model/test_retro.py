@@ -124,8 +124,11 @@ def test_a_missing_neighbour_is_as_if_fewer_were_asked_for(f):
 def test_gradients_are_finite_where_nothing_was_retrieved(mesh, tiny):
     tokens, neighbours = example(12)
     neighbours[:, 1] = PAD
+    small = altered(
+        tiny, decoder={"layers": 2}, encoder={"layers": 1}, reading={"cca_layers": (2,)}
+    )
     for dtype in ("float32", "bfloat16"):
-        config = dataclasses.replace(tiny, dtype=dtype)
+        config = dataclasses.replace(small, dtype=dtype)
         params = weights(config, VOCAB)
 
         def total(p):
@@ -139,7 +142,7 @@ def test_every_prefix_is_predicted_as_in_the_full_sequence(f):
     """Any length, also one that is no multiple of the chunk (traps 19, 20)."""
     tokens, neighbours = example(2 * M + 3)
     full = f(tokens, neighbours)
-    for length in range(1, 2 * M + 4):
+    for length in (1, M - 1, M, M + 1, 2 * M, 2 * M + 2):
         chunks = -(-length // M)
         got = f(tokens[:, :length], neighbours[:, :chunks])
         np.testing.assert_allclose(got, full[:, :length], atol=2e-5)
@@ -303,23 +306,24 @@ def test_one_memory_for_the_whole_sequence_is_read_by_the_same_cross_attention(m
     memory = jnp.asarray(rng.normal(size=(2, K, R, 24)), jnp.float32)
     mask = jnp.asarray(rng.random((2, K, R)) < 0.7)
     h, memory, mask = (jax.device_put(x, ROWS) for x in (h, memory, mask))
-    got, mass = full_cross_attention(cross, h, memory, mask, offset=6, statistics=True)
+    full = jax.jit(full_cross_attention, static_argnames=("offset", "statistics"))
+    once = jax.jit(cross_attention_once, static_argnums=(4, 5))
+    got, mass = full(cross, h, memory, mask, offset=6, statistics=True)
     assert mass.shape == (2, 7, K, 2)
     # Chunks of 7: the attending rows 6 .. 12 of a sequence of 14 are the same 7 queries.
     shifted = jnp.pad(h, ((0, 0), (6, 1), (0, 0)))
     memories = jnp.stack([memory, jnp.zeros_like(memory)], axis=1)
     masks = jnp.stack([mask, jnp.zeros_like(mask)], axis=1)
-    chunked, _ = chunked_cross_attention(cross, shifted, memories, masks, 7)
+    chunked = jax.jit(lambda *x: chunked_cross_attention(*x, 7)[0])(cross, shifted, memories, masks)
     np.testing.assert_allclose(got, chunked[:, 6:13], atol=1e-5)
     assert not np.any(chunked[:, :6])
     # The reader that looks up once: nothing before the end of the first chunk, all of it from there on.
     for m in (1, 3, 7):
-        one = (memory[:, None], mask[:, None])
-        y, share = cross_attention_once(cross, h, *one, m, True)
-        whole = full_cross_attention(cross, h[:, m - 1 :], memory, mask, statistics=True)
+        y, share = once(cross, h, memory[:, None], mask[:, None], m, True)
+        whole = full(cross, h[:, m - 1 :], memory, mask, statistics=True)
         for had, wanted in zip((y, share), whole):
             assert not np.any(had[:, : m - 1])
             np.testing.assert_allclose(had[:, m - 1 :], wanted, atol=1e-5)
-    assert full_cross_attention(cross, h, memory, mask)[1] is None
-    y, share = cross_attention_once(cross, h[:, :2], memory[:, None], mask[:, None], 3)
+    assert full(cross, h, memory, mask)[1] is None
+    y, share = once(cross, h[:, :2], memory[:, None], mask[:, None], 3)
     assert y.shape == (2, 2, 16) and not np.any(y) and share is None  # noqa: PT018

@@ -163,7 +163,7 @@ def test_the_tpu_compiler_says_what_slices_need(experiment, model):
     assert made["collectives"]["all-gather"]["bytes"] > 0
     assert made["smallest_that_fits"] == "v5e:2x2 (estimated)"  # two chips, for model=2
     assert json.loads(json.dumps(made)) == made
-    estimated = plan.plan(e, topology.parse(on), VOCAB, method_of(e, "retro"), compiles=False)
+    estimated = plan.estimate(e, topology.parse(on), VOCAB, method_of(e, "retro"))
     assert not estimated["compiled"]
     assert estimated["bytes_per_chip"]["parameters"] == memory["parameters"]
 
@@ -173,6 +173,8 @@ def test_a_language_model_is_planned_without_retrieval():
     root, found = Path(__file__).parents[2] / "experiments", []
     for name, size in (("retro", "172m"), ("baseline", "132m")):
         e = from_config_dict(experiment_beside(root / "baseline.py", name).get_config(size))
+        few = altered(e.model, decoder={"layers": 3}, reading={"cca_layers": (3,)})
+        e = dataclasses.replace(e, model=few)
         mesh = topology.abstract_mesh(topology.parse("h100:8"), e.mesh)
         found.append(needs(e, plan.vocab_of(e), mesh, "language_model"))
     assert found[0] == found[1]
@@ -236,10 +238,12 @@ def test_a_frozen_base_needs_no_gradients_no_moments_and_half_the_bytes(monkeypa
     e = from_config_dict(retrofit.get_config("experiments/bases/llama-3-8b"))
     on = topology.parse("v5p:2x2x1")
     vocab = plan.vocab_of(e)
+    assert 8.0e9 < functional.count(functional.shapes(e.model, vocab, retrieval=False)) < 8.1e9
+    few = altered(e.model, decoder={"layers": 8}, reading={"cca_layers": (6, 8)})
+    e = dataclasses.replace(e, model=few)
     thawed = dataclasses.replace(e, train=dataclasses.replace(e.train, freeze=False))
     frozen, whole = (needs(x, vocab, topology.abstract_mesh(on, x.mesh)) for x in (e, thawed))
     base = functional.count(functional.shapes(e.model, vocab, retrieval=False))
-    assert 8.0e9 < base < 8.1e9
     assert whole["optimizer"] - frozen["optimizer"] == pytest.approx(8 * base / 4, rel=1e-3)
     assert whole["parameters"] - frozen["parameters"] == pytest.approx(2 * base / 4, rel=1e-3)
     assert frozen["gradients"] < whole["gradients"] / 5

@@ -51,11 +51,35 @@ def test_a_reader_that_is_as_good_as_twice_its_size_is_worth_two():
     found = figures.multipliers(base, reader)
     for m in found:
         assert m["value"] == pytest.approx(2, rel=0.03)
+        assert m["law"] == pytest.approx(2, rel=0.03)
         assert m["low"] < 2 < m["high"]
     # The largest is worth a model that was not trained: that is said, and only what was measured is claimed.
     assert [m["beyond"] for m in found] == [False] * 4 + [True]
     assert found[-1]["at_least"] == pytest.approx(1)
     assert figures.multipliers(curve(law(SIZES[:2]), x=SIZES[:2]), reader) == []
+
+
+def test_equal_losses_are_worth_one_whatever_the_law_misses():
+    """Losses that no law goes through: by the law M would be above or below 1 where both models are alike."""
+    losses = np.array([2.0, 1.9, 1.3, 1.25, 1.0])
+    found = figures.multipliers(curve(losses), curve(losses))
+    assert [m["value"] for m in found] == pytest.approx([1] * 5)
+    assert max(abs(m["law"] - 1) for m in found) > 0.2
+    assert not any(m["beyond"] or m["below"] for m in found)
+    worse = figures.multipliers(curve(losses), curve(losses + 0.05))
+    assert [m["below"] for m in worse] == [True] + [False] * 4
+    assert all(m["value"] < 1 for m in worse)
+
+
+def test_between_two_sizes_it_bends_as_the_law_does():
+    x, half = np.array([1.0, 4.0, 16.0]), np.full(5, 0.5)  # x^-0.5 is 1, 0.5, 0.25
+    losses = np.array([[3.0, 2.0, 1.0]] * 5)
+    found = laws.between(x, losses, np.array([2.5, 2.0, 1.5, 3.5, 0.5]), half)
+    assert found[:3] == pytest.approx([0.75**-2, 4, 0.375**-2])
+    assert np.isnan(found[3:]).all()  # off both ends
+    # Noise can have it rise: then it is the smallest size with that loss.
+    rises = laws.between(x, np.array([[2.0, 2.5, 1.0]]), np.array([2.2]), half[:1])
+    assert rises[0] == pytest.approx((0.8 * 0.5 + 0.2 * 0.25) ** -2)
 
 
 def test_the_variance_of_seeds_is_pooled_over_sizes():

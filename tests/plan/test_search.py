@@ -1,0 +1,65 @@
+"""The search takes what is fastest by count of what fits, on a machine that is not here."""
+
+import dataclasses
+
+import pytest
+from conftest import altered, small_experiment
+
+from retro_jax.cli import main as cli
+from retro_jax.errors import UserError
+from retro_jax.methods.method import method_of
+from retro_jax.plan import plan, search, topology
+
+VOCAB = 320
+
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch):
+    """Two heads, so that two devices along `model` are the most; nothing else is tried."""
+    monkeypatch.setattr(search, "REMATS", ("none",))
+    monkeypatch.setattr(search, "BLOCKS", (32,))
+    return altered(small_experiment(tmp_path), model={"attention_block": 32})
+
+
+def test_the_best_comes_first_and_is_one_that_the_machine_has(experiment):
+    method, on = method_of(experiment, "retro"), topology.parse("h100:2")
+    found = search.search(experiment, on, VOCAB, method)
+    meshes = {tuple(r["mesh"].values()) for r in found}
+    assert meshes == {(1, 2, 1), (2, 1, 1), (1, 1, 2)}
+    assert all(r["fits"] and not r["compiled"] and r["chips"] == 2 for r in found)
+    worst = [r["seconds_per_step"][1] for r in found]
+    assert worst == sorted(worst)
+    best = found[0]
+    again = dataclasses.replace(
+        experiment, mesh=plan.parse_mesh("x".join(map(str, best["mesh"].values())))
+    )
+    assert plan.estimate(again, on, VOCAB, method) == best
+
+
+def test_parts_are_taken_only_as_many_as_memory_wants(experiment, monkeypatch):
+    method, on = method_of(experiment, "retro"), topology.parse("h100:1")
+    whole = plan.estimate(
+        dataclasses.replace(experiment, mesh=plan.parse_mesh("1x1x1")), on, VOCAB, method
+    )
+    memory = whole["bytes_per_chip"]
+    tight = memory["total"] - memory["activations"] // 3
+    small = dataclasses.replace(topology.CHIPS["h100"], memory=int(tight / plan._USABLE))
+    monkeypatch.setitem(topology.CHIPS, "h100", small)
+    best = search.search(experiment, on, VOCAB, method)[0]
+    assert whole["fits"]
+    assert best["accumulate"] == 2
+    monkeypatch.setitem(topology.CHIPS, "h100", dataclasses.replace(small, memory=10_000))
+    with pytest.raises(UserError, match="nothing fits; take more chips"):
+        search.search(experiment, on, VOCAB, method)
+
+
+def test_a_mesh_is_not_given_to_what_searches_for_one(capfd):
+    words = [
+        "plan",
+        "--config=experiments/quickstart.py",
+        "--topology=h100:8",
+        "--mesh=1x8x1",
+        "--search",
+    ]
+    assert cli.main(words) == 2
+    assert "the search is for the mesh" in capfd.readouterr().err
