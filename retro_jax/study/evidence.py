@@ -22,7 +22,7 @@ def sections(sums: Sums, every: dict) -> tuple[list[Section], dict[str, plots.Dr
     drawn: dict[str, plots.Draw] = {}
     made = [
         *_losses(every, drawn), *_multipliers(every, drawn), *_axes(every), *_laws(every), _contained(sums),
-        *_databases(sums, every, drawn), _runs(sums),
+        *_sources(sums), *_databases(sums, every, drawn), _runs(sums),
     ]  # fmt: skip
     return made, drawn
 
@@ -185,8 +185,7 @@ def _contained(sums: Sums) -> Section:
         values = np.array(shares)
         for most in _MOST:
             enough = (values <= most).sum() >= _FEWEST_DOCUMENTS
-            found = curves(sums, split, "all", most, (BASE, "on")) if enough else {}
-            pair = pair_of({(split, "all"): found}, split, "all")
+            pair = _pair_among(sums, split, values <= most) if enough else None
             said = "; ".join(map(worth, multipliers(*pair))) if pair else NONE
             table.append(
                 [split, percent(most), f"{(values <= most).sum():,} of {len(values):,}", said]
@@ -199,6 +198,36 @@ def _contained(sums: Sums) -> Section:
     )
     head = ["split", "at most", "documents", "M"]
     return Section("contained", "What else is repeated", caption, head, table, wide=True, open=True)
+
+
+def _pair_among(sums: Sums, split: str, kept: np.ndarray) -> tuple[Curve, Curve] | None:
+    """The curves of the language model and of RETRO on some documents [N] of a split."""
+    return pair_of({(split, "all"): curves(sums, split, "all", kept, (BASE, "on"))}, split, "all")
+
+
+def _sources(sums: Sums) -> list[Section]:
+    """Of a mixture each source by itself: its documents' names begin with its number."""
+    ids = sums.facts["documents"][HELDOUT]
+    of = np.array([i.partition("/")[0] for i in ids])
+    table = []
+    for source in sorted(set(of)):
+        kept = of == source
+        if kept.sum() < _FEWEST_DOCUMENTS or not (pair := _pair_among(sums, HELDOUT, kept)):
+            continue
+        example = ids[int(kept.argmax())]
+        for i, m in enumerate(multipliers(*pair)):
+            row = [
+                f"{kept.sum():,}, as {example}",
+                plain(int(m["size"])),
+                *_gain(*pair, i),
+                worth(m),
+            ]
+            table.append(row)
+    head = ["documents", SIZES["layers"], "language model", "RETRO", "gain", "M"]
+    caption = "Held-out documents by the source that they are from, all of their text."
+    if len({row[0] for row in table}) < 2:
+        return []
+    return [Section("sources", "By source", caption, head, table, wide=True)]
 
 
 def _databases(sums: Sums, every: dict, drawn: dict) -> list[Section]:

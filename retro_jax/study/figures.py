@@ -49,17 +49,16 @@ class Curve:
 
 
 def curves(
-    sums: Sums, split: str, part: str, most: float = 1.0, only: tuple[str, ...] = ()
+    sums: Sums, split: str, part: str, kept: np.ndarray | None = None, only: tuple[str, ...] = ()
 ) -> dict[str, Curve]:
     """The curves of a part of a split, by condition; the language model's is `language_model`. Of the runs of the
     study's `curves` those of one size are its seeds. Only what was scored is there.
 
-    most: of a document's 13-grams that may stand in one document of the database; others are left out. only: the
-      conditions that are wanted; by default all.
+    kept: which documents [N] count; by default all. only: the conditions that are wanted; by default all.
     """
     rng = np.random.default_rng(0)
     documents = len(sums.facts["documents"][split])
-    kept = np.array(sums.facts["contained"][split]) <= most
+    kept = np.ones(documents, bool) if kept is None else kept
     draws = kept * rng.multinomial(documents, np.full(documents, 1 / documents), DRAWS)
     conditions = {BASE: (BASE, BASE)} | {c: (READER, c) for c in _conditions(sums) if c != BASE}
     found = {}

@@ -1,5 +1,6 @@
 """Likelihoods are those of one pass over the whole text with everything retrieved again."""
 
+import jax
 import numpy as np
 import pytest
 from conftest import weights
@@ -106,13 +107,14 @@ def test_a_text_longer_than_a_block_of_the_readout(tiny, mesh):
     vocab, never = 50, (PAD, BOS, UNK)
     params = weights(tiny, vocab)
     tokens = np.random.default_rng(1).integers(1, vocab, (2, 530))
-    logits = np.array(functional.apply(tiny, params, tokens))[:, :-1]
+    apply = jax.jit(functional.apply, static_argnums=0)
+    logits = np.array(apply(tiny, params, tokens))[:, :-1]
     logits[..., list(never)] = -np.inf
     tokens[0, 1:300] = logits[0, :299].argmax(axis=-1)  # then the others are of another text
-    logits = np.array(functional.apply(tiny, params, tokens))[:, :-1]
+    logits = np.array(apply(tiny, params, tokens))[:, :-1]
     logits[..., list(never)] = -np.inf
-    logp, best, _ = functional.token_scores(tiny, params, tokens, None, never)
-    wanted = functional.token_logprobs(tiny, params, tokens)
+    logp, best, _ = jax.jit(lambda t: functional.token_scores(tiny, params, t, None, never))(tokens)
+    wanted = jax.jit(lambda t: functional.token_logprobs(tiny, params, t))(tokens)
     np.testing.assert_allclose(logp, wanted, atol=2e-5)
     np.testing.assert_array_equal(np.array(best)[:, 1:], logits.argmax(axis=-1))
     assert 0 < (np.array(best) == tokens).mean() < 1

@@ -45,7 +45,8 @@ def test_scores_are_log_probabilities_and_whether_it_is_the_first_of_the_most_pr
         else:
             expected[:, t + 1] = tokens[:, t + 1] == top
     monkeypatch.setattr(functional, "_READOUT_BLOCK", block)
-    logp, best, top = functional.token_scores(tiny, params, tokens, neighbours, never)
+    scores = jax.jit(lambda p: functional.token_scores(tiny, p, tokens, neighbours, never))
+    logp, best, top = map(np.asarray, scores(params))
     np.testing.assert_array_equal((best == tokens)[:, 1:], expected[:, 1:])
     assert not np.any(np.stack([best, top])[..., 0])
     logits = apply(tiny, params, tokens, neighbours)

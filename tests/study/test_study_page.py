@@ -59,7 +59,7 @@ def made(worth: float) -> Sums:
     }
     arrays["nats"] = np.concatenate([c[4] for c in columns])
     curves = {m: [n for n in facts if n.startswith(m)] for m in ("language_model", "retro")}
-    documents = {"heldout": [str(i) for i in range(DOCUMENTS)]}
+    documents = {"heldout": [f"{i % 2}/{i}" for i in range(DOCUMENTS)]}
     contained = {"heldout": np.linspace(0, 1, DOCUMENTS).tolist()}
     whole = {
         "name": "made",
@@ -87,7 +87,8 @@ def test_the_page_says_what_a_database_is_worth(tmp_path, monkeypatch, worth, wo
     titles = [s["title"] for s in said["evidence"]]
     assert titles == [
         "Loss by size: all", "Loss by size: little overlap", "Loss by size: no copy", "Loss by size: far",
-        "What a database is worth", "By other sizes", "The laws", "What else is repeated", "How large a database",
+        "What a database is worth", "By other sizes", "The laws", "What else is repeated", "By source",
+        "How large a database",
         "The runs",
     ]  # fmt: skip
     shares = {
