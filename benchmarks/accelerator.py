@@ -39,7 +39,8 @@ PARTS = {
 }  # seconds, 20 minutes in all
 FORMATS = {
     "TFLOP/s": ",.1f", "GB/s": ",.0f", "ms": ",.2f", "tokens/s": ",.0f", "MFU, whole": ".1%", "MFU, half": ".1%",
-    "of the product": ".1%", "peak GiB": ".2f", "planned GiB": ".2f", "compiled in s": ".0f", "of off": ".2f",
+    "of the product": ".1%", "peak GiB": ".2f", "planned GiB": ".2f", "planned ms, best": ",.0f",
+    "planned ms, worst": ",.0f", "compiled in s": ".0f", "of off": ".2f",
     "us a query": ",.1f", "recall@10": ".3f",
 }  # fmt: skip
 

@@ -93,8 +93,9 @@ def batch_of(e) -> dict:
     return {"tokens": tokens, "neighbours": rng.integers(1, VOCAB, (b, *shape)).astype(np.int32)}
 
 
-def planned(e, method) -> float | None:
-    """GiB that `retro plan` counts for one chip of this kind; None where it has no such chip."""
+def planned(e, method) -> dict:
+    """What `retro plan` counts for one chip of this kind: GiB, and milliseconds of a step, at best and at worst; None
+    where it has no such chip."""
     import jax
 
     from retro_jax.plan import plan, topology
@@ -103,10 +104,15 @@ def planned(e, method) -> float | None:
     kind = jax.devices()[0].device_kind
     name = next((n for n, c in CHIPS.items() if kind.startswith(c.kind)), None)
     if name is None:
-        return None
+        return dict.fromkeys(("planned GiB", "planned ms, best", "planned ms, worst"))
     on = topology.parse(f"{name}:1")
-    told = plan.plan(e, on, VOCAB, method, compiles=False)
-    return told["bytes_per_chip"]["total"] / 2**30
+    told = plan.estimate(e, on, VOCAB, method)
+    best, worst = (1e3 * s for s in told["seconds_per_step"])
+    return {
+        "planned GiB": told["bytes_per_chip"]["total"] / 2**30,
+        "planned ms, best": best,
+        "planned ms, worst": worst,
+    }
 
 
 def peak_bytes() -> int | None:
@@ -160,9 +166,9 @@ def step(args: argparse.Namespace, number: int) -> list[dict]:
                 **{f"MFU, {n}": f * share / s / peak if peak else None for n, f in flops.items()},
                 "of the product": flops["half"] * share / s / args.reached if args.reached else None,
                 "peak GiB": held / 2**30 if held and what == "train" else None,
-                "planned GiB": planned(e, method) if what == "train" else None,
                 "compiled in s": compiled if what == "train" else None,
             }
+            | (planned(e, method) if what == "train" else {})
         )  # fmt: skip
     return rows
 

@@ -9,15 +9,15 @@ Hyper-parameters are the paper's (tables 2, 10 and 12, appendix C.1): 419 billio
 k = 2, AdamW, weight decay 0.1, 750 steps of warm-up, cosine to a tenth. Its text and retriever are not
 public. Instead: C4 as TensorFlow Datasets prepares it, and a BERT-base in the folder `bert`.
 
-Hours are FLOPs (`retro plan`) at 40 % of the peak; expected is the paper's, on C4, with its database of
+Hours are what `retro plan` counts, from best to worst; expected is the paper's, on C4, with its database of
 1.75 trillion tokens (table 14). With 10 billion tokens or fewer, its figure 4 has a gain of 0.01 to 0.02.
 
 | | TPU | chips | hours | bits per byte on C4: baseline, off, on |
 |---|---|---|---|---|
-| 172m | v5e 4x4 | 16 | 229 | 0.98, 0.98, 0.82 |
-| 425m | v5e 8x8 | 64 | 107 | 0.92, 0.92, 0.77 |
-| 1.5b | v5p 4x4x4 | 64 | 120 | 0.84, 0.84, 0.71 |
-| 7.5b | v5p 4x4x8 | 128 | 258 | 0.78, 0.78, 0.66 |
+| 172m | v5e 4x4 | 16 | 347 to 840 | 0.98, 0.98, 0.82 |
+| 425m | v5e 8x8 | 64 | 164 to 539 | 0.92, 0.92, 0.77 |
+| 1.5b | v5p 4x4x4 | 64 | 140 to 427 | 0.84, 0.84, 0.71 |
+| 7.5b | v5p 4x4x8 | 128 | 129 to 515 | 0.78, 0.78, 0.66 |
 
 None of them has been run.
 """

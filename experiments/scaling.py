@@ -25,15 +25,19 @@ The paper's own study, its four RETROs and their language models on C4, is `expe
         --prepared=/mnt/BUCKET/scaling/prepared/PREPARED --distributed       (each run so, on every host of its slice)
     retro study experiments/scaling.py:paper --workdir=/mnt/BUCKET/scaling   (scores what is trained; the page)
 
-Training FLOPs, and hours at 40 % of the peak, as `retro plan --config=experiments/retro.py:172m --topology=h100:16
---mesh=1x16x1` says them (of a language model: experiments/baseline.py:132m). None has been run.
+Training FLOPs, and hours from best to worst, as `retro plan --config=experiments/retro.py:172m --topology=h100:16
+--mesh=1x16x1` counts them (of a language model: experiments/baseline.py:132m). None has been run.
 
-| run | FLOPs | hours of one H100 | of the TPU slice in experiments/retro.py |
+| run | FLOPs | hours of 16 H100 | of the TPU slice in experiments/retro.py |
 |---|---|---|---|
-| baseline-132m, retro-172m | 7.3e20, 1.0e21 | 511, 730 | 160, 229 (v5e 4x4) |
-| baseline-368m, retro-425m | 1.6e21, 1.9e21 | 1,110, 1,369 | 87, 107 (v5e 8x8) |
-| baseline-1.3b, retro-1.5b | 4.4e21, 5.1e21 | 3,076, 3,553 | 104, 120 (v5p 4x4x4) |
-| baseline-7b, retro-7.5b | 2.0e22, 2.2e22 | 14,060, 15,306 | 237, 258 (v5p 4x4x8) |
+| baseline-132m | 7.3e20 | 136 to 329 | 277 to 639 (v5e 4x4) |
+| retro-172m | 1.0e21 | 197 to 455 | 347 to 840 (v5e 4x4) |
+| baseline-368m | 1.6e21 | 251 to 535 | 132 to 430 (v5e 8x8) |
+| retro-425m | 1.9e21 | 313 to 666 | 164 to 539 (v5e 8x8) |
+| baseline-1.3b | 4.4e21 | 459 to 1,080 | 120 to 367 (v5p 4x4x4) |
+| retro-1.5b | 5.1e21 | 532 to 1,253 | 140 to 427 (v5p 4x4x4) |
+| baseline-7b | 2.0e22 | 428 to 1,830 | 119 to 456 (v5p 4x4x8) |
+| retro-7.5b | 2.2e22 | 476 to 2,061 | 129 to 515 (v5p 4x4x8) |
 """
 
 from pathlib import Path
