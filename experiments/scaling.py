@@ -7,15 +7,16 @@
 
 The argument is the folder where the clones lie (84 MB of text, CC BY 4.0; of the PEPs, public domain, 0.4 MB are read).
 
-Decoders of 0.04, 0.1, 0.21, 0.56 and 1.26 M parameters without embeddings, 20 tokens for each of these. Documents are
+Decoders of 0.04, 0.1, 0.21, 0.56 and 1.27 M parameters without embeddings, 20 tokens for each of these. Documents are
 split into two halves, A and B, by a hash of their names. All models are trained on A, and RETRO's neighbours are from
 A. They are scored on pages of A that are held out, with a database of A and with one of B (`unseen`), documents that
 no model was trained on (some nearly repeat trained ones); and on PEPs, another kind of text.
 
-So far the three smallest sizes were run, each with three seeds, and the fourth with one: docs/study.md, "How many
-parameters is a database worth?". Their rows are in scaling.parquet beside this file; `--collect` makes its page. On
-one core of an EPYC width 28 takes one or two minutes, 44 two for the language model and four for RETRO, 64 seven and
-ten, 104 forty for the language model and seventy for RETRO. Learning rates were chosen by the loss on held-out pages.
+All were run, the three smallest with three seeds each, the two largest with one, between commits 62b2309 and b9f0a62:
+docs/study.md, "How many parameters is a database worth?". Their rows are in scaling.parquet beside this file;
+`--collect` makes its page. On one core of an EPYC width 28 takes one minute for the language model and two for RETRO,
+44 two and three, 64 six and nine, 104 half an hour and one and a half, 156 three hours and five. Learning rates were
+chosen by the loss on held-out pages.
 
 The paper's own study, its four RETROs and their language models on C4, is `experiments/scaling.py:paper`:
 
