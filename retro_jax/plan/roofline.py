@@ -127,26 +127,33 @@ def _product(eqn) -> int:
 
 
 def _sent(eqn, mesh) -> dict[str, float]:
-    """Bytes that a chip sends along each axis: an operand is split over an axis and its result is not."""
-    before = [_axes(v) for v in eqn.invars]
-    after = [_axes(v) for v in eqn.outvars]
-    given, kept = set().union(*before), set().union(*after)
-    made = {}
-    if eqn.primitive.name == "reshard":
-        for axis in given - kept:  # all-gather
-            n = mesh.shape[axis]
-            made[axis] = _local(eqn.outvars[0]) * (n - 1) / n
-        return made
-    if eqn.primitive.name not in _REDUCES | {"dot_general"}:
-        return made
-    for axis in given:
-        summed = _summed(eqn, axis)
+    """Bytes that a chip sends along each axis where an operand is split over an axis and its result is not, or along
+    another dimension. Along the last axis, of the nearest chips, all of an array is sent; along one before it, what is
+    left of it for each of those."""
+    given, kept = (set().union(*map(_axes, of)) for of in (eqn.invars, eqn.outvars))
+    size, made = _local(eqn.outvars[0]), {}
+    for axis in reversed(mesh.axis_names):
         n = mesh.shape[axis]
-        if summed and axis not in kept:  # all-reduce: a reduce-scatter and an all-gather
-            made[axis] = 2 * _local(eqn.outvars[0]) * (n - 1) / n
-        elif summed:  # reduce-scatter
-            made[axis] = _local(eqn.outvars[0]) * (n - 1)
+        if axis not in given:
+            continue
+        if eqn.primitive.name == "reshard":
+            if axis not in kept:  # all-gather
+                made[axis] = size * (n - 1) / n
+                size /= n
+            elif _where(eqn.invars[0], axis) != _where(eqn.outvars[0], axis):  # all-to-all
+                made[axis] = size * (n - 1) / n
+        elif eqn.primitive.name in _REDUCES | {"dot_general"} and _summed(eqn, axis):
+            if axis in kept:  # reduce-scatter
+                made[axis] = size * (n - 1)
+            else:  # all-reduce: a reduce-scatter and an all-gather
+                made[axis] = 2 * size * (n - 1) / n
+                size /= n
     return made
+
+
+def _where(v, axis: str) -> list[int]:
+    """The dimensions of an array that are split over an axis."""
+    return [i for i, part in enumerate(_spec(v)) if axis in _named(part)]
 
 
 def _summed(eqn, axis: str) -> bool:
@@ -156,8 +163,7 @@ def _summed(eqn, axis: str) -> bool:
         dims = contracted
     else:
         dims = eqn.params["axes"]
-    spec = _spec(eqn.invars[0])
-    return any(axis in _named(spec[i]) for i in dims if i < len(spec))
+    return any(i in dims for i in _where(eqn.invars[0], axis))
 
 
 def _spec(v) -> tuple:

@@ -50,6 +50,27 @@ def test_a_product_over_a_split_dimension_is_summed_up(out, sent):
     assert found.sent == {"model": sent}
 
 
+def test_along_the_axis_of_far_chips_goes_what_is_left_for_each_of_the_near():
+    def total(x):
+        return x.sum(0)
+
+    def gathered(x):
+        return jax.sharding.reshard(x, P(None, None))
+
+    wide = ((8, 16), (("data", "model"), None))  # one row on each of 8 chips
+    summed = counted(total, wide).sent
+    assert summed == {"model": 2 * 64 / 2, "data": 2 * 64 / 2 * 3 / 4}
+    assert counted(gathered, wide).sent == {"model": 512 / 2, "data": 512 / 2 * 3 / 4}
+
+
+def test_what_is_split_along_another_dimension_is_sent():
+    def turned(x):
+        return jax.sharding.reshard(x, P(None, "data"))
+
+    found = counted(turned, ((8, 16), ("data", None)))
+    assert found.sent == {"data": 8 * 4 * 4 * 3 / 4}
+
+
 def test_a_loop_counts_as_often_as_it_runs():
     def often(x, w):
         return jax.lax.scan(lambda h, _: (h @ w, None), x, length=5)[0]
