@@ -56,7 +56,7 @@ def _losses(every: dict, drawn: dict) -> list[Section]:
             continue
         title, label = f"Loss by size: {name}", f"losses-{part}"
         drawn[label] = plots.losses(found, "layers")
-        for size in SIZES if part == "all" else ():  # files beside the page
+        for size in list(SIZES)[1:] if part == "all" else ():  # files beside the page
             drawn[f"losses-all-{size.replace('_', '-')}"] = plots.losses(found, size)
         table = [
             [n, plain(int(size)), str(len(each)), bits(loss), *map(bits, np.nanquantile(c.draws[:, i], (0.025, 0.975)))]
@@ -140,7 +140,7 @@ def _axes(every: dict) -> list[Section]:
             )
     head = ["text", "decoder", *SIZES.values()]
     caption = (
-        "The same loss, asked by four sizes: how many times RETRO's parameters in all (its encoder and "
+        "The same loss, asked by other sizes: how many times RETRO's parameters in all (its encoder and "
         "cross-attention included), its training FLOPs, or its FLOPs of a token a language model of that loss has. "
         "Below 1: for the same, a larger language model would have been better. The FLOPs of a token hold the search. "
         "The neighbours of the training text are searched for once for all runs; one column counts that for each run."

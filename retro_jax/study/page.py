@@ -69,9 +69,10 @@ def _verdict(sums: Sums, every: dict) -> dict:
     above = {part: each[-1]["low"] > 1 for part, each in found.items()}
     below = {part: each[-1]["high"] < 1 for part, each in found.items()}
     word = "helps" if above["all"] and above.get("far") else "hurts" if below["all"] else "neutral"
+    sure = last["low"] > 1 or last["high"] < 1
     head = (
-        f"RETRO with a decoder of {plain(int(last['size']))} parameters equals a language model of {worth(last)} times "
-        "that"
+        f"RETRO with a decoder of {plain(int(last['size']))} parameters is as good as a language model of "
+        f"{worth(last)} times that" + ("" if sure else "; this cannot be told from 1")
     )
     advice = [
         f"{min(len(c.runs) for c in pair)} sizes: a law has three numbers. How far off it is where a size is left out "

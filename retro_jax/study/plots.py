@@ -55,7 +55,8 @@ def losses(curves: dict[str, Curve], size: str) -> Draw:
                 line = np.geomspace(x.min(), x.max(), 50)
                 law = laws.fit(x, curve.losses[None])
                 axes.plot(line, law(line)[0], color=colour, linewidth=1)
-        _logarithmic(axes, SIZES[size], {x for c in curves.values() for x in c.sizes[size]})
+        marked = {x for c in curves.values() for x in c.sizes[size]} if size == "layers" else ()
+        _logarithmic(axes, SIZES[size], marked)
         axes.set_ylabel("bits per byte")
         axes.legend(fontsize=8)
 
@@ -63,7 +64,7 @@ def losses(curves: dict[str, Curve], size: str) -> Draw:
 
 
 def multipliers(found: dict[str, list[dict]], size: str) -> Draw:
-    """M against size, a line for each part of the text."""
+    """M against size, a line for each part of the text; what is beyond the largest language model is hollow."""
 
     def draw(axes, colours):
         axes.axhline(1, color=colours["ink"], linewidth=1)
@@ -82,9 +83,11 @@ def multipliers(found: dict[str, list[dict]], size: str) -> Draw:
                 color=colour, markersize=4, capsize=2, linewidth=1, label=name,
             )  # fmt: skip
             for at, m in zip(x, each):
-                if m["beyond"]:
+                if m["beyond"] and m["low"] >= m["at_least"]:
                     axes.annotate("≥", (at, m["at_least"]), color=colour, ha="center", va="bottom")
                     axes.plot(at, m["at_least"], _MARKS[i % 5], color=colour, markersize=4)
+                elif m["beyond"]:  # by the law: hollow, and without an interval
+                    axes.plot(at, m["value"], _MARKS[i % 5], color=colour, mfc="none", markersize=5)
         _logarithmic(axes, SIZES[size], {m["size"] for each in found.values() for m in each})
         axes.set_ylabel("M: times the size of a language model")
         axes.legend(fontsize=8)
@@ -103,16 +106,8 @@ def databases(found: dict[str, list[tuple[float, ...]]]) -> Draw:
             at, gain, low, high = np.array(places).T
             around = np.maximum(0, [gain - low, high - gain])
             axes.errorbar(
-                at * 1.03**i,
-                gain,
-                around,
-                marker=_MARKS[i % 5],
-                markersize=4,
-                linewidth=1,
-                capsize=2,
-                label=name,
-                **style,
-            )
+                at, gain, around, marker=_MARKS[i % 5], markersize=4, linewidth=1, capsize=2, label=name, **style,
+            )  # fmt: skip
         _logarithmic(axes, "tokens of the database for each parameter of the decoder")
         axes.set_ylabel("gain, bits per byte")
         axes.legend(fontsize=8)

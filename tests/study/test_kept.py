@@ -45,7 +45,7 @@ def test_the_table_in_the_docs_is_what_they_say():
     assert told["RETRO with random neighbours"] == list(map(bits, found["random"].losses))
     for name, size in {
         "M, all text": "layers",
-        "by all parameters, encoder and cross-attention included": "parameters",
+        "by all parameters (embeddings, encoder, cross-attention)": "parameters",
         "by FLOPs of training": "training_flops",
         "by FLOPs of training, search of its text included": "searched_flops",
         "by FLOPs of a token, search included": "flops_per_token",

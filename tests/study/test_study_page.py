@@ -80,7 +80,7 @@ def test_the_page_says_what_a_database_is_worth(tmp_path, monkeypatch, worth, wo
     monkeypatch.setattr(page, "load", lambda file: made(worth))
     said = json.loads(page.write(tmp_path / "rows.parquet").with_suffix(".json").read_text())
     assert said["verdict"]["word"] == word
-    assert f"RETRO with a decoder of {size} parameters equals a" in said["verdict"]["head"]
+    assert f"RETRO with a decoder of {size} parameters is as good as a" in said["verdict"]["head"]
     found = said["figures"]["heldout"]["all"]["multipliers"]["layers"]
     assert [m["value"] for m in found] == pytest.approx([worth] * 4, rel=0.15)
     assert all(m["low"] < 1.1 * worth and m["high"] > 0.9 * worth for m in found)
