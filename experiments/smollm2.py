@@ -15,8 +15,8 @@ With `:FOLDER,longer` neighbours come on top of the window (`budget`); it shares
 
     retro compare --config=experiments/smollm2.py:.,longer --workdir=runs/smollm2-longer --prepared=runs/smollm2 ...
 
-What is trained is RETRO's encoder and cross-attention in every third layer from the 6th (RETROfit), 2 % of what its
-authors would train; the model itself stays as it is.
+What is trained is RETRO's encoder and cross-attention in every third layer from the 6th (RETROfit), on a
+million tokens: a first look. The model itself stays as it is. None of it has been run to its end.
 """
 
 import json

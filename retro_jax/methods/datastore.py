@@ -209,7 +209,7 @@ def _sequences(e: Experiment, table, share: float) -> Iterator[tuple[np.ndarray,
     """
     size, chunks = e.evaluate.batch, e.chunks
     every = enumerate(sequences.cuts(table, "train", chunks, chunks))
-    cuts = (rows for i, (rows, _) in every if int((i + 1) * share) > int(i * share))
+    cuts = (rows for i, (rows, _) in every if not i or int(i * share) > int((i - 1) * share))
     while batch := list(itertools.islice(cuts, size)):
         rows = np.full((size, chunks), -1)
         rows[: len(batch)] = batch

@@ -192,6 +192,9 @@ def show_all(results: list[dict], as_json: bool):
         )  # fmt: skip
     progress.show(table)
     r = results[0]
+    if not r["fits"]:
+        progress.say("None of these fits as compiled; take more chips.")
+        return
     progress.say(
         f"Take --config.mesh.replica={r['mesh']['replica']} --config.mesh.data={r['mesh']['data']} "
         f"--config.mesh.model={r['mesh']['model']} --config.train.accumulate={r['accumulate']} "

@@ -31,7 +31,10 @@ def search(e: Experiment, on: topology.Topology, vocab: int, method: Method) -> 
     meshes = list(_meshes(e, on, vocab))
     if not meshes:
         raise UserError(f"--topology={on}: no mesh of {on.chips} chips divides model and batch")
-    first = [_fewest_parts(x, on, vocab, method) for x in _told("meshes", meshes)]
+    first = [
+        _fewest_parts(x, on, vocab, method) or _fewest_parts(_remat_full(x), on, vocab, method)
+        for x in _told("meshes", meshes)
+    ]
     best = _sorted(x for x in first if x)[:BEST]
     if not best:
         raise UserError(f"--topology={on}: nothing fits; take more chips")
@@ -49,6 +52,10 @@ def search(e: Experiment, on: topology.Topology, vocab: int, method: Method) -> 
     return sorted([*compiled, *rest], key=lambda found: not found["fits"])
 
 
+def _remat_full(e: Experiment) -> Experiment:
+    return dataclasses.replace(e, model=dataclasses.replace(e.model, remat="full"))
+
+
 def _told(what: str, experiments: list[Experiment]) -> Iterator[Experiment]:
     with progress.bar(what, len(experiments)) as advance:
         for x in experiments:
@@ -58,9 +65,9 @@ def _told(what: str, experiments: list[Experiment]) -> Iterator[Experiment]:
 
 def _meshes(e: Experiment, on: topology.Topology, vocab: int) -> Iterator[Experiment]:
     """The experiment on every mesh that divides it, with the whole batch at once where that divides."""
-    for model, replica in itertools.product(_powers(WIDEST), _powers(on.chips)):
+    for model, replica in itertools.product(_divisors(on.chips), _divisors(on.chips)):
         data = on.chips // (model * replica)
-        if model * replica * data != on.chips or replica % on.slices:
+        if model > WIDEST or model * replica * data != on.chips or replica % on.slices:
             continue
         config = MeshConfig(replica, data, model)
         x = dataclasses.replace(e, mesh=config, train=dataclasses.replace(e.train, accumulate=1))
@@ -72,8 +79,8 @@ def _meshes(e: Experiment, on: topology.Topology, vocab: int) -> Iterator[Experi
         yield x
 
 
-def _powers(most: int) -> list[int]:
-    return [2**i for i in range(most.bit_length())]
+def _divisors(number: int) -> list[int]:
+    return [i for i in range(1, number + 1) if number % i == 0]
 
 
 def _fewest_parts(
@@ -81,8 +88,8 @@ def _fewest_parts(
 ) -> tuple[Experiment, dict] | None:
     """The experiment with the fewest parts of its batch that fit, and its estimate; None if none fits."""
     rows, batch, needed = e.mesh.replica * e.mesh.data, e.train.batch, 1.0
-    for parts in _powers(batch):
-        if batch % parts or batch // parts % rows or parts < needed:
+    for parts in _divisors(batch):
+        if batch // parts % rows or parts < needed:
             continue
         x = dataclasses.replace(e, train=dataclasses.replace(e.train, accumulate=parts))
         found = estimate(x, on, vocab, method)

@@ -209,6 +209,8 @@ def _sources(sums: Sums) -> list[Section]:
     """Of a mixture each source by itself: its documents' names begin with its number."""
     ids = sums.facts["documents"][HELDOUT]
     of = np.array([i.partition("/")[0] for i in ids])
+    if not all(name.isdecimal() for name in of):
+        return []
     table = []
     for source in sorted(set(of)):
         kept = of == source

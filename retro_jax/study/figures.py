@@ -169,7 +169,7 @@ def multipliers(base: Curve, reader: Curve, size: str = "layers") -> list[dict]:
         out.append(
             {
                 "size": float(n), "loss": float(loss[0]), "value": float(value), "low": low, "high": high,
-                "beyond": bool(loss[0] < base.losses.min()), "below": bool(loss[0] > base.losses[0]),
+                "beyond": bool(loss[0] < base.losses.min()), "below": bool(loss[0] > base.losses.max()),
                 "at_least": float(min(value, x.max() / n)), "law": float(one.size(loss)[0] / n),
                 **{name: float(law.size(loss)[0] / n) for name, law in fixed.items()},
             }
@@ -181,6 +181,7 @@ def _reached(x: np.ndarray, losses: np.ndarray, loss: np.ndarray, law: laws.Law)
     """The size [D] of a loss [D]: between measured sizes where it lies there, else by the law as it goes on from the
     smallest or the largest."""
     found = laws.between(x, losses, loss, law.exponent)
-    ends = [law.through(x[i], losses[:, i]).size(loss) for i in (0, -1)]
-    off = np.where(loss > losses[:, 0], *ends)
+    best = losses.argmin(axis=1)
+    larger = law.through(x[best], losses[np.arange(len(losses)), best]).size(loss)
+    off = np.where(loss > losses[:, 0], law.through(x[0], losses[:, 0]).size(loss), larger)
     return np.where(np.isnan(found), off, found)

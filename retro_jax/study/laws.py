@@ -34,8 +34,8 @@ class Law:
             found = (self.scale / above) ** (1 / self.exponent)
         return np.where(np.isnan(above), np.nan, np.where(above > 0, found, np.inf))
 
-    def through(self, x: float, loss: np.ndarray) -> "Law":
-        """The same moved up or down, so that it has the losses [D] at a size."""
+    def through(self, x: np.ndarray | float, loss: np.ndarray) -> "Law":
+        """The same moved up or down, so that it has the losses [D] at sizes [D], or at one."""
         return Law(loss - self.scale * x**-self.exponent, self.scale, self.exponent)
 
 

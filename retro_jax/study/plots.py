@@ -79,7 +79,8 @@ def multipliers(found: dict[str, list[dict]], size: str) -> Draw:
             high = np.where(np.isfinite(high), high, 2 * value)
             around = np.maximum(0, [value - low, high - value])
             axes.errorbar(
-                [at for at, known in zip(x, inside) if known], value, around, fmt=f"{_MARKS[i % 5]}{_LINES[i // 4]}",
+                [at for at, known in zip(x, inside) if known], value, around,
+                fmt=_MARKS[i % 5] + _LINES[i // 4 % len(_LINES)],
                 color=colour, markersize=4, capsize=2, linewidth=1, label=name,
             )  # fmt: skip
             for at, m in zip(x, each):
@@ -102,7 +103,7 @@ def databases(found: dict[str, list[tuple[float, ...]]]) -> Draw:
     def draw(axes, colours):
         axes.axhline(0, color=colours["ink"], linewidth=1)
         for i, (name, places) in enumerate(found.items()):
-            style = {"color": colours[f"c{i % 4}"], "linestyle": _LINES[i // 4]}
+            style = {"color": colours[f"c{i % 4}"], "linestyle": _LINES[i // 4 % len(_LINES)]}
             at, gain, low, high = np.array(places).T
             around = np.maximum(0, [gain - low, high - gain])
             axes.errorbar(
