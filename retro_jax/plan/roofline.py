@@ -92,12 +92,10 @@ def work(jaxpr, mesh) -> Work:
     for eqn in jaxpr.eqns:
         name, inner = eqn.primitive.name, list(jaxprs_in_params(eqn.params))
         if inner:
-            times = eqn.params.get("length", 1) if name == "scan" else 1
+            often = eqn.params.get("length", 1) if name == "scan" else 1
             for one in inner:
-                made.add(work(one, mesh), times)
-            if (
-                name == "scan"
-            ):  # of what it goes over each part is cut out, and each result put in its place
+                made.add(work(one, mesh), often)
+            if name == "scan":  # each result is put in its place
                 made.bytes += 2 * sum(_local(v) for v in eqn.outvars)
         elif name == "dot_general":
             made.flops += _product(eqn)

@@ -31,29 +31,31 @@ def search(e: Experiment, on: topology.Topology, vocab: int, method: Method) -> 
     meshes = list(_meshes(e, on, vocab))
     if not meshes:
         raise UserError(f"--topology={on}: no mesh of {on.chips} chips divides model and batch")
-    first = [
-        _fewest_parts(x, on, vocab, method) or _fewest_parts(_remat_full(x), on, vocab, method)
-        for x in _told("meshes", meshes)
-    ]
+    first = []
+    for x in _told("meshes", meshes):
+        found = _fewest_parts(x, on, vocab, method)
+        if not found and x.model.remat != "full":
+            found = _fewest_parts(_other(x, "full", x.model.attention_block), on, vocab, method)
+        first.append(found)
     best = _sorted(x for x in first if x)[:BEST]
     if not best:
         raise UserError(f"--topology={on}: nothing fits; take more chips")
     others = [
-        dataclasses.replace(
-            x, model=dataclasses.replace(x.model, remat=remat, attention_block=block)
-        )
+        _other(x, remat, block)
         for (x, _), remat, block in itertools.product(best, REMATS, BLOCKS)
         if (remat, block) != (x.model.remat, x.model.attention_block) and block <= e.train.length
     ]
     second = [_fewest_parts(x, on, vocab, method) for x in _told("remat and blocks", others)]
     ranked = _sorted([*best, *(x for x in second if x)])
-    compiled = [estimate(x, on, vocab, method, compiles=True) for x, _ in ranked[:BEST]]
-    rest = [found for _, found in ranked[BEST:SHOWN]]
-    return sorted([*compiled, *rest], key=lambda found: not found["fits"])
+    plans = [found for _, found in ranked[:SHOWN]]
+    if on.kind in topology.SLICES:  # for GPUs there is no compiler here
+        plans[:BEST] = [estimate(x, on, vocab, method, compiles=True) for x, _ in ranked[:BEST]]
+    return sorted(plans, key=lambda found: not found["fits"])
 
 
-def _remat_full(e: Experiment) -> Experiment:
-    return dataclasses.replace(e, model=dataclasses.replace(e.model, remat="full"))
+def _other(e: Experiment, remat: str, block: int) -> Experiment:
+    model = dataclasses.replace(e.model, remat=remat, attention_block=block)
+    return dataclasses.replace(e, model=model)
 
 
 def _told(what: str, experiments: list[Experiment]) -> Iterator[Experiment]:
