@@ -37,6 +37,9 @@ from retro_jax.store.workdir import WorkDir
 
 def pytest_configure(config):
     """Before JAX first runs: where tests compute. `-m accelerator` takes what there is."""
+    # No power fails here, and waiting for the disk took a second of each preparation. What is forced to the disk, and
+    # when, is asked by tests/store/test_files.py and tests/faults/test_power.py.
+    os.fsync = lambda descriptor: None
     kept = str(Path(__file__).parent / ".jax_cache")
     jax.config.update("jax_compilation_cache_dir", kept)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = kept  # of programs that tests start

@@ -1,5 +1,6 @@
 """With what something was made: versions of packages, and the memory that it took."""
 
+import functools
 import importlib.metadata
 import platform
 import re
@@ -23,6 +24,11 @@ def peak_memory() -> int:
 
 def versions() -> dict:
     """Versions of Python and of the packages that shape a result."""
+    return dict(_versions())
+
+
+@functools.cache  # each of them is a file to read and parse
+def _versions() -> dict:
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

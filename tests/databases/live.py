@@ -17,13 +17,13 @@ from retro_jax.store.workdir import WorkDir
 
 M = 16
 WORDS = [f"{a}{b}" for a in ("ka", "lo", "mi", "ten", "sur") for b in ("ra", "po", "nel", "is")]
-ALL = 10**4  # more chunks than there are
+ALL = 2000  # more chunks than there are
 KINDS = {
     "tfidf": RetrievalConfig(embedder="tfidf", rerank="none", settings={"tfidf": {"dim": 16}}),
     # As many candidates as chunks, and lists that cut none: so what is found is the best of all.
     "lexical": RetrievalConfig(candidates=ALL),
     "words": RetrievalConfig(
-        embedder="words", index="bm25", candidates=ALL, settings={"bm25": {"postings": ALL}}
+        embedder="words", index="bm25", candidates=ALL, settings={"bm25": {"postings": 10**5}}
     ),
 }
 
@@ -45,6 +45,7 @@ def made(kind, root):
     corpus = dataclasses.replace(e.corpus, source=f"jsonl:{root}/corpus.jsonl#text")
     e = dataclasses.replace(e, corpus=corpus, retrieval=KINDS[kind])
     prepare.prepare(WorkDir(root / "w", e))
+    assert len(ChunkTable(root / "w" / "prepare" / "chunks" / "train")) < ALL - 100
     return e, root / "w"
 
 
