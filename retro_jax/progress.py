@@ -29,6 +29,11 @@ def bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
         yield lambda n=1: progress.advance(task, n)
 
 
+def counted(number: int, what: str) -> str:
+    """1 document, 2 documents."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 @contextlib.contextmanager
 def no_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """In the place of `bar`: shows nothing."""

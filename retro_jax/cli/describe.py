@@ -34,6 +34,8 @@ def describe(path: Path, count: int = 1):
     if is_model and not found:
         return _model(path)
     if not found:
+        if held := sorted(p.name for p in path.glob("*.gguf")):
+            raise UserError(f"{path}: a folder; describe the model in it: {path / held[0]}")
         raise UserError(
             f"{path}: neither shards, nor a working directory, nor a model's; give for example "
             "runs/quickstart/prepare/shards/train or runs/quickstart"
@@ -63,7 +65,7 @@ def _model(path: Path):
     out.print(f"{escape(str(path))}: {kind}, {given.kind}", soft_wrap=True)
     table = Table(show_header=False)
     table.add_row("parameters", f"{functional.count(shapes):,}")
-    table.add_row("stored as", str(given.dtype))
+    table.add_row("read as", str(given.dtype))
     table.add_row("tokens", f"{given.vocab:,}")
     usual = pretrained.decided(ModelConfig(), given.retrieval)
     for name, value in pretrained.decided(given.model, given.retrieval).items():

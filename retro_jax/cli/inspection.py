@@ -10,6 +10,7 @@ from retro_jax.cli.command import Command, Flag
 from retro_jax.cli.experiment import experiment_of, open_work, ready
 from retro_jax.config import Experiment
 from retro_jax.errors import UserError
+from retro_jax.progress import counted
 from retro_jax.terminal import Terminal
 
 
@@ -57,14 +58,24 @@ def _database(args, fields) -> int:
             done = databases.add(name, sources.documents(args.add, "--add", largest), advance)
         skipped = f"; left out: {in_words(done['skipped'])}" if done["skipped"] else ""
         progress.say(
-            f"{name}: {done['documents']:,} documents added in {done['chunks']:,} chunks, "
+            f"{name}: {counted(done['documents'], 'document')} added in {counted(done['chunks'], 'chunk')}, "
             f"{done['replaced']:,} of them in place of older ones{skipped}"
         )
+        if held := databases.held_out(name):
+            progress.say(
+                f"{name}: {counted(held, 'document')} of it held out for evaluation, which no longer measures unseen "
+                "text"
+            )
     elif args.delete is not None:
         ids = [id for id in args.delete.split(",") if id]
         if not ids:
             raise UserError(f"--delete={args.delete}: names no document; give ids, --delete=ID,ID")
-        progress.say(f"{name}: {databases.delete(name, ids)['documents']:,} documents deleted")
+        progress.say(
+            f"{name}: {counted(databases.delete(name, ids)['documents'], 'document')} deleted"
+        )
+    elif args.list:
+        for id in databases.documents(name):
+            print(id)
     else:
         if args.database is not None:
             databases.state(name)  # refuses an unknown one
@@ -108,8 +119,16 @@ COMMANDS = (
         _database,
         (
             Flag("--database", "the database to change, `prepared` by default, or to list alone"),
-            Flag("--add", "documents to add or replace, as corpus.source"),
+            Flag(
+                "--add",
+                "documents to add, 'text:new/*.txt'; one whose id is there replaces that one",
+            ),
             Flag("--delete", "ids of documents to delete, with commas"),
+            Flag(
+                "--list",
+                "print the ids of its documents: of a file, its path below the folder",
+                bool,
+            ),
         ),
     ),
     Command(

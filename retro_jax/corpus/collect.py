@@ -100,7 +100,8 @@ def collect(rules: Rules, source: Source, out: Path, others: tuple[Path, ...] = 
         result[f"{split}_documents"] = len(documents[split]) - len(rows)
         result[f"{split}_bytes"] = counts[f"{split}_bytes"] - sizes
     if bad:
-        progress.say(f"bad documents left out of {source.field}: {in_words(bad)}")
+        some = "; ".join(next(iter(of)) for of in named.values())
+        progress.say(f"bad documents left out of {source.field}: {in_words(bad)} ({some})")
     return result | {"bad_documents": dict(bad), "bad_documents_named": named}
 
 

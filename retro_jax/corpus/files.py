@@ -45,7 +45,7 @@ def expand(pattern: str, named: str) -> list[tuple[str, str]]:
         paths = [(p, Path(p)) for p in found]
     if not found and os.path.isdir(pattern):
         raise UserError(
-            f"{named}: {pattern!r} is a folder; write {pattern.rstrip('/') + '/**/*'!r}"
+            f"{named}: {pattern!r} is a folder; write /**/* after it, for all files below it"
         )
     if not found:
         raise UserError(

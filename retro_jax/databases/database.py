@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from retro_jax.corpus.chunks import ChunkTable
+from retro_jax.corpus.collect import HELDOUT
 from retro_jax.corpus.document import BadDocument, Document
 from retro_jax.databases import segment
 from retro_jax.databases.part import Part, alive, numbers_of
@@ -167,6 +168,22 @@ class Databases:
         """Of each database its name, and how many documents, chunks, segments and deleted documents (of
         those that the files still hold)."""
         return [self._counts(name) for name in self.names()]
+
+    def documents(self, name: str) -> Iterator[str]:
+        """The ids of what a database has.
+
+        Raises:
+          UserError: there is no such database.
+        """
+        for part in self.state(name)["parts"]:
+            table = self._table(name, part["number"])
+            gone = set(part["deleted"])
+            yield from (d["id"] for d in table.documents if d["id"] not in gone)
+
+    def held_out(self, name: str) -> int:
+        """How many documents of a database have the id of a held-out one."""
+        held = {d["id"] for d in self.prepared.table(HELDOUT).documents}
+        return sum(id in held for id in self.documents(name))
 
     def _counts(self, name: str) -> dict:
         documents = chunks = deleted = 0

@@ -75,6 +75,9 @@ class Generator:
         """Compiles all that any request can need, with a progress bar; otherwise that happens when it is first needed.
         Call it before the first request."""
         made = self._schedule.engine.compilations()
+        progress.say(
+            f"{self.method.name}: {len(made)} programs are compiled, which can take minutes"
+        )
         with progress.bar(f"compiling {self.method.name}", len(made)) as advance:
             for compile_one in made:
                 compile_one()

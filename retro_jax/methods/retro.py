@@ -125,11 +125,13 @@ class Retro(LanguageModel):
     def warning(self, steps: int) -> str:
         """If what it reads is mostly its own continuations for too much of the run."""
         s = self.settings
-        if (half := s.share((steps - s.read_from) / 2)) < 0.5:
+        reads = steps - s.read_from
+        if (half := s.share(reads / 2)) < 0.5:
             return ""
         return (
             f"{s.of}own_continuation_steps = {s.own_continuation_steps}: {half:.0%} of the neighbours are still own "
-            f"continuations halfway between read_from and the end; {self.name} is hardly trained on real ones"
+            f"continuations halfway between read_from and the end; {self.name} is hardly trained on real ones; lower "
+            f"it to {max(1, reads // 2)}"
         )
 
     @property

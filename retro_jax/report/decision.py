@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 
 from retro_jax import progress
 from retro_jax.errors import UserError
-from retro_jax.evaluate.figures import sign
+from retro_jax.evaluate.figures import FEW, sign
 from retro_jax.methods.method import METHODS, NEEDS
 from retro_jax.report.numbers import change, interval
 
 BASE = "language_model"
 CHANGES = ("never", "daily")
-FEWEST = 10  # documents: with fewer an interval over them says little
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,9 @@ class Decision:
 def warn(documents: dict[str, int]):
     """Says before anything slow begins of which splits the documents will be too few; documents: of each split."""
     for split, count in documents.items():
-        if count < FEWEST:
+        if count < FEW:
             progress.say(
-                f"WARNING: {split} has {count} documents, and with fewer than {FEWEST} nothing will be decided; raise "
+                f"WARNING: {split} has {count} documents, and with fewer than {FEW} nothing will be decided; raise "
                 "config field corpus.heldout, or give more documents"
             )
 
@@ -75,9 +74,9 @@ def decide(summary: dict, stated: Stated) -> Decision:
     better = [n for n in rest if _helps(methods[n])]
     unclear = [n for n in rest if n not in better and methods[n]["all"]["gain"]["high"] > 0]
     changes = _changes(methods, out, better, summary)
-    if documents < FEWEST:
+    if documents < FEW:
         head = f"Cannot tell: {documents} held-out documents are too few"
-        more = f"{FEWEST} held-out documents or more (config field corpus.heldout)."
+        more = f"{FEW} held-out documents or more (config field corpus.heldout)."
         return Decision("cannot_tell", BASE, head, [], out, [*changes, more])
     if not better and unclear:
         head = f"Cannot tell whether reading makes {_listed(unclear)} better than the language model alone"

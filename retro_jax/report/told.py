@@ -1,5 +1,6 @@
 """What a run gave, in a few sentences: what a newcomer reads before any table."""
 
+import importlib.util
 import shlex
 
 from retro_jax.config import Experiment
@@ -37,8 +38,8 @@ def _built(e: Experiment, s: dict) -> str:
     if reader := next((m.name for m in methods_of(e) if m.reads and m.trained), None):
         said.append(
             f"At the end of each chunk of {e.model.reading.chunk} tokens {reader} looks up "
-            f"{e.retrieval.neighbours} similar ones in a database of {chunks:,}, and reads them while it predicts the "
-            "next chunk."
+            f"{e.retrieval.neighbours} similar ones in a database of {chunks:,} chunks, and reads them while it "
+            "predicts the next chunk."
         )
         if s["methods"].get(BASE, {}).get("steps"):
             said.append(f"{BASE} is the same model without that.")
@@ -71,9 +72,13 @@ def _gave(s: dict) -> list[str]:
         f"interval over documents: {low:+.1%} to {high:+.1%})."
     ]
     if (content := effects.get("content")) and "random" in bits:
-        then = ("so it does not show that it reads them", "so it reads what they say")[
-            counts(content) > 0
-        ]
+        then = "so it does not show that it reads them"
+        if counts(content) > 0:
+            then = "so it reads what they say"
+            if "off" in bits and bits["off"] <= bits["on"]:
+                then = (
+                    f"so it tells them from others, but with none it is as good ({bits['off']:.3f})"
+                )
         said.append(f"With random chunks in place of similar ones {bits['random']:.3f}, {then}.")
     return [*said, _verdict(v, s)]
 
@@ -97,6 +102,12 @@ def _verdict(v: dict, s: dict) -> str:
     }[v["word"]]
 
 
+def _extra(name: str, needs: str) -> str:
+    """The command that installs an extra, if what it has is not there."""
+    there = importlib.util.find_spec(needs)
+    return "" if there else f"pip install 'retro_jax[{name}]' && "
+
+
 def _next(work: WorkDir) -> list[str]:
     root, source = work.root, work.experiment.corpus.source
     own = [
@@ -113,6 +124,6 @@ def _next(work: WorkDir) -> list[str]:
         "Next:",
         *own,
         f"  a longer training   {longer}",
-        f"  a report of charts  pip install 'retro_jax[report]' && retro report {root}",
-        f"  a page to try it    pip install 'retro_jax[serve]' && retro serve {root}",
+        f"  a report of charts  {_extra('report', 'matplotlib')}retro report {root}",
+        f"  a page to try it    {_extra('serve', 'starlette')}retro serve {root}",
     ]

@@ -107,6 +107,12 @@ def _system(f: dict) -> str:
         )
     said = {1: "better than", 0: "not to be told from", -1: "worse than"}
     every, far = _told(v["system"]), _told(v["system_far"])
+    if (documents := v["system"]["documents"]) < FEW:
+        return (
+            f"Against the plain language model: {interval(v['system'])} bits per byte on all text, "
+            f"{interval(v['system_far'])} in the half whose nearest neighbour is farther; of {documents} documents "
+            "that says little."
+        )
     joint = "and" if far == every else "but"
     text = (
         f"It is {said[every]} the plain language model on all text ({interval(v['system'])} bits per byte), {joint} "

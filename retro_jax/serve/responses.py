@@ -139,7 +139,7 @@ async def explain(request: Request, error: Exception) -> Response:
             return refusal(api.refusal(error))
         case HTTPException():
             where = f"{request.method[:20]} {request.url.path[:60]}"
-            known = "there are /v1/completions, /v1/models, /v1/embeddings and /v1/documents"
+            known = "there are /v1/completions, /v1/chat/completions, /v1/models, /v1/embeddings and /v1/documents"
             message = f"{where}: {error.detail}; {known}"
             return refusal(Refused(message, status=error.status_code, headers=error.headers))
     return refusal(broken())  # Starlette raises it again, so that the log has it

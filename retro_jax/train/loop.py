@@ -93,7 +93,8 @@ def train(work: WorkDir, method: Trainable, profile: int = 0) -> dict:
         progress.say(f"train/{name}: {parameters:,} parameters, {e.train.steps} steps")
         if e.train.warmup >= e.train.steps:
             progress.say(
-                f"train.warmup = {e.train.warmup} is not less than train.steps: the learning rate only rises"
+                f"train.warmup = {e.train.warmup} is not less than train.steps: the learning rate only rises; a tenth "
+                f"of the steps is usual (train.warmup={max(1, e.train.steps // 10)})"
             )
         if doubtful := method.warning(e.train.steps):
             progress.say(doubtful)
@@ -200,6 +201,7 @@ def _go_back(train: TrainConfig, planned: int, checkpoints: Checkpoints):
 def _as_it_is(work: WorkDir, method: Trainable, settings: dict, inputs: list, vocab: int) -> dict:
     """The manifest of a model that is its base, untrained."""
     directory = work.trained(method.name)
+    progress.say(f"train/{method.name}: the base as it is, nothing is trained")
     open_base(work.experiment, work.prepared("tokenizer"))  # refuses one that does not fit
     counts = {"complete": True, "parameters": restore.parameters(method, vocab), "steps": 0}
     counts |= {"tokens_per_second": None, "best": None, "planned": 0}

@@ -79,7 +79,14 @@ def check_trained(work: WorkDir, method: Trainable) -> Path:
     method = method.trainer
     directory, e = work.trained(method.trained_as), method.trained_with(work.experiment)
     inputs = inputs_of(work, method)
-    stage = "train" if method.trained_as in e.methods else f"compare --methods={method.name}"
+    stage = "train"
+    if method.trained_as not in e.methods:
+        stage = f"compare --methods={method.name}"
+        if not directory.exists():
+            raise UserError(
+                f"{method.trained_as} is not trained here, and the experiment's methods are {', '.join(e.methods)}: "
+                f"choose another --method (`rag` reads with the language model), or train it with `retro {stage}`"
+            )
     counts = artefact.require(directory, stage, settings_of(e, method), inputs)["counts"]
     if not counts.get("complete"):
         raise UserError(f"{directory}: training has not finished; run `retro train` to continue it")

@@ -1,5 +1,6 @@
 """Databases that change: what is added is found, what is deleted is not, and a kill changes nothing."""
 
+import json
 import shutil
 import threading
 
@@ -272,9 +273,16 @@ def test_the_command_adds_replaces_deletes_and_lists(work, retro, notes):
     assert "notes: 2 documents added in" in log
     assert found(work.retriever, "zebra quagga", "notes")[0] == "one.txt"
     (notes / "one.txt").write_text("okapi")
+    assert retro("--database=notes", "--list")[1].split() == ["one.txt", "two.txt"]
     log = retro("--database=notes", f"--add=text:{notes}/one.txt")[2]
-    assert "notes: 1 documents added in 1 chunks, 1 of them in place of older ones" in log
-    assert retro("--database=notes", "--delete=two.txt")[2] == "notes: 1 documents deleted\n"
+    assert "notes: 1 document added in 1 chunk, 1 of them in place of older ones" in log
+    assert retro("--database=notes", "--delete=two.txt")[2] == "notes: 1 document deleted\n"
+    assert retro("--database=notes", "--list")[1].split() == ["one.txt"]
+    held = work.databases.prepared.table("heldout").documents[0]
+    (notes / "held.jsonl").write_text(json.dumps({"id": held["id"], "text": "okapi"}))
+    log = retro("--database=notes", f"--add=jsonl:{notes}/held.jsonl")[2]
+    assert "notes: 1 document of it held out for evaluation" in log
+    assert retro("--database=notes", f"--delete={held['id']}")[0] == 0
     id = work.table.documents[0]["id"]
     assert retro(f"--delete={id}")[0] == 0
     status, out, _ = retro()

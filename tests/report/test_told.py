@@ -49,6 +49,16 @@ def test_what_is_said_of_figures(
     assert f"Without retrieval 2.000, with it {2 - value:.3f}" in said
 
 
+def test_what_reads_no_better_than_nothing_is_not_praised(summary, finished, small):
+    s = summary | {
+        "bits_per_byte": {"language_model": 2.0, "on": 1.9, "off": 1.89, "random": 1.95},
+        "effects": {"content": effect(0.05)},
+        "verdict": {"word": "helps", "early": False, "effect": effect(0.1)},
+    }
+    said = " ".join(told(WorkDir(finished, small), s))
+    assert "so it tells them from others, but with none it is as good (1.890)" in said
+
+
 def test_a_run_is_told_with_what_to_do_next(summary, finished, small):
     said = told(WorkDir(finished, small), summary)
     assert "looks up 2 similar ones in a database of" in said[0]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from retro_jax import progress
 from retro_jax.corpus import chunks, collect, sources
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.corpus.document import Document
@@ -82,6 +83,11 @@ class Chunks(Rows):
             raise UserError(
                 f"no {self.split} document is as long as a chunk: give longer documents, or a smaller "
                 "model.reading.chunk"
+            )
+        if short := counts.get("short", 0):
+            progress.say(
+                f"{self.split}: {short:,} of {short + len(table.documents):,} documents are left out, because they "
+                f"are shorter than a chunk of {self.chunk} tokens (`retro database DIR --add` takes them)"
             )
         return {
             "documents": len(table.documents),
