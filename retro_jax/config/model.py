@@ -173,12 +173,18 @@ class ModelConfig:
     attention_block: int = setting(
         256, "a longer self-attention goes by blocks of so many queries", free=True
     )
+    attention: str = setting(
+        "reference",
+        "reference | flash: how a decoder attends to itself; flash is a TPU kernel that writes no logits",
+        free=True,
+    )
     # Tables of n-grams beside the first layer that would read neighbours (methods/ngram_memory.py).
     memory: ClassVar["MemoryConfig | None"] = None
 
     def __post_init__(self):
         require_at_least(1, "model.", self, "attention_block")
         require_one_of("model.dtype", self.dtype, ("float32", "bfloat16"))
+        require_one_of("model.attention", self.attention, ("reference", "flash"))
         require_one_of("model.remat", self.remat, ("none", "dots", "full"))
         require_layers("model.reading.cca_layers", self.reading.cca_layers, self.decoder.layers)
         require(

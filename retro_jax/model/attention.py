@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from retro_jax.config import ModelConfig
 from retro_jax.model.attend import attend, attend_causal, self_distances
 from retro_jax.model.einsum import project
+from retro_jax.model.flash import flash, flash_distances
 from retro_jax.model.layers import ROWS, Norm, constant, gather, weight
 from retro_jax.model.positions import distances, rotate, rotations, sinusoid
 
@@ -52,6 +53,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, heads: Heads, kind: type, out_scale: float):
         self.config, self.heads, self.block = config.decoder, heads, config.attention_block
+        self.flash = config.attention == "flash"
         d, memory, n, size = heads.d, heads.memory, heads.kv_heads, heads.size
         a, inner, own = heads.heads // n, heads.heads * size, memory == d
         to_queries, to_keys = P("data", "model", None, None), P("data", "model", None)
@@ -103,9 +105,14 @@ class Attention(nnx.Module):
         elif self.heads.positions == "relative":
             steps = distances(x.shape[2], memory.shape[3], offset, causal=False)
             if causal:
-                steps = self_distances(x.shape[2], self.block)
+                length = x.shape[2]
+                steps = (
+                    flash_distances(length) if self.flash else self_distances(length, self.block)
+                )
             relative = self.relative(steps, dtype)
-        if causal:
+        if causal and self.flash:
+            y, mass = flash(q, k, v, mask, relative), None
+        elif causal:
             y, mass = attend_causal(q, k, v, mask, relative, self.block), None
         else:
             nothing = self.nothing(q)

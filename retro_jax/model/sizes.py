@@ -71,8 +71,14 @@ def dot_flops(jaxpr) -> int:
             (contracted, _), _ = eqn.params["dimension_numbers"]
             shared = np.prod([eqn.invars[0].aval.shape[i] for i in contracted])
             total += 2 * int(shared) * int(np.prod(eqn.outvars[0].aval.shape))
-        times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-        total += times * sum(map(dot_flops, jaxprs_in_params(eqn.params)))
+        if eqn.primitive.name == "pallas_call":  # its blocks are loops of unknown length
+            total += eqn.params["cost_estimate"].flops
+            continue
+        inner = [dot_flops(x) for x in jaxprs_in_params(eqn.params)]
+        if eqn.primitive.name == "cond":  # one of them runs
+            total += max(inner)
+            continue
+        total += (eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1) * sum(inner)
     return total
 
 

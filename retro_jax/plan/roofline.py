@@ -21,7 +21,7 @@ _APART = {
     "dynamic_update_slice",
 }  # fmt: skip
 _VIEWS = {"reshape", "transpose", "squeeze", "expand_dims"}  # as good as what they are of
-_LOOPS = {"scan", "while", "cond"}
+_LOOPS = {"scan", "while", "cond", "pallas_call"}
 _REDUCES = {"reduce_sum", "reduce_max", "reduce_min", "argmax", "argmin", "reduce_and", "reduce_or"}
 
 # What the largest products and copies reached on an H100, of what its maker says (docs/speed.md).
@@ -91,7 +91,12 @@ def work(jaxpr, mesh) -> Work:
     made, apart = Work(), set(jaxpr.invars)
     for eqn in jaxpr.eqns:
         name, inner = eqn.primitive.name, list(jaxprs_in_params(eqn.params))
-        if inner:
+        if name == "pallas_call":  # its blocks are loops of unknown length
+            cost = eqn.params["cost_estimate"]
+            made.flops, made.bytes = made.flops + cost.flops, made.bytes + cost.bytes_accessed
+        elif name == "cond":  # one of them runs
+            made.add(max((work(one, mesh) for one in inner), key=lambda w: w.flops))
+        elif inner:
             often = eqn.params.get("length", 1) if name == "scan" else 1
             for one in inner:
                 made.add(work(one, mesh), often)

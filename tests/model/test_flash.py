@@ -1,0 +1,61 @@
+"""The TPU kernel of self-attention says what the reference says, forward and backward: here interpreted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import altered, make_mesh, weights
+from test_attention import example, f32
+from test_retro import VOCAB
+from test_retro import example as text
+
+from retro_jax.model import functional
+from retro_jax.model.attend import attend_causal, self_distances
+from retro_jax.model.flash import flash, flash_distances
+from retro_jax.model.positions import sinusoid
+
+
+# Two blocks of queries of one of keys, with several heads of queries; two blocks of keys.
+@pytest.mark.parametrize(
+    ("length", "heads", "each", "relative"),
+    [(130, 1, 2, True), (600, 1, 1, True), (600, 1, 2, False)],
+)
+def test_the_kernel_is_the_reference_and_so_is_its_gradient(mesh, length, heads, each, relative):
+    q, k, v, mask, w_r, u, w = example(length, length, 1, heads=heads, each=each, groups=1, size=8)
+    mask[1, ..., -3:] = False  # of the first text no key is allowed at all
+
+    def both(by_kernel):
+        steps = flash_distances(length) if by_kernel else self_distances(length, 256)
+
+        def total(q, k, v, w_r, u, w):
+            table = jnp.einsum("sd,dnah->snah", sinusoid(steps, 6), w_r)
+            given = (q, k, v, jnp.asarray(mask), (table, u, w) if relative else None)
+            y = flash(*given) if by_kernel else attend_causal(*given, 256)
+            return (y * jnp.sin(3 * q)).sum(), y
+
+        of_all = jax.value_and_grad(total, argnums=range(6), has_aux=True)
+        (_, y), gradients = jax.jit(of_all)(*f32(q, k, v, w_r, u, w))
+        return y, *gradients
+
+    for got, expected in zip(both(True), both(False), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    assert not np.any(both(True)[0][0])
+
+
+def test_a_retro_on_a_mesh_has_the_same_gradient(tiny):
+    one = altered(tiny, decoder={"layers": 1}, reading={"cca_layers": (1,)})
+    with jax.set_mesh(make_mesh(1, 4, 2)):
+        params = weights(one, VOCAB)
+        tokens, neighbours = text(14, batch=4)
+
+        def gradient(config):
+            def loss(params):
+                logits = functional.apply(config, params, tokens, neighbours)
+                return (jax.nn.log_softmax(logits) ** 2).mean()
+
+            return jax.jit(jax.grad(loss))(params)
+
+        expected = gradient(one)
+        got = gradient(altered(one, attention="flash"))
+    for name in expected:
+        np.testing.assert_allclose(got[name], expected[name], rtol=2e-3, atol=1e-5, err_msg=name)
