@@ -9,10 +9,11 @@ from test_attention import example, f32
 from test_retro import VOCAB
 from test_retro import example as text
 
-from retro_jax.model import functional
+from retro_jax.model import functional, sizes
 from retro_jax.model.attend import attend_causal, self_distances
 from retro_jax.model.flash import flash, flash_distances
 from retro_jax.model.positions import sinusoid
+from retro_jax.plan import roofline
 
 
 # Two blocks of queries of one of keys, with several heads of queries; two blocks of keys.
@@ -59,3 +60,14 @@ def test_a_retro_on_a_mesh_has_the_same_gradient(tiny):
         got = gradient(altered(one, attention="flash"))
     for name in expected:
         np.testing.assert_allclose(got[name], expected[name], rtol=2e-3, atol=1e-5, err_msg=name)
+
+
+def test_its_products_are_counted(mesh):
+    """As the loops of its blocks go: 3 blocks of 128 queries to one of 384 keys, and 5 to 1 or 2 of 512."""
+    for length, blocks, keys in ((384, 3, 384), (600, 4 + 2 * 4, 512)):
+        q, k, v, mask, _, u, w = f32(*example(length, length, 1, heads=2, groups=1, size=4))
+        table = jnp.zeros((len(flash_distances(length)), 2, 1, 4))
+        traced = jax.make_jaxpr(flash)(q, k, v, mask > 0, (table, u, w))
+        expected = 2 * 2 * 2 * 4 * blocks * 128 * (2 * keys + keys + 128)
+        assert sizes.dot_flops(traced.jaxpr) == expected
+        assert roofline.work(traced.jaxpr, jax.sharding.get_abstract_mesh()).flops == expected
