@@ -15,7 +15,8 @@ neighbour 128.
 
 With `:FOLDER,longer` neighbours come on top of the window (`budget`); it shares what is prepared:
 
-    retro compare --config=experiments/smollm2.py:.,longer --workdir=runs/smollm2-longer --prepared=runs/smollm2 ...
+    retro compare --config=experiments/smollm2.py:.,longer --workdir=runs/smollm2-longer --prepared=runs/smollm2 \
+        --methods=rag,replug --k=1
 
 What is trained is RETRO's encoder and cross-attention in every third layer from the 6th (RETROfit), on a
 million tokens: a first look. The model itself stays as it is. None of it has been run to its end.
@@ -65,13 +66,23 @@ def get_config(argument: str = "."):
 def main(folder: str = "."):
     """Writes the texts of both clones as JSON lines: what the database may have, and new PEPs."""
     written = {"known": [], "new": []}
-    for file in sorted(Path(folder, "cpp-docs", "docs").rglob("*.md")):
+    pages = sorted(Path(folder, "cpp-docs", "docs").rglob("*.md"))
+    peps = sorted(Path(folder, "peps", "peps").glob("pep-*.rst"))
+    if not pages or not peps:
+        sys.exit(
+            f"{folder}: {len(pages)} pages in cpp-docs/docs, {len(peps)} in peps/peps; clone both there"
+        )
+    for file in pages:
         name = file.relative_to(folder).as_posix()
         written["known"].append({"id": name, "text": file.read_text(encoding="utf-8")})
-    for file in sorted(Path(folder, "peps", "peps").glob("pep-*.rst")):
+    for file in peps:
         head, _, text = file.read_text(encoding="utf-8").partition("\n\n")
-        year = int(re.search(r"^Created:.*(\d{4})", head, re.MULTILINE)[1])
-        written["new" if year > 2024 else "known"].append({"id": file.stem, "text": text.strip()})
+        created = re.search(r"^Created:.*(\d{4})", head, re.MULTILINE)
+        if not created:
+            sys.exit(f"{file}: has no line `Created:` with a year; is it a PEP?")
+        written["new" if int(created[1]) > 2024 else "known"].append(
+            {"id": file.stem, "text": text.strip()}
+        )
     written["new"] = written["new"][::EVERY]
     for line in written["new"] + [x for x in written["known"] if is_heldout(x["id"], HELDOUT)]:
         line["text"] = line["text"][:SHOWN]

@@ -50,7 +50,9 @@ def leaves(
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     """A question for whoever gave a name that there is not; "" if none is near. prefix: of those known."""
-    near = difflib.get_close_matches(name, known, n=1)
+    known = list(known)
+    begun = [n for n in known if len(name) > 2 and n.startswith(name)]
+    near = begun or difflib.get_close_matches(name, known, n=1)
     return f"did you mean {prefix}{near[0]}?" if near else ""
 
 

@@ -182,6 +182,7 @@ def test_what_a_retro_adds(client, generator):
         ({"prompt": [[5], [3, 2**31 - 1]]}, 400, "prompt[1]", "tokenizer gives a text"),
         ({"prompt": [10**30]}, 400, "prompt", "must be a text"),
         ({"prompt": "a", "max_token": 3}, 400, "max_token", "did you mean max_tokens?"),
+        ({"prompt": "a", "temp": 1}, 400, "temp", "did you mean temperature?"),
         ({"prompt": "a", "max_tokens": True}, 400, "max_tokens", "max_tokens = True: must be a whole number"),
         ({"prompt": "a", "max_tokens": 10**6}, 400, "max_tokens", "room for; lower it"),
         ({"prompt": "a " * 5000}, 400, "max_tokens", "shorten the prompt"),
