@@ -10,6 +10,7 @@ _NAMES = {
     "Request": "retro_jax.config",
     "Retriever": "retro_jax.databases.retriever",
     "Scorer": "retro_jax.evaluate.scorer",
+    "UserError": "retro_jax.errors",
     "WorkDir": "retro_jax.store.workdir",
     "functional": "retro_jax.model",
     "load_params": "retro_jax.methods.params",

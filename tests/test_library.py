@@ -89,9 +89,11 @@ def test_what_is_no_text_and_no_token_is_refused_by_what_it_must_be(shell, tiny,
         (
             tokens,
             np.full((2, chunks + 1, 1, 8), 7),
-            rf"\(2, {chunks + 1}, 1, 8\): must be .*\(2, {chunks}, K, R\)",
+            rf"\(2, {chunks + 1}, 1, 8\), int\d+: must be .*\(2, {chunks}, K, R\)",
         ),
         (tokens, np.full((2, chunks, 8), 7), "neighbours of shape"),
+        (tokens, np.full((2, chunks, 1, 8), 7.0), r"float\d+: must be integers"),
+        (np.full(12, 7), None, r"tokens of shape \(12,\), int\d+: must be \[B, L\], of integers"),
     ):
         with pytest.raises(ValueError, match=message):
             functional.token_logprobs(tiny, params, given, near)

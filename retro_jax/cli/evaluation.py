@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from retro_jax.cli.command import CONDITIONS, Command, Flag
+from retro_jax.cli.command import CONDITIONS, PREPARED, Command, Flag
 from retro_jax.cli.experiment import keep, open_work, ready
 from retro_jax.errors import UserError
 
@@ -186,6 +186,7 @@ COMMANDS = (
         "DIR/compare/SPLIT with report.html, report.md, tokens.parquet and summary.json",
         _compare,
         (
+            PREPARED,
             Flag(
                 "--methods",
                 "names, with commas; by default all but variants of others; all: those too (`retro config` lists them)",

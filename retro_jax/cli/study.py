@@ -105,6 +105,7 @@ def _one(runs, name: str) -> int:
     def run():
         runs.prepare(name)
         runs.run(name)
+        progress.say(f"{name}: done (`retro study FILE --collect` makes the page of all that are)")
 
     return stopping(keep(runs.work(name)), run, False)
 

@@ -1,5 +1,6 @@
 """Prompts in, continuations out: what a caller sees of generation."""
 
+import dataclasses
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 
 from retro_jax import progress
 from retro_jax.config import Request
+from retro_jax.config.fields import did_you_mean
 from retro_jax.errors import UserError
 from retro_jax.generate.completion import Completion
 from retro_jax.generate.engine import Engine
@@ -87,7 +89,7 @@ class Generator:
 
     def generate(self, prompt: str, **fields) -> Completion:
         """Continues one prompt; fields: those of `Request`."""
-        return self.generate_all([Request(prompt, **fields)])[0]
+        return self.generate_all([_request(prompt, fields)])[0]
 
     def generate_all(
         self, requests: Sequence[Request], advance: Callable[[int], None] = lambda n: None
@@ -112,7 +114,7 @@ class Generator:
     def stream(self, prompt: str, **fields) -> Iterator[str]:
         """Yields a continuation as it comes; fields: those of `Request`."""
         pieces = queue.SimpleQueue()
-        work = self.submit(Request(prompt, **fields), pieces.put)
+        work = self.submit(_request(prompt, fields), pieces.put)
         try:
             while (piece := pieces.get()) is not None:
                 yield piece.text
@@ -206,3 +208,11 @@ class Generator:
 
     def __exit__(self, *error):
         self.close()
+
+
+def _request(prompt: str, fields: dict) -> Request:
+    known = [f.name for f in dataclasses.fields(Request)]
+    for name in fields:
+        if name not in known:
+            raise UserError(f"no field {name}: {did_you_mean(name, known) or ', '.join(known)}")
+    return Request(prompt, **fields)

@@ -40,6 +40,10 @@ _used.defvjp(lambda params: (params, None), lambda _, gradients: (gradients,))
 def _check_ids(params: dict, tokens):
     """Raises ValueError for numbers that are no tokens, where they can be looked at; JAX reads other rows."""
     vocab = params["embedding"].shape[0]
+    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(
+            f"tokens of shape {tokens.shape}, {tokens.dtype}: must be [B, L], of integers"
+        )
     if (
         isinstance(tokens, np.ndarray)
         and tokens.size

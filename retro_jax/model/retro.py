@@ -236,10 +236,11 @@ class Retro(nnx.Module):
         b, length, d = h.shape
         m = self.config.reading.chunk
         chunks = -(-length // m)
-        if neighbours.ndim != 4 or neighbours.shape[:2] != (b, chunks):
+        integers = jnp.issubdtype(neighbours.dtype, jnp.integer)
+        if neighbours.ndim != 4 or neighbours.shape[:2] != (b, chunks) or not integers:
             raise ValueError(
-                f"neighbours of shape {neighbours.shape}: must be [B, C, K, R], for {b} x {length} tokens with C = "
-                f"{chunks} chunks of {m}: ({b}, {chunks}, K, R)"
+                f"neighbours of shape {neighbours.shape}, {neighbours.dtype}: must be integers [B, C, K, R], for {b} x "
+                f"{length} tokens with C = {chunks} chunks of {m}: ({b}, {chunks}, K, R)"
             )
         if self.config.reading.once:
             chunks, neighbours, h, real = 1, neighbours[:, :1], h[:, :m], real[:, :m]

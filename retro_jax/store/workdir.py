@@ -73,7 +73,7 @@ class WorkDir:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(
                 f"{self.root}: is no working directory (it has no {CONFIG}); make one with "
-                f"`retro run --config=FILE --workdir={self.root}`"
+                f"`retro run --config=FILE --workdir=DIR` (an experiment is given by --config={self.root})"
             ) from error
         try:
             return from_config_dict(stored["config"])

@@ -50,7 +50,8 @@ def _verdict(sums: Sums, every: dict) -> dict:
     if not pair:
         return {
             "word": "neutral", "head": "Not enough sizes yet",
-            "effect": f"{len(runs)} runs are done; a law needs {laws.FEWEST} sizes of the language model, RETRO one.",
+            "effect": f"{len(runs)} runs are done. The laws and M need {laws.FEWEST} sizes of the language model, and "
+            "one size of RETRO.",
             "alarms": [], "sentences": [], "advice": [], "tiles": [],
         }  # fmt: skip
     found = {part: multipliers(*p) for part in PARTS if (p := pair_of(every, HELDOUT, part))}

@@ -7,6 +7,7 @@ from conftest import tables
 
 from retro_jax.config.request import Request
 from retro_jax.corpus.tokenizer import BOS, PAD, UNK
+from retro_jax.errors import UserError
 from retro_jax.generate.generator import Generator
 from retro_jax.generate.lookup import prompt_ids
 
@@ -108,6 +109,11 @@ def test_without_retrieval_it_is_the_language_model(generator, whole):
     chosen_well(whole, completion, whole.neighbours(whole.ids(completion))[:, :0])
     assert completion.chunks == []
     assert completion.retrieval == "off"
+
+
+def test_a_field_that_there_is_not_is_named(generator):
+    with pytest.raises(UserError, match=r"no field max_tokens: did you mean tokens\?"):
+        generator.generate("kara", max_tokens=3)
 
 
 def test_fewer_neighbours_than_there_is_room_for(generator, whole):
