@@ -52,12 +52,17 @@ def train(work: WorkDir, method: Trainable, profile: int = 0) -> dict:
     check_prepared(work)
     settings, inputs = restore.settings_of(e, method), restore.inputs_of(work, method)
     done = artefact.check(directory, settings, inputs)
-    if done and done["counts"].get("complete") and restore.has_all_steps(e.train, done["counts"]):
+    trains = restore.trains(e, method)
+    if (
+        done
+        and done["counts"].get("complete")
+        and (not trains or restore.has_all_steps(e.train, done["counts"]))
+    ):
         progress.say(f"train/{name}: complete")
         return done
     prepared = Prepared(work)
     vocab = prepared.tokenizer.vocab
-    if not restore.trains(e, method):
+    if not trains:
         return _as_it_is(work, method, settings, inputs, vocab)
     sharding.keep_memory()
     mesh = sharding.make_mesh(e.mesh)

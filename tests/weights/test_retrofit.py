@@ -91,6 +91,14 @@ def test_without_neighbours_it_is_the_base_to_the_last_bit(fitted):
     }  # fmt: skip
 
 
+def test_a_base_that_is_used_as_it_is_is_not_made_again(fitted):
+    """Or all that was scored with it would be, too."""
+    manifest, work = fitted / "train/language_model/manifest.json", WorkDir(fitted)
+    before = manifest.read_bytes()
+    loop.train(work, method_of(work.experiment, "language_model"))
+    assert manifest.read_bytes() == before
+
+
 def test_checkpoints_hold_what_was_trained_and_nothing_of_the_base(fitted, base, corpus):
     e = parsed(arguments(base, corpus, fitted))
     about = fitted / "train" / "retro" / "checkpoints" / "6" / "state" / "_METADATA"
