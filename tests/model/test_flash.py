@@ -1,4 +1,5 @@
-"""The TPU kernel of self-attention says what the reference says, forward and backward: here interpreted."""
+"""The TPU kernel of self-attention says what the reference says, forward and backward: here interpreted, and
+compiled by the TPU's own compiler, which refuses what a chip cannot do."""
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,12 @@ from test_attention import example, f32
 from test_retro import VOCAB
 from test_retro import example as text
 
+from retro_jax.config import MeshConfig
 from retro_jax.model import functional, sizes
 from retro_jax.model.attend import attend_causal, self_distances
 from retro_jax.model.flash import flash, flash_distances
 from retro_jax.model.positions import sinusoid
-from retro_jax.plan import roofline
+from retro_jax.plan import roofline, topology
 
 
 # Two blocks of queries of one of keys, with several heads of queries; two blocks of keys.
@@ -71,3 +73,25 @@ def test_its_products_are_counted(mesh):
         expected = 2 * 2 * 2 * 4 * blocks * 128 * (2 * keys + keys + 128)
         assert sizes.dot_flops(traced.jaxpr) == expected
         assert roofline.work(traced.jaxpr, jax.sharding.get_abstract_mesh()).flops == expected
+
+
+def test_the_tpu_compiler_takes_it():
+    mesh = topology.device_mesh(topology.parse("v5e:2x2"), MeshConfig(1, 4, 1))
+    if mesh is None:
+        pytest.skip("needs libtpu: pip install 'retro_jax[tpu]'")
+    length, rows = 600, ("replica", "data")
+
+    def shaped(*shape, spec=(rows,), dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, jax.P(*spec)))
+
+    def loss(q, k, v, mask, table, u, w):
+        return flash(q, k, v, mask, (table, u, w)).astype(jnp.float32).sum()
+
+    with jax.set_mesh(mesh):
+        given = [
+            shaped(4, 1, length, 2, 1, 64), *[shaped(4, 1, 1, length, 2, 64)] * 2,
+            shaped(4, 1, 1, length, dtype=bool), shaped(len(flash_distances(length)), 2, 1, 64, spec=()),
+            *[shaped(2, 1, 64, spec=())] * 2,
+        ]  # fmt: skip
+        gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 4, 5, 6))).lower(*given)
+        assert gradient.compile().as_text().count("flash_backward") > 0
