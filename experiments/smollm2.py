@@ -20,7 +20,7 @@ With `:FOLDER,longer` neighbours come on top of the window (`budget`); it shares
 
 What is trained is RETRO's encoder and cross-attention in every third layer from the 6th (RETROfit), on a
 million tokens: a first look. The model itself stays as it is. Its first 22 steps ran.
-Hours on one core of an EPYC: RAG 0.9. Scores: docs/real-models.md.
+Hours on one core of an EPYC: RAG 0.9, REPLUG about 1.2. Scores: docs/real-models.md.
 """
 
 import json
