@@ -26,7 +26,7 @@ def test_extras_that_are_named_anywhere_exist():
     named = set()
     places = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.rglob("retro_jax/**/*.py")]
     for path in [*places, *ROOT.glob("docker/*"), *ROOT.glob("experiments/**/*")]:
-        if path.is_file() and path.suffix != ".parquet":
+        if path.is_file() and path.suffix not in (".parquet", ".pyc"):
             for found in re.findall(
                 r"(?:retro_jax|pip install (?:-e )?'?\.)\[([\w,-]+)\]", path.read_text()
             ):
