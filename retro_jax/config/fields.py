@@ -88,6 +88,16 @@ def require_one_of(name: str, value, choices: tuple):
     require(value in choices, name, value, f"must be one of {', '.join(choices)}")
 
 
+def require_known(cls, names: Iterable[str], prefix: str = "", of: str = "config"):
+    """Raises UserError for the first of the names that is no field of a dataclass, with the nearest known one."""
+    fields = [f.name for f in dataclasses.fields(cls)]
+    for name in names:
+        if name not in fields:
+            known = "known: " + ", ".join(fields) if fields else "it has none"
+            hint = did_you_mean(name, fields, prefix) or known
+            raise UserError(f"{of} has no field {prefix}{name}: {hint}")
+
+
 def build(cls, values: typing.Mapping, prefix: str = ""):
     """A dataclass from a mapping of its fields; those that are missing have their defaults.
 
@@ -97,12 +107,8 @@ def build(cls, values: typing.Mapping, prefix: str = ""):
     Raises:
       UserError: an unknown field (with the nearest known one), or a value of another type.
     """
+    require_known(cls, values, prefix)
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    for name in values:
-        if name not in fields:
-            known = "known: " + ", ".join(fields) if fields else "it has none"
-            hint = did_you_mean(name, fields, prefix) or known
-            raise UserError(f"config has no field {prefix}{name}: {hint}")
     return cls(**{n: _typed(fields[n].type, value, prefix + n) for n, value in values.items()})
 
 

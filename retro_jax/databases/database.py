@@ -182,8 +182,11 @@ class Databases:
 
     def held_out(self, name: str) -> int:
         """How many documents of a database have the id of a held-out one."""
-        held = {d["id"] for d in self.prepared.table(HELDOUT).documents}
-        return sum(id in held for id in self.documents(name))
+        held, count = [d["id"] for d in self.prepared.table(HELDOUT).documents], 0
+        for part in self.state(name)["parts"]:
+            found = numbers_of(self._table(name, part["number"]), held).keys()
+            count += len(found - set(part["deleted"]))
+        return count
 
     def _counts(self, name: str) -> dict:
         documents = chunks = deleted = 0

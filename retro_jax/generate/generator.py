@@ -1,6 +1,5 @@
 """Prompts in, continuations out: what a caller sees of generation."""
 
-import dataclasses
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 
 from retro_jax import progress
 from retro_jax.config import Request
-from retro_jax.config.fields import did_you_mean
+from retro_jax.config.fields import require_known
 from retro_jax.errors import UserError
 from retro_jax.generate.completion import Completion
 from retro_jax.generate.engine import Engine
@@ -211,8 +210,5 @@ class Generator:
 
 
 def _request(prompt: str, fields: dict) -> Request:
-    known = [f.name for f in dataclasses.fields(Request)]
-    for name in fields:
-        if name not in known:
-            raise UserError(f"no field {name}: {did_you_mean(name, known) or ', '.join(known)}")
+    require_known(Request, fields, of="a request")
     return Request(prompt, **fields)

@@ -56,15 +56,14 @@ def flash(q, k, v, mask, relative):
     """
     length = q.shape[2]
     fill, scale = _padded(length)[0] - length, q.shape[-1] ** -0.5
-    to_blocks = functools.partial(jnp.pad, mode="constant")
 
     def rows(x):  # [B, 1, L, N, A, H] -> [B, N, A, L, H]
-        return to_blocks(jnp.moveaxis(x[:, 0], 1, 3), ((0, 0),) * 3 + ((0, fill), (0, 0)))
+        return jnp.pad(jnp.moveaxis(x[:, 0], 1, 3), ((0, 0),) * 3 + ((0, fill), (0, 0)))
 
     def columns(x):  # [B, 1, 1, L, N, H] -> [B, N, L, H]
-        return to_blocks(jnp.moveaxis(x[:, 0, 0], 1, 2), ((0, 0),) * 2 + ((0, fill), (0, 0)))
+        return jnp.pad(jnp.moveaxis(x[:, 0, 0], 1, 2), ((0, 0),) * 2 + ((0, fill), (0, 0)))
 
-    allowed = to_blocks(mask[:, 0].astype(jnp.float32), ((0, 0), (0, 0), (0, fill)))
+    allowed = jnp.pad(mask[:, 0].astype(jnp.float32), ((0, 0), (0, 0), (0, fill)))
     if relative is None:
         content, position = rows(q * scale), None
     else:
