@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -12,11 +13,12 @@ from rich.progress import TimeRemainingColumn as Remaining
 from retro_jax.terminal import Terminal
 
 console = Terminal(stderr=True)
+LOGGED = 60  # seconds between two lines about one bar in a log
 
 
 @contextlib.contextmanager
 def bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar over `total` items; yields `advance(n)`. In a log: its last state only."""
+    """A progress bar over `total` items; yields `advance(n)`. In a log: a line a minute, and its last state."""
     columns = (
         TextColumn("{task.description:<28}"),
         BarColumn(),
@@ -25,8 +27,19 @@ def bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
         Remaining(),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda n=1: progress.advance(task, n)
+        progress.add_task(what, total=total)
+        (task,) = progress.tasks
+        said = time.monotonic()
+
+        def advance(n: int = 1):
+            nonlocal said
+            progress.advance(task.id, n)
+            if not console.is_terminal and time.monotonic() - said >= LOGGED:
+                said = time.monotonic()
+                of = f" of {total:,}" if total is not None else ""
+                say(f"{what}: {task.completed:,}{of} after {task.elapsed / 60:.0f} minutes")
+
+        yield advance
 
 
 def counted(number: int, what: str) -> str:

@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rich.table import Table
-
 from retro_jax import progress
 from retro_jax.cli.command import Command, Flag
 from retro_jax.cli.config_file import find
@@ -119,15 +117,13 @@ def _prepare(runs, names: list[str]) -> int:
 def _list(runs, names: list[str]):
     from retro_jax.study.runs import fields_of, training_flops
 
-    table = Table()
-    for column in ("run", "FLOPs", "prepared", "done", "fields"):
-        table.add_column(column, overflow="fold")
+    # No table of rich: it would break the fields, which one wants to copy, in a narrow terminal.
+    out, width = Terminal(), max(map(len, (*names, "run")))
+    out.print(f"{'run':{width}}  {'FLOPs':>9}  prepared  done  fields", soft_wrap=True)
     for name in names:
-        fields = fields_of(runs.study.runs[name])
-        cost = training_flops(runs.study.experiment(name))
-        done = "yes" if runs.done(name) else ""
-        table.add_row(name, f"{cost:.3g}", runs.prepared(name).name, done, fields)
-    Terminal().print(table)
+        cost, done = training_flops(runs.study.experiment(name)), runs.done(name) and "yes"
+        line = f"{name:{width}}  {cost:9.3g}  {runs.prepared(name).name}  {done or 'no':4}  "
+        out.print(line + fields_of(runs.study.runs[name]), soft_wrap=True, markup=False)
 
 
 def _all(runs, names: list[str], args) -> int:

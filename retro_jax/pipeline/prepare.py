@@ -37,8 +37,7 @@ def prepare(work: WorkDir, rebuild: bool = False) -> dict[str, dict]:
     if _has_info(base) and not rebuild:
         manifests = {name: _done(step) for name, step in made.items()}
         if all(manifests.values()):
-            for name in made:
-                progress.say(f"prepare/{name}: complete")
+            progress.say("prepare: complete")
             if not work.exists:  # what is prepared was copied here without it
                 work.save()
             return manifests

@@ -3,37 +3,32 @@
 import numpy as np
 
 from retro_jax.evaluate.beside import BASE, PARTS
-from retro_jax.evaluate.conditions.searched import SHARES
-from retro_jax.report.numbers import NONE, bits, interval, percent, plain
+from retro_jax.report.numbers import NONE, bits, percent, plain
 from retro_jax.report.section import Section
-from retro_jax.study import laws, plots
+from retro_jax.study import gains, laws, plots
 from retro_jax.study.figures import CURVES, SIZES, Curve, curves, law_of, multipliers
 from retro_jax.study.runs import HELDOUT, fields_of
 from retro_jax.study.sums import Sums
 
 _MOST = (1.0, 0.8, 0.5, 0.2)  # shares of a document's 13-grams
 _OTHERS = ("parameters", "training_flops", "flops_per_token")
-_FEWEST_DOCUMENTS = 10  # of which a bootstrap says something
-_SHARES = {f"database_{n}": n / 100 for n in SHARES} | {"on": 1.0}  # of the database
+FEWEST_DOCUMENTS = 10  # of which a bootstrap says something
 
 
 def sections(sums: Sums, every: dict) -> tuple[list[Section], dict[str, plots.Draw]]:
     """The parts in their order, and the plots in them by name; every: {(split, part): curves}."""
     drawn: dict[str, plots.Draw] = {}
     made = [
-        *_losses(every, drawn), *_multipliers(every, drawn), *_axes(every), *_laws(every), _contained(sums),
-        *_sources(sums), *_databases(sums, every, drawn), _runs(sums),
+        *_losses(every, drawn), *gains.by_size(every, drawn), *_multipliers(every, drawn), *_axes(every),
+        *_laws(every), _contained(sums), *_sources(sums), *gains.by_database(sums, every, drawn), _runs(sums),
     ]  # fmt: skip
     return made, drawn
 
 
 def pair_of(every: dict, split: str, part: str) -> tuple[Curve, Curve] | None:
     """The curves of the language model and of RETRO, if there are enough sizes."""
-    found = every.get((split, part), {})
-    # Of another database only what reads was scored; the language model's tokens are those of the split.
-    if BASE not in found or "on" not in found or len(found[BASE].runs) < laws.FEWEST:
-        return None
-    return found[BASE], found["on"]
+    pair = gains.both(every, split, part)
+    return pair if pair and len(pair[0].runs) >= laws.FEWEST else None
 
 
 def worth(m: dict) -> str:
@@ -64,9 +59,12 @@ def _losses(every: dict, drawn: dict) -> list[Section]:
             for i, (size, each, loss) in enumerate(zip(c.sizes["layers"], c.each, c.losses))
         ]  # fmt: skip
         head = ["condition", SIZES["layers"], "seeds", "bits per byte", "from", "to"]
+        law = ", lines the laws through them" * any(
+            len(c.runs) >= laws.FEWEST for c in found.values()
+        )
         caption = (
-            "Points are means over seeds with 95 % intervals, lines the laws through them. plots/ has the same of all "
-            "text by the other sizes."
+            f"Points are means over seeds with 95 % intervals{law}. Those of one size stand beside each other. "
+            "plots/ has the same of all text by the other sizes."
         )
         out.append(
             Section(label, title, caption, head, table, plots.on_page(label, title, drawn[label]))
@@ -85,10 +83,10 @@ def _multipliers(every: dict, drawn: dict) -> list[Section]:
     found = {name: multipliers(*pair) for name, pair in pairs.items()}
     drawn["multipliers"] = plots.multipliers(found, "layers")
     table = [
-        [name, plain(int(m["size"])), *_gain(*pairs[name], i), worth(m)]
+        [name, plain(int(m["size"])), worth(m)]
         + [plain(m[n]) for n in ("law", "floor_0", "floor_90")]
         for name, each in found.items()
-        for i, m in enumerate(each)
+        for m in each
     ]
     caption = (
         "M says how large a language model must be to reach RETRO's loss: M times the parameters of RETRO's decoder, "
@@ -97,9 +95,7 @@ def _multipliers(every: dict, drawn: dict) -> list[Section]:
         "with the law's floor fixed at 0 and at nine tenths of the least loss: where they are far apart, the law "
         "decides and not what was measured."
     )
-    head = [
-        "text", SIZES["layers"], "language model", "RETRO", "gain", "M", "by the law", "its floor 0", "its floor 0.9",
-    ]  # fmt: skip
+    head = ["text", SIZES["layers"], "M", "by the law", "its floor 0", "its floor 0.9"]
     chart = plots.on_page("multipliers", "What a database is worth", drawn["multipliers"])
     return [
         Section(
@@ -113,18 +109,6 @@ def _multipliers(every: dict, drawn: dict) -> list[Section]:
             open=True,
         )
     ]
-
-
-def _gain(base: Curve, reader: Curve, i: int) -> list[str]:
-    """Bits per byte of the language model of a reader's i-th decoder, of the reader, and how much better it is."""
-    size = reader.sizes["layers"][i]
-    at = np.flatnonzero(base.sizes["layers"] == size)
-    if not len(at):
-        return [NONE, bits(reader.losses[i]), NONE]
-    gain = float(base.losses[at[0]] - reader.losses[i])
-    low, high = laws.interval(base.draws[:, at[0]] - reader.draws[:, i])
-    said = interval({"value": gain, "low": low, "high": high})
-    return [bits(base.losses[at[0]]), bits(reader.losses[i]), said]
 
 
 def _axes(every: dict) -> list[Section]:
@@ -184,7 +168,7 @@ def _contained(sums: Sums) -> Section:
         shares = sums.facts["contained"][split]
         values = np.array(shares)
         for most in _MOST:
-            enough = (values <= most).sum() >= _FEWEST_DOCUMENTS
+            enough = (values <= most).sum() >= FEWEST_DOCUMENTS
             pair = _pair_among(sums, split, values <= most) if enough else None
             said = "; ".join(map(worth, multipliers(*pair))) if pair else NONE
             table.append(
@@ -214,14 +198,14 @@ def _sources(sums: Sums) -> list[Section]:
     table = []
     for source in sorted(set(of)):
         kept = of == source
-        if kept.sum() < _FEWEST_DOCUMENTS or not (pair := _pair_among(sums, HELDOUT, kept)):
+        if kept.sum() < FEWEST_DOCUMENTS or not (pair := _pair_among(sums, HELDOUT, kept)):
             continue
         example = ids[int(kept.argmax())]
         for i, m in enumerate(multipliers(*pair)):
             row = [
                 f"{kept.sum():,}, as {example}",
                 plain(int(m["size"])),
-                *_gain(*pair, i),
+                *gains.of(*pair, i),
                 worth(m),
             ]
             table.append(row)
@@ -230,35 +214,6 @@ def _sources(sums: Sums) -> list[Section]:
     if len({row[0] for row in table}) < 2:
         return []
     return [Section("sources", "By source", caption, head, table, wide=True)]
-
-
-def _databases(sums: Sums, every: dict, drawn: dict) -> list[Section]:
-    found, table = {}, []
-    all_text = every[HELDOUT, "all"]
-    if BASE not in all_text:
-        return []
-    base = all_text[BASE]
-    place = {size: i for i, size in enumerate(base.sizes["layers"])}
-    for name, share in _SHARES.items():
-        curve = all_text.get(name)
-        for j, size in enumerate(curve.sizes["layers"] if curve else ()):
-            if size not in place:
-                continue
-            i, run = place[size], sums.facts["runs"][curve.runs[j][0]]
-            tokens = share * run["database_chunks"] * run["chunk"] / size
-            gain = float(base.losses[i] - curve.losses[j])
-            low, high = laws.interval(base.draws[:, i] - curve.draws[:, j])
-            found.setdefault(plain(int(size)), []).append((tokens, gain, low, high))
-            said = interval({"value": gain, "low": low, "high": high})
-            table.append([plain(int(size)), percent(share), plain(tokens), said])
-    if not found:
-        return []
-    drawn["databases"] = plots.databases(found)
-    title = "How large a database"
-    caption = "What RETRO gains over the language model of the same decoder, with a share of the database's documents."
-    head = ["decoder", "share", "tokens a parameter", "gain, bits per byte"]
-    chart = plots.on_page("databases", title, drawn["databases"])
-    return [Section("databases", title, caption, head, table, chart)]
 
 
 def _runs(sums: Sums) -> Section:

@@ -6,11 +6,11 @@ Everything is computed from rows.parquet. The page is that of `retro report`; it
 from pathlib import Path
 
 from retro_jax.evaluate.beside import BASE, PARTS
-from retro_jax.report.numbers import plain
+from retro_jax.report.numbers import bits, interval, plain
 from retro_jax.report.section import Section
 from retro_jax.report.write import put
-from retro_jax.study import laws, plots
-from retro_jax.study.evidence import pair_of, sections, worth
+from retro_jax.study import gains, laws, plots
+from retro_jax.study.evidence import FEWEST_DOCUMENTS, pair_of, sections, worth
 from retro_jax.study.figures import READER, SIZES, curves, law_of, multipliers, pooled
 from retro_jax.study.runs import HELDOUT
 from retro_jax.study.sums import Sums, load
@@ -46,14 +46,9 @@ def content(sums: Sums, every: dict) -> tuple[dict, dict]:
 
 
 def _verdict(sums: Sums, every: dict) -> dict:
-    runs, pair = sums.facts["runs"], pair_of(every, HELDOUT, "all")
+    pair = pair_of(every, HELDOUT, "all")
     if not pair:
-        return {
-            "word": "neutral", "head": "Not enough sizes yet",
-            "effect": f"{len(runs)} runs are done. The laws and M need {laws.FEWEST} sizes of the language model, and "
-            "one size of RETRO.",
-            "alarms": [], "sentences": [], "advice": [], "tiles": [],
-        }  # fmt: skip
+        return _few_sizes(sums, every)
     found = {part: multipliers(*p) for part in PARTS if (p := pair_of(every, HELDOUT, part))}
     known = [m for m in found["all"] if not m["beyond"]]
     last = known[-1] if known else found["all"][-1]
@@ -80,11 +75,7 @@ def _verdict(sums: Sums, every: dict) -> dict:
         "stands below.",
         "RETRO's encoder and its search cost more than its decoder's parameters say: see the other axes.",
     ]
-    for name, curve in zip((BASE, READER), pair):
-        if not pooled(curve.each):
-            advice.append(
-                f"No size of {name} has several seeds: how far seeds are apart is not known."
-            )
+    advice += _missing(sums) + _seeds(pair)
     return {
         "word": word, "head": head,
         "effect": "By parameters of the decoder without embeddings, on all held-out text; 95 % intervals over "
@@ -96,6 +87,73 @@ def _verdict(sums: Sums, every: dict) -> dict:
     }  # fmt: skip
 
 
+def _few_sizes(sums: Sums, every: dict) -> dict:
+    """The verdict while M cannot be said: the gain at the largest decoder that both have."""
+    said = {"word": "neutral", "alarms": [], "sentences": [], "tiles": []}
+    needs = f"M, and the laws, need {laws.FEWEST} sizes of the language model and one of RETRO."
+    advice = [*_missing(sums), needs]
+    if lacking := [m for m in (BASE, READER) if m not in sums.facts["curves"]]:
+        effect = (
+            f'Study(curves={{"{BASE}": [...], "{READER}": [...]}}) says which runs are sizes and seeds of one method, '
+            f"to have them side by side. This study names no runs of {' and '.join(lacking)}."
+        )
+        return said | {"head": "Nothing to compare", "effect": effect, "advice": advice}
+    gained = {}
+    for split, part in every:
+        if pair := gains.both(every, split, part):
+            at = [
+                gain | {"size": size}
+                for i, size in enumerate(pair[1].sizes["layers"])
+                if (gain := gains.at(*pair, i))
+            ]
+            gained |= {(split, part): at} if at else {}
+    if (HELDOUT, "all") not in gained:
+        effect = "No size is done both as a language model and as RETRO."
+        return said | {"head": "Not enough runs yet", "effect": effect, "advice": advice}
+    last = gained[HELDOUT, "all"][-1]
+    size = f"With a decoder of {plain(int(last['size']))} parameters"
+    documents = len(sums.facts["documents"][HELDOUT])
+    few = documents < FEWEST_DOCUMENTS
+    sure = not few and (last["low"] > 0 or last["high"] < 0)
+    if few:
+        head = f"{size}: {documents} documents are too few for a verdict"
+    elif sure:
+        head = (
+            f"{size}, RETRO is {'better' if last['value'] > 0 else 'worse'} than the language model"
+        )
+    else:
+        head = f"{size}, RETRO cannot be told from the language model"
+    return said | {
+        "word": ("helps" if last["value"] > 0 else "hurts") if sure else "neutral",
+        "head": head,
+        "effect": f"{bits(last['base'])} bits per byte without retrieval, {bits(last['base'] - last['value'])} with; "
+        "95 % intervals over documents and seeds.",
+        "sentences": [
+            f"Gain on {PARTS[part] if split == HELDOUT else f'{split}, {PARTS[part]}'}: "
+            + "; ".join(f"{interval(g)} at {plain(int(g['size']))}" for g in each) + "."
+            for (split, part), each in gained.items()
+        ],
+        "advice": advice + _seeds(gains.both(every, HELDOUT, "all")),
+    }  # fmt: skip
+
+
+def _missing(sums: Sums) -> list[str]:
+    """Which runs are not done, in a sentence."""
+    missing, done = sums.facts["missing"], len(sums.facts["runs"])
+    if not missing:
+        return []
+    return [f"{done} of {done + len(missing)} runs are done. Not done: {', '.join(missing)}."]
+
+
+def _seeds(pair) -> list[str]:
+    """Which method has one seed only, in sentences."""
+    return [
+        f"No size of {name} has several seeds: how far seeds are apart is not known."
+        for name, curve in zip((BASE, READER), pair)
+        if not pooled(curve.each)
+    ]
+
+
 def _sentence(what: str, each: list[dict]) -> str:
     said = "; ".join(f"{worth(m)} at {plain(int(m['size']))}" for m in each)
     return f"M on {what}: {said}."
@@ -105,7 +163,7 @@ def _facts(sums: Sums) -> Section:
     runs = sums.facts["runs"].values()
     sizes = {s: len(ids) for s, ids in sums.facts["documents"].items()}
     own = [
-        ["runs", f"{len(runs)}"],
+        ["runs", f"{len(runs)} of {len(runs) + len(sums.facts['missing'])}"],
         ["documents scored", ", ".join(f"{n:,} of {s}" for s, n in sizes.items())],
         [
             "training",

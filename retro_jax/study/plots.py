@@ -45,10 +45,11 @@ def losses(curves: dict[str, Curve], size: str) -> Draw:
     def draw(axes, colours):
         for i, (name, curve) in enumerate(curves.items()):
             colour, x = colours[f"c{i % 4}"], curve.sizes[size]
+            at = _aside(x, i)
             low, high = np.nanquantile(curve.draws, (0.025, 0.975), axis=0)
             around = np.maximum(0, [curve.losses - low, high - curve.losses])
             axes.errorbar(
-                x, curve.losses, around, fmt=_MARKS[i % 5], color=colour, markersize=4, capsize=2,
+                at, curve.losses, around, fmt=_MARKS[i % 5], color=colour, markersize=4, capsize=2,
                 label="language model" if name == BASE else f"RETRO, {name}",
             )  # fmt: skip
             if len(x) >= laws.FEWEST:
@@ -69,7 +70,7 @@ def multipliers(found: dict[str, list[dict]], size: str) -> Draw:
     def draw(axes, colours):
         axes.axhline(1, color=colours["ink"], linewidth=1)
         for i, (name, each) in enumerate(found.items()):
-            colour, x = colours[f"c{i % 4}"], [m["size"] * 1.04**i for m in each]
+            colour, x = colours[f"c{i % 4}"], _aside([m["size"] for m in each], i)
             inside = [not m["beyond"] for m in each]
             value, low, high = (
                 np.array([m[n] for m, known in zip(each, inside) if known])
@@ -96,24 +97,32 @@ def multipliers(found: dict[str, list[dict]], size: str) -> Draw:
     return draw
 
 
-def databases(found: dict[str, list[tuple[float, ...]]]) -> Draw:
-    """Gain over the language model against the size of the database, a line for each size of the decoder; of each place
-    tokens for a parameter, gain, low and high."""
+def gains(found: dict[str, list[tuple[float, ...]]], label: str, marked: bool = False) -> Draw:
+    """Gain over the language model against a size, a line for each name; of each place the size, gain, low and high.
+
+    label: what the size is. marked: whether each size has its number on the axis.
+    """
 
     def draw(axes, colours):
         axes.axhline(0, color=colours["ink"], linewidth=1)
         for i, (name, places) in enumerate(found.items()):
             style = {"color": colours[f"c{i % 4}"], "linestyle": _LINES[i // 4 % len(_LINES)]}
-            at, gain, low, high = np.array(places).T
+            x, gain, low, high = np.array(places).T
             around = np.maximum(0, [gain - low, high - gain])
             axes.errorbar(
-                at, gain, around, marker=_MARKS[i % 5], markersize=4, linewidth=1, capsize=2, label=name, **style,
+                _aside(x, i), gain, around, marker=_MARKS[i % 5], markersize=4, linewidth=1, capsize=2, label=name,
+                **style,
             )  # fmt: skip
-        _logarithmic(axes, "tokens of the database for each parameter of the decoder")
+        _logarithmic(axes, label, {p[0] for own in found.values() for p in own} if marked else ())
         axes.set_ylabel("gain, bits per byte")
         axes.legend(fontsize=8)
 
     return draw
+
+
+def _aside(x, i: int):
+    """Places of the i-th of several things that have one size, so that none covers another."""
+    return np.asarray(x) * 1.04**i
 
 
 def _logarithmic(axes, label: str, marked=()):

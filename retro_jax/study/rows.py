@@ -66,7 +66,8 @@ def collect(runs: Runs) -> Path:
             columns[name].append(runs.kept.columns[name][keep])
     facts = {name: facts[name] for name in runs.names if name in facts}
     whole = {
-        "name": runs.study.name, "runs": facts, "documents": documents, "contained": shares,
+        "name": runs.study.name, "runs": facts, "missing": [n for n in runs.names if n not in facts],
+        "documents": documents, "contained": shares,
         "curves": {m: [n for n in of if n in facts] for m, of in runs.study.curves.items()},
     }  # fmt: skip
     file = runs.root / sums.FILE

@@ -36,8 +36,9 @@ class Sums:
     """The rows as arrays.
 
     Attributes:
-      facts: name, runs {run: what it is}, documents {split: ids}, curves {method: runs}, contained {split: of each
-        document the largest share of its 13-grams that stands in one document of the database}.
+      facts: name, runs {run: what it is}, missing: runs that are not done, documents {split: ids}, curves {method:
+        runs}, contained {split: of each document the largest share of its 13-grams that stands in one document of the
+        database}.
       columns: run, split, part, condition, document, tokens, bytes, nats, one entry a row.
     """
 

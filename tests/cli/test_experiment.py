@@ -27,7 +27,7 @@ def test_what_is_complete_stays_so_in_a_directory_that_was_moved(root, capfd):
         assert cli.main([command, str(root)]) == 0
     said = capfd.readouterr().err
     for stage in (
-        "prepare/shards/heldout",
+        "prepare",
         "train/retro",
         "train/language_model",
         "evaluate/heldout",

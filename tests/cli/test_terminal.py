@@ -103,3 +103,11 @@ def test_without_an_accelerator_nothing_looks_for_one(monkeypatch):
     monkeypatch.setattr("glob.glob", lambda pattern: [pattern] if "accel" in pattern else [])
     assert main(["config", "--help"]) == 0
     assert "JAX_PLATFORMS" not in os.environ
+
+
+def test_a_log_says_how_far_it_is_before_the_end(monkeypatch, capfd):
+    """A bar is drawn over and over on a terminal only; a job of hours is not silent in a file."""
+    monkeypatch.setattr(progress, "LOGGED", 0)
+    with progress.bar("scoring", 3) as advance:
+        advance(2)
+        assert "scoring: 2 of 3 after 0 minutes" in capfd.readouterr().err

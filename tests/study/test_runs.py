@@ -124,7 +124,8 @@ def test_rows_are_what_the_evaluations_say(runs):
 def test_with_too_few_sizes_the_page_says_so(runs):
     made = page.write(rows.collect(runs))
     text = made.read_text()
-    assert "Not enough sizes yet" in text
+    assert "2 of 3 runs are done. Not done: broken." in text
+    assert "With a decoder of " in text
     assert (made.parent / "plots/losses-all.png").stat().st_size > 1000
 
 
@@ -144,6 +145,9 @@ def test_one_that_fails_does_not_stop_the_others(runs, folder, capfd, monkeypatc
     assert "reader: begins" not in said
     assert done.exists()
     assert main([*words, "--list"]) == 0
+    listed = capfd.readouterr().out.splitlines()
+    assert len(listed) == 1 + len(runs.names)  # a run is a line, however narrow the terminal
+    assert {line.split()[0]: line.split()[3] for line in listed[1:]}["broken"] == "no"
 
 
 def test_a_study_that_cannot_be_meant_is_refused(tmp_path, folder):

@@ -64,6 +64,7 @@ def made(worth: float) -> Sums:
     whole = {
         "name": "made",
         "runs": facts,
+        "missing": [],
         "curves": curves,
         "documents": documents,
         "contained": contained,
@@ -87,9 +88,8 @@ def test_the_page_says_what_a_database_is_worth(tmp_path, monkeypatch, worth, wo
     titles = [s["title"] for s in said["evidence"]]
     assert titles == [
         "Loss by size: all", "Loss by size: little overlap", "Loss by size: no copy", "Loss by size: far",
-        "What a database is worth", "By other sizes", "The laws", "What else is repeated", "By source",
-        "How large a database",
-        "The runs",
+        "What RETRO gains", "What a database is worth", "By other sizes", "The laws", "What else is repeated",
+        "By source", "How large a database", "The runs",
     ]  # fmt: skip
     shares = {
         tuple(r[:2]): r for s in said["evidence"] if s["name"] == "databases" for r in s["rows"]
@@ -98,24 +98,60 @@ def test_the_page_says_what_a_database_is_worth(tmp_path, monkeypatch, worth, wo
         r"[+-]\d\.\d{4} \[[+-]\d\.\d{4}, [+-]\d\.\d{4}\]", shares["530,000", "10.0 %"][3]
     )
     assert shares["530,000", "10.0 %"][2] == "0.1087"  # tokens of the database, for each parameter
-    for name in ("losses-all", "multipliers", "databases"):
+    for name in ("losses-all", "gains", "multipliers", "databases"):
         for suffix in (".svg", ".png"):
             assert (tmp_path / "plots" / f"{name}{suffix}").stat().st_size > 1000
 
 
+def of_some(sums: Sums, curves: dict) -> Sums:
+    """As if only the runs of these curves were done."""
+    named = {n for own in curves.values() for n in own}
+    kept = [n for n in sums.facts["runs"] if n in named]
+    facts = {
+        "runs": {n: sums.facts["runs"][n] for n in kept},
+        "missing": [n for n in sums.facts["runs"] if n not in kept],
+        "curves": curves,
+    }
+    rows = np.isin(sums.columns["run"].astype(str), kept)
+    return Sums(sums.facts | facts, {n: x[rows] for n, x in sums.columns.items()})
+
+
 def test_while_only_language_models_are_done_the_page_shows_their_curve(tmp_path, monkeypatch):
     """The cheapest runs come first, and other databases are scored by what reads alone."""
-    sums = made(2.0)
-    alone = sums.of(condition="language_model")
-    facts = {
-        "runs": {n: r for n, r in sums.facts["runs"].items() if n.startswith("language_model")},
-        "curves": {"language_model": sums.facts["curves"]["language_model"], "retro": []},
-        "contained": sums.facts["contained"] | {"heldout-unseen": [0.0] * DOCUMENTS},
-    }
-    monkeypatch.setattr(page, "load", lambda file: Sums(sums.facts | facts, alone))
+    whole = made(2.0)
+    sums = of_some(whole, whole.facts["curves"] | {"retro": []})
+    sums.facts["contained"] |= {"heldout-unseen": [0.0] * DOCUMENTS}
+    monkeypatch.setattr(page, "load", lambda file: sums)
     text = page.write(tmp_path / "rows.parquet").read_text()
-    assert "Not enough sizes yet" in text
+    assert "Not enough runs yet" in text
     assert "Loss by size: all" in text
+    assert "8 of 16 runs are done. Not done: retro-40000-0" in text
+
+
+@pytest.mark.parametrize(("worth", "word"), [(2.0, "helps"), (0.5, "hurts"), (1.0, "neutral")])
+def test_two_sizes_are_enough_for_a_gain(tmp_path, monkeypatch, worth, word):
+    """A law wants three; whether RETRO is better can be said before that."""
+    whole = made(worth)
+    curves = {m: names[:4] for m, names in whole.facts["curves"].items()}
+    monkeypatch.setattr(page, "load", lambda file: of_some(whole, curves))
+    said = json.loads(page.write(tmp_path / "rows.parquet").with_suffix(".json").read_text())
+    assert said["verdict"]["word"] == word
+    assert said["verdict"]["head"].startswith("With a decoder of 100,000 parameters, RETRO ")
+    assert "; " in said["verdict"]["sentences"][0]  # both sizes
+    table = next(x for x in said["evidence"] if x["name"] == "gains")
+    assert [row[:3] for row in table["rows"][:2]] == [
+        ["all", "40,000", "2"],
+        ["all", "100,000", "2"],
+    ]
+    assert "worth" not in json.dumps([x["title"] for x in said["evidence"]])
+
+
+def test_a_study_that_names_no_curves_is_told_how(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        page, "load", lambda file: Sums(made(1.0).facts | {"curves": {}}, made(1.0).columns)
+    )
+    text = page.write(tmp_path / "rows.parquet").read_text()
+    assert "names no runs of language_model and retro" in text
 
 
 @pytest.mark.parametrize(
