@@ -10,7 +10,7 @@ their gradients are arrays [I, J] that are written and read; here a block of the
 
 In FLOPs a block costs 2 I J H for the content and 2 I W H for the positions, W / J = 1.25 times as much.
 
-Elsewhere than on a TPU the kernel is interpreted: slow, for tests.
+On a CPU the kernel is interpreted: slow, for tests.
 """
 
 import functools

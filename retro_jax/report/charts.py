@@ -225,6 +225,8 @@ def lines(name: str, label: str, x, series: dict, xlabel: str, ylabel: str, band
                 axes.fill_between(x, low, high, color=SERIES[i % 4], alpha=0.2, linewidth=0)
         if names:
             axes.set_xticks(x, names)
+        else:  # with more of them long numbers touch
+            axes.locator_params(axis="x", nbins=6)
         values = np.concatenate([_numbers(v) for v in series.values()])
         if np.nanmin(values) < 0 < np.nanmax(values):
             axes.axhline(0, color=COLOUR["ink"], linewidth=1)

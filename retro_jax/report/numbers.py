@@ -51,3 +51,8 @@ def plain(x: float | None) -> str:
     if not _known(x):
         return NONE
     return f"{x:,}" if isinstance(x, int) else f"{x:.4g}"
+
+
+def about(x: float | None) -> str:
+    """The same where two digits are enough: 0.43, 1,200."""
+    return f"{float(f'{x:.2g}'):,g}" if _known(x) else NONE

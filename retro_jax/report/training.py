@@ -1,7 +1,7 @@
 """How the models were trained, in words and curves; and what they cost."""
 
 from retro_jax.report import charts
-from retro_jax.report.numbers import NONE, percent, plain
+from retro_jax.report.numbers import NONE, about, percent, plain
 from retro_jax.report.section import Section
 
 _FALLS = 0.002  # of the loss, from one checkpoint to the last: still falling
@@ -12,8 +12,8 @@ def in_words(trainings: dict[str, dict]) -> list[str]:
     if not trainings:
         return []
     each = [
-        f"{name} {plain(t['steps'])} steps, {plain(t['tokens'] / 1e6)} M tokens, "
-        f"{_each(t)}{plain(t['epochs'])} epochs"
+        f"{name} {plain(t['steps'])} steps, {about(t['tokens'] / 1e6)} M tokens, "
+        f"{_each(t)}{about(t['epochs'])} epochs"
         f"{', from given weights' if t['base'] else ''}"
         f"{_falling(t['heldout'])}"
         for name, t in trainings.items()
@@ -26,7 +26,7 @@ def in_words(trainings: dict[str, dict]) -> list[str]:
 
 def _each(t: dict) -> str:
     seen = t["tokens_per_parameter"]
-    return "" if seen is None else f"{plain(seen)} for each {'new ' * t['base']}parameter, "
+    return "" if seen is None else f"{about(seen)} for each {'new ' * t['base']}parameter, "
 
 
 def _falling(curve: list) -> str:
@@ -51,7 +51,7 @@ def section(f: dict, rows) -> Section | None:
     if len(each) > 1:
         slow, fast = max(each, key=each.get), min(each, key=each.get)
         caption += (
-            f" All that is compared here is at equal steps. A step of {slow} took {plain(each[slow] / each[fast])} "
+            f" All that is compared here is at equal steps. A step of {slow} took {about(each[slow] / each[fast])} "
             f"times as long as one of {fast}: at equal time {fast} would have had so many times the steps."
         )
     losses = {n: dict(t["heldout"]) for n, t in trainings.items()}

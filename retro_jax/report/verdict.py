@@ -31,8 +31,8 @@ def verdict(f: dict, facts: dict) -> dict:
         "head": _head(v),
         "effect": f"{bits(f['bits_per_byte'][worse])} bits per byte without retrieval, "
         f"{bits(f['bits_per_byte'][better])} with: {interval(v['effect'])}, with the 95 % interval over "
-        f"{f['documents']:,} documents ({worse}: {facts['conditions'][worse]}; {better}: "
-        f"{facts['conditions'][better]}).",
+        f"{f['documents']:,} documents ({worse} reads {facts['conditions'][worse]}; {better} "
+        f"reads {facts['conditions'][better]}).",
         "alarms": _alarms(f),
         "sentences": [*in_words(f["training"]), _reads(f), _system(f)],
         "advice": [_LONGER] if v["early"] else _advice(f),

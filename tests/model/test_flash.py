@@ -11,6 +11,7 @@ from test_retro import VOCAB
 from test_retro import example as text
 
 from retro_jax.config import MeshConfig
+from retro_jax.errors import UserError
 from retro_jax.model import functional, sizes
 from retro_jax.model.attend import attend_causal, self_distances
 from retro_jax.model.flash import flash, flash_distances
@@ -63,6 +64,15 @@ def test_a_retro_on_a_mesh_has_the_same_gradient(tiny):
         got = gradient(altered(one, attention="flash"))
     for name in expected:
         np.testing.assert_allclose(got[name], expected[name], rtol=2e-3, atol=1e-5, err_msg=name)
+
+
+def test_a_gpu_is_told_that_it_is_for_tpus(tiny, monkeypatch):
+    """It would be interpreted there, thousands of times slower than the reference."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(
+        UserError, match=r"model.attention = .flash. is a kernel for TPUs.*reference"
+    ):
+        functional.shapes(altered(tiny, attention="flash"), VOCAB)
 
 
 def test_its_products_are_counted(mesh):
