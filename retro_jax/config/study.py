@@ -22,7 +22,8 @@ class Study:
       runs: of each run its name, and {config field: value}, what it has otherwise: {"train.seed": 1}.
       databases: more databases that are made beside the prepared one, name and source, and with which every run that
         reads is scored as well, on the held-out split of its own text.
-      curves: of a method the names of those runs that differ in size and seed alone: a law is put through them.
+      curves: of a method (language_model, retro) the names of those runs that differ in size and seed alone: what is
+        set side by side, and what laws are put through.
       rows: a file of rows that earlier runs left (study/sums.py): what is done in it is not done again.
       folder: where the text of its sources lies, if that is for the user to say; a run is the same wherever it lies.
 
@@ -57,6 +58,11 @@ class Study:
                 raise UserError(
                     f"study {self.name}: curves of {method}: there is no run {unknown[0]!r}"
                 )
+            for name in names:
+                if method not in (own := self.experiment(name).methods):
+                    raise UserError(
+                        f"study {self.name}: curves of {method}: run {name} has another method, {', '.join(own)}"
+                    )
 
     def experiment(self, name: str) -> Experiment:
         """The experiment of a run.

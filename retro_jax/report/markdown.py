@@ -14,7 +14,8 @@ def render(whole: dict) -> str:
     out += [f"**{_escaped(text)}**" for text in v["alarms"]]
     out += map(_escaped, [*v["sentences"], *v["advice"]])
     tiles = [[t["label"], t["value"], t["note"]] for t in v["tiles"]]
-    out.append(_table(["", "value", ""], tiles))
+    if tiles:
+        out.append(_table(["", "value", ""], tiles))
     out.append("## Evidence")
     for section in whole["evidence"]:
         out += _section(section)

@@ -14,6 +14,7 @@ _DOING = {
     "train": "training",
     "evaluate": "evaluating",
     "generate": "generating",
+    "run": "at work",
 }
 
 

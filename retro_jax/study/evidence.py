@@ -181,6 +181,12 @@ def _contained(sums: Sums) -> Section:
         "the largest."
     )
     head = ["split", "at most", "documents", "M"]
+    if all(row[-1] == NONE for row in table):  # fewer sizes than M needs
+        table, head = [row[:-1] for row in table], head[:-1]
+        caption = (
+            caption.partition(" Here M")[0]
+            + " Here how many have no more than a share in any one document."
+        )
     return Section("contained", "What else is repeated", caption, head, table, wide=True, open=True)
 
 

@@ -39,6 +39,13 @@ def of(base: Curve, reader: Curve, i: int) -> list[str]:
     return [bits(gain and gain["base"]), bits(reader.losses[i]), interval(gain)]
 
 
+def seeds(base: Curve, reader: Curve, i: int) -> str:
+    """How many seeds the reader of the i-th size has; where the language model beside it has others, of both."""
+    same = np.flatnonzero(base.sizes["layers"] == reader.sizes["layers"][i])
+    one, many = (len(base.each[same[0]]) if len(same) else 0), len(reader.each[i])
+    return str(many) if one in (0, many) else f"{BASE} {one}, RETRO {many}"
+
+
 def by_size(every: dict, drawn: dict) -> list[Section]:
     """The part of the page with the gain at each size; its plot is added to `drawn`."""
     pairs = {
@@ -54,11 +61,13 @@ def by_size(every: dict, drawn: dict) -> list[Section]:
         for i, size in enumerate(reader.sizes["layers"]):
             if gain := at(base, reader, i):
                 found.setdefault(name, []).append((size, gain["value"], gain["low"], gain["high"]))
-            table.append([name, plain(int(size)), str(len(reader.each[i])), *of(base, reader, i)])
+            table.append([name, plain(int(size)), seeds(base, reader, i), *of(base, reader, i)])
     title = "What RETRO gains"
     caption = (
-        "The language model of the same decoder, less RETRO: above 0, RETRO is better. 95 % intervals over documents "
-        "and, where a size has several, seeds; two runs of one seed each may differ by more than that."
+        "The language model of the same decoder, less RETRO: above 0, RETRO is better. Little overlap: chunks that "
+        "share little with what they read. No copy: tokens that RETRO could not copy from it. Far: the half of the "
+        "tokens whose nearest neighbour is farther. 95 % intervals over documents and, where a size has several, "
+        "seeds; two runs of one seed each may differ by more than that."
     )
     head = ["text", SIZES["layers"], "seeds", "language model", "RETRO", "gain, bits per byte"]
     chart = ""
@@ -84,7 +93,7 @@ def by_database(sums: Sums, every: dict, drawn: dict) -> list[Section]:
             place = tokens, gain["value"], gain["low"], gain["high"]
             found.setdefault(plain(int(size)), []).append(place)
             table.append([plain(int(size)), percent(share), plain(tokens), interval(gain)])
-    if not found:
+    if all(len(places) < 2 for places in found.values()):
         return []
     drawn["databases"] = plots.gains(
         found, "tokens of the database for each parameter of the decoder"

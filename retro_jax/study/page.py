@@ -6,7 +6,8 @@ Everything is computed from rows.parquet. The page is that of `retro report`; it
 from pathlib import Path
 
 from retro_jax.evaluate.beside import BASE, PARTS
-from retro_jax.report.numbers import bits, interval, plain
+from retro_jax.evaluate.training import ENOUGH
+from retro_jax.report.numbers import about, bits, interval, plain
 from retro_jax.report.section import Section
 from retro_jax.report.write import put
 from retro_jax.study import gains, laws, plots
@@ -36,7 +37,7 @@ def content(sums: Sums, every: dict) -> tuple[dict, dict]:
     whole = {
         "question": "How many parameters is a database worth?",
         "title": sums.facts["name"],
-        "verdict": _verdict(sums, every),
+        "verdict": _unless_early(sums, _verdict(sums, every)),
         "evidence": evidence,
         "examples": None,
         "facts": [_facts(sums)],
@@ -70,9 +71,10 @@ def _verdict(sums: Sums, every: dict) -> dict:
         f"RETRO with a decoder of {plain(int(last['size']))} parameters is as good as a language model of "
         f"{worth(last)} times that" + ("" if sure else "; this cannot be told from 1")
     )
+    sizes = min(len(c.runs) for c in pair)
+    off = "how far off it is where a size is left out stands below"
     advice = [
-        f"{min(len(c.runs) for c in pair)} sizes: a law has three numbers. How far off it is where a size is left out "
-        "stands below.",
+        f"{sizes} sizes: a law has three numbers; {off if sizes > laws.FEWEST else 'nothing tests it'}.",
         "RETRO's encoder and its search cost more than its decoder's parameters say: see the other axes.",
     ]
     advice += _missing(sums) + _seeds(pair)
@@ -137,6 +139,29 @@ def _few_sizes(sums: Sums, every: dict) -> dict:
     }  # fmt: skip
 
 
+def _unless_early(sums: Sums, verdict: dict) -> dict:
+    """The verdict, or that some of what was trained saw too little text for one."""
+    early = {n: seen for n, seen in _tokens(sums).items() if seen < ENOUGH}
+    if not early:
+        return verdict
+    name = min(early, key=early.get)
+    said = f"{name} saw {about(early[name])} tokens of training for each of its parameters, and fewer than "
+    said += f"{ENOUGH:g} are too few"
+    return verdict | {
+        "word": "neutral", "head": "Not trained enough to tell", "effect": f"{verdict['head']}. {verdict['effect']}",
+        "advice": [f"Train longer before anything is concluded: {said}.", *verdict["advice"]],
+    }  # fmt: skip
+
+
+def _tokens(sums: Sums) -> dict[str, float]:
+    """Tokens of training for each parameter, of every run."""
+    out = {}
+    for name, run in sums.facts["runs"].items():
+        steps, batch, length = (run["what"][f"train.{n}"] for n in ("steps", "batch", "length"))
+        out[name] = steps * batch * length / max(m["parameters"] for m in run["methods"].values())
+    return out
+
+
 def _missing(sums: Sums) -> list[str]:
     """Which runs are not done, in a sentence."""
     missing, done = sums.facts["missing"], len(sums.facts["runs"])
@@ -146,8 +171,14 @@ def _missing(sums: Sums) -> list[str]:
 
 
 def _seeds(pair) -> list[str]:
-    """Which method has one seed only, in sentences."""
-    return [
+    """Which method has one seed only, and where the two have not as many, in sentences."""
+    base, reader = pair
+    others = [
+        f"At {plain(int(size))} parameters the seeds are of {said}: how they differ may look like a gain."
+        for i, size in enumerate(reader.sizes["layers"])
+        if "," in (said := gains.seeds(base, reader, i))
+    ]
+    return others + [
         f"No size of {name} has several seeds: how far seeds are apart is not known."
         for name, curve in zip((BASE, READER), pair)
         if not pooled(curve.each)
@@ -162,20 +193,31 @@ def _sentence(what: str, each: list[dict]) -> str:
 def _facts(sums: Sums) -> Section:
     runs = sums.facts["runs"].values()
     sizes = {s: len(ids) for s, ids in sums.facts["documents"].items()}
+    seconds = sum(m["seconds"] or 0 for r in runs for m in r["methods"].values())
+    steps = [r["what"]["train.steps"] for r in runs]
+    searched = max(r["search_flops"] for r in runs) / 1e12
     own = [
         ["runs", f"{len(runs)} of {len(runs) + len(sums.facts['missing'])}"],
+        ["text", "; ".join(sorted({r["what"]["corpus.source"] for r in runs}))],
+        ["steps", _range(steps)],
+        ["tokens of training for each parameter", _range(_tokens(sums).values())],
         ["documents scored", ", ".join(f"{n:,} of {s}" for s, n in sizes.items())],
         [
             "training",
-            f"{sum(m['seconds'] or 0 for r in runs for m in r['methods'].values()) / 3600:.1f} hours",
+            f"{about(seconds / 3600)} hours"
+            if seconds > 3600
+            else f"{about(seconds / 60)} minutes",
         ],
         ["methods", f"{BASE} and {READER}"],
-        [
-            "neighbours of the training text",
-            f"{max(r['search_flops'] for r in runs) / 1e12:.3g} TFLOP of search, once for all runs",
-        ],
+        ["neighbours of the training text", f"{searched:.3g} TFLOP of search, once for all runs"],
     ]
     return Section("facts", "What was run", "", ["", ""], own)
+
+
+def _range(values) -> str:
+    """The smallest and the largest of numbers."""
+    least, most = (about(f(values)) for f in (min, max))
+    return least if least == most else f"{least} to {most}"
 
 
 def _figures(every: dict) -> dict:

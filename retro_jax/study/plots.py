@@ -18,6 +18,7 @@ _MARKS = "os^Dv"
 _PLAIN = {
     "ink": "black", "muted": "0.4", "c0": "#0057b7", "c1": "#d1495b", "c2": "#2a9d5c", "c3": "#8c6bb1",
 }  # fmt: skip
+_NARROW = 4  # the least that an axis of sizes spans
 _LINES = ("-", "--", ":")  # after as many colours as there are
 
 Draw = Callable[[object, dict], None]
@@ -115,6 +116,7 @@ def gains(found: dict[str, list[tuple[float, ...]]], label: str, marked: bool = 
             )  # fmt: skip
         _logarithmic(axes, label, {p[0] for own in found.values() for p in own} if marked else ())
         axes.set_ylabel("gain, bits per byte")
+        axes.margins(y=0.2)
         axes.legend(fontsize=8)
 
     return draw
@@ -122,7 +124,7 @@ def gains(found: dict[str, list[tuple[float, ...]]], label: str, marked: bool = 
 
 def _aside(x, i: int):
     """Places of the i-th of several things that have one size, so that none covers another."""
-    return np.asarray(x) * 1.04**i
+    return np.asarray(x) * 1.03**i
 
 
 def _logarithmic(axes, label: str, marked=()):
@@ -130,6 +132,9 @@ def _logarithmic(axes, label: str, marked=()):
     axes.set_xscale("log")
     if marked:
         axes.set_xticks(sorted(marked))
+    low, high = axes.get_xlim()
+    if high < _NARROW * low:  # one size alone: what stands beside it would look like others
+        axes.set_xlim((low * high / _NARROW) ** 0.5, (low * high * _NARROW) ** 0.5)
     axes.xaxis.set_major_formatter(lambda v, _: _short(v))
     axes.xaxis.set_minor_formatter(lambda v, _: "")
     axes.set_xlabel(label)

@@ -33,7 +33,7 @@ from retro_jax.methods.train_all import train_all
 from retro_jax.pipeline.prepare import prepare
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.pipeline.recipe import corpus_of, recipe, shard_splits
-from retro_jax.store import files
+from retro_jax.store import artefact, files
 from retro_jax.store.columns import Columns
 from retro_jax.store.lock import lock
 from retro_jax.store.workdir import WorkDir
@@ -83,6 +83,10 @@ class Runs:
         """Whether it is so in this directory."""
         file, remedy = self.root / "runs" / name / DONE, "delete it, and run the study again"
         return file.exists() and files.read_json(file, remedy) == self.what(name)
+
+    def done_before(self, name: str) -> bool:
+        """Whether it is finished in this directory, with whatever fields."""
+        return (self.root / "runs" / name / DONE).exists()
 
     @functools.cached_property
     def kept(self) -> Sums | None:
@@ -146,8 +150,8 @@ class Runs:
                 scored_alone(work, method)
         files.write_json(work.root / DONE, self.what(name))
 
-    def check(self):
-        """Raises UserError for what cannot be run, before anything slow has begun."""
+    def check(self, texts: bool = True):
+        """Raises UserError for what cannot be run, before anything slow has begun; texts: or whose text is not here."""
         for name in self.study.runs:
             e = self.study.experiment(name)
             if reads(e):
@@ -157,18 +161,29 @@ class Runs:
                     f"study {self.study.name}, run {name}: methods = {e.methods}: a study has methods whose network "
                     f"reads what was prepared, or {BASE} alone; others: `retro compare`"
                 )
-        for method, names in self.study.curves.items():
-            for name in names:
-                if method not in self.study.experiment(name).methods:
-                    raise UserError(
-                        f"study {self.study.name}, curves of {method}: run {name} does not have this method"
-                    )
+        if not texts:
+            return
         new = [n for n in self.study.runs if not self.prepared(n).exists() and not self.done(n)]
         own = self.study.databases.items() if new else ()
-        texts = {source: f"databases.{n}" for n, source in own}
-        texts |= {self.study.experiment(n).corpus.source: f"{n}, corpus.source" for n in new}
-        for source, name in texts.items():
+        found = {source: f"databases.{n}" for n, source in own}
+        found |= {self.study.experiment(n).corpus.source: "corpus.source" for n in new}
+        for source, name in found.items():
             sources.check(source, f"study {self.study.name}, {name}")
+
+    def check_text(self, name: str):
+        """Raises UserError if a run was begun on text that was prepared otherwise, before that is prepared anew."""
+        work = WorkDir(self.root / "runs" / name)
+        if not work.exists or work.prepared_in.resolve() == self.prepared(name).resolve():
+            return
+        before, after = (
+            {n: s.settings for n, s in recipe(e, Path()).items()}
+            for e in (work.experiment, self.study.experiment(name))
+        )
+        changed = [c for n in after for c in artefact.differing(before.get(n, {}), after[n])]
+        raise UserError(
+            f"{work.root} was begun on text that was prepared with other fields"
+            f"{f' ({changed[0]})' if changed else ''}: give the same, another --workdir, or delete it"
+        )
 
 
 def fields_of(fields: dict) -> str:

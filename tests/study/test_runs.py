@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from conftest import small_experiment, write_corpus
 from retro_jax.cli import study as command
 from retro_jax.cli.config_file import load as load_experiment
 from retro_jax.cli.main import main
+from retro_jax.cli.study_processes import HELD
 from retro_jax.config import Study
 from retro_jax.databases.database import Databases
 from retro_jax.errors import UserError
 from retro_jax.methods.method import method_of
 from retro_jax.pipeline.prepared import Prepared
+from retro_jax.store.lock import lock
 from retro_jax.store.workdir import WorkDir
 from retro_jax.study import page, rows
 from retro_jax.study.runs import Runs
@@ -148,6 +151,52 @@ def test_one_that_fails_does_not_stop_the_others(runs, folder, capfd, monkeypatc
     listed = capfd.readouterr().out.splitlines()
     assert len(listed) == 1 + len(runs.names)  # a run is a line, however narrow the terminal
     assert {line.split()[0]: line.split()[3] for line in listed[1:]}["broken"] == "no"
+    # What another process has under way is left to it, and is no failure.
+    done.unlink()
+    with lock(runs.work("lm").root / ".locks", "run"):
+        assert main([*words, "--only=lm"]) == HELD
+        assert "another retro, pid" in capfd.readouterr().err
+        assert main([*words, "--only=lm,reader"]) == 0
+    said = capfd.readouterr().err
+    assert "lm: left to another process" in said
+    assert "not done: lm; run the same command when that process has ended" in said
+    assert main([*words, "--only=lm"]) == 0
+    assert main([*words, "--only="]) == 2  # a job array whose variable is empty
+    assert "names no run" in capfd.readouterr().err
+
+
+def test_a_run_on_other_text_is_refused_before_that_is_prepared(runs, folder, capfd, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    (runs.root / "runs" / "lm" / "done.json").rename(folder / "kept.json")
+    try:
+        words = [f"{folder / 'small.py'}:{folder}/./corpus", f"--workdir={runs.root}", "--only=lm"]
+        before = sorted((runs.root / "prepared").iterdir())
+        assert main(["study", *words]) == 2
+        said = capfd.readouterr().err.replace("\n", " ")
+        assert re.search(
+            r"runs/lm was begun on text that was prepared with other fields \(.*source", said
+        )
+        assert sorted((runs.root / "prepared").iterdir()) == before
+    finally:
+        (folder / "kept.json").rename(runs.root / "runs" / "lm" / "done.json")
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells a process that its parent died"
+)
+def test_what_a_study_began_ends_with_it_even_if_that_is_killed():
+    """An orphan would hold its run's lock while the same command is given again."""
+    script = (
+        "import sys, time; from retro_jax.cli.study_processes import ends_with_its_parent as e; "
+    )
+    script += "assert e(); print('ready', flush=True); time.sleep(60)"
+    begin = "import os, subprocess, sys, time; from retro_jax.cli.study_processes import _with_parent as p; "
+    begin += f"subprocess.Popen([sys.executable, '-c', {script!r}], env=p(), start_new_session=True); time.sleep(60)"
+    parent = subprocess.Popen([sys.executable, "-c", begin], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout.readline() == "ready\n"
+    parent.kill()
+    assert parent.stdout.read() == ""  # the other end of the pipe is closed: the child has ended
+    parent.wait()
 
 
 def test_a_study_that_cannot_be_meant_is_refused(tmp_path, folder):
@@ -162,6 +211,7 @@ def test_a_study_that_cannot_be_meant_is_refused(tmp_path, folder):
         ),
         ({"a": {"train.steps.x": 3}}, {}, "train.steps.x is no field"),
         ({"a": {}}, {"curves": {"retro": ["b"]}}, "curves of retro: there is no run 'b'"),
+        ({"a": {}}, {"curves": {"lm": ["a"]}}, "curves of lm: run a has another method, retro"),
         ({"a": {}}, {"databases": {"prepared": "python:"}}, "cannot be called prepared"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
@@ -175,6 +225,7 @@ def test_a_study_that_cannot_be_meant_is_refused(tmp_path, folder):
         ("", "has no get_study"),
         ("def get_study(): return 3", "gives int, must give a Study"),
         ("1 / 0", "ZeroDivisionError"),
+        ("def get_study(texts): pass", f"give {empty}:ARGUMENT"),
     ):
         empty.write_text(text)
         with pytest.raises(UserError, match=message):
@@ -190,11 +241,6 @@ def test_what_cannot_be_run_is_refused_before_anything_is_prepared(tmp_path):
     for run, more, message in (
         ({"methods": ("knn_lm",)}, {}, "run a: methods"),
         ({"methods": ("language_model_longer",)}, {}, "run a: methods"),
-        (
-            {"methods": ("retro",)},
-            {"curves": {"language_model": ["a"]}},
-            "run a does not have this",
-        ),
         (
             {"methods": ("retro",)},
             {"databases": {"b": "text:nowhere/*"}},

@@ -37,6 +37,12 @@ def made(worth: float) -> Sums:
                     "database_chunks": 9000,
                     "search_flops": 3e12,
                     "chunk": 64,
+                    "what": {
+                        "train.steps": n,
+                        "train.batch": 4,
+                        "train.length": 256,
+                        "corpus.source": "text:a",
+                    },
                     "methods": {method: of},
                 }
                 bits = (loss(size) + 0.002 * rng.standard_normal()) * easy
@@ -167,6 +173,23 @@ def test_a_study_that_names_no_curves_is_told_how(tmp_path, monkeypatch):
 def test_a_multiplier_claims_no_more_than_was_measured(more, words):
     m = {"value": 1.8, "low": 1.5, "high": 2.1, "at_least": 1.4, "beyond": False, "below": False}
     assert page.worth(m | more) == words
+
+
+def test_one_seed_against_two_is_said_and_too_short_a_training_is_no_verdict(tmp_path, monkeypatch):
+    """How seeds differ is as large as many a gain; and what is trained for a minute can tell nothing."""
+    whole = made(2.0)
+    curves = {m: names[:4] for m, names in whole.facts["curves"].items()}
+    sums = of_some(whole, curves | {"language_model": curves["language_model"][:3]})
+    monkeypatch.setattr(page, "load", lambda file: sums)
+    text = page.write(tmp_path / "rows.parquet").read_text()
+    assert "At 100,000 parameters the seeds are of language_model 1, RETRO 2" in text
+    for run in sums.facts["runs"].values():
+        run["what"] = run["what"] | {"train.steps": 10}
+    verdict = json.loads(page.write(tmp_path / "rows.parquet").with_suffix(".json").read_text())[
+        "verdict"
+    ]
+    assert (verdict["head"], verdict["word"]) == ("Not trained enough to tell", "neutral")
+    assert "language_model-100000-0 saw 0.068 tokens of training for each" in verdict["advice"][0]
 
 
 def test_the_page_names_the_method_without_several_seeds(tmp_path, monkeypatch):
