@@ -16,7 +16,9 @@ of the four this alone is known before the tokens are (docs/report.md). Each poi
 goes on where it was stopped.
 """
 
+import contextlib
 import json
+import sys
 from pathlib import Path
 
 import common
@@ -57,6 +59,7 @@ def figures(scored: Path, plain: Path, at: dict) -> list[dict]:
 
 def point(args, k: int, seed: int, steps: int) -> list[dict]:
     """Trains as far as `steps` and scores, or reads what was kept of it."""
+    from retro_jax.cli.main import main as retro
     from retro_jax.store import files
     from retro_jax.store.workdir import WorkDir
 
@@ -80,9 +83,10 @@ def point(args, k: int, seed: int, steps: int) -> list[dict]:
         del fields["corpus.source"]
     words = [f"--config={args.config}", f"--workdir={root}"]
     words += [f"--config.{name}={value}" for name, value in fields.items()]
-    common.retro("prepare", *words)
-    common.retro("train", *words)
-    common.retro("evaluate", *words, "--conditions=random")
+    for command in (["prepare"], ["train"], ["evaluate", "--conditions=random"]):
+        with contextlib.redirect_stdout(sys.stderr):
+            if status := retro([*command, *words]):
+                sys.exit(status)
     counts = json.loads((root / "train/retro/manifest.json").read_text())["counts"]
     train = WorkDir(root).experiment.train
     tokens = steps * train.batch * train.length

@@ -25,6 +25,7 @@ SHAPES = (
     (256, 12, 512, 2, "none"),
     (512, 4, 512, 2, "none"),
 )
+SMALLEST = ((32, 1, 256, 1, "none"),)  # with --smoke
 
 
 def experiment(d: int, layers: int, length: int, sequences: int, remat: str):
@@ -78,13 +79,13 @@ def main():
     made = common.parser(__doc__, corpus=False)
     made.add_argument("--rounds", type=int, default=7)
     made.add_argument("--product", type=int, default=2048, help="rows of the large matrices")
-    made.add_argument("--shapes", type=int, default=len(SHAPES), help="how many of the six")
-    args = common.parse(made, product=128, shapes=1)
+    args = common.parse(made, product=128)
+    shapes = SMALLEST if args.smoke else SHAPES
 
     from retro_jax.plan import roofline
     from retro_jax.train.hardware import Chip
 
-    steps = [step_of(experiment(*shape)) for shape in SHAPES[: args.shapes]]
+    steps = [step_of(experiment(*shape)) for shape in shapes]
     peaks, each = [], [[] for _ in steps]
     for i in range(1 + args.rounds):  # the first compiles
         *_, product, copy = chip.peaks(args)
@@ -96,7 +97,7 @@ def main():
     flops, bandwidth = (statistics.median(p) for p in zip(*peaks, strict=True))
     here = Chip("here", flops, 0, bandwidth, 1.0, 1.0)
     rows = []
-    for shape, took, (work, _) in zip(SHAPES, each, steps, strict=False):
+    for shape, took, (work, _) in zip(shapes, each, steps, strict=True):
         t, measured = roofline.times(work, here, {}), statistics.median(took)
         worst = t.products + t.memory
         rows.append(

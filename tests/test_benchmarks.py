@@ -27,6 +27,7 @@ SCRIPTS = {
     "generate": ((), {"retrieval", "tokens/s", "part", "share", "bytes", "times as long"}),
     "load": ((), {"number", "p95", "MiB"}),
     "real": ((), {"who", "prompt tokens/s", "decoded tokens/s", "time a token / transformers"}),
+    "predicted": ((), {"products, ms", "bound", "measured / at best", "measured / at worst"}),
     "accelerator": ((), {"TFLOP/s", "sequences", "tokens/s", "of off", "us a query", "why"}),
 }
 
@@ -46,7 +47,13 @@ def smoke(name: str, shared: Path, *words: str) -> subprocess.CompletedProcess:
     elif script == "real":
         (shared / "chat").mkdir()
         flags += [f"--workdir={talking.made(shared / 'chat')[1]}", "--rounds=1"]
-    elif script not in ("overlap", "reading", "model", "methods"):  # these prepare nothing
+    elif script not in (
+        "overlap",
+        "reading",
+        "model",
+        "methods",
+        "predicted",
+    ):  # these prepare nothing
         flags.append(f"--workdir={shared}")
     return subprocess.run(
         [sys.executable, f"benchmarks/{script}.py", "--smoke", *flags, *words],
