@@ -73,7 +73,7 @@ class Service:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="requests")
         self._prompts = Prompts()
         self._chat = functools.cache(lambda: Chat(self.generator.tokenizer))
-        self._sources = Sources(thresholds or {}, self._prompts, self._chat)
+        self.sources = Sources(thresholds or {}, self._prompts, self._chat)
         self._began, self._changing = int(time.time()), asyncio.Lock()
         self._page = Path(__file__).with_name("page.html").read_bytes()
         self._policy = _policy(self._page.decode())
@@ -167,8 +167,8 @@ class Service:
             "id": self.name, "object": "model", "created": self._began, "owned_by": "retro_jax",
             "length": g.length, "rows": g.rows, "k": g.k, "databases": names,
             "methods": list(self.generators), "chat": bool(g.tokenizer.template),
-            "sources": list(self._sources.thresholds),
-            "sources_in_chat": self._sources.of_passages(g),
+            "sources": list(self.sources.thresholds),
+            "sources_in_chat": self.sources.of_passages(g),
         }  # fmt: skip
 
     async def tokenizer(self, request: Request) -> Response:
@@ -247,7 +247,7 @@ class Service:
         """Reads a body and queues what it asks for; in the reader's thread."""
         asked = read(json_of(body))
         g = self.generators[asked.method]
-        self._sources.check(asked, g)
+        self.sources.check(asked, g)
         for request in asked.requests[:: asked.n]:
             g.check(request)
         if g.error:
@@ -264,7 +264,7 @@ class Service:
         """Has the answer tell the sources of a choice, if they are asked for."""
         if asked.sources:
             g = self.generators[asked.method]
-            answer.sourced(i, await self._sources.told(asked, g, completion))
+            answer.sourced(i, await self.sources.told(asked, g, completion))
 
     def _completed(self, completion: Completion):
         self.metrics.completed(completion)

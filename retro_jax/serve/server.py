@@ -75,6 +75,8 @@ def serve(
         pages = origins or (["*"] if key else [])
         service = Service(generators, name, limits, key, names_of(host, names), pages, known)
         answering = server(service, limits)
+        for generator in generators.values():
+            service.sources.warm_up(generator)
         _listen(listening, host, port)
         where = f"[{host}]" if ":" in host else host
         print(f"retro serves {name} on http://{where}:{port} (Ctrl-C ends it)", flush=True)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from retro_jax.evaluate import sources
 from retro_jax.evaluate.sources_threshold import is_chat
@@ -44,6 +44,12 @@ class Sources:
         if is_chat(g.method, g.tokenizer) and not isinstance(asked, chat.Asked):
             message = f"{_FIELD}: {asked.method} tells sources in chats only; leave it out"
             raise Refused(message, _FIELD)
+
+    def warm_up(self, g: Generator) -> Future | None:
+        """Has what tells a generator's sources compiled, if it tells any, while the server answers already."""
+        if self.of_passages(g):
+            return self._judge.submit(self._prompts.gains, g, ["", ""], "a")
+        return None
 
     async def told(self, asked: api.Asked, g: Generator, completion: Completion) -> list[dict]:
         """The sentences of a choice, see `sources.tell`; the event loop is not held up."""

@@ -199,7 +199,8 @@ def test_sources_are_what_an_answer_loses_without_a_passage(told, opened):
             said = theirs(whole).logits[0].log_softmax(-1)
         return sum(float(said[i - 1, whole[0, i]]) for i in range(len(ids), whole.shape[1]))
 
-    with serving({"rag": opened}, thresholds={"rag": -1e9}) as (address, _):
+    with serving({"rag": opened}, thresholds={"rag": -1e9}) as (address, service):
+        service.sources.warm_up(opened).result()
         choice = post(address, "/v1/chat/completions", **ask).json()["choices"][0]
         text, told_of = choice["message"]["content"], choice["retrieval"]
         passages = told_of["passages"]
