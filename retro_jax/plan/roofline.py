@@ -135,6 +135,8 @@ def _sent(eqn, mesh) -> dict[str, float]:
     left of it for each of those."""
     given, kept = (set().union(*map(_axes, of)) for of in (eqn.invars, eqn.outvars))
     size, made = _local(eqn.outvars[0]), {}
+    if eqn.primitive.name == "psum":  # in what is written for one chip: an all-reduce
+        given, kept = set(eqn.params["axes"]), set()
     for axis in reversed(mesh.axis_names):
         n = mesh.shape[axis]
         if axis not in given:
@@ -145,7 +147,9 @@ def _sent(eqn, mesh) -> dict[str, float]:
                 size /= n
             elif _where(eqn.invars[0], axis) != _where(eqn.outvars[0], axis):  # all-to-all
                 made[axis] = size * (n - 1) / n
-        elif eqn.primitive.name in _REDUCES | {"dot_general"} and _summed(eqn, axis):
+        elif eqn.primitive.name == "psum" or (
+            eqn.primitive.name in _REDUCES | {"dot_general"} and _summed(eqn, axis)
+        ):
             if axis in kept:  # reduce-scatter
                 made[axis] = size * (n - 1)
             else:  # all-reduce: a reduce-scatter and an all-gather
@@ -183,8 +187,10 @@ def _axes(v) -> set[str]:
 
 
 def _shape(v) -> tuple[int, ...]:
+    """What a chip holds of an array; in what is written for one chip (shard_map) that is all of it."""
     sharding = getattr(v.aval, "sharding", None)
-    return sharding.shard_shape(v.aval.shape) if sharding is not None else v.aval.shape
+    whole = sharding is None or sharding.mesh.are_all_axes_manual
+    return v.aval.shape if whole else sharding.shard_shape(v.aval.shape)
 
 
 def _local(v) -> int:

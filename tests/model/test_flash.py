@@ -86,6 +86,30 @@ def test_its_products_are_counted(mesh):
         assert roofline.work(traced.jaxpr, jax.sharding.get_abstract_mesh()).flops == expected
 
 
+def test_on_a_mesh_a_chips_part_is_counted_and_the_sum_of_the_tables_gradient():
+    """The kernel is written for one chip: its arrays are of one chip already, and what it sums goes over the links."""
+    q, k, v, mask, _, u, w = f32(*example(384, 384, 1, heads=2, groups=1, size=4))
+    table = jnp.zeros((len(flash_distances(384)), 2, 1, 4))
+
+    def work(data):
+        mesh = make_mesh(1, data, 1)
+        with jax.set_mesh(mesh):
+            rows = [jnp.tile(x, (4,) + (1,) * (x.ndim - 1)) for x in (q, k, v, mask > 0)]
+            rows = [jax.device_put(x, jax.P(("replica", "data"))) for x in rows]
+            placed = [jax.device_put(x, jax.P()) for x in (table, u, w)]
+
+            def loss(table, q, k, v, mask, u, w):
+                return flash(q, k, v, mask, (table, u, w)).sum()
+
+            given = placed[0], *rows, *placed[1:]
+            return roofline.work(jax.make_jaxpr(jax.grad(loss))(*given).jaxpr, mesh)
+
+    alone, four = work(1), work(4)
+    assert four.flops == alone.flops / 4
+    assert not any(alone.sent.values())
+    assert four.sent["data"] >= 2 * table.nbytes * 3 / 4
+
+
 def test_the_tpu_compiler_takes_it():
     mesh = topology.device_mesh(topology.parse("v5e:2x2"), MeshConfig(1, 4, 1))
     if mesh is None:
