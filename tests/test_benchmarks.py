@@ -27,9 +27,12 @@ SCRIPTS = {
     "generate": ((), {"retrieval", "tokens/s", "part", "share", "bytes", "times as long"}),
     "load": ((), {"number", "p95", "MiB"}),
     "real": ((), {"who", "prompt tokens/s", "decoded tokens/s", "time a token / transformers"}),
+    "compiled": ((), {"attention", "temporaries, MiB", "GB read and written"}),
     "predicted": ((), {"products, ms", "bound", "measured / at best", "measured / at worst"}),
     "accelerator": ((), {"TFLOP/s", "sequences", "tokens/s", "of off", "us a query", "why"}),
 }
+
+ALONE = {"overlap", "reading", "model", "methods", "predicted", "compiled"}  # prepare nothing
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +50,7 @@ def smoke(name: str, shared: Path, *words: str) -> subprocess.CompletedProcess:
     elif script == "real":
         (shared / "chat").mkdir()
         flags += [f"--workdir={talking.made(shared / 'chat')[1]}", "--rounds=1"]
-    elif script not in (
-        "overlap",
-        "reading",
-        "model",
-        "methods",
-        "predicted",
-    ):  # these prepare nothing
+    elif script not in ALONE:
         flags.append(f"--workdir={shared}")
     return subprocess.run(
         [sys.executable, f"benchmarks/{script}.py", "--smoke", *flags, *words],

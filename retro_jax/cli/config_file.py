@@ -55,6 +55,11 @@ def find(name: str, given: str = "--config=") -> Path:
     known = installed()
     if name in known:
         return known[name]
+    if Path(name).is_dir() or name.endswith(".gguf"):
+        raise UserError(
+            f"{given}{name}: no experiment file. If it is a language model, {given}chat:{name} asks it about "
+            f"documents, and {given}retrofit:{name} trains it to read them"
+        )
     raise UserError(f"{given}{name}: no such file, nor one of the installed {', '.join(known)}")
 
 

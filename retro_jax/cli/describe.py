@@ -36,6 +36,12 @@ def describe(path: Path, count: int = 1):
     if not found:
         if held := sorted(p.name for p in path.glob("*.gguf")):
             raise UserError(f"{path}: a folder; describe the model in it: {path / held[0]}")
+        if not path.exists():
+            raise UserError(f"{path}: no such file or directory")
+        if any(path.glob("*.safetensors")) or (path / "tokenizer.json").exists():
+            raise UserError(
+                f"{path}: lacks config.json; a model's directory has one beside its weights"
+            )
         raise UserError(
             f"{path}: neither shards, nor a working directory, nor a model's; give for example "
             "runs/quickstart/prepare/shards/train or runs/quickstart"
@@ -72,6 +78,10 @@ def _model(path: Path):
         if value != usual[name]:
             table.add_row(name, str(value))
     out.print(table)
+    if directory.tokenizer_of(path) is None:
+        out.print(
+            f"It lacks a tokenizer ({' or '.join(directory.TOKENIZERS)}), without which no text can be prepared."
+        )
 
 
 def _shards(path: Path, count: int):

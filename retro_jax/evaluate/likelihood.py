@@ -126,7 +126,8 @@ def score(
         programs = {(method, says): method.jitted(says) for method, says in wanted}
         took, places = dict.fromkeys((c.name for c in columns), 0.0), 0
         with progress.bar(f"{columns[0].name}: scoring {text.name}", len(text.records)) as advance:
-            for number, (batch, rows, count) in enumerate(_batches(e, text)):
+            size = sharding.rows_for(mesh, len(text.records), e.evaluate.batch)
+            for number, (batch, rows, count) in enumerate(_batches(e, text, size)):
                 x, found, seen = put(batch["tokens"]), {}, {}
                 distances = put(batch["distances"], np.float32)
                 scored = _scored(batch, rows, tokenizer.byte_counts)
@@ -152,11 +153,10 @@ def score(
         writer.add_key_value_metadata({MS: json.dumps(each)})
 
 
-def _batches(e: Experiment, text: Text) -> Iterator[tuple[dict, np.ndarray, int]]:
-    """Batches of windows, the last one filled with PAD; the rows of the chunk table that they are cut
+def _batches(e: Experiment, text: Text, size: int) -> Iterator[tuple[dict, np.ndarray, int]]:
+    """Batches of `size` windows, the last one filled with PAD; the rows of the chunk table that they are cut
     from [B, C], -1 for padding; and how many windows are real."""
-    size, chunks = e.evaluate.batch, e.chunks
-    cuts = text.cuts(e)
+    chunks, cuts = e.chunks, text.cuts(e)
     for start in range(0, len(text.records), size):
         examples = [text.records[i] for i in range(start, min(start + size, len(text.records)))]
         count = len(examples)

@@ -236,13 +236,14 @@ class Scorer:
             size = sizes[order[0]]
             batch = [i for i in order[: self.rows] if sizes[i] == size]
             del order[: len(batch)]
-            tokens = np.full((self.rows, size), PAD, np.int32)
+            rows = sharding.rows_for(self._mesh, len(batch), self.rows)
+            tokens = np.full((rows, size), PAD, np.int32)
             for row, i in enumerate(batch):
                 tokens[row, : len(windows[i].tokens)] = windows[i].tokens
             read = None
             if near:
                 ids = np.full(
-                    (self.rows, self.method.look_ups.count(size), near.ids.shape[1]), -1, np.int64
+                    (rows, self.method.look_ups.count(size), near.ids.shape[1]), -1, np.int64
                 )
                 distances = np.full(ids.shape, np.inf, np.float32)
                 for row, i in enumerate(batch):

@@ -5,6 +5,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from retro_jax import progress
 from retro_jax.terminal import Terminal, visible
 
 out = Terminal()
@@ -57,6 +58,9 @@ def print_sample(sample: dict):
     asked = sample.get("question", sample["prompt"]) + "\n" * ("question" in sample)
     whole = Text(visible(asked), "bold") + continuation(sample)
     out.print(Panel(whole, title=title, title_align="left"))
+    if sample.get("finish") == "length":
+        tokens = progress.counted(len(sample["tokens"]), "token")
+        out.print(f"cut after {tokens}; --config.generate.tokens=N asks for more", markup=False)
     if sample.get("passages"):
         print_neighbours("read before the question", sample["passages"])
         return

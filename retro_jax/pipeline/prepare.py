@@ -5,12 +5,13 @@ from pathlib import Path
 from retro_jax import progress
 from retro_jax.config import Experiment
 from retro_jax.errors import UserError
-from retro_jax.pipeline.recipe import live, recipe, shard_splits
+from retro_jax.pipeline.recipe import database_split, live, recipe, shard_splits
 from retro_jax.pipeline.step import Rows, Step, Whole
 from retro_jax.retrieval import index
 from retro_jax.store import artefact, columns, files, records
 from retro_jax.store.workdir import WorkDir
 from retro_jax.weights.base import check_model
+from retro_jax.weights.directory import has_weights
 
 
 def prepare(work: WorkDir, rebuild: bool = False) -> dict[str, dict]:
@@ -62,6 +63,8 @@ def _run(work: WorkDir, made: dict[str, Step], rebuild: bool) -> dict[str, dict]
         manifests[name] = done or artefact.build(
             step.out, step.settings, _inputs(step), lambda out, step=step: make(step, out)
         )
+    if changed:
+        _tell(work.experiment, manifests)
     if changed or not _has_info(base):
         records.write_tfds_info(base / "shards", shard_splits(work.experiment), base / "shards")
     later = [p for p in (work.trained(""), work.evaluated("")) if p.exists()]
@@ -69,6 +72,19 @@ def _run(work: WorkDir, made: dict[str, Step], rebuild: bool) -> dict[str, dict]
         names = ", ".join(map(str, later))
         progress.say(f"made from what was there before: {names}; delete, and run them again")
     return manifests
+
+
+def _tell(e: Experiment, manifests: dict[str, dict]):
+    """Says what can be looked up, and what cannot because it is held out."""
+    database = manifests[f"chunks/{database_split(e)}"]["counts"]
+    known, aside = database["documents"], manifests["chunks/heldout"]["counts"]["documents"]
+    progress.say(
+        f"prepared: {database['chunks']:,} chunks of {progress.counted(known, 'document')} can be looked up; "
+        f"{progress.counted(aside, 'document')} held out, to be scored"
+    )
+    base = Path(e.train.base)
+    if e.train.base and base.is_dir() and not has_weights(base):
+        progress.say(f"{e.train.base} has no weights yet (*.safetensors); `retro train` wants them")
 
 
 def _has_info(base: Path) -> bool:

@@ -92,6 +92,11 @@ class WorkDir:
         path = self.root / CONFIG
         remedy = "it is the experiment: restore it, or give --config=FILE"
         stored = files.read_json(path, remedy)
+        if isinstance(stored, dict) and "model_type" in stored:
+            raise UserError(
+                f"{self.root}: a language model, and no working directory; `retro prepare --config=chat:{self.root} "
+                "--workdir=DIR` makes one of it"
+            )
         if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
             raise UserError(f"{path}: holds no config; restore it, or give --config=FILE")
         return stored

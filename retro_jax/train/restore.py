@@ -85,7 +85,7 @@ def check_trained(work: WorkDir, method: Trainable) -> Path:
         if not directory.exists():
             raise UserError(
                 f"{method.trained_as} is not trained here, and the experiment's methods are {', '.join(e.methods)}: "
-                f"choose another --method (`rag` reads with the language model), or train it with `retro {stage}`"
+                f"choose another method (`rag` reads with the language model), or train it with `retro {stage}`"
             )
     counts = artefact.require(directory, stage, settings_of(e, method), inputs)["counts"]
     if not counts.get("complete"):

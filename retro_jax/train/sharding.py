@@ -119,6 +119,15 @@ def check_divides(mesh: jax.sharding.Mesh, model: ModelConfig, vocab: int, **bat
             )
 
 
+def rows_for(mesh: jax.sharding.Mesh, count: int, most: int) -> int:
+    """Rows of a batch that has room for `count`, `most` at most: of few sizes, so that there are few programs, and no
+    larger than need be, since a row of padding takes as long as any."""
+    rows = mesh.shape["replica"] * mesh.shape["data"]
+    while rows < count:
+        rows *= 2
+    return min(rows, most)
+
+
 def shapes_on(mesh: jax.sharding.Mesh, tree):
     """What `jax.eval_shape` gives, which lies on no mesh, on a mesh."""
 

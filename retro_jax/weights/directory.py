@@ -50,6 +50,11 @@ def model_of(path: Path) -> tuple[ModelConfig, bool]:
     return huggingface.model_of(file, config), False
 
 
+def has_weights(path: Path) -> bool:
+    """Whether a directory holds weights, and not its config and tokenizer alone."""
+    return is_gguf(path) or megatron.is_one(path) or any(path.glob("*.safetensors"))
+
+
 def vocab_of(path: Path) -> int:
     """How many tokens a directory's model has here; as with `model_of`, no weights need to be there."""
     if is_gguf(path):
