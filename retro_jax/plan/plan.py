@@ -65,9 +65,10 @@ def estimate(
     """What a train step of `e` needs on each chip of a machine.
 
     Returns:
-      fits, compiled (or estimated), bytes a chip by kind and in all, collectives by kind (count and
-      bytes a chip and step; None if not compiled), FLOPs a step and what is computed again, seconds of a step by what
-      bounds it, hours of the run at best and at worst (`roofline.Times`).
+      fits, compiled (or estimated), bytes a chip by kind and in all; collectives by kind (count and bytes a chip and
+      step) and accessed, the bytes that the compiler counts as read and written (both None if not compiled); FLOPs a
+      step and what is computed again, seconds of a step by what bounds it, hours of the run at best and at worst
+      (`roofline.Times`).
 
     Raises:
       UserError: the mesh does not fit the machine or the model.
@@ -102,6 +103,7 @@ def estimate(
         "fits": fits,
         "bytes_per_chip": memory | {"total": total, "of": on.chip.memory},
         "collectives": made and made["collectives"],
+        "accessed": made and made["accessed"],
         "flops_per_step": flops,
         "recomputed": needed["recomputed"] / flops,
         "seconds_per_step": seconds,
@@ -127,7 +129,12 @@ def _compile(e: Experiment, vocab: int, mesh: jax.sharding.Mesh, method: Method)
             if needed is None:
                 raise
             held = count.bytes_of((step.state, step.batch))
-            return {"total": needed, "temporary": needed - held, "collectives": None}
+            return {
+                "total": needed,
+                "temporary": needed - held,
+                "collectives": None,
+                "accessed": None,
+            }
     memory = compiled.memory_analysis()
     return {
         "temporary": memory.temp_size_in_bytes,
@@ -137,6 +144,7 @@ def _compile(e: Experiment, vocab: int, mesh: jax.sharding.Mesh, method: Method)
         - memory.alias_size_in_bytes
         + memory.generated_code_size_in_bytes,
         "collectives": hlo.collectives(compiled.as_text()),
+        "accessed": compiled.cost_analysis()["bytes accessed"],
     }
 
 
@@ -233,6 +241,8 @@ def show(result: dict, as_json: bool):
         for name, value in r["collectives"].items():
             sent.add_row(name, f"{value['count']:,}", f"{value['bytes'] / GIB:.2f}")
         progress.show(sent)
+    if r["accessed"]:
+        progress.say(f"The compiler counts {r['accessed'] / 1e9:.1f} GB read and written a step.")
     progress.say(
         f"{r['flops_per_step']:.3e} FLOPs a step of {r['batch']} sequences"
         + (f" in {r['accumulate']} parts" if r["accumulate"] > 1 else "")
