@@ -68,6 +68,12 @@ def print_sample(sample: dict):
         out.print(f"before the prompt: {escape(name_of(sample['passage']))}")
     if sample["retrieval"] != "on":
         out.print(f"retrieval: {sample['retrieval']}", markup=False)
+    elif not sample["chunks"]:
+        out.print(
+            "nothing was looked up: that is done where a chunk ends, and none has ended. --config.generate.align=True "
+            "looks up where the prompt ends, --chat looks up a question",
+            markup=False,
+        )
     for number, chunk in enumerate(sample["chunks"]):
         print_neighbours(f"read after chunk {number}", chunk["neighbours"])
 

@@ -105,6 +105,28 @@ def test_without_an_accelerator_nothing_looks_for_one(monkeypatch):
     assert "JAX_PLATFORMS" not in os.environ
 
 
+def test_a_continuation_that_read_nothing_or_was_cut_says_so(monkeypatch):
+    """A prompt shorter than a chunk looks nothing up, and a model without text in front of it invents."""
+    drawn = io.StringIO()
+    monkeypatch.setattr(show, "out", Terminal(file=drawn, width=200))
+    sample = {
+        "prompt": "a",
+        "text": "bc",
+        "tokens": [5, 6],
+        "ends": [1, 2],
+        "chunks": [],
+        "first": 1,
+        "passage": None,
+    }
+    show.print_sample(sample | {"retrieval": "on", "finish": "length"})
+    assert "nothing was looked up" in drawn.getvalue()
+    assert "cut after 2 tokens" in drawn.getvalue()
+    drawn.truncate(0)
+    show.print_sample(sample | {"retrieval": "off", "finish": "stop"})
+    assert "nothing was looked up" not in drawn.getvalue()
+    assert "cut" not in drawn.getvalue()
+
+
 def test_a_log_says_how_far_it_is_before_the_end(monkeypatch, capfd):
     """A bar is drawn over and over on a terminal only; a job of hours is not silent in a file."""
     monkeypatch.setattr(progress, "LOGGED", 0)
