@@ -85,12 +85,12 @@ def work_of(e) -> dict[str, float]:
     return {"whole": whole, "half": whole - 3 * e.train.batch * attention / 2}
 
 
-def batch_of(e) -> dict:
+def batch_of(e, vocab: int = VOCAB) -> dict:
     """A batch of random tokens and neighbours."""
     rng = np.random.default_rng(0)
     b, shape = e.train.batch, (e.chunks, e.retrieval.neighbours, e.model.reading.retrieved)
-    tokens = rng.integers(1, VOCAB, (b, e.train.length)).astype(np.int32)
-    return {"tokens": tokens, "neighbours": rng.integers(1, VOCAB, (b, *shape)).astype(np.int32)}
+    tokens = rng.integers(1, vocab, (b, e.train.length)).astype(np.int32)
+    return {"tokens": tokens, "neighbours": rng.integers(1, vocab, (b, *shape)).astype(np.int32)}
 
 
 def planned(e, method) -> dict:

@@ -5,7 +5,8 @@
 
 One layer of two sequences of 2,048 tokens on one chip, in bfloat16 with relative positions, forward and with its
 gradient. No chip is needed, and nothing is timed but the compiler. Bytes that the kernel reads and writes are counted
-as `retro plan` counts them (each operand once), those of the reference by the compiler. docs/speed.md has the figures.
+as `retro plan` counts them (each operand once), those of the reference by the compiler. docs/speed.md has whole train
+steps, which `retro plan` compiles.
 """
 
 import time

@@ -56,13 +56,8 @@ def step_of(e):
 
     method, mesh = method_of(e, "retro"), sharding.one_device()
     with jax.set_mesh(mesh):
-        rng, rows = np.random.default_rng(0), e.train.batch
-        shape = (rows, e.chunks, e.retrieval.neighbours, e.model.reading.retrieved)
-        batch = {
-            "tokens": rng.integers(1, VOCAB, (rows, e.train.length)).astype(np.int32),
-            "neighbours": rng.integers(1, VOCAB, shape).astype(np.int32),
-        }
-        state, given = [init_state(method, e.train, VOCAB)], jax.device_put(batch)
+        state = [init_state(method, e.train, VOCAB)]
+        given = jax.device_put(chip.batch_of(e, VOCAB))
         make = make_train_step(method, e.train)
 
     def take():

@@ -3,6 +3,7 @@
 import numpy as np
 
 from retro_jax.evaluate.beside import BASE, PARTS
+from retro_jax.evaluate.figures import FEW
 from retro_jax.report.numbers import NONE, bits, percent, plain
 from retro_jax.report.section import Section
 from retro_jax.study import gains, laws, plots
@@ -12,7 +13,6 @@ from retro_jax.study.sums import Sums
 
 _MOST = (1.0, 0.8, 0.5, 0.2)  # shares of a document's 13-grams
 _OTHERS = ("parameters", "training_flops", "flops_per_token")
-FEWEST_DOCUMENTS = 10  # of which a bootstrap says something
 
 
 def sections(sums: Sums, every: dict) -> tuple[list[Section], dict[str, plots.Draw]]:
@@ -168,7 +168,7 @@ def _contained(sums: Sums) -> Section:
         shares = sums.facts["contained"][split]
         values = np.array(shares)
         for most in _MOST:
-            enough = (values <= most).sum() >= FEWEST_DOCUMENTS
+            enough = (values <= most).sum() >= FEW
             pair = _pair_among(sums, split, values <= most) if enough else None
             said = "; ".join(map(worth, multipliers(*pair))) if pair else NONE
             table.append(
@@ -176,17 +176,16 @@ def _contained(sums: Sums) -> Section:
             )
     caption = (
         "Held-out documents that nearly repeat one of the database are left out (13-gram Jaccard). Of those that "
-        "remain, a part may stand in a larger document, or be a form that many pages have. Here M of those alone of "
-        "whose 13-grams no more than a share stands in any one document of the database, from the smallest decoder to "
-        "the largest."
+        "remain, a part may stand in a larger document, or be a form that many pages have. Here {} of whose 13-grams "
+        "no more than a share stands in any one document of the database{}."
     )
     head = ["split", "at most", "documents", "M"]
     if all(row[-1] == NONE for row in table):  # fewer sizes than M needs
         table, head = [row[:-1] for row in table], head[:-1]
-        caption = (
-            caption.partition(" Here M")[0]
-            + " Here how many have no more than a share in any one document."
-        )
+        caption = caption.format("how many there are", "")
+    else:
+        ends = ", from the smallest decoder to the largest"
+        caption = caption.format("M of those alone", ends)
     return Section("contained", "What else is repeated", caption, head, table, wide=True, open=True)
 
 
@@ -204,7 +203,7 @@ def _sources(sums: Sums) -> list[Section]:
     table = []
     for source in sorted(set(of)):
         kept = of == source
-        if kept.sum() < FEWEST_DOCUMENTS or not (pair := _pair_among(sums, HELDOUT, kept)):
+        if kept.sum() < FEW or not (pair := _pair_among(sums, HELDOUT, kept)):
             continue
         example = ids[int(kept.argmax())]
         for i, m in enumerate(multipliers(*pair)):

@@ -25,12 +25,18 @@ def both(every: dict, split: str, part: str) -> tuple[Curve, Curve] | None:
 def at(base: Curve, reader: Curve, i: int) -> dict | None:
     """By how much a reader of the i-th size is better than the language model with the same decoder: value, low and
     high (95 %), bits per byte, and base, what that has; None where no such language model was trained."""
-    same = np.flatnonzero(base.sizes["layers"] == reader.sizes["layers"][i])
-    if not len(same):
+    j = _beside(base, reader, i)
+    if j is None:
         return None
-    low, high = laws.interval(base.draws[:, same[0]] - reader.draws[:, i])
-    value = float(base.losses[same[0]] - reader.losses[i])
-    return {"value": value, "low": low, "high": high, "base": float(base.losses[same[0]])}
+    low, high = laws.interval(base.draws[:, j] - reader.draws[:, i])
+    value = float(base.losses[j] - reader.losses[i])
+    return {"value": value, "low": low, "high": high, "base": float(base.losses[j])}
+
+
+def _beside(base: Curve, reader: Curve, i: int) -> int | None:
+    """The place of the language model with the same decoder as a reader of the i-th size."""
+    same = np.flatnonzero(base.sizes["layers"] == reader.sizes["layers"][i])
+    return int(same[0]) if len(same) else None
 
 
 def of(base: Curve, reader: Curve, i: int) -> list[str]:
@@ -41,9 +47,9 @@ def of(base: Curve, reader: Curve, i: int) -> list[str]:
 
 def seeds(base: Curve, reader: Curve, i: int) -> str:
     """How many seeds the reader of the i-th size has; where the language model beside it has others, of both."""
-    same = np.flatnonzero(base.sizes["layers"] == reader.sizes["layers"][i])
-    one, many = (len(base.each[same[0]]) if len(same) else 0), len(reader.each[i])
-    return str(many) if one in (0, many) else f"{BASE} {one}, RETRO {many}"
+    j, many = _beside(base, reader, i), len(reader.each[i])
+    one = many if j is None else len(base.each[j])
+    return str(many) if one == many else f"{BASE} {one}, RETRO {many}"
 
 
 def by_size(every: dict, drawn: dict) -> list[Section]:

@@ -6,12 +6,13 @@ Everything is computed from rows.parquet. The page is that of `retro report`; it
 from pathlib import Path
 
 from retro_jax.evaluate.beside import BASE, PARTS
+from retro_jax.evaluate.figures import FEW
 from retro_jax.evaluate.training import ENOUGH
 from retro_jax.report.numbers import about, bits, interval, plain
 from retro_jax.report.section import Section
 from retro_jax.report.write import put
 from retro_jax.study import gains, laws, plots
-from retro_jax.study.evidence import FEWEST_DOCUMENTS, pair_of, sections, worth
+from retro_jax.study.evidence import pair_of, sections, worth
 from retro_jax.study.figures import READER, SIZES, curves, law_of, multipliers, pooled
 from retro_jax.study.runs import HELDOUT
 from retro_jax.study.sums import Sums, load
@@ -115,7 +116,7 @@ def _few_sizes(sums: Sums, every: dict) -> dict:
     last = gained[HELDOUT, "all"][-1]
     size = f"With a decoder of {plain(int(last['size']))} parameters"
     documents = len(sums.facts["documents"][HELDOUT])
-    few = documents < FEWEST_DOCUMENTS
+    few = documents < FEW
     sure = not few and (last["low"] > 0 or last["high"] < 0)
     if few:
         head = f"{size}: {documents} documents are too few for a verdict"
