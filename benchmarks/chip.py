@@ -54,7 +54,9 @@ def peaks(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def experiment(size: str, batch: int, remat: str, block: int, args: argparse.Namespace):
+def experiment(
+    size: str, batch: int, remat: str, block: int, attention: str, args: argparse.Namespace
+):
     """An experiment of one of the paper's sizes, or of a tiny one."""
     from retro_jax.config import TrainConfig, experiment_beside, from_config_dict
 
@@ -67,7 +69,9 @@ def experiment(size: str, batch: int, remat: str, block: int, args: argparse.Nam
         e = dataclasses.replace(
             e, model=dataclasses.replace(e.model, decoder=decoder, encoder=encoder)
         )
-    model = dataclasses.replace(e.model, remat=remat, attention_block=block, dtype="bfloat16")
+    model = dataclasses.replace(
+        e.model, remat=remat, attention_block=block, attention=attention, dtype="bfloat16"
+    )
     train = TrainConfig(length=args.length, batch=batch)
     return dataclasses.replace(e, model=model, train=train)
 
@@ -78,7 +82,7 @@ def work_of(e) -> dict[str, float]:
     from retro_jax.train.log import step_flops
 
     d, length = e.model.decoder, e.train.length
-    plain = dataclasses.replace(e.model, attention_block=length)
+    plain = dataclasses.replace(e.model, attention_block=length, attention="reference")
     whole = step_flops(method_of(dataclasses.replace(e, model=plain), "retro"), e.train, VOCAB)
     # Of each head: logits of the content and of the positions, and the sum of values.
     attention = 3 * 2 * length**2 * d.heads * d.head_size * d.layers
@@ -131,8 +135,8 @@ def step(args: argparse.Namespace, number: int) -> list[dict]:
     from retro_jax.train.hardware import peak_flops
     from retro_jax.train.step import init_state, make_train_step
 
-    size, sequences, remat, block = args.steps[number]
-    e = experiment(size, sequences, remat, block, args)
+    size, sequences, remat, block, attention = args.steps[number]
+    e = experiment(size, sequences, remat, block, attention, args)
     method, flops, rows = method_of(e, "retro"), work_of(e), []
     peak, tokens = peak_flops(jax.devices()[:1]), sequences * e.train.length
     with jax.set_mesh(sharding.one_device()):
@@ -162,6 +166,7 @@ def step(args: argparse.Namespace, number: int) -> list[dict]:
         rows.append(
             {
                 "what": what, "size": size, "sequences": sequences, "remat": remat, "block": block,
+                "attention": attention,
                 "ms": 1e3 * s, "tokens/s": tokens / s,
                 **{f"MFU, {n}": f * share / s / peak if peak else None for n, f in flops.items()},
                 "of the product": flops["half"] * share / s / args.reached if args.reached else None,

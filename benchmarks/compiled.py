@@ -1,14 +1,16 @@
-"""What the TPU's compiler says of a decoder's self-attention: by the kernel, and by the reference.
+"""What the TPU's compiler says of attention: by the kernels, and by the reference.
 
     pip install -e '.[tpu]'
     python benchmarks/compiled.py --sizes 172m 1.5b --topology=v5e:2x2
 
 One layer of two sequences of 2,048 tokens on one chip, in bfloat16 with relative positions, forward and with its
-gradient. No chip is needed, and nothing is timed but the compiler. Bytes that the kernel reads and writes are counted
-as `retro plan` counts them (each operand once), those of the reference by the compiler. docs/speed.md has whole train
-steps, which `retro plan` compiles.
+gradient: of the decoder to itself, of its chunks to two neighbours, and of the encoder to itself and to the chunk. No
+chip is needed, and nothing is timed but the compiler. Bytes that a kernel reads and writes are counted as `retro plan`
+counts them (each operand once), those of the reference by the compiler. docs/speed.md has whole train steps, which
+`retro plan` compiles.
 """
 
+import itertools
 import time
 
 import common
@@ -16,34 +18,50 @@ import common
 ROWS = ("replica", "data")
 
 
-def layer(name: str, sequences: int, length: int, heads: int, size: int, mesh):
+# Queries, keys and memories of a group, and groups of a chunk.
+KINDS = {
+    "itself": None,
+    "two neighbours": (64, 128, 2, 1),
+    "encoder, itself": (128, 128, 1, 2),
+    "encoder, chunk": (128, 64, 1, 2),
+}
+
+
+def layer(kernel: bool, kind: str, sequences: int, length: int, heads: int, size: int, mesh):
     """A layer's attention, summed, and the shapes of its arguments."""
     import jax
     import jax.numpy as jnp
 
-    from retro_jax.model.attend import attend_causal, self_distances
+    from retro_jax.model.attend import attend, attend_causal, self_distances
     from retro_jax.model.flash import flash, flash_distances
+    from retro_jax.model.flash_chunks import flash_read
 
     block = 256
+    if KINDS[kind] is None:
+        queries, keys, memories, groups = length, length, 1, 1
+        distances = len(flash_distances(length) if kernel else self_distances(length, block))
+    else:
+        queries, keys, memories, groups = KINDS[kind]
+        groups, distances = groups * length // 64, queries + keys
 
     def shaped(*shape, spec=(ROWS,), dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, jax.P(*spec)))
 
-    steps = flash_distances(length) if name == "flash" else self_distances(length, block)
     arguments = (
-        shaped(sequences, 1, length, heads, 1, size),
-        *[shaped(sequences, 1, 1, length, heads, size) for _ in "kv"],
-        shaped(sequences, 1, 1, length, dtype=bool),
-        shaped(len(steps), heads, 1, size, spec=()),
+        shaped(sequences, groups, queries, heads, 1, size),
+        *[shaped(sequences, groups, memories, keys, heads, size) for _ in "kv"],
+        shaped(sequences, groups, memories, keys, dtype=bool),
+        shaped(distances, heads, 1, size, spec=()),
         *[shaped(heads, 1, size, spec=()) for _ in "uw"],
     )
 
     def total(q, k, v, mask, *relative):
-        y = (
-            flash(q, k, v, mask, relative)
-            if name == "flash"
-            else attend_causal(q, k, v, mask, relative, block)
-        )
+        if KINDS[kind] is not None:
+            y, _ = attend(q, k, v, mask, relative, read=flash_read if kernel else None)
+        elif kernel:
+            y = flash(q, k, v, mask, relative)
+        else:
+            y = attend_causal(q, k, v, mask, relative, block)
         return y.astype(jnp.float32).sum()
 
     return total, arguments
@@ -75,8 +93,9 @@ def main():
         d = from_config_dict(
             experiment_beside(common.QUICKSTART, "retro").get_config(size)
         ).model.decoder
-        for name in ("reference", "flash"):
-            total, arguments = layer(name, args.sequences, args.length, d.heads, d.head_size, mesh)
+        for kind, name in itertools.product(KINDS, ("reference", "flash")):
+            shape = args.sequences, args.length, d.heads, d.head_size
+            total, arguments = layer(name == "flash", kind, *shape, mesh)
             wanted = (0, 1, 2, 4, 5, 6)
             for what, of in (
                 ("forward", total),
@@ -90,7 +109,8 @@ def main():
                 memory = compiled.memory_analysis().temp_size_in_bytes
                 rows.append(
                     {
-                        "size": size, "heads": f"{d.heads} x {d.head_size}", "attention": name, "what": what,
+                        "size": size, "heads": f"{d.heads} x {d.head_size}", "reads": kind,
+                        "attention": name, "what": what,
                         "temporaries, MiB": memory / 2**20,
                         "GB read and written": compiled.cost_analysis()["bytes accessed"] / 1e9,
                         "compiled in s": time.perf_counter() - begin,

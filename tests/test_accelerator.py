@@ -65,9 +65,14 @@ def on_both(function, *given):
     return out
 
 
-@pytest.mark.parametrize("precision", TOLERANCE)
-def test_loss_and_gradients_are_those_of_the_cpu(precision, tiny):
-    m, given = Retro(tiny, 2), batch()
+@pytest.mark.parametrize(
+    ("precision", "attention"),
+    [("highest", "reference"), ("default", "reference"), ("highest", "flash")],
+)
+def test_loss_and_gradients_are_those_of_the_cpu(precision, attention, tiny):
+    if attention == "flash" and jax.default_backend() == "gpu":
+        pytest.skip("the kernels are for TPUs")
+    m, given = Retro(altered(tiny, attention=attention), 2), batch()
     params = jax.device_get(drawn(tiny, m.shapes(VOCAB)))
     with jax.default_matmul_precision(precision):
         (loss, grads), (expected, right) = on_both(

@@ -175,7 +175,7 @@ class ModelConfig:
     )
     attention: str = setting(
         "reference",
-        "reference | flash: how a decoder attends to itself; flash is a TPU kernel that writes no logits",
+        "reference | flash: how attention is computed; flash is by kernels for TPUs, which write no logits",
         free=True,
     )
     # Tables of n-grams beside the first layer that would read neighbours (methods/ngram_memory.py).

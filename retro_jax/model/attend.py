@@ -37,7 +37,9 @@ _SEGMENTS = 8
 SAVED = "attention"  # name of what an attention's gradient needs, for policies of `jax.checkpoint`
 
 
-def attend(q, k, v, mask, relative=None, causal_from=None, statistics=False, nothing=None):
+def attend(
+    q, k, v, mask, relative=None, causal_from=None, statistics=False, nothing=None, read=None
+):
     """Multi-head attention over all memories of a group under one softmax.
 
     Args:
@@ -50,6 +52,7 @@ def attend(q, k, v, mask, relative=None, causal_from=None, statistics=False, not
       statistics: also say where the attention went: "attention", or "values", which is that times the norms of
         the values.
       nothing: the logit of one more key, whose value is 0 [B, G, I, N, A], float32; or None.
+      read: what computes it, by default `softmax_read`.
 
     Returns:
       [B, G, I, N, A, H], exactly 0 where the mask allows no key (logits and softmax are float32),
@@ -61,7 +64,7 @@ def attend(q, k, v, mask, relative=None, causal_from=None, statistics=False, not
     if causal_from is not None:
         past = jnp.arange(k.shape[3]) <= jnp.arange(q.shape[2])[:, None] + causal_from
         mask = mask & past[:, None, None]  # [B, G, I, 1, K, J]
-    y, normaliser = _softmax_read(q, k, v, relative, mask)
+    y, normaliser = (read or softmax_read)(q, k, v, relative, mask)
     left = 1.0
     if nothing is not None:
         left = beside(nothing, jnp.moveaxis(normaliser, 0, 3))
@@ -121,7 +124,7 @@ def _logits(content, position, k, mask):
 
 
 @jax.custom_vjp
-def _softmax_read(q, k, v, relative, mask):
+def softmax_read(q, k, v, relative, mask):
     """softmax(logits) v -> [B, G, I, N, A, H], and the logits' log sum exp [N, B, G, I, A]; both 0 where
     every key is masked.
 
@@ -175,7 +178,7 @@ def _read_gradient(saved, given):
     return dq, dk, dv, drelative, None
 
 
-_softmax_read.defvjp(_read, _read_gradient)
+softmax_read.defvjp(_read, _read_gradient)
 
 
 def attend_causal(q, k, v, mask, relative, block: int):

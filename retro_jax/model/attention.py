@@ -10,9 +10,10 @@ from jax.sharding import PartitionSpec as P
 
 from retro_jax.config import ModelConfig
 from retro_jax.errors import UserError
-from retro_jax.model.attend import attend, attend_causal, self_distances
+from retro_jax.model.attend import attend, attend_causal, self_distances, softmax_read
 from retro_jax.model.einsum import project
 from retro_jax.model.flash import flash, flash_distances
+from retro_jax.model.flash_chunks import flash_read
 from retro_jax.model.layers import ROWS, Norm, constant, gather, weight
 from retro_jax.model.positions import distances, rotate, rotations, sinusoid
 
@@ -123,7 +124,8 @@ class Attention(nnx.Module):
             y, mass = attend_causal(q, k, v, mask, relative, self.block), None
         else:
             nothing = self.nothing(q)
-            y, mass = attend(q, k, v, mask, relative, statistics=statistics, nothing=nothing)
+            read = flash_read if self.flash else softmax_read
+            y, mass = attend(q, k, v, mask, relative, None, statistics, nothing, read)
         return self.output(y, mask.any((-2, -1))[:, :, None]), mass
 
     def queries(self, x):

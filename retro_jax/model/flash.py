@@ -9,8 +9,6 @@ their gradients are arrays [I, J] that are written and read; here a block of the
     I queries of a block, J keys of a block; W = I + J distances between them
 
 In FLOPs a block costs 2 I J H for the content and 2 I W H for the positions, W / J = 1.25 times as much.
-
-On a CPU the kernel is interpreted: slow, for tests.
 """
 
 import functools
@@ -22,12 +20,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from retro_jax.model import kernel
 from retro_jax.model.attend import SAVED
+from retro_jax.model.kernel import dot
 
 QUERIES, KEYS = 128, 512  # of a block; a multiple of 128, of QUERIES
-_LANES = 128
-_MASKED, _BOUND = -1e30, -1e29  # as in `attend`
-_VMEM = 64 * 1024**2  # bytes of a chip's own memory that a kernel may take, of 128 (v6e, v5e) or 95
 
 
 def flash_distances(length: int) -> np.ndarray:
@@ -76,15 +73,6 @@ def flash(q, k, v, mask, relative):
     return jnp.moveaxis(y[:, :, :, :length], 3, 1)[:, None]
 
 
-def _sharded(function, made, *given):
-    """A function of one chip's part of each array; made: how its results are split."""
-    return jax.shard_map(function, out_specs=made, check_vma=False)(*given)
-
-
-def _spec(x):
-    return jax.typeof(x).sharding.spec
-
-
 @jax.custom_vjp
 def _read(content, position, k, v, mask):
     """softmax(logits) v -> [B, N, A, L, H]; position: (queries, table), or None."""
@@ -92,8 +80,8 @@ def _read(content, position, k, v, mask):
 
 
 def _read_saving(content, position, k, v, mask):
-    made = (_spec(content),) * 2
-    y, normaliser = _sharded(_forward, made, content, position, k, v, mask)
+    made = (kernel.spec(content),) * 2
+    y, normaliser = kernel.sharded(_forward, made, content, position, k, v, mask)
     y, normaliser = checkpoint_name(y, SAVED), checkpoint_name(normaliser, SAVED)
     return y, (content, position, k, v, mask, y, normaliser)
 
@@ -101,7 +89,7 @@ def _read_saving(content, position, k, v, mask):
 def _read_gradient(saved, dy):
     content, position, k, v, mask, y, normaliser = saved
     along = (dy.astype(jnp.float32) * y.astype(jnp.float32)).sum(-1).reshape(normaliser.shape)
-    given, rows = (content, position, k, v), _spec(content)[0]
+    given, rows = (content, position, k, v), kernel.spec(content)[0]
 
     def gradients(*parts):
         dcontent, dposition, dk, dv = _backward(*parts)
@@ -109,31 +97,21 @@ def _read_gradient(saved, dy):
             dposition = dposition[0], jax.lax.psum(dposition[1], rows)
         return dcontent, dposition, dk, dv
 
-    specs = jax.tree.map(_spec, given)
-    found = _sharded(gradients, specs, *given, mask, dy, normaliser, along)
+    specs = jax.tree.map(kernel.spec, given)
+    found = kernel.sharded(gradients, specs, *given, mask, dy, normaliser, along)
     return *jax.tree.map(lambda g, x: g.astype(x.dtype), found, given), None
 
 
 _read.defvjp(_read_saving, _read_gradient)
 
 
-def _call(kernel, contents: int, positions: int, given, **how):
-    """Calls a kernel, compiled for a TPU, interpreted elsewhere; contents, positions: how many products of a block of
-    each kind it has."""
+def _call(of, contents: int, positions: int, given, **how):
+    """Calls a kernel; contents, positions: how many products of a block of each kind it has."""
     rows, keys = given[0], _padded(given[0].shape[3])[1]
     blocks = sum(-(-(i + 1) * QUERIES // keys) for i in range(rows.shape[3] // QUERIES))
     pairs = contents * keys + positions * (QUERIES + keys)
-    made = jax.tree.leaves(how["out_shape"])
-    how["cost_estimate"] = pl.CostEstimate(
-        flops=2 * int(np.prod(rows.shape[:3])) * rows.shape[4] * blocks * QUERIES * pairs,
-        bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*given, *made)),
-        transcendentals=int(np.prod(rows.shape[:3])) * blocks * QUERIES * keys,
-    )
-    how["compiler_params"] = pltpu.CompilerParams(
-        dimension_semantics=("arbitrary",) * len(how["grid"]), vmem_limit_bytes=_VMEM
-    )
-    compiled, read = (pl.pallas_call(kernel, interpret=i, **how) for i in (False, True))
-    return jax.lax.platform_dependent(*given, tpu=compiled, default=read)
+    queries = int(np.prod(rows.shape[:3])) * blocks * QUERIES
+    return kernel.call(of, 2 * queries * rows.shape[4] * pairs, queries * keys, given, **how)
 
 
 def _specs(content, position, k):
@@ -186,23 +164,6 @@ def _backward(content, position, k, v, mask, dy, normaliser, along):
     return dcontent, tuple(dposition) or None, dk, dv
 
 
-def _dot(a, b, over=(1, 0)):
-    """A product in float32; over: the dimensions of each that are summed."""
-    dims = ((over[0],), (over[1],)), ((), ())
-    exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jax.lax.dot_general(a, b, dims, exact, preferred_element_type=jnp.float32)
-
-
-def _column(row):
-    """[1, I] -> [I, 1], by way of a square, which a TPU can transpose."""
-    return jnp.broadcast_to(row, (_LANES, row.shape[1])).T[:, :1]
-
-
-def _row(column):
-    """[I, 1] -> [1, I]."""
-    return jnp.broadcast_to(column, (column.shape[0], _LANES)).T[:1]
-
-
 class _Block:
     """A block of queries and its keys, a block of them at a time."""
 
@@ -224,16 +185,16 @@ class _Block:
 
     def logits(self, j):
         """[I, J] float32, the masked ones -1e30."""
-        logits = _dot(self.content, self.k[0, 0, self.at(j)], (1, 1))
+        logits = dot(self.content, self.k[0, 0, self.at(j)], (1, 1))
         if self.table is not None:
-            by_distance = _dot(self.queries[0, 0, 0], self.table[0, 0, self.near(j)], (1, 1))
+            by_distance = dot(self.queries[0, 0, 0], self.table[0, 0, self.near(j)], (1, 1))
             # Query i has key 0 at I - 1 - i, so its row goes that far to the left.
             left = by_distance.shape[1] - (QUERIES - 1)
             logits += pltpu.roll(by_distance, left, 1, stride=1, stride_axis=0)[:, : self.keys]
         query = self.i * QUERIES + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
         key = j * self.keys + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
         allowed = (key <= query) & (self.mask[0, :, self.at(j)] > 0)
-        return jnp.where(allowed, logits, _MASKED)
+        return jnp.where(allowed, logits, kernel.MASKED)
 
 
 def _forward_kernel(content, *refs, relative):
@@ -248,17 +209,15 @@ def _forward_kernel(content, *refs, relative):
         above = jnp.maximum(top, logits.max(1, keepdims=True))
         weights, before = jnp.exp(logits - above), jnp.exp(top - above)
         values = v[0, 0, block.at(j)]
-        read = read * before + _dot(weights.astype(values.dtype), values)
+        read = read * before + dot(weights.astype(values.dtype), values)
         return above, total * before + weights.sum(1, keepdims=True), read
 
     rows, width = block.content.shape
     none = jnp.zeros((rows, 1), jnp.float32)
-    begin = none + _BOUND, none, jnp.zeros((rows, width), jnp.float32)
+    begin = none + kernel.BOUND, none, jnp.zeros((rows, width), jnp.float32)
     top, total, read = jax.lax.fori_loop(0, block.blocks, step, begin)
     y[0, 0, 0] = (read / jnp.maximum(total, 1e-30)).astype(y.dtype)
-    # Any finite number for a row without keys: its weights are exp(-1e30 - 0) = 0.
-    found = jnp.where(total > 0, top + jnp.log(jnp.maximum(total, 1e-30)), 0)
-    normaliser[0, 0, 0, pl.ds(block.i, 1)] = _row(found)
+    normaliser[0, 0, 0, pl.ds(block.i, 1)] = kernel.row(kernel.normaliser(top, total))
 
 
 def _backward_kernel(content, *refs, relative):
@@ -280,32 +239,29 @@ def _backward_kernel(content, *refs, relative):
     given = dy[0, 0, 0]
     low = given.dtype
     if relative:
-        places = [jax.lax.broadcasted_iota(jnp.int32, (QUERIES, QUERIES), axis) for axis in (0, 1)]
-        turn = (sum(places) == QUERIES - 1).astype(
-            low
-        )  # a product with it has rows in the opposite order
-        turned = _dot(turn, block.queries[0, 0, 0]).astype(low)
-    normal, inner = (_column(x[0, 0, 0, pl.ds(block.i, 1)]) for x in (normaliser, along))
+        turn = kernel.reversal(QUERIES, low)
+        turned = dot(turn, block.queries[0, 0, 0]).astype(low)
+    normal, inner = (kernel.column(x[0, 0, 0, pl.ds(block.i, 1)]) for x in (normaliser, along))
 
     def step(j, carried):
         at = block.at(j)
         weights = jnp.exp(block.logits(j) - normal)
-        dlogits = (weights * (_dot(given, v[0, 0, at], (1, 1)) - inner)).astype(low)
-        dv[0, 0, at] += _dot(weights.astype(low), given, (0, 0))
-        dk[0, 0, at] += _dot(dlogits, block.content, (0, 0))
-        of_content = carried[0] + _dot(dlogits, k[0, 0, at])
+        dlogits = (weights * (dot(given, v[0, 0, at], (1, 1)) - inner)).astype(low)
+        dv[0, 0, at] += dot(weights.astype(low), given, (0, 0))
+        dk[0, 0, at] += dot(dlogits, block.content, (0, 0))
+        of_content = carried[0] + dot(dlogits, k[0, 0, at])
         if not relative:
             return (of_content,)
         # Back to distances: row i goes I - 1 - i to the right. Rows can go further and further only, so the last one
         # comes first.
         near, zeros = block.near(j), jnp.zeros((QUERIES, QUERIES), jnp.float32)
-        wide = jnp.concatenate([_dot(turn, dlogits), zeros], axis=1)
+        wide = jnp.concatenate([dot(turn, dlogits), zeros], axis=1)
         by_distance = pltpu.roll(wide, 0, 1, stride=1, stride_axis=0).astype(low)
-        dtable[0, a, near] += _dot(by_distance, turned, (0, 0))
-        return of_content, carried[1] + _dot(by_distance, block.table[0, 0, near])
+        dtable[0, a, near] += dot(by_distance, turned, (0, 0))
+        return of_content, carried[1] + dot(by_distance, block.table[0, 0, near])
 
     zero = jnp.zeros(block.content.shape, jnp.float32)
     found = jax.lax.fori_loop(0, block.blocks, step, (zero,) * (1 + relative))
     dcontent[0, 0, 0] = found[0].astype(dcontent.dtype)
     if relative:
-        dqueries[0, 0, 0] = _dot(turn, found[1].astype(low)).astype(dqueries.dtype)
+        dqueries[0, 0, 0] = dot(turn, found[1].astype(low)).astype(dqueries.dtype)

@@ -19,15 +19,19 @@ from retro_jax.weights.base import base_weights, open_base
 
 
 def settings_of(e: Experiment, method: Trainable) -> dict:
-    """{config field: value} of all that a trained model depends on.
+    """{config field: value} of all that a trained model depends on, or what is scored with it.
 
-    With a constant learning rate the number of steps is none of it: such a run can go on.
+    With a constant learning rate the number of steps is none of it: such a run can go on. Nor is how others
+    are trained, of a base that stays as it is.
     """
-    settings = binding(e.train, "train.") | method.binding()
+    settings = binding(e.train, "train.")
+    if not trains(e, method):
+        settings = {n: settings[n] for n in ("train.base", "train.length", "train.seed")}
+    settings |= method.binding()
     if e.train.base:  # what it is, not where
         settings["train.base"] = pretrained.identity(Path(e.train.base))
     if e.train.schedule == "constant":
-        del settings["train.steps"]
+        settings.pop("train.steps", None)
     return settings
 
 

@@ -92,11 +92,13 @@ def test_without_neighbours_it_is_the_base_to_the_last_bit(fitted):
 
 
 def test_a_base_that_is_used_as_it_is_is_not_made_again(fitted):
-    """Or all that was scored with it would be, too."""
-    manifest, work = fitted / "train/language_model/manifest.json", WorkDir(fitted)
+    """Or all that was scored with it would be, too. Nor does it matter how long others are trained."""
+    manifest, e = fitted / "train/language_model/manifest.json", WorkDir(fitted).experiment
     before = manifest.read_bytes()
-    loop.train(work, method_of(work.experiment, "language_model"))
-    assert manifest.read_bytes() == before
+    for steps in (e.train.steps, e.train.steps + 1):
+        other = dataclasses.replace(e, train=dataclasses.replace(e.train, steps=steps))
+        loop.train(WorkDir(fitted, other), method_of(other, "language_model"))
+        assert manifest.read_bytes() == before
 
 
 def test_checkpoints_hold_what_was_trained_and_nothing_of_the_base(fitted, base, corpus):

@@ -1,0 +1,67 @@
+"""What the TPU kernels of attention share: how they are called, on one chip's part, and what a chip can do to a block.
+
+On a CPU a kernel is interpreted: slow, for tests.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+LANES = 128
+MASKED, BOUND = -1e30, -1e29  # as in `attend`
+_VMEM = 64 * 1024**2  # bytes of a chip's own memory that a kernel may take, of 128 (v6e, v5e) or 95
+
+
+def sharded(function, made, *given):
+    """A function of one chip's part of each array; made: how its results are split."""
+    return jax.shard_map(function, out_specs=made, check_vma=False)(*given)
+
+
+def spec(x):
+    """How an array is split over the mesh."""
+    return jax.typeof(x).sharding.spec
+
+
+def call(kernel, flops: int, transcendentals: int, given, **how):
+    """Calls a kernel, compiled for a TPU, interpreted elsewhere. Of bytes each operand counts once."""
+    made = jax.tree.leaves(how["out_shape"])
+    how["cost_estimate"] = pl.CostEstimate(
+        flops=flops,
+        bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*given, *made)),
+        transcendentals=transcendentals,
+    )
+    how["compiler_params"] = pltpu.CompilerParams(
+        dimension_semantics=("arbitrary",) * len(how["grid"]), vmem_limit_bytes=_VMEM
+    )
+    compiled, read = (pl.pallas_call(kernel, interpret=i, **how) for i in (False, True))
+    return jax.lax.platform_dependent(*given, tpu=compiled, default=read)
+
+
+def dot(a, b, over=(1, 0)):
+    """A product in float32; over: the dimensions of each that are summed."""
+    dims = ((over[0],), (over[1],)), ((), ())
+    exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return jax.lax.dot_general(a, b, dims, exact, preferred_element_type=jnp.float32)
+
+
+def column(row):
+    """[1, I] -> [I, 1], by way of a square, which a TPU can transpose."""
+    return jnp.broadcast_to(row, (LANES, row.shape[1])).T[:, :1]
+
+
+def row(column):
+    """[I, 1] -> [1, I]."""
+    return jnp.broadcast_to(column, (column.shape[0], LANES)).T[:1]
+
+
+def reversal(rows: int, dtype):
+    """A matrix; a product with it has `rows` rows in the opposite order."""
+    places = [jax.lax.broadcasted_iota(jnp.int32, (rows, rows), axis) for axis in (0, 1)]
+    return (sum(places) == rows - 1).astype(dtype)
+
+
+def normaliser(top, total):
+    """The log sum exp of rows whose greatest logit is `top` and whose weights sum to `total`; where no key is
+    allowed, 0: any finite number will do, as exp(-1e30 - 0) = 0."""
+    return jnp.where(total > 0, top + jnp.log(jnp.maximum(total, 1e-30)), 0)
