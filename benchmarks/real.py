@@ -103,7 +103,7 @@ def llama(base: Path, prompt: str, tokens: int):
 
 
 def products(layers: int, width: int, rounds: int) -> list[dict]:
-    """Milliseconds for one row times the matrices [D, 2 D] of so many layers, by how these are kept."""
+    """Milliseconds for some rows times the matrices [D, 2 D] of so many layers, by how these are kept."""
     import jax
     import jax.numpy as jnp
 
@@ -113,18 +113,21 @@ def products(layers: int, width: int, rounds: int) -> list[dict]:
     def by_hand(x, ws):  # what XLA fuses
         return sum((x[0, :, None] * w.astype(x.dtype)).sum(0).sum() for w in ws)
 
-    x, rows = jnp.ones((1, width)), []
-    for kept, how, f in (
-        ("float32", "product", product), ("bfloat16", "product", product), ("int8", "product", product),
-        ("int8", "sum of products", by_hand),
+    rows = []
+    for n, kept, how, f in (
+        (1, "float32", "product", product), (1, "bfloat16", "product", product), (1, "int8", "product", product),
+        (1, "int8", "sum of products", by_hand), (2, "float32", "product", product), (4, "float32", "product", product),
     ):  # fmt: skip
+        x = jnp.ones((n, width))
         ws = [jnp.full((width, 2 * width), 1 + i % 3, kept) for i in range(layers)]
         run, seconds = jax.jit(f), []
         for _ in range(rounds + 1):
             begin = time.perf_counter()
             run(x, ws).block_until_ready()
             seconds.append(time.perf_counter() - begin)
-        rows.append({"kept": kept, "as": how, "ms": 1e3 * statistics.median(seconds[1:])})
+        rows.append(
+            {"rows": n, "kept": kept, "as": how, "ms": 1e3 * statistics.median(seconds[1:])}
+        )
     return rows
 
 
@@ -157,7 +160,7 @@ def main():
         return common.serve(work(args) | {"ready": lambda: None})
     if args.products:
         rows = products(60, 576, max(args.rounds, 9))
-        return common.show({"one row times 60 matrices": rows}, FORMATS, args.json)
+        return common.show({"rows times 60 matrices": rows}, FORMATS, args.json)
     flags = [f"--workdir={args.workdir}", f"--tokens={args.tokens}"]
     begin, ready = time.perf_counter(), {}
     workers = {OURS: common.Worker(f"--worker={OURS}", *flags)}
