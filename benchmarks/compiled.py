@@ -73,10 +73,11 @@ def main():
     made.add_argument(
         "--sizes", nargs="+", default=["172m", "1.5b"], help="of experiments/retro.py"
     )
+    made.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     made.add_argument("--topology", default="v5e:2x2")
     made.add_argument("--sequences", type=int, default=2)
     made.add_argument("--length", type=int, default=2048)
-    args = common.parse(made, sizes=["172m"], sequences=1, length=256)
+    args = common.parse(made, sizes=["172m"], kinds=["two neighbours"], sequences=1, length=64)
 
     import jax
 
@@ -93,7 +94,7 @@ def main():
         d = from_config_dict(
             experiment_beside(common.QUICKSTART, "retro").get_config(size)
         ).model.decoder
-        for kind, name in itertools.product(KINDS, ("reference", "flash")):
+        for kind, name in itertools.product(args.kinds, ("reference", "flash")):
             shape = args.sequences, args.length, d.heads, d.head_size
             total, arguments = layer(name == "flash", kind, *shape, mesh)
             wanted = (0, 1, 2, 4, 5, 6)

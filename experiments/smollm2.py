@@ -18,8 +18,8 @@ With `:FOLDER,longer` neighbours come on top of the window (`budget`); it shares
     retro compare --config=experiments/smollm2.py:.,longer --workdir=runs/smollm2-longer --prepared=runs/smollm2 \
         --methods=rag,replug --k=1
 
-What is trained is RETRO's encoder and cross-attention in every third layer from the 6th (RETROfit), on a
-million tokens: a first look. The model itself stays as it is. Its first 22 steps ran. On one GPU, 49 million:
+What is trained is RETRO's encoder and cross-attention in every third layer from the 6th (RETROfit), on half a
+million tokens: a first look, in 2.2 hours of one core. The model itself stays as it is. On one GPU, 49 million:
 
     retro compare --config=experiments/smollm2.py:.,gpu --workdir=runs/smollm2-gpu --prepared=runs/smollm2 --k=1
 

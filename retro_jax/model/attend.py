@@ -22,6 +22,8 @@ for the whole batch. In bytes: I W + I K J float32 logits a head and group, none
 gradient.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,8 @@ _SEGMENTS = 8
 SAVED = "attention"  # name of what an attention's gradient needs, for policies of `jax.checkpoint`
 
 
+# Programs of their own, so that layers of the same shapes are traced once: half of the time that a step's tracing took.
+@functools.partial(jax.jit, static_argnames=("statistics", "read"))
 def attend(
     q, k, v, mask, relative=None, causal_from=None, statistics=False, nothing=None, read=None
 ):
@@ -181,6 +185,7 @@ def _read_gradient(saved, given):
 softmax_read.defvjp(_read, _read_gradient)
 
 
+@functools.partial(jax.jit, static_argnames="block")
 def attend_causal(q, k, v, mask, relative, block: int):
     """`attend` of a sequence to itself: query i to keys 0 .. i, shapes as there, K = 1, I = J = L.
 

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from retro_jax.config import ModelConfig
-from retro_jax.errors import UserError
+from retro_jax.model import kernel
 from retro_jax.model.attend import attend, attend_causal, self_distances, softmax_read
 from retro_jax.model.einsum import project
 from retro_jax.model.flash import flash, flash_distances
@@ -57,11 +57,8 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, heads: Heads, kind: type, out_scale: float):
         self.config, self.heads, self.block = config.decoder, heads, config.attention_block
         self.flash = config.attention == "flash"
-        if self.flash and jax.default_backend() not in ("tpu", "cpu"):
-            raise UserError(
-                "config field model.attention = 'flash' is a kernel for TPUs, and would be interpreted on a "
-                f"{jax.default_backend()}; set it to reference"
-            )
+        if self.flash:
+            kernel.check_chip(jax.devices()[0].device_kind)
         d, memory, n, size = heads.d, heads.memory, heads.kv_heads, heads.size
         a, inner, own = heads.heads // n, heads.heads * size, memory == d
         to_queries, to_keys = P("data", "model", None, None), P("data", "model", None)

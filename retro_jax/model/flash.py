@@ -61,6 +61,7 @@ def flash(q, k, v, mask, relative):
         return jnp.pad(jnp.moveaxis(x[:, 0, 0], 1, 2), ((0, 0),) * 2 + ((0, fill), (0, 0)))
 
     allowed = jnp.pad(mask[:, 0].astype(jnp.float32), ((0, 0), (0, 0), (0, fill)))
+    allowed = jax.sharding.reshard(allowed, jax.P(kernel.spec(q)[0]))  # as the rows are
     if relative is None:
         content, position = rows(q * scale), None
     else:
@@ -105,13 +106,15 @@ def _read_gradient(saved, dy):
 _read.defvjp(_read_saving, _read_gradient)
 
 
-def _call(of, contents: int, positions: int, given, **how):
-    """Calls a kernel; contents, positions: how many products of a block of each kind it has."""
+def _call(of, contents: int, positions: int, turns: int, given, **how):
+    """Calls a kernel; contents, positions: how many products of a block of each kind it has; turns: of its logits into
+    the opposite order."""
     rows, keys = given[0], _padded(given[0].shape[3])[1]
     blocks = sum(-(-(i + 1) * QUERIES // keys) for i in range(rows.shape[3] // QUERIES))
     pairs = contents * keys + positions * (QUERIES + keys)
     queries = int(np.prod(rows.shape[:3])) * blocks * QUERIES
-    return kernel.call(of, 2 * queries * rows.shape[4] * pairs, queries * keys, given, **how)
+    flops = 2 * queries * (rows.shape[4] * pairs + turns * QUERIES * keys)
+    return kernel.call(of, flops, queries * keys, given, **how)
 
 
 def _specs(content, position, k):
@@ -135,7 +138,7 @@ def _forward(content, position, k, v, mask):
     numbers = jax.ShapeDtypeStruct((*content.shape[:3], grid[3], QUERIES), jnp.float32)
     return _call(
         functools.partial(_forward_kernel, relative=position is not None),
-        2, 1 if position else 0, (content, *(position or ()), k, v, mask),
+        2, 1 if position else 0, 0, (content, *(position or ()), k, v, mask),
         grid=grid, in_specs=[row, *((row, table) if position else ()), column, column, masks],
         out_specs=(row, number), out_shape=(made, numbers), name="flash_forward",
     )  # fmt: skip
@@ -158,7 +161,7 @@ def _backward(content, position, k, v, mask, dy, normaliser, along):
         shapes += [jax.ShapeDtypeStruct(content.shape, content.dtype), float32(position[1].shape)]
     dcontent, dk, dv, *dposition = _call(
         functools.partial(_backward_kernel, relative=position is not None),
-        5, 3 if position else 0, (content, *(position or ()), k, v, mask, dy, normaliser, along),
+        5, 3 if position else 0, 1 if position else 0, (content, *(position or ()), k, v, mask, dy, normaliser, along),
         grid=grid, in_specs=given, out_specs=tuple(out), out_shape=tuple(shapes), name="flash_backward",
     )  # fmt: skip
     return dcontent, tuple(dposition) or None, dk, dv

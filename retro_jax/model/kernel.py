@@ -3,14 +3,29 @@
 On a CPU a kernel is interpreted: slow, for tests.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from retro_jax.errors import UserError
+
 LANES = 128
 MASKED, BOUND = -1e30, -1e29  # as in `attend`
-_VMEM = 64 * 1024**2  # bytes of a chip's own memory that a kernel may take, of 128 (v6e, v5e) or 95
+VMEM = (
+    64 * 1024**2
+)  # bytes of a core's own memory that a kernel may take, of 128 (v5e, v6e) or 64 (v5p)
+
+
+def check_chip(kind: str):
+    """Raises UserError for a chip, by its `device_kind`, that the kernels are not for."""
+    if kind != "cpu" and not kind.startswith(("TPU v5", "TPU v6")):
+        raise UserError(
+            f"config field model.attention = 'flash' is by kernels for TPUs (v5e, v5p, v6e), and not for {kind}; "
+            "set it to reference"
+        )
 
 
 def sharded(function, made, *given):
@@ -24,18 +39,25 @@ def spec(x):
 
 
 def call(kernel, flops: int, transcendentals: int, given, **how):
-    """Calls a kernel, compiled for a TPU, interpreted elsewhere. Of bytes each operand counts once."""
+    """Calls a kernel, compiled for a TPU, interpreted elsewhere. Of bytes each operand counts once, as it lies in
+    memory. The first axis of the grid is of heads, which have nothing in common: a chip's cores may share them."""
     made = jax.tree.leaves(how["out_shape"])
     how["cost_estimate"] = pl.CostEstimate(
         flops=flops,
-        bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*given, *made)),
+        bytes_accessed=sum(map(nbytes, (*given, *made))),
         transcendentals=transcendentals,
     )
     how["compiler_params"] = pltpu.CompilerParams(
-        dimension_semantics=("arbitrary",) * len(how["grid"]), vmem_limit_bytes=_VMEM
+        dimension_semantics=("parallel",) + ("arbitrary",) * (len(how["grid"]) - 1),
+        vmem_limit_bytes=VMEM,
     )
     compiled, read = (pl.pallas_call(kernel, interpret=i, **how) for i in (False, True))
     return jax.lax.platform_dependent(*given, tpu=compiled, default=read)
+
+
+def nbytes(x) -> int:
+    """Bytes of an array whose last axis is filled up to whole lanes."""
+    return math.prod(x.shape[:-1]) * -(-x.shape[-1] // LANES) * LANES * x.dtype.itemsize
 
 
 def dot(a, b, over=(1, 0)):

@@ -19,6 +19,7 @@ from retro_jax.config import Experiment, MeshConfig
 from retro_jax.corpus import tokenizer
 from retro_jax.errors import UserError
 from retro_jax.methods.method import Method
+from retro_jax.model import kernel
 from retro_jax.plan import count, hlo, roofline, topology
 from retro_jax.train import sharding
 from retro_jax.train.hardware import GIB
@@ -66,14 +67,15 @@ def estimate(
 
     Returns:
       fits, compiled (or estimated), bytes a chip by kind and in all; collectives by kind (count and bytes a chip and
-      step) and accessed, the bytes that the compiler counts as read and written (both None if not compiled); FLOPs a
-      step and what is computed again, seconds of a step by what bounds it, hours of the run at best and at worst
-      (`roofline.Times`).
+      step; None if not compiled); FLOPs a step and what is computed again, seconds of a step by what bounds it, hours
+      of the run at best and at worst (`roofline.Times`).
 
     Raises:
       UserError: the mesh does not fit the machine or the model.
     """
     abstract = topology.abstract_mesh(on, e.mesh)
+    if e.model.attention == "flash":
+        kernel.check_chip(on.chip.kind)
     sharding.check_divides(
         abstract, e.model, vocab, train_batch=e.train.batch // e.train.accumulate
     )
@@ -103,7 +105,6 @@ def estimate(
         "fits": fits,
         "bytes_per_chip": memory | {"total": total, "of": on.chip.memory},
         "collectives": made and made["collectives"],
-        "accessed": made and made["accessed"],
         "flops_per_step": flops,
         "recomputed": needed["recomputed"] / flops,
         "seconds_per_step": seconds,
@@ -125,16 +126,16 @@ def _compile(e: Experiment, vocab: int, mesh: jax.sharding.Mesh, method: Method)
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
+            if "vmem" in str(error):
+                raise UserError(
+                    "config field model.attention = 'flash': the memory inside a chip cannot hold a kernel of these "
+                    "chunks and neighbours; set it to reference"
+                ) from None
             needed = _refused(str(error))
             if needed is None:
                 raise
             held = count.bytes_of((step.state, step.batch))
-            return {
-                "total": needed,
-                "temporary": needed - held,
-                "collectives": None,
-                "accessed": None,
-            }
+            return {"total": needed, "temporary": needed - held, "collectives": None}
     memory = compiled.memory_analysis()
     return {
         "temporary": memory.temp_size_in_bytes,
@@ -144,14 +145,13 @@ def _compile(e: Experiment, vocab: int, mesh: jax.sharding.Mesh, method: Method)
         - memory.alias_size_in_bytes
         + memory.generated_code_size_in_bytes,
         "collectives": hlo.collectives(compiled.as_text()),
-        "accessed": compiled.cost_analysis()["bytes accessed"],
     }
 
 
 def _refused(message: str) -> int | None:
-    """Bytes that the compiler wanted, where it says that they do not fit."""
+    """Bytes that the compiler wanted, where it says that they do not fit into a chip's main memory."""
     found = re.search(r"Used ([\d.]+)([KMG]) of", message)
-    if "RESOURCE_EXHAUSTED" not in message or not found:
+    if "RESOURCE_EXHAUSTED" not in message or "vmem" in message or not found:
         return None
     return int(float(found[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[found[2]])
 
@@ -241,8 +241,6 @@ def show(result: dict, as_json: bool):
         for name, value in r["collectives"].items():
             sent.add_row(name, f"{value['count']:,}", f"{value['bytes'] / GIB:.2f}")
         progress.show(sent)
-    if r["accessed"]:
-        progress.say(f"The compiler counts {r['accessed'] / 1e9:.1f} GB read and written a step.")
     progress.say(
         f"{r['flops_per_step']:.3e} FLOPs a step of {r['batch']} sequences"
         + (f" in {r['accumulate']} parts" if r["accumulate"] > 1 else "")

@@ -161,7 +161,6 @@ def test_the_tpu_compiler_says_what_slices_need(experiment, model):
     parts = sum(memory[k] for k in ("parameters", "optimizer", "activations", "temporaries"))
     assert 0 <= memory["total"] - parts < 2**26  # the program itself, and the batch
     assert made["collectives"]["all-gather"]["bytes"] > 0
-    assert made["accessed"] > made["bytes_per_chip"]["parameters"]  # each is read once at least
     assert made["smallest_that_fits"] == "v5e:2x2 (estimated)"  # two chips, for model=2
     assert json.loads(json.dumps(made)) == made
     estimated = plan.estimate(e, topology.parse(on), VOCAB, method_of(e, "retro"))
