@@ -53,6 +53,19 @@ def test_parts_are_taken_only_as_many_as_memory_wants(experiment, monkeypatch):
         search.search(experiment, on, VOCAB, method)
 
 
+def test_what_is_computed_again_and_the_blocks_are_those_of_its_network(experiment, monkeypatch):
+    """Of one mesh: each has its own products and bytes."""
+    monkeypatch.setattr(search, "REMATS", ("none", "full"))
+    monkeypatch.setattr(search, "BLOCKS", (16, 32))
+    found = search.search(
+        experiment, topology.parse("h100:1"), VOCAB, method_of(experiment, "retro")
+    )
+    again = {(r["remat"], r["attention_block"]): r["recomputed"] for r in found}
+    assert len(again) == 4
+    assert again["full", 32] > again["none", 32]
+    assert len({r["seconds_per_step"][1] for r in found}) == 4
+
+
 def test_a_mesh_is_not_given_to_what_searches_for_one(capfd):
     words = [
         "plan",
