@@ -6,8 +6,8 @@
 One layer of two sequences of 2,048 tokens on one chip, in bfloat16 with relative positions, forward and with its
 gradient: of the decoder to itself, of its chunks to two neighbours, and of the encoder to itself and to the chunk. No
 chip is needed, and nothing is timed but the compiler. Bytes that a kernel reads and writes are counted as `retro plan`
-counts them (each operand once), those of the reference by the compiler. docs/speed.md has whole train steps, which
-`retro plan` compiles.
+counts them (each operand once, as it lies in memory), those of the reference by the compiler. docs/speed.md has whole
+train steps, which `retro plan` compiles.
 """
 
 import itertools

@@ -90,17 +90,7 @@ def _read_saving(content, position, k, v, mask):
 def _read_gradient(saved, dy):
     content, position, k, v, mask, y, normaliser = saved
     along = (dy.astype(jnp.float32) * y.astype(jnp.float32)).sum(-1).reshape(normaliser.shape)
-    given, rows = (content, position, k, v), kernel.spec(content)[0]
-
-    def gradients(*parts):
-        dcontent, dposition, dk, dv = _backward(*parts)
-        if dposition is not None and rows:  # a table serves the sequences of all chips
-            dposition = dposition[0], jax.lax.psum(dposition[1], rows)
-        return dcontent, dposition, dk, dv
-
-    specs = jax.tree.map(kernel.spec, given)
-    found = kernel.sharded(gradients, specs, *given, mask, dy, normaliser, along)
-    return *jax.tree.map(lambda g, x: g.astype(x.dtype), found, given), None
+    return kernel.gradients(_backward, (content, position, k, v), mask, dy, normaliser, along)
 
 
 _read.defvjp(_read_saving, _read_gradient)

@@ -97,17 +97,7 @@ def _read_saving(content, position, k, v, mask):
 
 def _read_gradient(saved, given):
     *arrays, mask = saved
-    rows = kernel.spec(arrays[0])[0]
-
-    def gradients(*parts):
-        dcontent, dposition, dk, dv = _backward(*parts)
-        if dposition is not None and rows:  # a table serves the groups of all chips
-            dposition = dposition[0], jax.lax.psum(dposition[1], rows)
-        return dcontent, dposition, dk, dv
-
-    specs = jax.tree.map(kernel.spec, tuple(arrays))
-    found = kernel.sharded(gradients, specs, *arrays, mask, *given)
-    return *jax.tree.map(lambda g, x: g.astype(x.dtype), found, tuple(arrays)), None
+    return kernel.gradients(_backward, tuple(arrays), mask, *given)
 
 
 _read.defvjp(_read_saving, _read_gradient)

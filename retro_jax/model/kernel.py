@@ -38,6 +38,21 @@ def spec(x):
     return jax.typeof(x).sharding.spec
 
 
+def gradients(backward, given, *rest):
+    """Gradients of (content, position, k, v), the sum over all chips of a table's, and None for the mask; backward: of
+    one chip's part of them, and of the `rest`."""
+    rows = spec(given[0])[0]
+
+    def of_a_chip(*parts):
+        dcontent, dposition, dk, dv = backward(*parts)
+        if dposition is not None and rows:  # a table serves the rows of all chips
+            dposition = dposition[0], jax.lax.psum(dposition[1], rows)
+        return dcontent, dposition, dk, dv
+
+    found = sharded(of_a_chip, jax.tree.map(spec, given), *given, *rest)
+    return *jax.tree.map(lambda g, x: g.astype(x.dtype), found, given), None
+
+
 def call(kernel, flops: int, transcendentals: int, given, **how):
     """Calls a kernel, compiled for a TPU, interpreted elsewhere. Of bytes each operand counts once, as it lies in
     memory. The first axis of the grid is of heads, which have nothing in common: a chip's cores may share them."""

@@ -18,7 +18,7 @@ from retro_jax import progress
 from retro_jax.config import Experiment, MeshConfig
 from retro_jax.corpus import tokenizer
 from retro_jax.errors import UserError
-from retro_jax.methods.method import Method
+from retro_jax.methods.method import Method, method_of
 from retro_jax.model import kernel
 from retro_jax.plan import count, hlo, roofline, topology
 from retro_jax.train import sharding
@@ -65,6 +65,8 @@ def estimate(
 ) -> dict:
     """What a train step of `e` needs on each chip of a machine.
 
+    method: which it is; its network is that of `e`, whatever remat and blocks it was made with.
+
     Returns:
       fits, compiled (or estimated), bytes a chip by kind and in all; collectives by kind (count and bytes a chip and
       step; None if not compiled); FLOPs a step and what is computed again, seconds of a step by what bounds it, hours
@@ -73,7 +75,7 @@ def estimate(
     Raises:
       UserError: the mesh does not fit the machine or the model.
     """
-    abstract = topology.abstract_mesh(on, e.mesh)
+    abstract, method = topology.abstract_mesh(on, e.mesh), method_of(e, method.name)
     if e.model.attention == "flash":
         kernel.check_chip(on.chip.kind)
     sharding.check_divides(
@@ -151,7 +153,7 @@ def _compile(e: Experiment, vocab: int, mesh: jax.sharding.Mesh, method: Method)
 def _refused(message: str) -> int | None:
     """Bytes that the compiler wanted, where it says that they do not fit into a chip's main memory."""
     found = re.search(r"Used ([\d.]+)([KMG]) of", message)
-    if "RESOURCE_EXHAUSTED" not in message or "vmem" in message or not found:
+    if "RESOURCE_EXHAUSTED" not in message or not found:
         return None
     return int(float(found[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[found[2]])
 

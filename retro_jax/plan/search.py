@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from retro_jax import progress
 from retro_jax.config import Experiment, MeshConfig
 from retro_jax.errors import UserError
-from retro_jax.methods.method import Method, method_of
+from retro_jax.methods.method import Method
 from retro_jax.plan import topology
 from retro_jax.plan.plan import estimate
 from retro_jax.train import sharding
@@ -49,19 +49,13 @@ def search(e: Experiment, on: topology.Topology, vocab: int, method: Method) -> 
     ranked = _sorted([*best, *(x for x in second if x)])
     plans = [found for _, found in ranked[:SHOWN]]
     if on.kind in topology.SLICES:  # for GPUs there is no compiler here
-        plans[:BEST] = [_estimate(x, on, vocab, method, compiles=True) for x, _ in ranked[:BEST]]
+        plans[:BEST] = [estimate(x, on, vocab, method, compiles=True) for x, _ in ranked[:BEST]]
     return sorted(plans, key=lambda found: not found["fits"])
 
 
 def _other(e: Experiment, remat: str, block: int) -> Experiment:
     model = dataclasses.replace(e.model, remat=remat, attention_block=block)
     return dataclasses.replace(e, model=model)
-
-
-def _estimate(e: Experiment, on: topology.Topology, vocab: int, method: Method, **how) -> dict:
-    return estimate(
-        e, on, vocab, method_of(e, method.name), **how
-    )  # whose network has another remat and block
 
 
 def _told(what: str, experiments: list[Experiment]) -> Iterator[Experiment]:
@@ -100,7 +94,7 @@ def _fewest_parts(
         if batch // parts % rows or parts < needed:
             continue
         x = dataclasses.replace(e, train=dataclasses.replace(e.train, accumulate=parts))
-        found = _estimate(x, on, vocab, method)
+        found = estimate(x, on, vocab, method)
         if found["fits"]:
             return x, found
         # Tracing takes seconds: numbers of parts are left out with which no more than this could fit.
