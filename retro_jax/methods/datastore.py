@@ -20,7 +20,7 @@ import numpy as np
 from retro_jax import progress
 from retro_jax.config import Experiment
 from retro_jax.methods.method import Method
-from retro_jax.model import decode
+from retro_jax.model import decoder
 from retro_jax.model.layers import by_rows, gather
 from retro_jax.model.retro import PAD
 from retro_jax.pipeline import recipe, sequences
@@ -39,7 +39,7 @@ _COMPARED = 2**24  # distances that are held at a time
 _FLAT, _SHARD = 20_000, 4_000_000  # keys that are compared one by one; keys of an index
 
 
-def read(net: decode.Decoder, tokens):
+def read(net: decoder.Decoder, tokens):
     """The language model's pass over sequences [B, L]: what its last feed-forward reads [B, L, D] float32, what its
     readout reads [B, L, D], and the network."""
     model = net.model
@@ -178,7 +178,7 @@ def _make(work: WorkDir, method: Method, k: int, tokens: int, out: Path) -> dict
         progress.bar("states of the database", int(share * len(table))) as advance,
     ):
         params = restore_trained(work, method, mesh)
-        forward = jax.jit(lambda p, t: read(decode.decoder(method.model, p), t)[0])
+        forward = jax.jit(lambda p, t: read(decoder.decoder(method.model, p), t)[0])
         for ids, documents in _sequences(e, table, share):
             given = sharding.shard_batch(mesh, {"x": ids})["x"]
             fed = np.asarray(forward(params, given))

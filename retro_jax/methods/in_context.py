@@ -195,7 +195,7 @@ class InContext(Prompted):
             return found
         text = jnp.pad(tokens, ((0, 0), (0, chunks * m - length)))
         text = jnp.reshape(text, (b, chunks, m), out_sharding=ROWS)
-        return self.chosen(self.decoder(params), text, found)
+        return self.chosen(self.decoder(dict(params)), text, found)
 
     # Generation.
 

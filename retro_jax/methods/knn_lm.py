@@ -23,7 +23,7 @@ from retro_jax.config.fields import require, require_at_least, require_share, se
 from retro_jax.methods.datastore import Known, Store, read
 from retro_jax.methods.language_model import LanguageModel
 from retro_jax.methods.prompted import read_off
-from retro_jax.model import decode
+from retro_jax.model import decoder
 from retro_jax.model.layers import by_rows
 from retro_jax.store.workdir import WorkDir
 
@@ -87,7 +87,7 @@ class KnnLm(LanguageModel):
         wait for itself for ever."""
         if not self._store:
             return super().jitted(name, **fixed)
-        states = jax.jit(lambda p, t: read(decode.decoder(self.model, p), t)[0][:, :-1])
+        states = jax.jit(lambda p, t: read(decoder.decoder(self.model, p), t)[0][:, :-1])
 
         def of_found(params, tokens, found):
             other = copy.copy(self)
@@ -114,7 +114,7 @@ class KnnLm(LanguageModel):
         return self._tried(params, tokens, self.choices())
 
     def _tried(self, params: dict, tokens, choices: list[Settings]):
-        fed, h, model = read(decode.decoder(self.model, params), tokens)
+        fed, h, model = read(decoder.decoder(self.model, dict(params)), tokens)
         values, distances = self._store.search(fed[:, :-1], self.settings.k)
         targets = tokens[:, 1:]
 
@@ -136,7 +136,7 @@ class KnnLm(LanguageModel):
         """And the most probable tokens."""
         if not self._store:
             return super().scores(params, tokens, None, never)
-        fed, h, model = read(decode.decoder(self.model, params), tokens)
+        fed, h, model = read(decoder.decoder(self.model, dict(params)), tokens)
         found = self._store.search(fed[:, :-1], self.settings.k)
 
         def of(h, values, distances, targets):

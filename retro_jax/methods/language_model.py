@@ -8,7 +8,7 @@ import numpy as np
 
 from retro_jax.config.fields import binding
 from retro_jax.methods.method import Method, Retrieved
-from retro_jax.model import cache, decode, formulas, functional, sizes
+from retro_jax.model import cache, decode, decoder, formulas, functional, sizes
 from retro_jax.model.retro import PAD
 
 
@@ -65,8 +65,12 @@ class LanguageModel(Method):
         return functional.token_scores(self.model, params, tokens, _tokens(retrieved), never)
 
     def decoder(self, params: dict):
-        """See `decode.decoder`."""
-        return decode.decoder(self.model, params)
+        """See `decoder.decoder`."""
+        return decoder.decoder(self.model, params)
+
+    def params_of(self, net) -> dict:
+        """See `decoder.params_of`."""
+        return decoder.params_of(net)
 
     def start(self, net, rows: int, length: int, k: int):
         """See `decode.start`."""

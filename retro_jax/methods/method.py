@@ -291,7 +291,11 @@ class Method:
     # Generation, token by token, of rows on one device: model/decode.py has the shapes.
 
     def decoder(self, params: dict):
-        """The network for decoding: a pytree."""
+        """The network for decoding: a pytree. params: left empty, so that what is copied can be given up."""
+        raise NotImplementedError
+
+    def params_of(self, net) -> dict:
+        """The weights by name of a network for decoding."""
         raise NotImplementedError
 
     def start(self, net, rows: int, length: int, k: int):

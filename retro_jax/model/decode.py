@@ -10,42 +10,18 @@ step that reads the last token of a chunk encodes that chunk's neighbours in mid
 may read anew before M more tokens have come: the M last tokens are then the chunk that retrieved.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from retro_jax.config import DecoderConfig, ModelConfig
-from retro_jax.model import functional, ngrams
+from retro_jax.model import ngrams
 from retro_jax.model.attend import beside
 from retro_jax.model.cache import Cache, Fresh, Layer, Read, over_rows
+from retro_jax.model.decoder import Decoder
 from retro_jax.model.layers import ROWS, by_rows, gather
 from retro_jax.model.positions import rotate, rotations
 from retro_jax.model.retro import PAD, Block, Retro
-
-
-class Decoder(NamedTuple):
-    """The network with each layer's weights by themselves, in the dtype that they are used in: a step reads
-    every weight once, and would copy it first out of a stack."""
-
-    model: Retro  # without its layers
-    blocks: tuple[Block, ...]
-
-
-def decoder(config: ModelConfig, params: dict) -> Decoder:
-    """The network whose weights are `params`, for decoding."""
-    exact = (".scale", ".shift_bias", ".position", ".null_key", ".null_bias")
-    dtype = jnp.dtype(config.dtype)
-    cast = {n: p if n.endswith(exact) else p.astype(dtype) for n, p in params.items()}
-    model = functional.network(config, cast)
-    blocks = []
-    for stack in model.stacks:
-        times = jax.tree.leaves(stack)[0].shape[0]
-        for time in range(times):
-            blocks += jax.tree.map(lambda w: w[time], stack)  # noqa: B023
-    model.stacks = None
-    return Decoder(model, tuple(blocks))
 
 
 def start(net: Decoder, rows: int, length: int, k: int) -> Cache:

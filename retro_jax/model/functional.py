@@ -90,10 +90,11 @@ def _structure(config: ModelConfig, vocab: int, retrieval: bool):
     with use_abstract_mesh(mesh):
         model = nnx.eval_shape(lambda: Retro(config, vocab, retrieval))
     graph, state = nnx.split(model)
-    return graph, {_name(path): (path, leaf) for path, leaf in nnx.to_flat_state(state)}
+    return graph, {name_of(path): (path, leaf) for path, leaf in nnx.to_flat_state(state)}
 
 
-def _name(path: tuple) -> str:
+def name_of(path: tuple) -> str:
+    """The name of the weight at a path of the network."""
     return ".".join(map(str, path))
 
 
@@ -111,7 +112,7 @@ def init(
     @jax.jit
     def make(key):
         state = nnx.split(Retro(config, vocab, retrieval))[1]
-        leaves = {_name(path): leaf for path, leaf in nnx.to_flat_state(state)}
+        leaves = {name_of(path): leaf for path, leaf in nnx.to_flat_state(state)}
         return draw({name: leaf for name, leaf in leaves.items() if name not in but}, key)
 
     return make(jax.random.key(seed))

@@ -98,7 +98,7 @@ def test_token_by_token_it_is_what_is_said_at_once(atlas, tiny, prompt):
     m, length = tiny.reading.chunk, 14
     tokens, near = examples(tiny, length)
     expected = logp(tokens, near)
-    net = method.decoder(params)
+    net = method.decoder(dict(params))
     state = method.start(net, 2, length + 1, K)
     padded = np.where(np.arange(12) < prompt, tokens[:, :12], 0)
     given = near.tokens[:, :3] * (prompt >= m)

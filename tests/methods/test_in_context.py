@@ -193,7 +193,7 @@ def test_token_by_token_it_is_what_is_said_at_once(tiny, mesh, name, budget):
     expected, best, top = jax.jit(lambda p, t, n: method.scores(p, t, n, ()))(
         params, put(tokens), jax.tree.map(put, near)
     )
-    net = method.decoder(params)
+    net = method.decoder(dict(params))
     state = method.start(net, 2, LENGTH + 2, K)
     padded = np.where(np.arange(12) < prompts[:, None], tokens[:, :12], 0)
     given = Retrieved(*(x[:, :3].copy() for x in near))

@@ -95,7 +95,7 @@ def test_scores_choices_and_steps_say_what_logprobs_says(opened, tiny, mesh):
     np.testing.assert_allclose(
         tried[..., -1], jax.jit(last.logprobs)(params, put(tokens)), atol=1e-5
     )
-    net, none = opened.decoder(params), np.zeros((2, 2, 0, tiny.reading.retrieved), np.int32)
+    net, none = opened.decoder(dict(params)), np.zeros((2, 2, 0, tiny.reading.retrieved), np.int32)
     state = opened.start(net, 2, LENGTH, 0)
     logits, state = jax.jit(opened.prefill)(
         net, state, put(tokens[:, :5]), put(np.array([5, 5], np.int32)), Retrieved(put(none))

@@ -31,7 +31,7 @@ def test_scores_and_steps_say_what_logprobs_says(name, tiny, mesh):
     def put(x):
         return jax.device_put(np.asarray(x, np.int32), jax.P(("replica", "data")))
 
-    net, every = m.decoder(params), tiny.reading.chunk
+    net, every = m.decoder(dict(params)), tiny.reading.chunk
     none = np.zeros((2, -(-PROMPT // every), 0, tiny.reading.retrieved))
     state = m.start(net, 2, LENGTH + 1, 0)
     read = jax.jit(m.prefill)

@@ -68,7 +68,7 @@ def test_token_by_token_it_is_what_is_said_at_once(tiny, mesh, prompt):
     params = drawn(tiny, METHODS["retro"](tiny, K).shapes(VOCAB))
     given = params, put(tokens), jax.tree.map(put, near)
     expected, best, _ = jax.jit(lambda p, t, n: method.scores(p, t, n, ()))(*given)
-    net = method.decoder(params)
+    net = method.decoder(dict(params))
     state = method.start(net, 2, 6 * m, K)
     padded = np.where(np.arange(12) < prompt, tokens[:, :12], 0)
     read = near.tokens[:, :3].copy()

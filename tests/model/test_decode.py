@@ -11,10 +11,13 @@ from conftest import altered, make_mesh, weights
 
 from retro_jax.model import decode, functional
 from retro_jax.model.cache import Fresh, place
+from retro_jax.model.decoder import decoder as network_of
+from retro_jax.model.decoder import params_of
 from retro_jax.model.layers import ROWS
+from retro_jax.train.sharding import one_device
 
 prefill, step = jax.jit(decode.prefill), jax.jit(decode.step)
-decoder = jax.jit(decode.decoder, static_argnums=0)
+decoder = jax.jit(network_of, static_argnums=0)
 apply = jax.jit(functional.apply, static_argnums=0)
 start = jax.jit(decode.start, static_argnums=(1, 2, 3))
 VOCAB, LENGTH = 50, 23  # five chunks of 4 and a part of a sixth
@@ -51,6 +54,21 @@ def examples(config, rows: int, k: int = 2):
     near[rows - 1, 1] = 0
     near[0, 2, 0] = 0
     return rng.integers(1, VOCAB, (rows, LENGTH)).astype(np.int32), near
+
+
+def test_layers_lie_apart_and_are_stacked_again(tiny):
+    """Who decodes need not keep the stacks, which a pass over whole texts takes."""
+    config = altered(tiny, decoder={"layers": 5}, reading={"cca_layers": (2, 4)})
+    params, mesh = functional.init(config, VOCAB, 0), one_device()
+    with jax.set_mesh(mesh):
+        given = dict(params)
+        net = network_of(config, given)
+        assert (len(given), len(net.blocks)) == (0, 5)
+        again = jax.jit(params_of)(net)
+        assert again.keys() == params.keys()
+        for name, value in params.items():
+            np.testing.assert_array_equal(again[name], value)
+            assert jax.typeof(again[name]).sharding.spec == jax.typeof(value).sharding.spec
 
 
 def decoded(config, params, tokens, near, prompts):
@@ -254,7 +272,7 @@ def test_a_step_gives_back_a_cache_of_the_types_that_it_was_given(tiny):
         found = []
 
         def types():
-            net = decode.decoder(tiny, functional.init(tiny, VOCAB, 0))
+            net = network_of(tiny, functional.init(tiny, VOCAB, 0))
             before = decode.start(net, 4, LENGTH, 2)
             tokens = jnp.zeros(4, jnp.int32, out_sharding=ROWS)
             after = decode.step(net, before, tokens)[1]
