@@ -55,8 +55,9 @@ def generations(s: Setup, rows: int):
 
 def pieces(s: Setup, rows: int):
     """Parts of it alone, by name; rows are half-way through."""
-    from retro_jax.generate.engine import SEGMENT, Engine
+    from retro_jax.generate.engine import Engine
     from retro_jax.generate.lookup import Lookup
+    from retro_jax.generate.programs import SEGMENT
     from retro_jax.methods.method import Retrieved
 
     silent = s.tokenizer.silent
@@ -97,7 +98,7 @@ def pieces(s: Setup, rows: int):
 
 def measure(s: Setup, rows: int, rounds: int) -> dict[str, list[dict]]:
     """The tables of so many rows."""
-    from retro_jax.generate.engine import SEGMENT
+    from retro_jax.generate.programs import SEGMENT
 
     prompt, tokens, m = s.size.prompt, s.size.tokens, s.chunk
     (whole, open_), (alone, lookup) = generations(s, rows), pieces(s, rows)

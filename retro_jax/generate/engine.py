@@ -10,48 +10,20 @@ host; rows that wait for it stay where they are while the others go on.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from retro_jax.corpus.tokenizer import BOS, PAD
-from retro_jax.generate import sample
-from retro_jax.generate.sample import TOP, Sampling
+from retro_jax.generate import programs
+from retro_jax.generate.programs import Drawn, Ways
+from retro_jax.generate.sample import Sampling
 from retro_jax.methods.method import Method, Retrieved
 from retro_jax.model.cache import Fresh
-from retro_jax.model.layers import ROWS, by_rows
 from retro_jax.train import sharding
 
-SEGMENT = 16  # tokens between two looks of the host, at most
 GREEDY = {"temperature": 0, "top_k": 0, "top_p": 1, "min_p": 0, "penalty": 1, "seed": 0}
-
-
-class State(NamedTuple):
-    """What the rows are."""
-
-    cache: Any  # of the method; has count and begin, [B] each
-    token: jax.Array  # [B] drawn, and not read yet
-    seen: jax.Array  # [B, V] which tokens a row holds
-
-
-class Ways(NamedTuple):
-    """How the rows go on."""
-
-    sampling: Sampling
-    leader: jax.Array  # [B] which row's token a row takes: its own, unless it is compared with it
-    top: jax.Array  # [] whether anyone wants the most probable tokens
-    silent: jax.Array  # [V] which tokens are never drawn
-
-
-class Drawn(NamedTuple):
-    """Tokens that were drawn, the first axis those of a segment [S], the second the rows [B]."""
-
-    token: np.ndarray
-    logprob: np.ndarray  # nats, of the model itself
-    top: np.ndarray  # [S, B, TOP] the most probable tokens, if anyone wanted them
-    top_logprob: np.ndarray
 
 
 class Engine:
@@ -84,17 +56,17 @@ class Engine:
             placed = _placed(method, params() if callable(params) else dict(params), self.mesh)
             vocab = placed["embedding"].shape[0]
             self._leaves, structure = jax.tree.flatten(method.decoder(placed))
-            start = jax.jit(_on(_start, method, structure), static_argnums=(1, 2, 3, 4))
+            start = jax.jit(_on(programs.start, method, structure), static_argnums=(1, 2, 3, 4))
             self._state = start(self._leaves, rows, self.length, k, vocab)
 
         def bound(function):
             return _on(function, method, structure)
 
-        self._prefill = jax.jit(bound(_prefill), static_argnums=(1, 2))
-        self._admit = jax.jit(functools.partial(_admit, method), donate_argnums=0)
-        self._step = jax.jit(bound(_step), donate_argnums=1)
-        self._segment = jax.jit(bound(_segment), donate_argnums=1)
-        self._copy = jax.jit(functools.partial(_copy, method), donate_argnums=0)
+        self._prefill = jax.jit(bound(programs.prefill), static_argnums=(1, 2))
+        self._admit = jax.jit(functools.partial(programs.admit, method), donate_argnums=0)
+        self._step = jax.jit(bound(programs.step), donate_argnums=1)
+        self._segment = jax.jit(bound(programs.segment), donate_argnums=1)
+        self._copy = jax.jit(functools.partial(programs.copy, method), donate_argnums=0)
         self._params_of = jax.jit(bound(lambda method, net: method.params_of(net)))
         self._sampling = {n: np.full(rows, v, _DTYPES[n]) for n, v in GREEDY.items()}
         self._leader, self._top = np.arange(rows, dtype=np.int32), np.zeros(rows, bool)
@@ -239,77 +211,3 @@ def _placed(method: Method, params: dict, mesh: jax.sharding.Mesh) -> dict:
     like = jax.eval_shape(lambda: method.init(params["embedding"].shape[0], 0))
     where = sharding.shapes_on(mesh, like)
     return {name: jax.device_put(params.pop(name), where[name].sharding) for name in list(params)}
-
-
-def _start(method: Method, net, rows: int, length: int, k: int, vocab: int) -> State:
-    token, seen = jnp.full(rows, PAD, jnp.int32), jnp.zeros((rows, vocab), bool)
-    return State(method.start(net, rows, length, k), token, seen)
-
-
-def _prefill(method: Method, net, length: int, k: int, tokens, count, near):
-    cache = method.start(net, 1, length, k)
-    return method.prefill(net, cache, *jax.tree.map(by_rows, (tokens, count, near)))
-
-
-def _admit(method: Method, state: State, ways: Ways, cache, logits, row, tokens, forced):
-    moved = method.place(state.cache, row[None], cache, jnp.zeros(1, jnp.int32))
-    held = jnp.zeros(state.seen.shape[1], bool).at[tokens[0]].set(True)
-    state = State(moved, state.token, state.seen.at[row].set(held))
-    logits = jax.sharding.reshard(logits, jax.P())
-    every = jnp.zeros((len(state.token), logits.shape[1]), logits.dtype).at[row].set(logits[0])
-    alone = jnp.arange(len(state.token)) == row
-    state, drawn = _draw(state, ways._replace(leader=jnp.arange(len(alone))), every, alone, forced)
-    return state, jax.tree.map(lambda x: x[None], drawn)
-
-
-def _step(method: Method, net, state: State, ways: Ways, active, fresh: Fresh):
-    fresh = jax.tree.map(lambda x: jax.sharding.reshard(x, jax.P(ROWS[0])), fresh)
-    state, drawn = _advance(method, net, state, ways, fresh, active)
-    return state, jax.tree.map(lambda x: x[None], drawn)
-
-
-def _segment(method: Method, net, state: State, ways: Ways, steps, n):
-    b = len(state.token)
-    out = Drawn(
-        jnp.zeros((SEGMENT, b), jnp.int32),
-        jnp.zeros((SEGMENT, b)),
-        jnp.zeros((SEGMENT, b, TOP), jnp.int32),
-        jnp.zeros((SEGMENT, b, TOP)),
-    )
-
-    def one(i, carry):
-        state, drawn = _advance(method, net, carry[0], ways, None, i < steps)
-        return state, jax.tree.map(lambda kept, x: kept.at[i].set(x), carry[1], drawn)
-
-    return jax.lax.fori_loop(0, n, one, (state, out))
-
-
-def _advance(method: Method, net, state: State, ways: Ways, fresh, active):
-    """One token: reads the last drawn one, draws the next."""
-    token, active_rows = (jax.sharding.reshard(x, ROWS) for x in (state.token, active))
-    logits, cache = method.step(net, state.cache, token, fresh, active_rows)
-    logits = jax.sharding.reshard(logits, jax.P())
-    return _draw(state._replace(cache=cache), ways, logits, active)
-
-
-def _draw(state: State, ways: Ways, logits, active, forced=None):
-    """Draws from logits [B, V] where `active`."""
-    count = jax.sharding.reshard(state.cache.count - state.cache.begin, jax.P())
-    drawn = sample.sample(logits, ways.sampling, state.seen, count, ways.silent)[ways.leader]
-    if forced is not None:
-        drawn = jnp.where(forced >= 0, forced, drawn)
-    token = jnp.where(active, drawn, state.token)
-    seen = state.seen.at[jnp.arange(len(token)), token].set(True)
-    none = jnp.zeros((len(token), TOP), jnp.int32), jnp.zeros((len(token), TOP))
-    top = jax.lax.cond(ways.top, lambda: sample.most_probable(logits), lambda: none)
-    return State(state.cache, token, seen), Drawn(token, sample.logprob_of(logits, token), *top)
-
-
-def _copy(method: Method, state: State, rows, source):
-    again = jnp.broadcast_to(source, rows.shape)
-
-    def put(x):
-        return x.at[rows].set(x[again])
-
-    cache = method.place(state.cache, rows, state.cache, again)
-    return State(cache, put(state.token), put(state.seen))

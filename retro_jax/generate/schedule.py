@@ -7,9 +7,10 @@ import time
 
 import numpy as np
 
-from retro_jax.generate.engine import SEGMENT, Engine
+from retro_jax.generate.engine import Engine
 from retro_jax.generate.in_progress import Work
 from retro_jax.generate.lookup import Lookup
+from retro_jax.generate.programs import SEGMENT
 from retro_jax.methods.method import Retrieved
 
 _FEWEST = 4  # tokens of a segment, unless all rows have fewer to go: each costs a look of the host
