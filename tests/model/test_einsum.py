@@ -1,12 +1,17 @@
 """The gradient of a product copies its smaller operand, and stays in that order when XLA compiles it."""
 
+import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+from jax.sharding import AbstractMesh, AxisType, use_abstract_mesh
 
-from retro_jax.model.einsum import project
+from retro_jax.model.einsum import product, project
+from retro_jax.model.layers import AXES
 
 
 def test_the_gradient_of_a_weight_copies_what_is_smaller(mesh):
@@ -19,3 +24,39 @@ def test_the_gradient_of_a_weight_copies_what_is_smaller(mesh):
     text = step.lower(w).compile().as_text()
     products = re.findall(r"f32\[(\d+),(\d+)\]\S* dot\(", text)
     assert ("4", "8") in products, text
+
+
+def dots(function, *args) -> list:
+    """What the products of a program give."""
+
+    def of(jaxpr):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "dot_general":
+                yield eqn.outvars[0].aval
+            for inner in jaxprs_in_params(eqn.params):
+                yield from of(inner)
+
+    return list(of(jax.make_jaxpr(function)(*args).jaxpr))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_of_bfloat16_a_cpu_gets_the_products_that_it_is_fast_at(mesh, rows):
+    """They give float32, and have two rows or more; what comes out is as anywhere else."""
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.normal(size=s), jnp.bfloat16) for s in ((1, rows, 24), (24, 6)))
+    exact = x.astype(jnp.float32) @ w.astype(jnp.float32)
+    for dtype, tolerance in ((jnp.bfloat16, 2**-8), (jnp.float32, 1e-5)):
+        of = functools.partial(product, "blk,kd->bld", dtype=dtype)
+        (dot,) = dots(of, x, w)
+        assert dot.dtype == jnp.float32
+        assert dot.size // 6 == max(rows, 2)
+        got = of(x, w)
+        assert (got.dtype, got.shape) == (dtype, (1, rows, 6))
+        np.testing.assert_allclose(got.astype(jnp.float32), exact, rtol=tolerance, atol=1e-5)
+    of = functools.partial(product, "blk,kd->bld", dtype=jnp.bfloat16)
+    assert {d.dtype for d in dots(jax.grad(lambda x, w: of(x, w).sum(), (0, 1)), x, w)} == {
+        dot.dtype
+    }
+    with use_abstract_mesh(AbstractMesh((1, 1, 1), AXES, (AxisType.Explicit,) * 3)):
+        shapes = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, w))
+        assert {d.dtype for d in dots(of, *shapes)} == {x.dtype}
