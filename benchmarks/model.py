@@ -15,7 +15,8 @@ reached in the same run, and the peak memory of each process.
 
 FLOPs are those of the matrix products of the forward pass, counted in each library's own program
 (the jaxpr; torch's FlopCounterMode); a train step is three times that, and what is computed again
-for the gradient counts for nothing. All compute in float32, with AdamW.
+for the gradient counts for nothing. All compute in float32, with AdamW; `--only retro_jax bfloat16` has RETRO in
+bfloat16 beside itself.
 """
 
 import functools
@@ -61,7 +62,7 @@ def example(s: dict) -> tuple[np.ndarray, np.ndarray]:
     return tokens, rng.integers(1, s["vocab"], shape)
 
 
-def ours(s: dict, retrieval: bool, threads: int):
+def ours(s: dict, retrieval: bool, threads: int, dtype: str = "float32"):
     """(what to run by name, FLOPs of a forward pass, parameters) of RETRO or of its language model.
 
     A device a thread, as the experiments say (`mesh.cpu_devices`), where the batch divides by it.
@@ -94,6 +95,7 @@ def ours(s: dict, retrieval: bool, threads: int):
             d=s["encoder_d"], layers=s["encoder_layers"], heads=s["heads"], head_size=size
         ),
         reading=ReadingConfig(cca_layers=s["cca"], chunk=CHUNK, retrieved=2 * CHUNK),
+        dtype=dtype,
     )
     method = (Retro if retrieval else LanguageModel)(config, NEIGHBOURS)
     train = TrainConfig(length=s["length"], batch=s["batch"])
@@ -131,6 +133,11 @@ def jax_product(s: dict):
 def retro_jax(s: dict, threads: int):
     """RETRO; see `ours`."""
     return ours(s, True, threads)
+
+
+def bfloat16(s: dict, threads: int):
+    """RETRO, computed in bfloat16; its parameters are float32."""
+    return ours(s, True, threads, "bfloat16")
 
 
 def language_model(s: dict, threads: int):
@@ -238,10 +245,11 @@ def retro_pytorch(s: dict, threads: int):
 
 LIBRARIES = {
     "retro_jax": retro_jax, "retro_pytorch": retro_pytorch, "language_model": language_model, "jax_nn": jax_nn,
+    "bfloat16": bfloat16,
 }  # fmt: skip
 NEEDS = {"retro_pytorch": ("torch", "retro_pytorch")}
 # Whose figures are whose measure.
-OURS = {"retro_pytorch": "retro_jax", "jax_nn": "language_model"}
+OURS = {"retro_pytorch": "retro_jax", "jax_nn": "language_model", "bfloat16": "retro_jax"}
 
 
 def worker(library: str, size: str, threads: int):
@@ -295,13 +303,13 @@ def main():
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=common.THREADS)
-    parser.add_argument("--only", choices=LIBRARIES, help="time one library")
+    parser.add_argument("--only", nargs="+", choices=LIBRARIES, help="by default all in float32")
     parser.add_argument("--worker", nargs=3, help="for itself")
     args = common.parse(parser, size="tiny")
     if args.worker:
         library, size, threads = args.worker
         return worker(library, size, int(threads))
-    wanted = [args.only] if args.only else list(LIBRARIES)
+    wanted = args.only or [name for name in LIBRARIES if name != "bfloat16"]
     libraries = [name for name in wanted if common.installed(name, *NEEDS.get(name, ()))]
     if "retro_pytorch" in libraries and SIZES[args.size]["inner"] < 8 * 32:
         libraries.remove("retro_pytorch")

@@ -110,6 +110,10 @@ def products(layers: int, width: int, rounds: int) -> list[dict]:
     def product(x, ws):
         return sum((x @ w.astype(x.dtype)).sum() for w in ws)
 
+    def of_bfloat16(x, ws):  # as model/einsum.py asks for it
+        x = x.astype("bfloat16")
+        return sum(jnp.dot(x, w, preferred_element_type="float32").sum() for w in ws)
+
     def by_hand(x, ws):  # what XLA fuses
         return sum((x[0, :, None] * w.astype(x.dtype)).sum(0).sum() for w in ws)
 
@@ -117,6 +121,9 @@ def products(layers: int, width: int, rounds: int) -> list[dict]:
     for n, kept, how, f in (
         (1, "float32", "product", product), (1, "bfloat16", "product", product), (1, "int8", "product", product),
         (1, "int8", "sum of products", by_hand), (2, "float32", "product", product), (4, "float32", "product", product),
+        (1, "bfloat16", "bfloat16 x bfloat16", of_bfloat16), (2, "bfloat16", "bfloat16 x bfloat16", of_bfloat16),
+        (4, "bfloat16", "bfloat16 x bfloat16", of_bfloat16), (64, "float32", "product", product),
+        (64, "bfloat16", "bfloat16 x bfloat16", of_bfloat16),
     ):  # fmt: skip
         x = jnp.ones((n, width))
         ws = [jnp.full((width, 2 * width), 1 + i % 3, kept) for i in range(layers)]
