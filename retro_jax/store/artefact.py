@@ -23,6 +23,7 @@ from retro_jax.store import files, provenance
 _GOING = re.compile(r"(^|/)(\.nfs|[^/]*\.removed(/|$))")  # what NFS keeps while it is open
 PURPOSE = "building.json"  # in a directory that is being built: settings and inputs
 MANIFEST = "manifest.json"
+_SAID = 4  # fields that differ, of which a refusal tells
 
 
 def build(path: Path, settings: dict, inputs: Iterable[Path], make: Callable[[Path], dict]) -> dict:
@@ -186,13 +187,13 @@ def look(path: Path, manifest: dict):
 
 
 def differing(old: dict, settings: dict) -> list[str]:
-    """Which settings are not those that a file holds, in words."""
+    """Which settings are not those that a file holds, in words: the first few of them."""
     settings = files.as_json(settings)
-    return [
-        f"{name} was {old.get(name)!r}, is now {settings.get(name)!r}"
-        for name in sorted(old.keys() | settings.keys())
-        if old.get(name) != settings.get(name)
-    ]
+    names = [n for n in sorted(old.keys() | settings.keys()) if old.get(n) != settings.get(n)]
+    names.sort(key=lambda n: not (n in old and n in settings))  # what has both values says more
+    said = [f"{n} was {old.get(n)!r}, is now {settings.get(n)!r}" for n in names[:_SAID]]
+    more = len(names) - _SAID
+    return [*said, f"and {more} more"] if more > 0 else said
 
 
 def read(path: Path) -> dict | None:

@@ -118,6 +118,15 @@ def made(tmp_path) -> Path:
     return tmp_path / "step"
 
 
+def test_of_many_fields_that_differ_a_few_are_told(made):
+    """First those that have another value now, and not those that another version had."""
+    settings = {"x": 2} | {f"a{i}": i for i in range(9)}
+    with pytest.raises(
+        UserError, match=r"\(x was 1, is now 2; a0 was None, is now 0; .*; and 6 more\)"
+    ):
+        artefact.check(made, settings, [])
+
+
 def test_a_file_of_another_size_is_named_whenever_the_artefact_is_opened(made):
     assert artefact.check(made, {"x": 1}, [])["counts"] == {"n": 2}
     for change, words in (
