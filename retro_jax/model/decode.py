@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from retro_jax.config import DecoderConfig, ModelConfig
-from retro_jax.model import ngrams
+from retro_jax.model import ngrams, on_cpu
 from retro_jax.model.attend import beside
 from retro_jax.model.cache import Cache, Fresh, Layer, Read, over_rows
 from retro_jax.model.decoder import Decoder
@@ -262,6 +262,8 @@ def _angles(c: DecoderConfig, length: int):
 
 def put(kept, x, at):
     """x [B, N, 1, ...] at one place of each row of [B, N, J, ...]."""
+    if on_cpu.is_slow(kept):
+        return on_cpu.number(put(on_cpu.bits(kept), on_cpu.bits(x), at))
     # All indices are named: a slice of one row would be updated in a copy of the whole cache, at each token.
     rows, heads = (np.arange(n) for n in kept.shape[:2])
     place = kept.at[rows[:, None], heads, at[:, None]]

@@ -8,12 +8,12 @@ take longer than the product.
 """
 
 import functools
-import math
 from string import ascii_letters
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import get_abstract_mesh
+
+from retro_jax.model import on_cpu
 
 
 def project(x: jax.Array, w: jax.Array, over: int = 1, out_sharding=None) -> jax.Array:
@@ -35,19 +35,9 @@ def product(spec: str, a: jax.Array, b: jax.Array, dtype=jnp.float32, out_shardi
 
 
 def _einsum(spec: str, a, b, dtype, out_sharding):
-    device = get_abstract_mesh().abstract_device
-    if a.dtype != jnp.bfloat16 or device is None or device.device_kind != "cpu":
-        return jnp.einsum(spec, a, b, preferred_element_type=dtype, out_sharding=out_sharding)
-    # XLA's fast products of bfloat16 on a CPU give float32, and have two rows or more: those that give bfloat16 take
-    # twice as long, and those of one row ten times (`benchmarks/real.py --products`).
-    (left, right), out = spec.split("->")[0].split(","), spec.split("->")[1]
-    rows = [i for i, c in enumerate(left) if c not in right]
-    alone = rows and math.prod(a.shape[i] for i in rows) == 1
-    a = jnp.concatenate([a, a], axis=rows[0]) if alone else a
-    made = jnp.einsum(spec, a, b, preferred_element_type=jnp.float32, out_sharding=out_sharding)
-    if alone:
-        made = jax.lax.slice_in_dim(made, 0, 1, axis=out.index(left[rows[0]]))
-    return made.astype(dtype)
+    if on_cpu.is_slow(a):
+        return on_cpu.einsum(spec, a, b, dtype, out_sharding)
+    return jnp.einsum(spec, a, b, preferred_element_type=dtype, out_sharding=out_sharding)
 
 
 def _forward(spec, a, b, dtype, out_sharding):

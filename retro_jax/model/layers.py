@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
 from retro_jax.config import DecoderConfig, ModelConfig
+from retro_jax.model import on_cpu
 from retro_jax.model.attend import SAVED
 from retro_jax.model.einsum import project
 
@@ -121,6 +122,8 @@ def embedding(kind: type, vocab: int, d: int):
 
 def look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
     """Rows of a table [V, D] (as `gather` gives it): ids [...] -> [..., D]."""
+    if on_cpu.is_slow(table):
+        return on_cpu.look_up(table, ids, ROWS)
     return table.at[ids].get(out_sharding=ROWS)
 
 

@@ -11,7 +11,7 @@ from jax.extend.core import jaxprs_in_params
 from jax.sharding import AbstractMesh, AxisType, use_abstract_mesh
 
 from retro_jax.model.einsum import product, project
-from retro_jax.model.layers import AXES
+from retro_jax.model.layers import AXES, look_up
 
 
 def test_the_gradient_of_a_weight_copies_what_is_smaller(mesh):
@@ -60,3 +60,18 @@ def test_of_bfloat16_a_cpu_gets_the_products_that_it_is_fast_at(mesh, rows):
     with use_abstract_mesh(AbstractMesh((1, 1, 1), AXES, (AxisType.Explicit,) * 3)):
         shapes = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, w))
         assert {d.dtype for d in dots(of, *shapes)} == {x.dtype}
+
+
+def test_rows_of_a_bfloat16_table_are_looked_up_as_bits(mesh):
+    """Without, a CPU makes float32 of the whole table. What is found is the same, and so is the gradient."""
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(9, 4)), jnp.bfloat16)
+    ids = jnp.array([[3, 3, 8]])
+
+    def squares(find):
+        return jax.jit(jax.value_and_grad(lambda t: (find(t).astype(jnp.float32) ** 2).sum()))
+
+    found, expected = squares(lambda t: look_up(t, ids)), squares(lambda t: t[ids])
+    for got, wanted in zip(found(table), expected(table)):
+        np.testing.assert_array_equal(got, wanted)
+    text = jax.jit(lambda t: look_up(t, ids)).lower(table).compile().as_text()
+    assert "f32[9,4]" not in text
