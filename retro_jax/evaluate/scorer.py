@@ -231,7 +231,8 @@ class Scorer:
         self, windows: list[Window], near: "_Near | None", given: np.ndarray
     ) -> Iterator[tuple]:
         """Windows of like lengths [rows], and the `Scores` of their tokens [rows, L]."""
-        sizes, params = [self._padded(len(w.tokens)) for w in windows], self._params()
+        sizes = [self._padded(len(w.tokens)) for w in windows]
+        params = self._params() if windows else {}
         order = sorted(range(len(windows)), key=lambda i: (sizes[i], len(windows[i].tokens)))
         while order:
             size = sizes[order[0]]

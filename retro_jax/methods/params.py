@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 
+from retro_jax.corpus import gguf
 from retro_jax.methods.method import method_of
 from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.store.workdir import WorkDir
@@ -23,4 +24,6 @@ def load_params(work: WorkDir | Path | str, method: str = "retro") -> dict[str, 
     work, mesh = WorkDir.of(work), sharding.one_device()
     check_prepared(work, only_live=True)
     with jax.set_mesh(mesh):
-        return restore_trained(work, method_of(work.experiment, method), mesh)
+        params = restore_trained(work, method_of(work.experiment, method), mesh)
+    gguf.forget()
+    return params

@@ -10,7 +10,8 @@ from retro_jax.config import ModelConfig
 from retro_jax.model import functional
 from retro_jax.model.retro import Block, Retro, layer_names
 
-_EXACT = (".scale", ".shift_bias", ".position", ".null_key", ".null_bias")  # used as they are
+# Used as they are, whatever the dtype.
+_EXACT = (".scale", ".shift_bias", ".position", ".null_key", ".null_bias", "readout_bias")
 
 
 class Decoder(NamedTuple):
@@ -32,22 +33,21 @@ def decoder(config: ModelConfig, params: dict) -> Decoder:
         p = params.pop(name)
         cast[name] = p if name.endswith(_EXACT) else p.astype(dtype)
         del p
-    model = functional.network(config, cast)
-    stacks, model.stacks = list(model.stacks), None
-    del cast
-    stacks.reverse()
+    # Names stand for the stacks: what a network is put together of stays until Python looks for circles.
+    named = {name: name if name.startswith("stacks.") else p for name, p in cast.items()}
+    model = functional.network(config, named)
     blocks = []
-    while stacks:
-        leaves, structure = jax.tree.flatten(stacks.pop())
-        times, apart = leaves[0].shape[0], []
-        leaves.reverse()
-        while leaves:
-            stack = leaves.pop()
-            apart.append([stack[time] for time in range(times)])
-            del stack
+    for stack in model.stacks:
+        names, structure = jax.tree.flatten(stack)
+        apart = [_apart(cast.pop(name)) for name in names]
         for layers in zip(*apart):
             blocks += jax.tree.unflatten(structure, layers)
+    model.stacks = None
     return Decoder(model, tuple(blocks))
+
+
+def _apart(stack: jax.Array) -> list[jax.Array]:
+    return [stack[time] for time in range(len(stack))]
 
 
 def params_of(net: Decoder) -> dict[str, jax.Array]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from retro_jax.config import Experiment, ModelConfig
-from retro_jax.corpus import gguf, tokenizer
+from retro_jax.corpus import tokenizer
 from retro_jax.errors import UserError
 from retro_jax.model import functional
 from retro_jax.weights import directory, pretrained
@@ -38,11 +38,7 @@ def base_weights(
 
     retrieval: whether a whole RETRO's encoder and cross-attention are wanted too.
     """
-    if not given:
-        return {}
-    placed = place(given, model, retrieval and given.retrieval, mesh)
-    gguf.forget()
-    return placed
+    return place(given, model, retrieval and given.retrieval, mesh) if given else {}
 
 
 def base_shapes(e: Experiment, vocab: int, retrieval: bool) -> dict[str, jax.ShapeDtypeStruct]:

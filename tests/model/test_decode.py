@@ -1,6 +1,7 @@
 """Decoding token by token from caches gives what one forward pass over the whole sequence gives."""
 
 import dataclasses
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +70,15 @@ def test_layers_lie_apart_and_are_stacked_again(tiny):
         for name, value in params.items():
             np.testing.assert_array_equal(again[name], value)
             assert jax.typeof(again[name]).sharding.spec == jax.typeof(value).sharding.spec
+        gc.disable()  # the stacks do not wait for it
+        try:
+            given = functional.init(config, VOCAB, 0)
+            held = sum(x.nbytes for x in jax.live_arrays())
+            other = network_of(config, given)
+            assert sum(x.nbytes for x in jax.live_arrays()) == held
+            assert len(other.blocks) == 5
+        finally:
+            gc.enable()
 
 
 def decoded(config, params, tokens, near, prompts):
