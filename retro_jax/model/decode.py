@@ -36,6 +36,7 @@ def start(net: Decoder, rows: int, length: int, k: int) -> Cache:
     layers = []
     for block in net.blocks:
         own = zeros(rows, c.kv_heads or c.heads, length, c.head_size)
+        own = own.astype(jnp.float32) if on_cpu.is_slow(own) else own  # or each `put` would do it
         table = read = None
         if block.attention.heads.positions == "relative":
             table = _table(block.attention, length - 1 - np.arange(length), dtype)
@@ -86,7 +87,8 @@ def prefill(net: Decoder, cache: Cache, tokens, count, neighbours):
         if angles is not None:
             key = rotate(key, *(a[:, None] for a in angles))
         room = ((0, 0), (0, 0), (0, length - tokens.shape[1]), (0, 0))
-        key, value = (jnp.pad(jnp.swapaxes(x, 1, 2), room) for x in (key, value))
+        kept = (jnp.pad(jnp.swapaxes(x, 1, 2), room) for x in (key, value))
+        key, value = (x.astype(layer.key.dtype) for x in kept)
         layers.append(layer._replace(key=key, value=value))
         before = h
         h = block.attended(h, real, encode if reads else None, False)[0]
@@ -239,7 +241,7 @@ def _attend(attention, q, key, value, mask, table, start, times: int = 1):
     nothing = attention.nothing(q)
     if nothing is not None:
         y = y * beside(nothing, top[..., 0] + jnp.log(total))[..., None]
-    return attention.output(y.astype(value.dtype)[:, None], mask.any(-1)[:, None])
+    return attention.output(y.astype(q.dtype)[:, None], mask.any(-1)[:, None])
 
 
 def _table(attention, steps, dtype):
@@ -262,13 +264,11 @@ def _angles(c: DecoderConfig, length: int):
 
 def put(kept, x, at):
     """x [B, N, 1, ...] at one place of each row of [B, N, J, ...]."""
-    if on_cpu.is_slow(kept):
-        return on_cpu.number(put(on_cpu.bits(kept), on_cpu.bits(x), at))
     # All indices are named: a slice of one row would be updated in a copy of the whole cache, at each token.
     rows, heads = (np.arange(n) for n in kept.shape[:2])
     place = kept.at[rows[:, None], heads, at[:, None]]
     given = {"mode": "drop", "unique_indices": True, "indices_are_sorted": True}
-    return place.set(x[:, :, 0], out_sharding=jax.typeof(kept).sharding, **given)
+    return place.set(x[:, :, 0].astype(kept.dtype), out_sharding=jax.typeof(kept).sharding, **given)
 
 
 def _slices(x, start, size: int):

@@ -1,8 +1,8 @@
 """What XLA does slowly with bfloat16 on a CPU, asked for in another way.
 
 Its fast products of bfloat16 give float32 and have two rows or more: those that give bfloat16 take twice as long, and
-those of one row ten times (`benchmarks/real.py --products`). What it looks up in an array or puts into one becomes
-float32 first, all of the array; so it moves bits.
+those of one row ten times (`benchmarks/real.py --products`). To look something up in an array, or to put it into one,
+it makes float32 of all of the array; so bits are looked up, and caches are float32 (model/decode.py).
 """
 
 import functools
@@ -37,20 +37,11 @@ def einsum(spec: str, a, b, dtype, out_sharding) -> jax.Array:
     return jnp.transpose(made, [turned.index(c) for c in out])
 
 
-def bits(x: jax.Array) -> jax.Array:
-    """bfloat16 as integers of 16 bits."""
-    return jax.lax.bitcast_convert_type(x, jnp.uint16)
-
-
-def number(x: jax.Array) -> jax.Array:
-    """The bfloat16 that `bits` are."""
-    return jax.lax.bitcast_convert_type(x, jnp.bfloat16)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def look_up(table, ids, out_sharding) -> jax.Array:
     """table.at[ids].get(out_sharding=out_sharding)."""
-    return number(bits(table).at[ids].get(out_sharding=out_sharding))
+    bits = jax.lax.bitcast_convert_type(table, jnp.uint16)
+    return jax.lax.bitcast_convert_type(bits.at[ids].get(out_sharding=out_sharding), table.dtype)
 
 
 def _forward(table, ids, out_sharding):
