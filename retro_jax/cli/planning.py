@@ -26,11 +26,16 @@ def _plan(args, fields) -> int:
     on, method = topology.parse(args.topology), method_of(e, args.method or e.methods[0])
     vocab = plan.vocab_of(e)
     if args.search:
-        from retro_jax.plan.search import search
+        from retro_jax.plan.search import BEST, search
 
         if args.mesh is not None:
             raise UserError("--mesh and --search: the search is for the mesh")
-        plan.show_all(search(e, on, vocab, method), args.json)
+        best = BEST if args.compile is None else args.compile
+        if best < 0:
+            raise UserError(f"--compile={best}: must be a number of configurations, or 0 for none")
+        plan.show_all(search(e, on, vocab, method, best), args.json)
+    elif args.compile is not None:
+        raise UserError("--compile: how many that --search finds are compiled; give --search too")
     else:
         plan.show(plan.plan(e, on, vocab, method), args.json)
     return 0
@@ -87,6 +92,11 @@ COMMANDS = (
                 "--search",
                 "for the fastest mesh, accumulate, remat and attention_block that fit",
                 bool,
+            ),
+            Flag(
+                "--compile",
+                "how many of the best that --search finds are compiled for a TPU: 3, or 0 for counts only, in minutes",
+                int,
             ),
             Flag("--method", "the method that is trained; by default the first of the experiment"),
             Flag("--json", "as JSON", bool),

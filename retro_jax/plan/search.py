@@ -22,8 +22,12 @@ REMATS, BLOCKS = ("none", "full"), (256, 512, 1024)
 WIDEST = 8  # devices along `model`: more of them send more than they save
 
 
-def search(e: Experiment, on: topology.Topology, vocab: int, method: Method) -> list[dict]:
-    """Estimates (`plan.estimate`) of what is fastest by count, the best first; three are compiled where that can be.
+def search(
+    e: Experiment, on: topology.Topology, vocab: int, method: Method, compiled: int = BEST
+) -> list[dict]:
+    """Estimates (`plan.estimate`) of what is fastest by count, the best first.
+
+    compiled: so many of the best are compiled, where there is a compiler: minutes each, and memory as it will be.
 
     Raises:
       UserError: no mesh of that machine divides the model, or nothing fits.
@@ -49,7 +53,8 @@ def search(e: Experiment, on: topology.Topology, vocab: int, method: Method) -> 
     ranked = _sorted([*best, *(x for x in second if x)])
     plans = [found for _, found in ranked[:SHOWN]]
     if on.kind in topology.SLICES:  # for GPUs there is no compiler here
-        plans[:BEST] = [estimate(x, on, vocab, method, compiles=True) for x, _ in ranked[:BEST]]
+        best = (x for x, _ in ranked[:compiled])
+        plans[:compiled] = [estimate(x, on, vocab, method, compiles=True) for x in best]
     return sorted(plans, key=lambda found: not found["fits"])
 
 
