@@ -69,6 +69,7 @@ class Generator:
           UserError: something is missing, or was made with another config.
         """
         work = WorkDir.of(work)
+        # In a list, out of which the engine takes them, so that nobody else has them.
         given, of = [load_params(work, method)], method_of(work.experiment, method)
         of.prepare(work)
         return cls(of, given.pop, Prepared(work).tokenizer, of.retriever(work), **sizes)

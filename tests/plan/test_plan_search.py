@@ -66,13 +66,22 @@ def test_what_is_computed_again_and_the_blocks_are_those_of_its_network(experime
     assert len({r["seconds_per_step"][1] for r in found}) == 4
 
 
-def test_a_mesh_is_not_given_to_what_searches_for_one(capfd):
-    words = [
-        "plan",
-        "--config=experiments/quickstart.py",
-        "--topology=h100:8",
-        "--mesh=1x8x1",
-        "--search",
-    ]
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--mesh=1x4x1", "--search"), "the search is for the mesh"),
+        (("--search", "--compile=-1"), "--compile=-1: must be a number of configurations"),
+        (("--compile=0",), "give --search too"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(flags, message, capfd):
+    words = ["plan", "--config=experiments/quickstart.py", "--topology=v5e:2x2", *flags]
     assert cli.main(words) == 2
-    assert "the search is for the mesh" in capfd.readouterr().err
+    assert message in capfd.readouterr().err
+
+
+def test_nothing_is_compiled_where_nothing_is_asked_for(experiment):
+    """For a TPU too, whose compiler may be here: counts alone take a search's minutes, and no more."""
+    method, on = method_of(experiment, "retro"), topology.parse("v5e:1x1")
+    found = search.search(experiment, on, VOCAB, method, compiled=0)
+    assert [r["compiled"] for r in found] == [False]
