@@ -43,7 +43,8 @@ class Scorer:
     """A trained method and its database, as a judge of texts.
 
     Args:
-      method, params, tokenizer: the network; params lie on `mesh`, or are a function that makes them at each call of `score`.
+      method, params, tokenizer: the network; params lie on `mesh`, or are a function that makes them at each call of
+        `score`.
       retriever: see `databases.retriever.Retriever`.
       rows: windows of a batch. length: tokens of a window at most, a multiple of M.
       context: tokens that come before the first one scored in every window but a text's first, if what is

@@ -30,8 +30,8 @@ class Engine:
     """B rows on one device.
 
     Args:
-      method, params: the network (methods/method.py): its weights, or a function that returns them and keeps no reference,
-        so that memory holds them once.
+      method, params: the network (methods/method.py): its weights, or a function that returns them and keeps no
+        reference, so that memory holds them once.
       rows: B. length: J; rounded up to whole chunks. k: K; 0 is the language model alone.
       silent: which tokens are never drawn [V] bool.
     """
