@@ -110,7 +110,7 @@ def products(layers: int, width: int, rounds: int) -> list[dict]:
     def product(x, ws):
         return sum((x @ w.astype(x.dtype)).sum() for w in ws)
 
-    def of_bfloat16(x, ws):  # as model/einsum.py asks for it
+    def of_bfloat16(x, ws):  # as model/on_cpu.py asks for it
         x = x.astype("bfloat16")
         return sum(jnp.dot(x, w, preferred_element_type="float32").sum() for w in ws)
 
