@@ -10,6 +10,8 @@ step that reads the last token of a chunk encodes that chunk's neighbours in mid
 may read anew before M more tokens have come: the M last tokens are then the chunk that retrieved.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,8 @@ from retro_jax.model.decoder import Decoder
 from retro_jax.model.layers import ROWS, by_rows, gather
 from retro_jax.model.positions import rotate, rotations
 from retro_jax.model.retro import PAD, Block, Retro
+
+_PARTS = (8, 4, 2, 1)  # what a step reads of the rows' places: an eighth, a quarter, a half, or all
 
 
 def start(net: Decoder, rows: int, length: int, k: int) -> Cache:
@@ -132,6 +136,10 @@ def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None, active=
         angles = [jnp.asarray(a).at[t].get(out_sharding=ROWS)[:, None, None] for a in angles]
     before = t[:, None] - jnp.arange(length)  # how far back a key is [B, J]
     own = (before >= 0) & (before <= (t - cache.begin)[:, None])
+    # One row's places are little beside the weights, and steps with neighbours are few: not worth more programs.
+    begun = None
+    if len(t) > 1 and fresh is None:
+        begun = jax.sharding.reshard(t if active is None else t * active, jax.P()).max() + 1
     # Query i since the chunk's end and key j are M - 1 + i - j apart, the table's entry M - i + j.
     apart = m - 1 - t + point
     for number, (block, layer) in enumerate(zip(net.blocks, cache.layers), 1):
@@ -146,7 +154,7 @@ def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None, active=
             put(x, jnp.swapaxes(y, 1, 2), t) for x, y in ((layer.key, k), (layer.value, v))
         )
         layer = layer._replace(key=key, value=value)
-        h = h + _attend(block.attention, q, key, value, own, layer.table, length - 1 - t)
+        h = h + _attend_begun(block.attention, q, key, value, own, layer.table, t, begun)
         if layer.read is not None:
             if first:
                 own_chunk = block.retrieving(h)
@@ -242,6 +250,23 @@ def _attend(attention, q, key, value, mask, table, start, times: int = 1):
     if nothing is not None:
         y = y * beside(nothing, top[..., 0] + jnp.log(total))[..., None]
     return attention.output(y.astype(q.dtype)[:, None], mask.any(-1)[:, None])
+
+
+def _attend_begun(attention, q, key, value, mask, table, t, begun):
+    """`_attend` of tokens at places t [B] to J places, of which the first J / part are read: the fewest that hold
+    `begun` [] places. begun: None reads all."""
+    length = mask.shape[1]
+
+    def read(size: int):
+        far = None if table is None else table[:, :, length - size :]
+        near = key[:, :, :size], value[:, :, :size], mask[:, :size]
+        return _attend(attention, q, *near, far, size - 1 - t)
+
+    if begun is None:
+        return read(length)
+    sizes = [-(-length // part) for part in _PARTS]
+    which = (begun > np.array(sizes[:-1])).sum()
+    return jax.lax.switch(which, [functools.partial(read, size) for size in sizes])
 
 
 def _table(attention, steps, dtype):
