@@ -90,7 +90,6 @@ class Schedule:
 
     def _turn(self):
         """Lets requests in, looks up what is needed, and has the rows go on that can."""
-        self._let_in()
         for work in self._here:
             if work.cancelled:
                 work.finish()
@@ -100,6 +99,7 @@ class Schedule:
                     self.engine.set(row)  # so that no one waits for what nobody asks for any more
                     self._free.append(row)
         self._here = [w for w in self._here if not w.done]
+        self._let_in()
         running = [w for w in self._here if w.ids]
         self._look_up([w for w in running if w.steps == 0 and not w.near and not w.waiting])
         for work in self._here:
@@ -110,7 +110,7 @@ class Schedule:
         others = [w for w in running if not w.waiting and not w.near and w.steps]
         if fresh or others:
             self._advance(fresh, others)
-        else:
+        elif not any(w.done for w in self._here):  # whose rows others may wait for
             with self._change:
                 self._change.wait_for(lambda: self._stirred, _LOOK)
                 self._stirred = False

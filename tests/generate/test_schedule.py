@@ -121,6 +121,14 @@ def test_what_is_cancelled_while_it_waits_leaves_the_queue_at_once(generator):
         w.result(60)
 
 
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_row_that_is_free_is_taken_at_once(generator, monkeypatch, tokens):
+    """Not after the thread has looked for what is cancelled: that cost every queued request 0.2 seconds."""
+    monkeypatch.setattr(schedule, "_LOOK", 1000)
+    work = [generator.submit(Request(TEXT[:40], tokens)) for _ in range(9)]
+    assert [len(w.result(60).tokens) for w in work] == [tokens] * 9
+
+
 def test_first_come_first_served(generator):
     """Also where one needs more rows than are free, and the one after it does not."""
     long, wide = Request(TEXT[:20], tokens=100), Request(TEXT[:20], tokens=10, contributions=True)
