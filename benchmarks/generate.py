@@ -16,12 +16,20 @@ its place. What is compared takes turns, round by round; printed are medians and
 median of the rounds' own with their range. The first two rounds compile and do not count.
 """
 
+import functools
+import time
+
 import common
 import numpy as np
 import recompute
 from generation import SIZES, K, Setup, Turns, set_up
 
 ON, SCANN, APART = "on, BM25", "on, ScaNN", "on, BM25, chunks end at different times"
+BEGUN = (
+    60,
+    120,
+    180,
+)  # tokens that a row has, where is measured what reading the begun part is worth
 OFF, PLAIN = "off: k = 0 asked for", "language model alone"
 FORMATS = {
     "rows": "d", "tokens/s": ",.0f", "ms": ",.2f", "ms in all": ",.1f", "bytes": ",d",
@@ -59,9 +67,13 @@ def pieces(s: Setup, rows: int):
     from retro_jax.generate.lookup import Lookup
     from retro_jax.generate.programs import SEGMENT
     from retro_jax.methods.method import Retrieved
+    from retro_jax.model import decode
 
     silent = s.tokenizer.silent
-    engine = Engine(s.method, s.params, rows, s.length, K, silent)
+    engine, all_read = (Engine(s.method, s.params, rows, s.length, K, silent) for _ in range(2))
+    parts, decode.PARTS = decode.PARTS, (1,)
+    all_read.advance(np.zeros(rows))  # is compiled now
+    decode.PARTS = parts
     lookup = Lookup(s.text, s.tokenizer, s.chunk, s.method.model.reading.retrieved, K)
     whole = s.size.prompt // s.chunk  # chunks of a prompt
     found = s.text.retrieve(s.text.some(max(rows, whole + 1)))
@@ -78,6 +90,13 @@ def pieces(s: Setup, rows: int):
         for _ in range(times):
             engine.advance(np.full(rows, steps), fresh)
 
+    def begun(engine, n: int) -> float:
+        for row in range(rows):
+            engine.admit(row, text[:n], first(0))
+        begin = time.perf_counter()
+        engine.advance(np.full(rows, SEGMENT))
+        return time.perf_counter() - begin
+
     def pass_():
         engine.admit(0, text[: s.size.prompt], first(whole))
         engine.copy([0], rows - 1)
@@ -88,6 +107,9 @@ def pieces(s: Setup, rows: int):
         "fresh": lambda: go_on(1, 1, near),
         "tell": lambda: [lookup.describe(found.of(slice(i, i + 1))) for i in range(rows)],
     }
+    for n in BEGUN:
+        work[f"{n}, begun"] = functools.partial(begun, engine, n)
+        work[f"{n}, all"] = functools.partial(begun, all_read, n)
     for name, retriever in s.text.all.items():
         embed, chunks = retriever.databases.prepared.encoder, s.text.some(rows)
         texts = [s.tokenizer.decode(c) for c in chunks.tolist()]
@@ -129,6 +151,10 @@ def measure(s: Setup, rows: int, rounds: int) -> dict[str, list[dict]]:
             {"rows": rows, "part": part, "ms": each, "times": times, "ms in all": each * times,
              "share": f"{each * times / ms[ON]:.0%}"}
             for part, each, times in parts
+        ],
+        f"{SEGMENT} tokens of rows of {s.length} places, the begun part of which is read": [
+            {"rows": rows, "tokens before": n, "time / all read": turns.ratio(f"{n}, begun", f"{n}, all")}
+            for n in BEGUN
         ],
         "ms to look up one chunk of every row": [
             {"rows": rows, "retriever": n, "embedding": embed, "search": search, "as text": ms["tell"]}

@@ -25,7 +25,7 @@ from retro_jax.model.layers import ROWS, by_rows, gather
 from retro_jax.model.positions import rotate, rotations
 from retro_jax.model.retro import PAD, Block, Retro
 
-_PARTS = (8, 4, 2, 1)  # what a step reads of the rows' places: an eighth, a quarter, a half, or all
+PARTS = (8, 4, 2, 1)  # what a step reads of the rows' places: an eighth, a quarter, a half, or all
 
 
 def start(net: Decoder, rows: int, length: int, k: int) -> Cache:
@@ -264,7 +264,7 @@ def _attend_begun(attention, q, key, value, mask, table, t, begun):
 
     if begun is None:
         return read(length)
-    sizes = [-(-length // part) for part in _PARTS]
+    sizes = [-(-length // part) for part in PARTS]
     which = (begun > np.array(sizes[:-1])).sum()
     return jax.lax.switch(which, [functools.partial(read, size) for size in sizes])
 
