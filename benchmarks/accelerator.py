@@ -26,11 +26,13 @@ import chip
 import common
 
 # (size, sequences, remat, attention_block, attention) of the train steps; the sequences have 2,048 tokens. Those of
-# `flash` are left out where there is no TPU.
+# `flash` are left out where there is no TPU, those of `cudnn` where there is no GPU.
 STEPS = (
-    ("172m", 8, "full", 256, "reference"), ("172m", 8, "full", 256, "flash"), ("172m", 8, "none", 256, "reference"),
-    ("172m", 8, "none", 256, "flash"), ("172m", 8, "none", 2048, "reference"), ("172m", 32, "full", 512, "reference"),
-    ("425m", 8, "full", 256, "reference"), ("425m", 8, "none", 512, "reference"), ("425m", 8, "none", 512, "flash"),
+    ("172m", 8, "none", 256, "reference"), ("172m", 8, "none", 256, "flash"), ("172m", 8, "none", 256, "cudnn"),
+    ("172m", 8, "full", 256, "reference"), ("172m", 8, "full", 256, "flash"), ("172m", 8, "full", 256, "cudnn"),
+    ("425m", 8, "none", 512, "reference"), ("425m", 8, "none", 512, "flash"), ("425m", 8, "none", 512, "cudnn"),
+    ("172m", 8, "none", 2048, "reference"), ("172m", 32, "full", 512, "reference"),
+    ("425m", 8, "full", 256, "reference"),
 )  # fmt: skip
 PARTS = {
     "peaks": 60,

@@ -99,7 +99,7 @@ def batch_of(e, vocab: int = VOCAB) -> dict:
 
 def planned(e, method) -> dict:
     """What `retro plan` counts for one chip of this kind: GiB, and milliseconds of a step, at best and at worst; None
-    where it has no such chip."""
+    where it has no such chip, or does not count its attention."""
     import jax
 
     from retro_jax.plan import plan, topology
@@ -107,7 +107,7 @@ def planned(e, method) -> dict:
 
     kind = jax.devices()[0].device_kind
     name = next((n for n, c in CHIPS.items() if kind.startswith(c.kind)), None)
-    if name is None:
+    if name is None or e.model.attention == "cudnn":
         return dict.fromkeys(("planned GiB", "planned ms, best", "planned ms, worst"))
     on = topology.parse(f"{name}:1")
     told = plan.estimate(e, on, VOCAB, method)

@@ -28,8 +28,9 @@ from retro_jax.train.step import init_state, make_train_step
 pytestmark = pytest.mark.accelerator
 
 VOCAB, M = 64, 4
-# Of a relative difference (norms): bits that are left of a product, with room for a few layers.
-TOLERANCE = {"highest": 1e-4, "default": 3e-2}
+# Of a relative difference (norms): bits that are left of a product, with room for a few layers. In bfloat16 two
+# attentions of one CPU are up to 0.043 apart here.
+TOLERANCE = {"highest": 1e-4, "default": 3e-2, "bfloat16": 0.1}
 
 
 def mesh_of(platform: str | None):
@@ -67,24 +68,33 @@ def on_both(function, *given):
 
 @pytest.mark.parametrize(
     ("precision", "attention"),
-    [("highest", "reference"), ("default", "reference"), ("highest", "flash")],
+    [
+        ("highest", "reference"),
+        ("default", "reference"),
+        ("highest", "flash"),
+        ("default", "cudnn"),
+    ],
 )
 def test_loss_and_gradients_are_those_of_the_cpu(precision, attention, tiny):
-    if attention == "flash" and jax.default_backend() == "gpu":
-        pytest.skip("the kernels are for TPUs")
-    m, given = Retro(altered(tiny, attention=attention), 2), batch()
+    if {"flash": "tpu", "cudnn": "gpu"}.get(
+        attention, platform := jax.default_backend()
+    ) != platform:
+        pytest.skip("the kernels are for another chip")
+    dtype = "bfloat16" if attention == "cudnn" else "float32"  # cuDNN has no other
+    tolerance = TOLERANCE.get(dtype, TOLERANCE[precision])
+    m, given = Retro(altered(tiny, attention=attention, dtype=dtype), 2), batch()
     params = jax.device_get(drawn(tiny, m.shapes(VOCAB)))
     with jax.default_matmul_precision(precision):
         (loss, grads), (expected, right) = on_both(
             jax.value_and_grad(lambda p, b: m.loss(p, b)[0]), params, given
         )
-    assert apart(loss, expected) < TOLERANCE[precision] / 10
+    assert apart(loss, expected) < tolerance / 10
     # A parameter whose gradient is nearly 0 has no direction to compare.
     top = max(np.linalg.norm(g) for g in right.values())
     large = [n for n in grads if np.linalg.norm(right[n]) > 1e-3 * top]
     assert len(large) > len(grads) / 2
     far = {n: apart(grads[n], right[n]) for n in large}
-    assert max(far.values()) < TOLERANCE[precision], far
+    assert max(far.values()) < tolerance, far
 
 
 @pytest.mark.parametrize("name", METHODS)

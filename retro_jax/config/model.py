@@ -175,7 +175,8 @@ class ModelConfig:
     )
     attention: str = setting(
         "reference",
-        "reference | flash: how attention is computed; flash is by kernels for TPUs, which write no logits",
+        "reference | flash | cudnn: how attention is computed; flash is by kernels for TPUs, cudnn for NVIDIA GPUs, "
+        "which write no logits",
         free=True,
     )
     # Tables of n-grams beside the first layer that would read neighbours (methods/ngram_memory.py).
@@ -184,7 +185,7 @@ class ModelConfig:
     def __post_init__(self):
         require_at_least(1, "model.", self, "attention_block")
         require_one_of("model.dtype", self.dtype, ("float32", "bfloat16"))
-        require_one_of("model.attention", self.attention, ("reference", "flash"))
+        require_one_of("model.attention", self.attention, ("reference", "flash", "cudnn"))
         require_one_of("model.remat", self.remat, ("none", "dots", "full"))
         require_layers("model.reading.cca_layers", self.reading.cca_layers, self.decoder.layers)
         require(

@@ -77,7 +77,7 @@ def attend(
     if not statistics:
         return y, None
     mass = (
-        jax.nn.softmax(_logits(*_queries(q, relative, k.shape[3]), k, mask), axis=(-2, -1)) * mask
+        jax.nn.softmax(_logits(*scaled(q, relative, k.shape[3]), k, mask), axis=(-2, -1)) * mask
     ) * left
     if statistics == "values":
         norms = jnp.linalg.norm(v.astype(jnp.float32), axis=-1)  # [B, G, K, J, N]
@@ -92,7 +92,7 @@ def beside(nothing, normaliser):
     return jax.nn.sigmoid(normaliser - nothing)
 
 
-def _queries(q, relative, keys: int):
+def scaled(q, relative, keys: int):
     """What the logits are made of, scaled: queries of the content [B, G, I, N, A, H], and for the
     positions (or None) queries in X windows [B, G, X, I / X, N, A, H] and the table of each window
     [X, W, N, A, H]."""
@@ -104,6 +104,15 @@ def _queries(q, relative, keys: int):
     return (q + u) * scale, (_split((q + w) * scale, 2, len(near)), near)
 
 
+def added(position, keys: int, dtype):
+    """What positions add to the logits, the same for each memory: [N, B, G, I, A, J]; position from `scaled`."""
+    f = {"preferred_element_type": dtype}
+    by_distance = jnp.einsum("bgxinah,xsnah->nxabgis", *position, **f)
+    by_key = jnp.moveaxis(shift(by_distance, keys), (1, 2), (3, 5))
+    n, b, g, x, i, a, _ = by_key.shape
+    return by_key.reshape(n, b, g, x * i, a, keys)
+
+
 def _split(x, axis: int, parts: int):
     """An axis that is not sharded, in `parts`: [..., I, ...] -> [..., X, I / X, ...]."""
     shape, spec = list(x.shape), [*jax.typeof(x).sharding.spec]
@@ -112,7 +121,7 @@ def _split(x, axis: int, parts: int):
 
 
 def _logits(content, position, k, mask):
-    """float32 [N, B, G, I, A, K, J], the masked ones -1e30; content and position from `_queries`.
+    """float32 [N, B, G, I, A, K, J], the masked ones -1e30; content and position from `scaled`.
 
     Heads first, in the order in which a matrix product gives its results: to transpose logits takes
     as long as to compute them.
@@ -120,10 +129,7 @@ def _logits(content, position, k, mask):
     f32 = {"preferred_element_type": jnp.float32}
     logits = jnp.einsum("bginah,bgkjnh->nbgiakj", content, k, **f32)
     if position is not None:
-        by_distance = jnp.einsum("bgxinah,xsnah->nxabgis", *position, **f32)
-        by_key = jnp.moveaxis(shift(by_distance, k.shape[3]), (1, 2), (3, 5))
-        by_key = by_key.reshape(*logits.shape[:5], k.shape[3])  # [N, B, G, I, A, J]
-        logits = logits + by_key[..., None, :]
+        logits = logits + added(position, k.shape[3], jnp.float32)[..., None, :]
     return jnp.where(mask, logits, -1e30)
 
 
@@ -139,7 +145,7 @@ def softmax_read(q, k, v, relative, mask):
 
 
 def _read(q, k, v, relative, mask):
-    logits = _logits(*_queries(q, relative, k.shape[3]), k, mask)
+    logits = _logits(*scaled(q, relative, k.shape[3]), k, mask)
     # Bounded, so that where no key is allowed every weight is exp(-1e30 + 1e29) = 0.
     top = jnp.maximum(logits.max((-2, -1), keepdims=True), -1e29)
     weights = jnp.exp(logits - top)
@@ -159,7 +165,7 @@ def _read_gradient(saved, given):
     # scheduler that may compute every layer's first keeps them all.
     saved, (dy, dnormaliser) = jax.lax.optimization_barrier((saved, given))
     q, k, v, relative, mask, y, normaliser = saved
-    (content, position), back = jax.vjp(lambda q, r: _queries(q, r, k.shape[3]), q, relative)
+    (content, position), back = jax.vjp(lambda q, r: scaled(q, r, k.shape[3]), q, relative)
     weights = jnp.exp(_logits(content, position, k, mask) - normaliser[..., None, None])
     f32 = {"preferred_element_type": jnp.float32}
     dweights = jnp.einsum("bginah,bgkjnh->nbgiakj", dy, v, **f32)

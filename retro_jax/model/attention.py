@@ -1,6 +1,7 @@
 """The weights of an attention, and how they are used."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,9 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from retro_jax.config import ModelConfig
-from retro_jax.model import kernel
+from retro_jax.model import cudnn, kernel
 from retro_jax.model.attend import attend, attend_causal, self_distances, softmax_read
+from retro_jax.model.cudnn import cudnn_causal, cudnn_read
 from retro_jax.model.einsum import project
 from retro_jax.model.flash import flash, flash_distances
 from retro_jax.model.flash_chunks import flash_read
@@ -18,6 +20,7 @@ from retro_jax.model.layers import ROWS, Norm, constant, gather, weight
 from retro_jax.model.positions import distances, rotate, rotations, sinusoid
 
 _NULL_BIAS = 3.0
+_READS = {"reference": softmax_read, "flash": flash_read, "cudnn": cudnn_read}  # `model.attention`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +59,11 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, heads: Heads, kind: type, out_scale: float):
         self.config, self.heads, self.block = config.decoder, heads, config.attention_block
-        self.flash = config.attention == "flash"
-        if self.flash:
+        self.by = config.attention
+        if self.by == "flash":
             kernel.check_chip(jax.devices()[0].device_kind)
+        elif self.by == "cudnn":
+            cudnn.check_chip(jax.devices()[0].platform, config.dtype, heads.size)
         d, memory, n, size = heads.d, heads.memory, heads.kv_heads, heads.size
         a, inner, own = heads.heads // n, heads.heads * size, memory == d
         to_queries, to_keys = P("data", "model", None, None), P("data", "model", None)
@@ -111,17 +116,18 @@ class Attention(nnx.Module):
             steps = distances(x.shape[2], memory.shape[3], offset, causal=False)
             if causal:
                 length = x.shape[2]
-                steps = (
-                    flash_distances(length) if self.flash else self_distances(length, self.block)
-                )
+                block = length if self.by == "cudnn" else self.block
+                by_flash = self.by == "flash"
+                steps = flash_distances(length) if by_flash else self_distances(length, block)
             relative = self.relative(steps, dtype)
-        if causal and self.flash:
-            y, mass = flash(q, k, v, mask, relative), None
-        elif causal:
-            y, mass = attend_causal(q, k, v, mask, relative, self.block), None
+        if causal:
+            of_itself = functools.partial(attend_causal, block=self.block)
+            read = {"reference": of_itself, "flash": flash, "cudnn": cudnn_causal}[self.by]
+            y, mass = read(q, k, v, mask, relative), None
         else:
             nothing = self.nothing(q)
-            read = flash_read if self.flash else softmax_read
+            # cuDNN does not tell what is set beside a null key.
+            read = softmax_read if self.by == "cudnn" and nothing is not None else _READS[self.by]
             y, mass = attend(q, k, v, mask, relative, None, statistics, nothing, read)
         return self.output(y, mask.any((-2, -1))[:, :, None]), mass
 

@@ -78,6 +78,11 @@ def estimate(
     abstract, method = topology.abstract_mesh(on, e.mesh), method_of(e, method.name)
     if e.model.attention == "flash":
         kernel.check_chip(on.chip.kind)
+    elif e.model.attention == "cudnn":
+        raise UserError(
+            "config field model.attention = 'cudnn': what cuDNN reads, writes and holds is not counted; "
+            "plan with reference, which takes more of all"
+        )
     sharding.check_divides(
         abstract, e.model, vocab, train_batch=e.train.batch // e.train.accumulate
     )

@@ -231,6 +231,14 @@ def test_a_mesh_that_is_not_written_as_one_is_refused():
         plan.parse_mesh("a")
 
 
+def test_what_cannot_be_counted_is_refused(experiment):
+    by_cudnn = dataclasses.replace(experiment, model=altered(experiment.model, attention="cudnn"))
+    with pytest.raises(
+        UserError, match=r"model.attention = 'cudnn'.* not counted; plan with reference"
+    ):
+        plan.estimate(by_cudnn, topology.parse("h100:8"), VOCAB, Retro(experiment.model, 2))
+
+
 def test_a_frozen_base_needs_no_gradients_no_moments_and_half_the_bytes(monkeypatch):
     """RETROfit of Llama 3 8B's shape, of which only a config.json is here, against training all of it."""
     monkeypatch.chdir(Path(__file__).parent.parent.parent)
