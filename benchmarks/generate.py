@@ -17,6 +17,7 @@ median of the rounds' own with their range. The first two rounds compile and do 
 """
 
 import functools
+import itertools
 import time
 
 import common
@@ -35,6 +36,11 @@ FORMATS = {
     "rows": "d", "tokens/s": ",.0f", "ms": ",.2f", "ms in all": ",.1f", "bytes": ",d",
     "seconds": ",.2f", "times": ".3g", "embedding": ".2f", "search": ".2f", "as text": ".2f",
 }  # fmt: skip
+
+
+def anew(rows: int) -> list[int]:
+    """How many rows read new neighbours in a step, of those that are tried."""
+    return sorted({min(rows, 1 << i) for i in range(rows.bit_length())} | {rows})
 
 
 def generations(s: Setup, rows: int):
@@ -104,9 +110,12 @@ def pieces(s: Setup, rows: int):
     work = {
         "pass": pass_,
         "step": lambda: go_on(1, SEGMENT),
-        "fresh": lambda: go_on(1, 1, near),
+        "one": lambda: go_on(1, 1),
         "tell": lambda: [lookup.describe(found.of(slice(i, i + 1))) for i in range(rows)],
     }
+    for n in anew(rows):
+        some = dict(itertools.islice(near.items(), n))
+        work[f"{n} anew"] = lambda some=some: go_on(1, 1, some)
     for n in BEGUN:
         work[f"{n}, begun"] = functools.partial(begun, engine, n)
         work[f"{n}, all"] = functools.partial(begun, all_read, n)
@@ -136,7 +145,7 @@ def measure(s: Setup, rows: int, rounds: int) -> dict[str, list[dict]]:
         ("embedding what is looked up", looked["BM25"][0], ends),
         ("searching it", looked["BM25"][1], ends),
         ("what was read, as text", ms["tell"], ends),
-        ("encoding neighbours", ms["fresh"] - step, ends),
+        ("encoding neighbours", ms[f"{rows} anew"] - step, ends),
         (f"decoding {m} tokens", step * m, (tokens - 1) / m),
     ]
     rest = ms[ON] - sum(each * times for _, each, times in parts)
@@ -151,6 +160,11 @@ def measure(s: Setup, rows: int, rounds: int) -> dict[str, list[dict]]:
             {"rows": rows, "part": part, "ms": each, "times": times, "ms in all": each * times,
              "share": f"{each * times / ms[ON]:.0%}"}
             for part, each, times in parts
+        ],
+        "a step in which some rows read new neighbours": [
+            {"rows": rows, "of them anew": n, "ms": ms[f"{n} anew"],
+             "of a step without": turns.ratio(f"{n} anew", "one")}
+            for n in anew(rows)
         ],
         f"{SEGMENT} tokens of rows of {s.length} places, the begun part of which is read": [
             {"rows": rows, "tokens before": n, "time / all read": turns.ratio(f"{n}, begun", f"{n}, all")}
