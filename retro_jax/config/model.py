@@ -171,7 +171,7 @@ class ModelConfig:
     # (those up to the next cross-attention). With both the readout goes by blocks.
     remat: str = setting("none", "none | dots | full: what the gradient computes again", free=True)
     attention_block: int = setting(
-        256, "a longer self-attention goes by blocks of so many queries", free=True
+        256, "a longer self-attention of the reference goes by blocks of so many queries", free=True
     )
     attention: str = setting(
         "reference",

@@ -89,7 +89,7 @@ class Schedule:
             work.finish(self.error)
 
     def _turn(self):
-        """Lets requests in, looks up what is needed, and has the rows go on that can."""
+        """Frees the rows of who is done, lets requests in, looks up what is needed, and has the rows go on that can."""
         for work in self._here:
             if work.cancelled:
                 work.finish()
@@ -110,7 +110,7 @@ class Schedule:
         others = [w for w in running if not w.waiting and not w.near and w.steps]
         if fresh or others:
             self._advance(fresh, others)
-        elif not any(w.done for w in self._here):  # whose rows others may wait for
+        elif not any(w.done for w in self._here):  # the rows of those are given out first
             with self._change:
                 self._change.wait_for(lambda: self._stirred, _LOOK)
                 self._stirred = False

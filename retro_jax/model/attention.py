@@ -63,7 +63,7 @@ class Attention(nnx.Module):
         if self.by == "flash":
             kernel.check_chip(jax.devices()[0].device_kind)
         elif self.by == "cudnn":
-            cudnn.check_chip(jax.devices()[0].platform, config.dtype, heads.size)
+            cudnn.check_chip(jax.devices()[0], config.dtype, heads.size)
         d, memory, n, size = heads.d, heads.memory, heads.kv_heads, heads.size
         a, inner, own = heads.heads // n, heads.heads * size, memory == d
         to_queries, to_keys = P("data", "model", None, None), P("data", "model", None)
@@ -126,7 +126,7 @@ class Attention(nnx.Module):
             y, mass = read(q, k, v, mask, relative), None
         else:
             nothing = self.nothing(q)
-            # cuDNN does not tell what is set beside a null key.
+            # Of the log sum exp, beside which a null key is set, cuDNN gives no gradient.
             read = softmax_read if self.by == "cudnn" and nothing is not None else _READS[self.by]
             y, mass = attend(q, k, v, mask, relative, None, statistics, nothing, read)
         return self.output(y, mask.any((-2, -1))[:, :, None]), mass

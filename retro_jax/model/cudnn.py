@@ -1,9 +1,9 @@
-"""Attention by cuDNN's kernels, for NVIDIA GPUs: logits stay in the chip; what positions add to them is written.
+"""Attention by cuDNN's kernels, for NVIDIA GPUs: neither logits nor their exponentials are written.
 
 The reference is `attend.softmax_read`: the same arguments, results and gradients. cuDNN takes what is added to the
-logits as an array [I, K J] of each head, with its gradient (`jax.nn.dot_product_attention`). It is as large as the
-logits, but of the computation's type, and no exponential, sum or gradient of logits is written beside it. For the
-gradient it is made again.
+logits, for positions and for the mask, as an array [I, K J] of each head (`jax.nn.dot_product_attention`), and gives
+its gradient. Both are as large as the logits, but of the computation's type; the first is made again for the gradient
+instead of being kept.
 
     B batch, G groups, K memories of a group, I queries, J keys of a memory, N heads of keys and values, A heads of
     queries for each, H head size
@@ -23,19 +23,22 @@ from retro_jax.model import kernel
 from retro_jax.model.attend import SAVED, added, attend, scaled
 
 
-def check_chip(platform: str, dtype: str, head_size: int):
-    """Raises UserError for what cuDNN has no kernels for; platform: of JAX's devices."""
-    if platform not in ("cpu", "gpu"):
+def check_chip(device, dtype: str, head_size: int):
+    """Raises UserError for what cuDNN has no kernels for; device: one of `jax.devices()`."""
+    kind = device.device_kind
+    if kind == "cpu":
+        return
+    if device.platform != "gpu" or float(getattr(device, "compute_capability", 0)) < 8:
         raise UserError(
-            f"config field model.attention = 'cudnn' is by kernels for NVIDIA GPUs, and not for a {platform}; "
-            "set it to flash"
+            f"config field model.attention = 'cudnn' is by kernels for NVIDIA GPUs from A100 on, and not for {kind}; "
+            "set it to flash (TPUs) or reference"
         )
-    if platform == "gpu" and dtype != "bfloat16":
+    if dtype != "bfloat16":
         raise UserError(
             f"config field model.dtype = {dtype!r}: cuDNN's attention computes in bfloat16; set it to that, or "
             "model.attention to reference"
         )
-    if platform == "gpu" and (head_size % 8 or head_size > 128):
+    if head_size % 8 or head_size > 128:
         raise UserError(
             f"config field model.attention = 'cudnn' takes heads of a multiple of 8 numbers, at most 128, and not of "
             f"{head_size}; set it to reference"
@@ -57,11 +60,16 @@ def cudnn_read(q, k, v, relative, mask, causal: bool = False, how: str = ""):
       [B, G, I, N, A, H], exactly 0 where the mask allows no key, and None: the logits' log sum exp is not told.
     """
     device = get_abstract_mesh().abstract_device
-    how = how or ("xla" if device is None or device.device_kind == "cpu" else "cudnn")
+    how = how or ("cudnn" if device is not None and device.platform == "gpu" else "xla")
     read = functools.partial(_read, causal=causal, how=how)
-    # What is made of positions is not kept for the gradient: of all layers together it would be more than all else.
-    y = jax.checkpoint(read)(q, k, v, relative, mask)
+    # What is added to the logits is not kept for the gradient: of all layers together it would be more than all else.
+    y = jax.checkpoint(read, policy=_is_kernel)(q, k, v, relative, mask)
     return checkpoint_name(y, SAVED), None
+
+
+def _is_kernel(primitive, *_, **params) -> bool:
+    """Whether something is cuDNN's forward kernel, which need not run again for the gradient."""
+    return "dot_product_attention_fwd" in primitive.name
 
 
 _causal = functools.partial(cudnn_read, causal=True)
@@ -89,13 +97,17 @@ def _of_a_chip(q, k, v, mask, bias=None, *, causal: bool, how: str):
     memories, keys = k.shape[2:4]
     allowed = jnp.broadcast_to(mask, (b, g, i, 1, memories, keys))
     allowed = allowed.reshape(b * g, 1, i, memories * keys)
+    # For the gradient of what is added cuDNN wants an even number of queries and of keys.
+    tall, wide = (0, i % 2), (0, memories * keys % 2)
     if bias is not None:
         bias = jnp.moveaxis(bias, (0, 4), (2, 3)).reshape(b * g, n * a, i, keys)
-        bias = jnp.tile(bias, (1, 1, 1, memories))
+        bias = jnp.pad(jnp.tile(bias, (1, 1, 1, memories)), ((0, 0), (0, 0), tall, wide))
+    k, v = (x.reshape(b * g, memories * keys, n, h) for x in (k, v))
+    k, v = (jnp.pad(x, ((0, 0), wide, (0, 0), (0, 0))) for x in (k, v))
     y = jax.nn.dot_product_attention(
-        q.reshape(b * g, i, n * a, h),
-        *(x.reshape(b * g, memories * keys, n, h) for x in (k, v)),
-        bias, allowed, scale=1.0, is_causal=causal, implementation=how,
+        jnp.pad(q.reshape(b * g, i, n * a, h), ((0, 0), tall, (0, 0), (0, 0))), k, v, bias,
+        jnp.pad(allowed, ((0, 0), (0, 0), tall, wide)),
+        scale=1.0, is_causal=causal, implementation=how,
     )  # fmt: skip
     any_key = allowed.any(-1)[:, 0, :, None, None]
-    return jnp.where(any_key, y, 0).reshape(q.shape)
+    return jnp.where(any_key, y[:, :i], 0).reshape(q.shape)

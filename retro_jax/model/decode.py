@@ -136,7 +136,8 @@ def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None, active=
         angles = [jnp.asarray(a).at[t].get(out_sharding=ROWS)[:, None, None] for a in angles]
     before = t[:, None] - jnp.arange(length)  # how far back a key is [B, J]
     own = (before >= 0) & (before <= (t - cache.begin)[:, None])
-    # One row's places are little beside the weights, and steps with neighbours are few: not worth more programs.
+    # Reading one row's places costs little compared with reading the weights, and steps with new neighbours are few:
+    # not worth a larger program.
     begun = None
     if len(t) > 1 and fresh is None:
         begun = jax.sharding.reshard(t if active is None else t * active, jax.P()).max() + 1

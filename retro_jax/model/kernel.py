@@ -24,7 +24,7 @@ def check_chip(kind: str):
     if kind != "cpu" and not kind.startswith(("TPU v5", "TPU v6")):
         raise UserError(
             f"config field model.attention = 'flash' is by kernels for TPUs (v5e, v5p, v6e), and not for {kind}; "
-            "set it to reference"
+            "set it to reference, or for an NVIDIA GPU to cudnn"
         )
 
 

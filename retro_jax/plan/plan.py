@@ -81,7 +81,7 @@ def estimate(
     elif e.model.attention == "cudnn":
         raise UserError(
             "config field model.attention = 'cudnn': what cuDNN reads, writes and holds is not counted; "
-            "plan with reference, which takes more of all"
+            "plan with reference, whose bytes and memory are others"
         )
     sharding.check_divides(
         abstract, e.model, vocab, train_batch=e.train.batch // e.train.accumulate

@@ -2,6 +2,7 @@
 lowered for a GPU, which is where it would run."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 from conftest import make_mesh
 from jax._src.cudnn import fused_attention_stablehlo
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from test_attention import example, f32
 
 from retro_jax.errors import UserError
 from retro_jax.model.attend import attend, attend_causal, softmax_read
 from retro_jax.model.cudnn import check_chip, cudnn_causal, cudnn_read
-from retro_jax.model.layers import ROWS
+from retro_jax.model.layers import AXES, ROWS
 from retro_jax.model.positions import distances, sinusoid
 
 
@@ -63,43 +65,75 @@ def test_a_sequence_is_read_as_by_the_reference(mesh, each, relative):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_for_a_gpu_it_is_cudnns_kernels_on_each_chips_part(monkeypatch):
-    """Lowered, as no GPU is at hand: two sequences and two heads for each."""
-    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
-    read = functools.partial(cudnn_read, causal=True, how="cudnn")
+H100 = ("NVIDIA H100 80GB HBM3", "gpu", "9.0")
+
+
+def traced(on, queries, keys, memories=1, groups=1, each=1, relative=True, causal=False, how=""):
+    """The gradient on a mesh of 4 parts of 8 sequences and 2 parts of 4 heads of keys."""
+    read = functools.partial(cudnn_read, causal=causal, how=how)
 
     def loss(table, q, k, v, mask, u, w):
-        y, _ = attend(q, k, v, mask, (table, u, w), causal_from=0, read=read)
-        return y.astype(jnp.float32).sum()
+        given = q, k, v, mask, (table, u, w) if relative else None
+        y, _ = attend(*given, causal_from=0 if causal else None, read=read)
+        return (y.astype(jnp.float32) ** 2).sum()
 
+    def shaped(*shape, spec, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(on, jax.P(*spec)))
+
+    rows, distances = ROWS[0], queries + 1 if causal else queries + keys
+    bias = shaped(4, each, 8, spec=["model"])
+    given = (
+        shaped(distances, 4, each, 8, spec=[None, "model"]),
+        shaped(8, groups, queries, 4, each, 8, spec=[rows, None, None, "model"]),
+        *[shaped(8, groups, memories, keys, 4, 8, spec=[rows, *[None] * 3, "model"])] * 2,
+        shaped(8, groups, memories, keys, spec=[rows], dtype=bool), bias, bias,
+    )  # fmt: skip
+    return jax.jit(jax.grad(loss, argnums=(1, 2, 3))).trace(*given)
+
+
+@pytest.mark.parametrize(
+    ("shape", "added"),
+    [
+        ({"queries": 128, "keys": 128, "causal": True}, "2x2x128x128"),
+        ({"queries": 64, "keys": 128, "memories": 2, "groups": 3, "each": 2}, "6x4x64x256"),
+        ({"queries": 5, "keys": 7, "relative": False}, "2x1x6x8"),  # filled up to even numbers
+    ],
+)
+def test_for_gpus_it_is_cudnns_kernels_on_each_chips_part(monkeypatch, shape, added):
+    """Lowered, as no GPU is at hand: one forward, although what is added is made again for the gradient, and one
+    backward."""
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91200)
     on = make_mesh(1, 4, 2)
     with jax.set_mesh(on):
+        text = traced(on, how="cudnn", **shape).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@__cudnn$fmhaScaleBiasSoftmax(") == 1
+    assert text.count("@__cudnn$fmhaScaleBiasSoftmaxBackward(") == 1
+    assert f"tensor<{added}xbf16>" in text
 
-        def shaped(*shape, spec=ROWS, dtype=jnp.bfloat16):
-            return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(on, spec))
 
-        heads = jax.P(ROWS[0], None, None, "model", None, None)
-        keys = jax.P(ROWS[0], None, None, None, "model", None)
-        bias = shaped(4, 1, 8, spec=jax.P("model"))
-        given = (
-            shaped(129, 4, 1, 8, spec=jax.P(None, "model")), shaped(8, 1, 128, 4, 1, 8, spec=heads),
-            *[shaped(8, 1, 1, 128, 4, 8, spec=keys)] * 2, shaped(8, 1, 1, 128, dtype=bool), bias, bias,
-        )  # fmt: skip
-        gradient = jax.jit(jax.grad(loss, argnums=range(4)))
-        text = gradient.trace(*given).lower(lowering_platforms=("cuda",)).as_text()
-    assert "@__cudnn$fmhaScaleBiasSoftmax(" in text
-    assert "@__cudnn$fmhaScaleBiasSoftmaxBackward(" in text
-    assert "tensor<2x2x128x128xbf16>" in text  # what positions add, of one chip
+@pytest.mark.parametrize("kind", ["gpu", "cpu"])
+def test_the_mesh_says_what_computes_it(monkeypatch, kind):
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91200)
+    device = AbstractDevice(kind, None, kind)
+    on = AbstractMesh((1, 4, 2), AXES, (AxisType.Explicit,) * 3, abstract_device=device)
+    with jax.sharding.use_abstract_mesh(on):
+        found = "dot_product_attention_fwd" in str(traced(on, 16, 16, causal=True).jaxpr)
+    assert found == (kind == "gpu")
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("tpu", "bfloat16", 64), "not for a tpu; set it to flash"),
-        (("gpu", "float32", 64), "model.dtype = 'float32': cuDNN's attention computes in bfloat16"),
-        (("gpu", "bfloat16", 20), "a multiple of 8 numbers, at most 128, and not of 20"),
+        ((("TPU v5e", "tpu", None), "bfloat16", 64), "not for TPU v5e; set it to flash"),
+        ((("Tesla V100", "gpu", "7.0"), "bfloat16", 64), "not for Tesla V100"),
+        ((H100, "float32", 64), "model.dtype = 'float32': cuDNN's attention computes in bfloat16"),
+        ((H100, "bfloat16", 20), "a multiple of 8 numbers, at most 128, and not of 20"),
     ],
 )
 def test_what_it_cannot_do_is_said(given, message):
+    (kind, platform, capability), *rest = given
+    device = SimpleNamespace(device_kind=kind, platform=platform)
+    if capability:
+        device.compute_capability = capability
     with pytest.raises(UserError, match=message):
-        check_chip(*given)
+        check_chip(device, *rest)
