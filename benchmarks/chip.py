@@ -184,6 +184,7 @@ def generate(args: argparse.Namespace, number: int) -> list[dict]:
     import generation
 
     from retro_jax.config.request import Request
+    from retro_jax.model import decode
 
     class Known(generation.RealText):
         """Answers at once, with what was found once."""
@@ -207,6 +208,9 @@ def generate(args: argparse.Namespace, number: int) -> list[dict]:
     together = s.prompts([prompt] * rows)
     apart = s.prompts([prompt - spread * i // rows for i in range(rows)])
     live, plain = s.generator(rows), s.generator(rows, 0)
+    parts, decode.PARTS = decode.PARTS, (1,)
+    all_read = s.generator(rows, 0)  # compiled here
+    decode.PARTS = parts
     at_once = s._replace(text=known).generator(rows)
 
     def run(generator, texts, k):
@@ -220,9 +224,10 @@ def generate(args: argparse.Namespace, number: int) -> list[dict]:
         "neighbours known, nothing searched": (at_once, together, generation.K),
         off: (live, together, 0),
         "language model alone": (plain, together, 0),
+        "the same, all places of a row read": (all_read, together, 0),
     }
     took = {n: seconds(lambda w=w: run(*w), args.rounds // 2 or 1) for n, w in ways.items()}
-    for generator in (live, plain, at_once):
+    for generator in (live, plain, at_once, all_read):
         generator.close()
     held = peak_bytes()
     return [
