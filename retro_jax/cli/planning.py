@@ -34,10 +34,10 @@ def _plan(args, fields) -> int:
         if best < 0:
             raise UserError(f"--compile={best}: must be a number of configurations, or 0 for none")
         plan.show_all(search(e, on, vocab, method, best), args.json)
-    elif args.compile is not None:
+    elif args.compile:
         raise UserError("--compile: how many that --search finds are compiled; give --search too")
     else:
-        plan.show(plan.plan(e, on, vocab, method), args.json)
+        plan.show(plan.plan(e, on, vocab, method, compiles=args.compile is None), args.json)
     return 0
 
 
@@ -95,7 +95,8 @@ COMMANDS = (
             ),
             Flag(
                 "--compile",
-                "how many of the best that --search finds are compiled for a TPU: 3, or 0 for counts only, in minutes",
+                "how many of the best that --search finds are compiled for a TPU, by default 3; 0, with or without "
+                "--search: counts only",
                 int,
             ),
             Flag("--method", "the method that is trained; by default the first of the experiment"),

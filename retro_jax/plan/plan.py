@@ -53,10 +53,12 @@ def vocab_of(e: Experiment) -> int:
     return tokenizer.load(Path(e.corpus.tokenizer)).vocab
 
 
-def plan(e: Experiment, on: topology.Topology, vocab: int, method: Method) -> dict:
+def plan(
+    e: Experiment, on: topology.Topology, vocab: int, method: Method, compiles: bool = True
+) -> dict:
     """What a train step needs on each chip of a machine, compiled where that can be, and the smallest slice whose
     estimate fits; see `estimate`."""
-    made = estimate(e, on, vocab, method, compiles=True)
+    made = estimate(e, on, vocab, method, compiles)
     return made | {"smallest_that_fits": _smallest(e, on, vocab, method, made["fits"])}
 
 
@@ -79,10 +81,10 @@ def estimate(
     if e.model.attention == "flash":
         kernel.check_chip(on.chip.kind)
     elif e.model.attention == "cudnn":
-        raise UserError(
-            "config field model.attention = 'cudnn': what cuDNN reads, writes and holds is not counted; "
-            "plan with reference, whose bytes and memory are others"
-        )
+        why = "what cuDNN reads, writes and holds is not counted; plan with reference, whose figures are not cuDNN's"
+        if on.kind in topology.SLICES:
+            why = f"is by kernels for NVIDIA GPUs, and not for {on.chip.kind}; set it to flash or reference"
+        raise UserError(f"config field model.attention = 'cudnn': {why}")
     sharding.check_divides(
         abstract, e.model, vocab, train_batch=e.train.batch // e.train.accumulate
     )
@@ -232,6 +234,11 @@ def show(result: dict, as_json: bool):
         return
     r, memory = result, result["bytes_per_chip"]
     how = "compiled by libtpu" if r["compiled"] else "ESTIMATE, not compiled"
+    kind = r["topology"].partition(":")[0]
+    if kind not in topology.SLICES:
+        how += "; for an H100 such a count of memory was up to 40 % too low and 44 % too high"
+    elif not r["compiled"]:
+        how += "; libtpu compiles it (pip install 'retro_jax[tpu]')"
     mesh = " x ".join(f"{name} {size}" for name, size in r["mesh"].items())
     progress.say(f"{r['experiment']} on {r['topology']}: {how}")
     table = Table("GiB a chip", "")
@@ -254,5 +261,5 @@ def show(result: dict, as_json: bool):
         + f"; rematerialisation adds {r['recomputed']:.0%}.\n"
         f"{_range(r['seconds_per_step'])} s a step and {_range(r['hours'])} hours in all; bound by {r['bound']} "
         f"({', '.join(f'{name} {_figure(s)} s' for name, s in r['seconds_by'].items())}).\n"
-        f"Smallest {r['topology'].partition(':')[0]} that fits: {r['smallest_that_fits'] or 'none'}."
+        f"Smallest {kind} that fits: {r['smallest_that_fits'] or 'none'}."
     )

@@ -71,9 +71,10 @@ class WorkDir:
         try:
             stored = self._stored()
         except (FileNotFoundError, NotADirectoryError) as error:
+            experiment = f" (an experiment is given by --config={self.root})"
             raise UserError(
                 f"{self.root}: is no working directory (it has no {CONFIG}); make one with "
-                f"`retro run --config=FILE --workdir=DIR` (an experiment is given by --config={self.root})"
+                "`retro run --config=FILE --workdir=DIR`" + experiment * (".py" in self.root.name)
             ) from error
         try:
             return from_config_dict(stored["config"])

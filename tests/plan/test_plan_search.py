@@ -71,7 +71,7 @@ def test_what_is_computed_again_and_the_blocks_are_those_of_its_network(experime
     [
         (("--mesh=1x4x1", "--search"), "the search is for the mesh"),
         (("--search", "--compile=-1"), "--compile=-1: must be a number of configurations"),
-        (("--compile=0",), "give --search too"),
+        (("--compile=1",), "give --search too"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(flags, message, capfd):
