@@ -184,7 +184,6 @@ def generate(args: argparse.Namespace, number: int) -> list[dict]:
     import generation
 
     from retro_jax.config.request import Request
-    from retro_jax.model import decode
 
     class Known(generation.RealText):
         """Answers at once, with what was found once."""
@@ -208,9 +207,8 @@ def generate(args: argparse.Namespace, number: int) -> list[dict]:
     together = s.prompts([prompt] * rows)
     apart = s.prompts([prompt - spread * i // rows for i in range(rows)])
     live, plain = s.generator(rows), s.generator(rows, 0)
-    parts, decode.PARTS = decode.PARTS, (1,)
-    all_read = s.generator(rows, 0)  # compiled here
-    decode.PARTS = parts
+    with generation.all_places_read():
+        all_read = s.generator(rows, 0)
     at_once = s._replace(text=known).generator(rows)
 
     def run(generator, texts, k):

@@ -23,14 +23,11 @@ import time
 import common
 import numpy as np
 import recompute
-from generation import SIZES, K, Setup, Turns, set_up
+from generation import SIZES, K, Setup, Turns, all_places_read, set_up
 
 ON, SCANN, APART = "on, BM25", "on, ScaNN", "on, BM25, chunks end at different times"
-BEGUN = (
-    60,
-    120,
-    180,
-)  # tokens that a row has, where is measured what reading the begun part is worth
+# Tokens that a row has, where is measured what reading the begun part is worth.
+BEGUN = (60, 120, 180)
 OFF, PLAIN = "off: k = 0 asked for", "language model alone"
 FORMATS = {
     "rows": "d", "tokens/s": ",.0f", "ms": ",.2f", "ms in all": ",.1f", "bytes": ",d",
@@ -40,7 +37,7 @@ FORMATS = {
 
 def anew(rows: int) -> list[int]:
     """How many rows read new neighbours in a step, of those that are tried."""
-    return sorted({min(rows, 1 << i) for i in range(rows.bit_length())} | {rows})
+    return sorted({min(rows, 1 << i) for i in range(rows.bit_length() + 1)})
 
 
 def generations(s: Setup, rows: int):
@@ -73,13 +70,11 @@ def pieces(s: Setup, rows: int):
     from retro_jax.generate.lookup import Lookup
     from retro_jax.generate.programs import SEGMENT
     from retro_jax.methods.method import Retrieved
-    from retro_jax.model import decode
 
     silent = s.tokenizer.silent
     engine, all_read = (Engine(s.method, s.params, rows, s.length, K, silent) for _ in range(2))
-    parts, decode.PARTS = decode.PARTS, (1,)
-    all_read.advance(np.zeros(rows))  # is compiled now
-    decode.PARTS = parts
+    with all_places_read():
+        all_read.advance(np.zeros(rows))
     lookup = Lookup(s.text, s.tokenizer, s.chunk, s.method.model.reading.retrieved, K)
     whole = s.size.prompt // s.chunk  # chunks of a prompt
     found = s.text.retrieve(s.text.some(max(rows, whole + 1)))

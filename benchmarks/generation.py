@@ -1,6 +1,7 @@
 """What the benchmarks of generation share: shapes, databases of held-out text, things that take turns."""
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import statistics
@@ -138,6 +139,18 @@ def set_up(args: argparse.Namespace) -> Setup:
         params["embedding"] *= np.arange(e.corpus.vocab)[:, None] != EOS
     text = RealText(retrievers, chunks[chunks.all(axis=1)])
     return Setup(method, params, prepared["BM25"].tokenizer, text, size)
+
+
+@contextlib.contextmanager
+def all_places_read():
+    """What is compiled in it reads all places of the rows, and not only those that they have begun."""
+    from retro_jax.model import decode
+
+    parts, decode.PARTS = decode.PARTS, (1,)
+    try:
+        yield
+    finally:
+        decode.PARTS = parts
 
 
 class Turns:

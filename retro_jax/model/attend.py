@@ -106,8 +106,7 @@ def scaled(q, relative, keys: int):
 
 def added(position, keys: int, dtype):
     """What positions add to the logits, the same for each memory: [N, B, G, I, A, J]; position from `scaled`."""
-    f = {"preferred_element_type": dtype}
-    by_distance = jnp.einsum("bgxinah,xsnah->nxabgis", *position, **f)
+    by_distance = jnp.einsum("bgxinah,xsnah->nxabgis", *position, preferred_element_type=dtype)
     by_key = jnp.moveaxis(shift(by_distance, keys), (1, 2), (3, 5))
     n, b, g, x, i, a, _ = by_key.shape
     return by_key.reshape(n, b, g, x * i, a, keys)

@@ -16,11 +16,18 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import get_abstract_mesh
 
 from retro_jax.errors import UserError
 from retro_jax.model import kernel
 from retro_jax.model.attend import SAVED, added, attend, scaled
+
+
+def not_for(kind: str) -> UserError:
+    """What is said of a chip, by its `device_kind`, that these kernels are not for."""
+    return UserError(
+        f"config field model.attention = 'cudnn' is by kernels for NVIDIA GPUs from A100 on, and not for {kind}; "
+        "set it to flash (TPUs) or reference"
+    )
 
 
 def check_chip(device, dtype: str, head_size: int):
@@ -29,10 +36,7 @@ def check_chip(device, dtype: str, head_size: int):
     if kind == "cpu":
         return
     if device.platform != "gpu" or float(getattr(device, "compute_capability", 0)) < 8:
-        raise UserError(
-            f"config field model.attention = 'cudnn' is by kernels for NVIDIA GPUs from A100 on, and not for {kind}; "
-            "set it to flash (TPUs) or reference"
-        )
+        raise not_for(kind)
     if dtype != "bfloat16":
         raise UserError(
             f"config field model.dtype = {dtype!r}: cuDNN's attention computes in bfloat16; set it to that, or "
@@ -59,8 +63,7 @@ def cudnn_read(q, k, v, relative, mask, causal: bool = False, how: str = ""):
     Returns:
       [B, G, I, N, A, H], exactly 0 where the mask allows no key, and None: the logits' log sum exp is not told.
     """
-    device = get_abstract_mesh().abstract_device
-    how = how or ("cudnn" if device is not None and device.platform == "gpu" else "xla")
+    how = how or ("cudnn" if kernel.platform() == "gpu" else "xla")
     read = functools.partial(_read, causal=causal, how=how)
     # What is added to the logits is not kept for the gradient: of all layers together it would be more than all else.
     y = jax.checkpoint(read, policy=_is_kernel)(q, k, v, relative, mask)

@@ -1,4 +1,4 @@
-"""What the TPU kernels of attention share: how they are called, on one chip's part, and what a chip can do to a block.
+"""What the kernels of attention share: how they are called, on one chip's part, and what a TPU can do to a block.
 
 On a CPU a kernel is interpreted: slow, for tests.
 """
@@ -26,6 +26,12 @@ def check_chip(kind: str):
             f"config field model.attention = 'flash' is by kernels for TPUs (v5e, v5p, v6e), and not for {kind}; "
             "set it to reference, or for an NVIDIA GPU to cudnn"
         )
+
+
+def platform() -> str:
+    """Of the devices of the mesh in context: cpu, gpu or tpu; nothing where it has none."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else ""
 
 
 def sharded(function, made, *given):

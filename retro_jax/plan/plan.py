@@ -19,7 +19,7 @@ from retro_jax.config import Experiment, MeshConfig
 from retro_jax.corpus import tokenizer
 from retro_jax.errors import UserError
 from retro_jax.methods.method import Method, method_of
-from retro_jax.model import kernel
+from retro_jax.model import cudnn, kernel
 from retro_jax.plan import count, hlo, roofline, topology
 from retro_jax.train import sharding
 from retro_jax.train.hardware import GIB
@@ -81,10 +81,12 @@ def estimate(
     if e.model.attention == "flash":
         kernel.check_chip(on.chip.kind)
     elif e.model.attention == "cudnn":
-        why = "what cuDNN reads, writes and holds is not counted; plan with reference, whose figures are not cuDNN's"
         if on.kind in topology.SLICES:
-            why = f"is by kernels for NVIDIA GPUs, and not for {on.chip.kind}; set it to flash or reference"
-        raise UserError(f"config field model.attention = 'cudnn': {why}")
+            raise cudnn.not_for(on.chip.kind)
+        raise UserError(
+            "config field model.attention = 'cudnn': what cuDNN reads, writes and holds is not counted; "
+            "plan with reference, whose figures are not cuDNN's"
+        )
     sharding.check_divides(
         abstract, e.model, vocab, train_batch=e.train.batch // e.train.accumulate
     )
