@@ -36,7 +36,7 @@ FORMATS = {
 
 
 def anew(rows: int) -> list[int]:
-    """How many rows read new neighbours in a step, of those that are tried."""
+    """How many rows read new neighbours at once, of those that are tried."""
     return sorted({min(rows, 1 << i) for i in range(rows.bit_length() + 1)})
 
 
@@ -66,6 +66,8 @@ def generations(s: Setup, rows: int):
 
 def pieces(s: Setup, rows: int):
     """Parts of it alone, by name; rows are half-way through."""
+    import jax
+
     from retro_jax.generate.engine import Engine
     from retro_jax.generate.lookup import Lookup
     from retro_jax.generate.programs import SEGMENT
@@ -87,9 +89,15 @@ def pieces(s: Setup, rows: int):
     for row in range(rows):
         engine.admit(row, text, first(whole + 1))
 
-    def go_on(times, steps, fresh=None):
-        for _ in range(times):
-            engine.advance(np.full(rows, steps), fresh)
+    def go_on(steps):
+        engine.advance(np.full(rows, steps))
+
+    def anew_(some):  # rows that stood still beside others have been shown what they read next
+        engine.show(list(some))
+        begin = time.perf_counter()
+        engine.read(some)
+        jax.block_until_ready(engine._state)
+        return time.perf_counter() - begin
 
     def begun(engine, n: int) -> float:
         for row in range(rows):
@@ -104,13 +112,12 @@ def pieces(s: Setup, rows: int):
 
     work = {
         "pass": pass_,
-        "step": lambda: go_on(1, SEGMENT),
-        "one": lambda: go_on(1, 1),
+        "step": lambda: go_on(SEGMENT),
         "tell": lambda: [lookup.describe(found.of(slice(i, i + 1))) for i in range(rows)],
     }
     for n in anew(rows):
         some = dict(itertools.islice(near.items(), n))
-        work[f"{n} anew"] = lambda some=some: go_on(1, 1, some)
+        work[f"{n} anew"] = functools.partial(anew_, some)
     for n in BEGUN:
         work[f"{n}, begun"] = functools.partial(begun, engine, n)
         work[f"{n}, all"] = functools.partial(begun, all_read, n)
@@ -140,7 +147,7 @@ def measure(s: Setup, rows: int, rounds: int) -> dict[str, list[dict]]:
         ("embedding what is looked up", looked["BM25"][0], ends),
         ("searching it", looked["BM25"][1], ends),
         ("what was read, as text", ms["tell"], ends),
-        ("encoding neighbours", ms[f"{rows} anew"] - step, ends),
+        ("encoding neighbours", ms[f"{rows} anew"], ends),
         (f"decoding {m} tokens", step * m, (tokens - 1) / m),
     ]
     rest = ms[ON] - sum(each * times for _, each, times in parts)
@@ -156,9 +163,9 @@ def measure(s: Setup, rows: int, rounds: int) -> dict[str, list[dict]]:
              "share": f"{each * times / ms[ON]:.0%}"}
             for part, each, times in parts
         ],
-        "a step in which some rows read new neighbours": [
+        "some rows read new neighbours": [
             {"rows": rows, "of them anew": n, "ms": ms[f"{n} anew"],
-             "of a step without": turns.ratio(f"{n} anew", "one")}
+             f"time / {SEGMENT} steps": turns.ratio(f"{n} anew", "step")}
             for n in anew(rows)
         ],
         f"{SEGMENT} tokens of rows of {s.length} places, the begun part of which is read": [

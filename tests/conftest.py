@@ -116,6 +116,22 @@ def drawn(config: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, 
     return {name: jnp.asarray(value) for name, value in params.items()}
 
 
+def reading_step(step, read):
+    """A step of which some rows read fresh neighbours from their token on: before it they stand still with it.
+
+    step, read: as `decode.step` and `decode.read`. What is returned takes `fresh` between tokens and `active`.
+    """
+    step, read = jax.jit(step), jax.jit(read)
+
+    def go(net, state, tokens, fresh=None, active=None):
+        every = jax.device_put(np.ones(len(tokens), bool), tokens.sharding)
+        if fresh is not None:
+            state = read(net, step(net, state, tokens, ~every)[1], fresh)
+        return step(net, state, tokens, every if active is None else active)
+
+    return go
+
+
 def write_corpus(directory: Path, documents: int = 60, seed: int = 0):
     """Small files of made-up prose; each repeats passages of others, so that retrieval finds some."""
     rng = random.Random(seed)

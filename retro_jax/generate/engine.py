@@ -3,9 +3,9 @@
     B rows, J tokens that a row can have, K neighbours, R retrieved length, V vocabulary
 
 Everything has a fixed shape, so that a whole generation is a handful of programs: a prompt's pass (one for
-each power of two chunks), a row's coming in, a segment of up to SEGMENT tokens, and one step with new
-neighbours (one for each power of two rows that read anew). Retrieval happens between their calls, on the
-host; rows that wait for it stay where they are while the others go on.
+each power of two chunks), a row's coming in and going, a segment of up to SEGMENT tokens, and the reading of
+new neighbours (one for each power of two rows). Retrieval happens between their calls, on the host; rows that
+wait for it stay where they are while the others go on.
 """
 
 import functools
@@ -49,7 +49,7 @@ class Engine:
         self.model, self.rows, self.k = model, rows, k
         self._by_chunk = method.by_chunk
         self.length = -(-length // model.reading.chunk) * model.reading.chunk
-        sharding.keep_memory()  # without, a step with new neighbours takes half as long again
+        sharding.keep_memory()  # without, reading new neighbours takes half as long again
         self.mesh = sharding.one_device()
         # Leaves and structure apart: an nnx module takes long to flatten at every call.
         with jax.set_mesh(self.mesh):
@@ -64,12 +64,14 @@ class Engine:
 
         self._prefill = jax.jit(bound(programs.prefill), static_argnums=(1, 2))
         self._admit = jax.jit(functools.partial(programs.admit, method), donate_argnums=0)
-        self._step = jax.jit(bound(programs.step), donate_argnums=1)
+        self._free = jax.jit(programs.free, donate_argnums=0)
+        self._read = jax.jit(bound(programs.read), donate_argnums=1)
         self._segment = jax.jit(bound(programs.segment), donate_argnums=1)
         self._copy = jax.jit(functools.partial(programs.copy, method), donate_argnums=0)
         self._params_of = jax.jit(bound(lambda method, net: method.params_of(net)))
         self._sampling = {n: np.full(rows, v, _DTYPES[n]) for n, v in GREEDY.items()}
         self._leader, self._top = np.arange(rows, dtype=np.int32), np.zeros(rows, bool)
+        self._shown = np.zeros(rows, bool)  # who stood still with the token that was drawn last
         self._silent = silent
         self._ways = None
 
@@ -84,12 +86,12 @@ class Engine:
 
     def programs(self) -> int:
         """How many programs have been compiled."""
-        jitted = (self._prefill, self._admit, self._step, self._segment, self._copy)
+        jitted = (self._prefill, self._admit, self._free, self._read, self._segment, self._copy)
         return sum(f._cache_size() for f in jitted)
 
     def compilations(self) -> list[Callable[[], None]]:
         """What compiles all that any request can need, one call for each shape; rows that hold something lose it."""
-        m, still = self.model.reading.chunk, np.zeros(self.rows, np.int32)
+        m = self.model.reading.chunk
         none = Retrieved(*(np.zeros((0, 0)),) * 2)
         sizes = {min(self.length, m << i) for i in range(self.length.bit_length())}
         made = [
@@ -97,11 +99,11 @@ class Engine:
             for n in sorted(sizes)
             for alone in ((False, True) if self._by_chunk and self.k else (False,))
         ]
-        made.append(lambda: self.advance(still))
+        made += [lambda: self.free(0), lambda: self.advance(np.ones(self.rows, np.int32))]
         if self.k:
             for n in sorted({min(self.rows, 1 << i) for i in range(self.rows.bit_length() + 1)}):
                 near = {row: self.no_neighbours() for row in range(n)}
-                made.append(lambda near=near: self.advance(still, near))
+                made.append(lambda near=near: self.read(near))
         for n in range(1, min(self.k + 1, self.rows)):
             made.append(lambda n=n: self.copy(list(range(n)), 0))
         return made
@@ -118,6 +120,12 @@ class Engine:
             self._sampling[name][row] = value
         self._leader[row] = row if leader is None else leader
         self._top[row], self._ways = top, None
+
+    def free(self, row: int):
+        """Empties a row: no one waits for what nobody asks for any more, and its places are not read."""
+        self.set(row)
+        with jax.set_mesh(self.mesh):
+            self._state = self._free(self._state, np.int32(row))
 
     def admit(
         self,
@@ -145,6 +153,7 @@ class Engine:
         elif found := len(neighbours.tokens):
             for filled, x in zip(near, neighbours):
                 filled[0, :found] = x
+        self._shown[row] = False
         # The row's own reading of BOS and PAD is no text, and can be drawn no more than any.
         with jax.set_mesh(self.mesh):
             count = np.array([n], np.int32)
@@ -156,34 +165,45 @@ class Engine:
             )
             return _fetch(drawn)
 
-    def advance(self, steps: np.ndarray, fresh: dict[int, Retrieved] | None = None) -> Drawn:
+    def advance(self, steps: np.ndarray) -> Drawn:
         """Has rows read what they drew and draw on.
 
         Args:
-          steps: [B] how many tokens each row goes on, at most SEGMENT; with `fresh` 0 or 1.
-          fresh: the neighbours, [K, R] and [K], of the rows that read anew with their next token.
+          steps: [B] how many tokens each row goes on, at most SEGMENT.
 
         Returns:
           What was drawn [max(steps), B]; of a row its first `steps` are.
         """
+        n = int(steps.max())
+        return _fetch(self._go(steps, n), n)
+
+    def _go(self, steps: np.ndarray, n: int) -> Drawn:
         steps = np.asarray(steps, np.int32)
+        self._shown = (steps < n) | (self._shown & (steps == 0))
         with jax.set_mesh(self.mesh):
-            if not fresh:
-                n = int(steps.max())
-                self._state, drawn = self._segment(
-                    self._leaves, self._state, self._now(), steps, np.int32(n)
-                )
-                return _fetch(drawn, n)
-            # As many as a power of two; the last one is named again.
-            rows = list(fresh)
-            rows += rows[-1:] * ((1 << (len(rows) - 1).bit_length()) - len(rows))
-            tokens, distances = (np.stack(x) for x in zip(*(fresh[row] for row in rows)))
-            read = Fresh(np.array(rows, np.int32), tokens.astype(np.int32), distances)
-            self._state, drawn = self._step(self._leaves, self._state, self._now(), steps > 0, read)
-            return _fetch(drawn)
+            given = self._leaves, self._state, self._now(), steps, np.int32(n)
+            self._state, drawn = self._segment(*given)
+            return drawn
+
+    def show(self, rows: list[int]):
+        """Has rows stand still with the tokens that they drew last, unless they have: what `read` needs of them."""
+        if not self._shown[rows].all():
+            self._go(np.zeros(self.rows), 1)
+
+    def read(self, fresh: dict[int, Retrieved]):
+        """Has rows read new neighbours, [K, R] and [K], from their next token on."""
+        # As many as a power of two; the last one is named again.
+        rows = list(fresh)
+        self.show(rows)
+        rows += rows[-1:] * ((1 << (len(rows) - 1).bit_length()) - len(rows))
+        tokens, distances = (np.stack(x) for x in zip(*(fresh[row] for row in rows)))
+        near = Fresh(np.array(rows, np.int32), tokens.astype(np.int32), distances)
+        with jax.set_mesh(self.mesh):
+            self._state = self._read(self._leaves, self._state, near)
 
     def copy(self, rows: list[int], source: int):
         """Makes rows what another one is."""
+        self._shown[rows] = self._shown[source]
         with jax.set_mesh(self.mesh):
             self._state = self._copy(self._state, np.array(rows, np.int32), np.int32(source))
 

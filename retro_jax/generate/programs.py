@@ -69,15 +69,22 @@ def admit(method: Method, state: State, ways: Ways, cache, logits, row, tokens, 
     return state, jax.tree.map(lambda x: x[None], drawn)
 
 
-def step(method: Method, net, state: State, ways: Ways, active, fresh: Fresh):
-    """One token of the rows that are `active`, some of which read fresh neighbours from it on."""
+def read(method: Method, net, state: State, fresh: Fresh) -> State:
+    """The rows with some of them reading new neighbours from their next token on."""
     fresh = jax.tree.map(lambda x: jax.sharding.reshard(x, jax.P(ROWS[0])), fresh)
-    state, drawn = _advance(method, net, state, ways, fresh, active)
-    return state, jax.tree.map(lambda x: x[None], drawn)
+    return state._replace(cache=method.read(net, state.cache, fresh))
+
+
+def free(state: State, row) -> State:
+    """The rows with one that holds nothing any more."""
+    count = state.cache.count
+    count = count.at[row].set(0, out_sharding=jax.typeof(count).sharding)
+    return state._replace(cache=state.cache._replace(count=count))
 
 
 def segment(method: Method, net, state: State, ways: Ways, steps, n):
-    """The next tokens: of each row `steps` [B], at most n and SEGMENT."""
+    """The next tokens: of each row `steps` [B], at most n and SEGMENT. A row that takes fewer stands still after
+    them, and reads its last token for `read`."""
     b = len(state.token)
     out = Drawn(
         jnp.zeros((SEGMENT, b), jnp.int32),
@@ -87,7 +94,7 @@ def segment(method: Method, net, state: State, ways: Ways, steps, n):
     )
 
     def one(i, carry):
-        state, drawn = _advance(method, net, carry[0], ways, None, i < steps)
+        state, drawn = _advance(method, net, carry[0], ways, i < steps)
         return state, jax.tree.map(lambda kept, x: kept.at[i].set(x), carry[1], drawn)
 
     return jax.lax.fori_loop(0, n, one, (state, out))
@@ -104,10 +111,10 @@ def copy(method: Method, state: State, rows, source):
     return State(cache, put(state.token), put(state.seen))
 
 
-def _advance(method: Method, net, state: State, ways: Ways, fresh, active):
+def _advance(method: Method, net, state: State, ways: Ways, active):
     """One token: reads the last drawn one, draws the next."""
     token, active_rows = (jax.sharding.reshard(x, ROWS) for x in (state.token, active))
-    logits, cache = method.step(net, state.cache, token, fresh, active_rows)
+    logits, cache = method.step(net, state.cache, token, active_rows)
     logits = jax.sharding.reshard(logits, jax.P())
     return _draw(state._replace(cache=cache), ways, logits, active)
 

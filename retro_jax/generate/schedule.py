@@ -96,7 +96,7 @@ class Schedule:
         for work in self._here:
             if work.done:
                 for row in (work.row, *work.shadows):
-                    self.engine.set(row)  # so that no one waits for what nobody asks for any more
+                    self.engine.free(row)
                     self._free.append(row)
         self._here = [w for w in self._here if not w.done]
         self._let_in()
@@ -106,11 +106,12 @@ class Schedule:
             if work.waiting and (work.waiting[0].done() or work.waited > _DEADLINE):
                 self._arrives(work)
         running = [w for w in self._here if w.ids and not w.done]
-        fresh = [w for w in running if w.near]
-        others = [w for w in running if not w.waiting and not w.near and w.steps]
-        if fresh or others:
-            self._advance(fresh, others)
+        self._read([w for w in running if w.near])
+        going = [w for w in running if not w.waiting and w.steps]
+        if going:
+            self._advance(going)
         elif not any(w.done for w in self._here):  # the rows of those are given out first
+            self.engine.show([w.row for w in self._here if w.waiting and w.ids])
             with self._change:
                 self._change.wait_for(lambda: self._stirred, _LOOK)
                 self._stirred = False
@@ -192,9 +193,10 @@ class Schedule:
                 without.append(self.engine.admit(row, ids, one, forced).logprob[0, row])
         self._take(work, drawn, 1, np.array([without]) if without else None)
 
-    def _advance(self, fresh: list[Work], others: list[Work]):
-        steps, read = np.zeros(self.engine.rows, np.int32), {}
-        for work in fresh:
+    def _read(self, works: list[Work]):
+        """What was found for them is read from their next token on."""
+        read = {}
+        for work in works:
             (found, told), work.near = work.near, None
             if told is None:
                 told = []
@@ -207,15 +209,19 @@ class Schedule:
                 tokens = found.tokens.copy()
                 tokens[j] = 0
                 read[row] = found._replace(tokens=tokens)
-        most = 1 if fresh else self._most([w.steps for w in others])
-        going = dict.fromkeys(fresh, 1) | {w: min(w.steps, most) for w in others}
+        if read:
+            self.engine.read(read)
+
+    def _advance(self, works: list[Work]):
+        steps = np.zeros(self.engine.rows, np.int32)
+        most = self._most([w.steps for w in works])
+        going = {w: min(w.steps, most) for w in works}
         for work, n in going.items():
             steps[[work.row, *work.shadows]] = n
         begin = time.perf_counter()
-        drawn = self.engine.advance(steps, read)
-        if not fresh:
-            took = (time.perf_counter() - begin) / most
-            self._pace = took if self._pace is None else 0.8 * self._pace + 0.2 * took
+        drawn = self.engine.advance(steps)
+        took = (time.perf_counter() - begin) / most
+        self._pace = took if self._pace is None else 0.8 * self._pace + 0.2 * took
         for work, n in going.items():
             work.went(n)
             without = drawn.logprob[:n, work.shadows] if work.shadows else None

@@ -223,8 +223,8 @@ class InContext(Prompted):
         logits, filled, weights = self._filled(net, state, tokens, count, end, near)
         return logits, State(filled, text, count, begin, weights)
 
-    def step(self, net, state: State, tokens, fresh: cache.Fresh | None = None, active=None):
-        """Reads one token of each row; those that read anew begin their rows again."""
+    def step(self, net, state: State, tokens, active=None):
+        """Reads one token of each row."""
         b, streams = state.weights.shape
         text = decode.put(state.text[:, None, :, None], tokens[:, None, None, None], state.count)
         text = text[:, 0, :, 0]
@@ -235,29 +235,31 @@ class InContext(Prompted):
             )
 
         on = None if active is None else each(active)
-        logits, kept = decode.step(net, state.cache, each(tokens), None, on)
-        weights = state.weights
-        logits = prompt_rows.mixed(prompt_rows.split(logits, streams), weights)
-        read = state.count
-        if fresh is not None:
+        held = jnp.where(each(state.count) > 0, state.cache.count, 0)  # of a row that is free, none
+        logits, kept = decode.step(net, state.cache._replace(count=held), each(tokens), on)
+        logits = prompt_rows.mixed(prompt_rows.split(logits, streams), state.weights)
+        count = state.count + (1 if active is None else active)
+        return logits, State(kept, text, count, state.begin, state.weights)
 
-            def rows(x):
-                return x.at[fresh.rows].get(out_sharding=ROWS)
+    def read(self, net, state: State, fresh: cache.Fresh) -> State:
+        """Rows begin again, up to the token that they read next, with what was found before the text."""
 
-            def put(x, new):
-                return x.at[fresh.rows].set(new, out_sharding=jax.typeof(x).sharding)
+        def rows(x):
+            return x.at[fresh.rows].get(out_sharding=ROWS)
 
-            found = Retrieved(fresh.tokens, fresh.distances)
-            longer, count, near = self._anew(net, rows(text), rows(read) + 1, found)
-            own, filled, new = self._filled(
-                net, state, longer, count, count + self.look_ups.every, near
-            )
-            where = prompt_rows.spread(fresh.rows, streams)
-            kept = cache.place(kept, where, filled, jnp.arange(len(where)))
-            weights, logits = put(weights, new), put(logits, own)
-            text, read = put(text, longer), put(read, count - 1)
-        count = read + (1 if active is None else active)
-        return logits, State(kept, text, count, state.begin, weights)
+        def put(x, new):
+            return x.at[fresh.rows].set(new, out_sharding=jax.typeof(x).sharding)
+
+        found = Retrieved(fresh.tokens, fresh.distances)
+        text, count, near = self._anew(net, rows(state.text), rows(state.count) + 1, found)
+        end = count + self.look_ups.every
+        _, filled, weights = self._filled(net, state, text, count, end, near)
+        where = prompt_rows.spread(fresh.rows, state.weights.shape[1])
+        filled = cache.last_unread(filled)
+        return State(
+            cache.place(state.cache, where, filled, jnp.arange(len(where))),
+            put(state.text, text), put(state.count, count - 1), state.begin, put(state.weights, weights),
+        )  # fmt: skip
 
     def _anew(self, net, text, count, near: Retrieved):
         """Rows [b, J] of `count` tokens whose last chunks have found something: them, the count, and what then stands

@@ -166,9 +166,9 @@ class KnnLm(LanguageModel):
         logits, state = super().prefill(net, state, tokens, count, retrieved)
         return self._looked_up(logits, state), state
 
-    def step(self, net, state, tokens, fresh=None, active=None):
+    def step(self, net, state, tokens, active=None):
         """See `decode.step`; the logits are the mixture's logarithms."""
-        logits, state = super().step(net, state, tokens, fresh, active)
+        logits, state = super().step(net, state, tokens, active)
         return self._looked_up(logits, state), state
 
     def _looked_up(self, logits, state):

@@ -80,9 +80,13 @@ class LanguageModel(Method):
         """See `decode.prefill`."""
         return decode.prefill(net, state, tokens, count, retrieved.tokens)
 
-    def step(self, net, state, tokens, fresh=None, active=None):
+    def step(self, net, state, tokens, active=None):
         """See `decode.step`."""
-        return decode.step(net, state, tokens, fresh, active)
+        return decode.step(net, state, tokens, active)
+
+    def read(self, net, state, fresh: cache.Fresh):
+        """See `decode.read`."""
+        return decode.read(net, state, fresh)
 
     def place(self, state, rows, other, source):
         """See `cache.place`."""

@@ -19,6 +19,7 @@ from retro_jax.config.fields import require
 from retro_jax.config.table import NoSettings, Table, check_names
 from retro_jax.corpus.chunks import ChunkTable
 from retro_jax.databases.retriever import Retriever, open_retriever
+from retro_jax.model.cache import Fresh
 from retro_jax.model.functional import Scores
 from retro_jax.retrieval.index import Found
 from retro_jax.retrieval.ranking import Queries
@@ -306,8 +307,14 @@ class Method:
         """Reads prompts; returns logits [B, V] of the token after each, and the state."""
         raise NotImplementedError
 
-    def step(self, net, state, tokens, fresh, active):
-        """Reads one token of each row; returns logits [B, V] of the next, and the state."""
+    def step(self, net, state, tokens, active=None):
+        """Reads one token of each row; returns logits [B, V] of the next, and the state. active: rows [B] that go on;
+        the others stay where they are, and read theirs again. None: all."""
+        raise NotImplementedError
+
+    def read(self, net, state, fresh: Fresh):
+        """The state with rows reading new neighbours from their next token on; a step in which they stood still has
+        shown it that token."""
         raise NotImplementedError
 
     def place(self, state, rows, other, source):

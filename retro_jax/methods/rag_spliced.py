@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from retro_jax.methods import rag
 from retro_jax.methods.in_context import State
 from retro_jax.methods.method import Retrieved
+from retro_jax.model import decode
 from retro_jax.model.layers import ROWS
 from retro_jax.model.retro import PAD
 
@@ -71,6 +72,12 @@ class RagSpliced(rag.Rag):
         none = jax.tree.map(lambda x: x[:, 0, :0], retrieved)
         logits, filled, weights = self._filled(net, state, text, have, have + m - count % m, none)
         return logits, State(filled, text, have, jnp.zeros_like(have), weights)
+
+    def step(self, net, state: State, tokens, active=None):
+        """Reads one token of each row: of one that has just read anew the last of what was put after its own."""
+        last = state.text.shape[1] - 1
+        there = decode.pick(state.text, jnp.minimum(state.count, last))
+        return super().step(net, state, jnp.where(there != PAD, there, tokens), active)
 
     def _anew(self, net, text, count, near: Retrieved):
         """The rows with their neighbours at their ends; nothing stands before them."""

@@ -133,28 +133,28 @@ class RetroPP(Prompted):
         logits, filled = self._filled(net, state, text, near, count)
         return logits, State(filled, text, near, count, begin)
 
-    def step(self, net, state: State, tokens, fresh: cache.Fresh | None = None, active=None):
-        """Reads one token of each row; those that read anew begin their rows again."""
+    def step(self, net, state: State, tokens, active=None):
+        """Reads one token of each row."""
         text = decode.put(state.text[:, None, :, None], tokens[:, None, None, None], state.count)
-        text, near = text[:, 0, :, 0], state.near
-        logits, kept = decode.step(net, state.cache, tokens, None, active)
-        if fresh is not None:
+        held = jnp.where(state.count > 0, state.cache.count, 0)  # of a row that is free, none
+        logits, kept = decode.step(net, state.cache._replace(count=held), tokens, active)
+        count = state.count + (1 if active is None else active)
+        return logits, State(kept, text[:, 0, :, 0], state.near, count, state.begin)
 
-            def rows(x):
-                return x.at[fresh.rows].get(out_sharding=ROWS)
+    def read(self, net, state: State, fresh: cache.Fresh) -> State:
+        """Rows begin again, up to the token that they read next."""
 
-            count = rows(state.count) + 1
-            own = decode.put(
-                rows(near)[:, None],
-                fresh.tokens[:, None, None],
-                jnp.maximum(count // self.model.reading.chunk - 1, 0),
-            )[:, 0]
-            again, filled = self._filled(net, state, rows(text), own, count)
-            kept = cache.place(kept, fresh.rows, filled, jnp.arange(len(fresh.rows)))
-            near = near.at[fresh.rows].set(own, out_sharding=jax.typeof(near).sharding)
-            logits = logits.at[fresh.rows].set(again, out_sharding=jax.typeof(logits).sharding)
-        count = state.count + 1 if active is None else state.count + active
-        return logits, State(kept, text, near, count, state.begin)
+        def rows(x):
+            return x.at[fresh.rows].get(out_sharding=ROWS)
+
+        count = rows(state.count) + 1
+        chunk = jnp.maximum(count // self.model.reading.chunk - 1, 0)
+        own = decode.put(rows(state.near)[:, None], fresh.tokens[:, None, None], chunk)[:, 0]
+        filled = self._filled(net, state, rows(state.text), own, count)[1]
+        filled = cache.last_unread(filled)
+        kept = cache.place(state.cache, fresh.rows, filled, jnp.arange(len(fresh.rows)))
+        near = state.near.at[fresh.rows].set(own, out_sharding=jax.typeof(state.near).sharding)
+        return state._replace(cache=kept, near=near)
 
     def _filled(self, net, state: State, text, near, count):
         """Of texts [b, J] of `count` tokens: the logits of the next token [b, V], and the cache of their rows."""

@@ -43,11 +43,16 @@ class Cache(NamedTuple):
 
 
 class Fresh(NamedTuple):
-    """Neighbours of what ends with the token of a step: M tokens, or as many as there are."""
+    """Neighbours of what ends with a row's next token: of M tokens, or as many as there are."""
 
     rows: jax.Array  # [b] which sequences'; a row may be named twice
     tokens: jax.Array  # [b, K, R], PAD where there is none
     distances: jax.Array | None = None  # [b, K]
+
+
+def last_unread(cache: Cache) -> Cache:
+    """The cache with each row's last token to be read again, by a model without a memory of n-grams."""
+    return cache._replace(count=cache.count - 1)
 
 
 def place(cache: Cache, rows, other: Cache, source) -> Cache:

@@ -5,9 +5,9 @@
 
 A row's chunks begin at its first token, whatever the other rows do, or at the padding before it. Kept of
 a row are the keys and values of its self-attentions; of its last M tokens, what the first CCA layer's
-self-attention gave, for the encoder; and of what it reads, the keys and values in every CCA layer. The
-step that reads the last token of a chunk encodes that chunk's neighbours in mid-layer and goes on. A row
-may read anew before M more tokens have come: the M last tokens are then the chunk that retrieved.
+self-attention gave, for the encoder; and of what it reads, the keys and values in every CCA layer. Before
+the step that reads the last token of a chunk, `read` encodes that chunk's neighbours. A row may read anew
+before M more tokens have come: the M last tokens are then the chunk that retrieved.
 """
 
 import functools
@@ -114,11 +114,10 @@ def prefill(net: Decoder, cache: Cache, tokens, count, neighbours):
     return logits, Cache(tuple(layers), chunk, mask, count, begin, *held)
 
 
-def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None, active=None):
+def step(net: Decoder, cache: Cache, tokens, active=None):
     """Reads one token of each row: tokens [B] -> logits of the next [B, V], and the cache.
 
-    fresh: of the rows that are to read anew from this token on.
-    active: rows [B] that go on; the others stay where they are, and their logits mean nothing. None: all.
+    active: rows [B] that go on; the others stay where they are, so that their token can be read again. None: all.
     """
     config, t = net.model.config, cache.count
     c, m = config.decoder, config.reading.chunk
@@ -126,23 +125,17 @@ def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None, active=
     h = net.model.embed(table, tokens[:, None])  # [B, 1, D]
     if c.positions == "learned":
         h = h + _learned(net.model, (t - cache.begin)[:, None], h.dtype)
-    chunk, mask, point, layers, first = cache.chunk, cache.mask, cache.point, [], True
-    if fresh is not None:
-        read = t.at[fresh.rows].get(out_sharding=ROWS) + 1
-        point = point.at[fresh.rows].set(read, out_sharding=over_rows(1))
+    chunk, mask, layers, first = cache.chunk, cache.mask, [], True
     length = cache.layers[0].key.shape[2]
     angles = _angles(c, length)
     if angles is not None:  # each row's own [B, 1, 1, half]
         angles = [jnp.asarray(a).at[t].get(out_sharding=ROWS)[:, None, None] for a in angles]
     before = t[:, None] - jnp.arange(length)  # how far back a key is [B, J]
     own = (before >= 0) & (before <= (t - cache.begin)[:, None])
-    # Reading one row's places costs little compared with reading the weights, and steps with new neighbours are few:
-    # not worth a larger program.
-    begun = None
-    if len(t) > 1 and fresh is None:
-        begun = jax.sharding.reshard(t if active is None else t * active, jax.P()).max() + 1
+    # Reading one row's places costs little compared with reading the weights: not worth a larger program.
+    begun = jax.sharding.reshard(t, jax.P()).max() + 1 if len(t) > 1 else None
     # Query i since the chunk's end and key j are M - 1 + i - j apart, the table's entry M - i + j.
-    apart = m - 1 - t + point
+    apart = m - 1 - t + cache.point
     for number, (block, layer) in enumerate(zip(net.blocks, cache.layers), 1):
         if _remembers(config, number):
             h = h + net.model.memory(tokens[:, None], h, cache.recent)
@@ -160,10 +153,6 @@ def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None, active=
             if first:
                 own_chunk = block.retrieving(h)
                 first, chunk = False, put(chunk[:, None], own_chunk[:, None], t % m)[:, 0]
-                if fresh is not None:
-                    memory, mask = _encode(net.model, table, cache, chunk, fresh)
-            if fresh is not None:
-                layer = _reading(block, layer, memory, fresh.rows)
             q = block.cca.attention.queries(block.cca.norm(h))
             near = layer.read
             seen = jnp.reshape(mask, (len(t), -1), out_sharding=ROWS)
@@ -178,27 +167,32 @@ def step(net: Decoder, cache: Cache, tokens, fresh: Fresh | None = None, active=
     recent = jnp.concatenate([by_rows(cache.recent[:, 1:]), newest], axis=1)
     if active is not None:
         recent = jnp.where(active[:, None], recent, cache.recent)
-    held = count, cache.begin, point, fed[:, 0], recent
+    held = count, cache.begin, cache.point, fed[:, 0], recent
     return logits, Cache(tuple(layers), chunk, mask, *held)
 
 
-def _remembers(config: ModelConfig, layer: int) -> bool:
-    """Whether a memory of n-grams stands before a layer, counted from 1."""
-    return config.memory is not None and layer == config.reading.cca_layers[0]
-
-
-def _encode(model: Retro, table, cache: Cache, chunk, fresh: Fresh):
-    """Memories [b, K, R, E] of the fresh neighbours, and the mask [B, K, R] with theirs."""
-    m = model.config.reading.chunk
+def read(net: Decoder, cache: Cache, fresh: Fresh) -> Cache:
+    """Has rows read anew from their next token on: encodes the neighbours of what ends with it. The encoder reads
+    what a step made of that token: one in which those rows stood still."""
+    m, t = net.model.config.reading.chunk, cache.count
 
     def rows(x):
         return x.at[fresh.rows].get(out_sharding=ROWS)
 
     # The M last tokens in their order, and which of them there are.
-    at = rows(cache.count)[:, None] - (m - 1) + jnp.arange(m)
-    h, real = pick(rows(chunk), at % m), at >= rows(cache.begin)[:, None]
-    memory, found = model.encode(table, fresh.tokens[:, None], h, real)
-    return memory[:, 0], cache.mask.at[fresh.rows].set(found[:, 0], out_sharding=over_rows(3))
+    at = rows(t)[:, None] - (m - 1) + jnp.arange(m)
+    h, real = pick(rows(cache.chunk), at % m), at >= rows(cache.begin)[:, None]
+    table = gather(net.model.embedding, jnp.dtype(net.model.config.dtype))
+    memory, found = net.model.encode(table, fresh.tokens[:, None], h, real)
+    layers = [_reading(*x, memory[:, 0], fresh.rows) for x in zip(net.blocks, cache.layers)]
+    mask = cache.mask.at[fresh.rows].set(found[:, 0], out_sharding=over_rows(3))
+    point = cache.point.at[fresh.rows].set(rows(t) + 1, out_sharding=over_rows(1))
+    return cache._replace(layers=tuple(layers), mask=mask, point=point)
+
+
+def _remembers(config: ModelConfig, layer: int) -> bool:
+    """Whether a memory of n-grams stands before a layer, counted from 1."""
+    return config.memory is not None and layer == config.reading.cca_layers[0]
 
 
 def _reading(block: Block, layer: Layer, memory, rows=None) -> Layer:

@@ -3,6 +3,7 @@
 import threading
 import time
 
+import numpy as np
 import pytest
 from conftest import altered, weights
 
@@ -108,6 +109,15 @@ def test_what_is_cancelled_gives_its_row_back(generator):
     while generator.busy and time.monotonic() < end:
         time.sleep(0.01)
     assert (generator.busy, generator.waiting) == (0, 0)
+
+
+def test_a_row_that_is_free_holds_nothing(generator):
+    """So that steps of others do not read its places."""
+    generator.generate_all([Request(TEXT[:40], tokens=n) for n in (5, 40)])
+    end = time.monotonic() + 60
+    while generator.busy and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not np.asarray(generator._schedule.engine._state.cache.count).any()
 
 
 def test_what_is_cancelled_while_it_waits_leaves_the_queue_at_once(generator):

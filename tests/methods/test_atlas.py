@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from conftest import altered, drawn
+from conftest import altered, drawn, reading_step
 
 from retro_jax.methods import reader_says
 from retro_jax.methods.atlas import Atlas
@@ -105,7 +105,7 @@ def test_token_by_token_it_is_what_is_said_at_once(atlas, tiny, prompt):
     read = Retrieved(put(given), put(near.distances[:, :3]))
     counts = put(np.array([prompt] * 2, np.int32))
     logits, state = jax.jit(method.prefill)(net, state, put(padded), counts, read)
-    step = jax.jit(method.step)
+    step = reading_step(method.step, method.read)
     for t in range(prompt, length):
         said = np.asarray(jax.nn.log_softmax(logits))[range(2), tokens[:, t]]
         np.testing.assert_allclose(said, expected[:, t], atol=1e-4)

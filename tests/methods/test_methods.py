@@ -38,7 +38,7 @@ def test_scores_and_steps_say_what_logprobs_says(name, tiny, mesh):
     logits, state = read(
         net, state, put(tokens[:, :PROMPT]), put([PROMPT] * 2), method.Retrieved(put(none))
     )
-    step = jax.jit(lambda net, state, t: m.step(net, state, t, None, None))
+    step = jax.jit(lambda net, state, t: m.step(net, state, t))
     for t in range(PROMPT, LENGTH):
         said = np.asarray(jax.nn.log_softmax(jnp.asarray(logits)))
         np.testing.assert_allclose(said[range(2), tokens[:, t]], expected[:, t], atol=1e-4)

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from conftest import altered, drawn
+from conftest import altered, drawn, reading_step
 
 from retro_jax.errors import UserError
 from retro_jax.methods.method import METHODS, Retrieved
@@ -77,7 +77,7 @@ def test_token_by_token_it_is_what_is_said_at_once(tiny, mesh, prompt):
     logits, state = jax.jit(method.prefill)(
         net, state, put(padded), counts, Retrieved(put(read), put(near.distances[:, :3]))
     )
-    step = jax.jit(method.step)
+    step = reading_step(method.step, method.read)
     for t in range(prompt, tokens.shape[1]):
         said = np.asarray(jax.nn.log_softmax(logits))
         np.testing.assert_allclose(said[range(2), tokens[:, t]], expected[:, t], atol=1e-4)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from conftest import altered, make_mesh, weights
+from conftest import altered, make_mesh, reading_step, weights
 
 from retro_jax.model import decode, functional
 from retro_jax.model.cache import Fresh, place
@@ -17,7 +17,7 @@ from retro_jax.model.decoder import params_of
 from retro_jax.model.layers import ROWS
 from retro_jax.train.sharding import one_device
 
-prefill, step = jax.jit(decode.prefill), jax.jit(decode.step)
+prefill, step = jax.jit(decode.prefill), reading_step(decode.step, decode.read)
 decoder = jax.jit(network_of, static_argnums=0)
 apply = jax.jit(functional.apply, static_argnums=0)
 start = jax.jit(decode.start, static_argnums=(1, 2, 3))

@@ -41,9 +41,9 @@ class Cautious(LanguageModel):
         logits, state = super().prefill(net, state, tokens, count, retrieved)
         return self._mixed(jax.nn.log_softmax(logits), logits.shape[-1]), state
 
-    def step(self, net, state, tokens, fresh=None, active=None):
+    def step(self, net, state, tokens, active=None):
         """The same of one token."""
-        logits, state = super().step(net, state, tokens, fresh, active)
+        logits, state = super().step(net, state, tokens, active)
         return self._mixed(jax.nn.log_softmax(logits), logits.shape[-1]), state
 
     def _mixed(self, logprobs, vocab: int):
