@@ -13,7 +13,7 @@ from retro_jax.generate.lookup import Lookup
 from retro_jax.generate.programs import SEGMENT
 from retro_jax.methods.method import Retrieved
 
-_FEWEST = 4  # tokens of a segment, unless all rows have fewer to go: each costs a look of the host
+_FEWEST = 2  # tokens of a segment, unless all rows have fewer to go: each costs a look of the host
 _SECONDS = 0.05  # that a segment takes at most, so that text flows and newcomers are let in
 _LOOK = 0.2  # seconds after which who is cancelled is noticed, where nothing else happens
 _DEADLINE = 30  # seconds that a look-up may take; then the text goes on without it

@@ -3,6 +3,8 @@
 I queries, J keys, S distances (I + J of them, or 1 + J), D width, H head size
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +20,13 @@ def sinusoid(distances: np.ndarray, width: int) -> jax.Array:
     Half of the columns are sines, half cosines, of the frequencies 10000^(-2 i / width). Computed in
     float64 on the host: a distance is a static number, and bfloat16 cannot hold 2047.
     """
-    angles = distances[:, None] * 10000.0 ** (-np.arange(0, width, 2) / width)
-    return jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], axis=-1), jnp.float32)
+    return jnp.asarray(_sinusoid(tuple(distances.tolist()), width))
+
+
+@functools.lru_cache(8)  # every layer that is traced asks for one of a few
+def _sinusoid(distances: tuple, width: int) -> np.ndarray:
+    angles = np.array(distances)[:, None] * 10000.0 ** (-np.arange(0, width, 2) / width)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
 
 
 def distances(queries: int, keys: int, offset: int, causal: bool) -> np.ndarray:
