@@ -94,6 +94,7 @@ def pieces(s: Setup, rows: int):
 
     def anew_(some):  # rows that stood still beside others have been shown what they read next
         engine.show(list(some))
+        jax.block_until_ready(engine._state)
         begin = time.perf_counter()
         engine.read(some)
         jax.block_until_ready(engine._state)

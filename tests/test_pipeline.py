@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import altered, make_mesh, small_experiment, write_corpus
 
+from retro_jax.cli import experiment
 from retro_jax.config import to_config_dict
 from retro_jax.corpus import collect
 from retro_jax.errors import UserError
@@ -74,6 +75,15 @@ def test_a_stage_run_alone_refuses_what_another_config_prepared(finished, small,
     for run in (evaluate.evaluate, stage.generate):
         with pytest.raises(UserError, match=rf"{re.escape(name)} was .*another working directory"):
             run(WorkDir(finished, other))
+
+
+def test_all_that_was_trained_with_another_config_is_named_at_once(finished, small):
+    """So that who deletes it does it once."""
+    trained = " and ".join(
+        re.escape(str(finished / "train" / n)) for n in ("language_model", "retro")
+    )
+    with pytest.raises(UserError, match=rf"^{trained} were made .*train.steps was .*delete what"):
+        experiment.keep(WorkDir(finished, altered(small, train={"steps": 7})))
 
 
 @pytest.mark.parametrize(("settings", "found"), [({"a": 1}, True), ({"a": 2}, False)])

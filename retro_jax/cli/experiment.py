@@ -155,31 +155,36 @@ def _refuse_contradictions(work: WorkDir):
     from retro_jax.store import artefact
     from retro_jax.train import restore
 
-    e = work.experiment
+    e, complete, others = work.experiment, [], {}
     for step in recipe(e, work.prepared()).values():
-        if manifest := artefact.read(step.out):
-            _refuse(step.out, manifest, step.settings, "`retro prepare --rebuild`")
+        manifest = artefact.read(step.out)
+        if manifest and (changed := artefact.differing(manifest["settings"], step.settings)):
+            _refuse({step.out: changed}, "`retro prepare --rebuild`")
     for name in method.METHODS:
         manifest = artefact.read(work.trained(name))
         if manifest is None:
             continue
         of = method.method_of(e, name)
         trained = of.trained_with(e)
-        settings = restore.settings_of(trained, of)
-        more = "delete it (only a run with train.schedule = 'constant' can be given more steps)"
-        _refuse(work.trained(name), manifest, settings, more)
-        if manifest["counts"].get("complete"):
-            restore.has_all_steps(trained.train, manifest["counts"])
+        if changed := artefact.differing(manifest["settings"], restore.settings_of(trained, of)):
+            others[work.trained(name)] = changed
+        elif manifest["counts"].get("complete"):
+            complete.append((trained.train, manifest["counts"]))
+    if others:
+        again = "delete what was trained (only a run with train.schedule = 'constant' can be given more steps)"
+        _refuse(others, again)
+    for given in complete:
+        restore.has_all_steps(*given)
 
 
-def _refuse(path: Path, manifest: dict, settings: dict, remedy: str):
-    from retro_jax.store import artefact
-
-    if changed := artefact.differing(manifest["settings"], settings):
-        raise UserError(
-            f"{path} was made with another config ({'; '.join(changed)}): give the fields that it was made "
-            f"with, use another working directory, or {remedy}"
-        )
+def _refuse(others: dict[Path, list[str]], remedy: str):
+    """Names all that was made with another config, so that whoever makes room for the new one does it once."""
+    changed = dict.fromkeys(line for lines in others.values() for line in lines)
+    were = "were" if len(others) > 1 else "was"
+    raise UserError(
+        f"{' and '.join(map(str, others))} {were} made with another config ({'; '.join(changed)}): give the fields "
+        f"that it was made with, use another working directory, or {remedy}"
+    )
 
 
 def _merged(before, after):

@@ -47,7 +47,7 @@ class Engine:
     ):
         model = method.model
         self.model, self.rows, self.k = model, rows, k
-        self._by_chunk = method.by_chunk
+        self._by_chunk, self.refills = method.by_chunk, method.refills and k > 0
         self.length = -(-length // model.reading.chunk) * model.reading.chunk
         sharding.keep_memory()  # without, reading new neighbours takes half as long again
         self.mesh = sharding.one_device()
@@ -71,7 +71,9 @@ class Engine:
         self._params_of = jax.jit(bound(lambda method, net: method.params_of(net)))
         self._sampling = {n: np.full(rows, v, _DTYPES[n]) for n, v in GREEDY.items()}
         self._leader, self._top = np.arange(rows, dtype=np.int32), np.zeros(rows, bool)
-        self._shown = np.zeros(rows, bool)  # who stood still with the token that was drawn last
+        self._shown = np.zeros(
+            rows, bool
+        )  # rows that stood still in a step since they last drew a token
         self._silent = silent
         self._ways = None
 
@@ -99,7 +101,7 @@ class Engine:
             for n in sorted(sizes)
             for alone in ((False, True) if self._by_chunk and self.k else (False,))
         ]
-        made += [lambda: self.free(0), lambda: self.advance(np.ones(self.rows, np.int32))]
+        made += [lambda: self.free(0), lambda: self.advance(np.zeros(self.rows, np.int32))]
         if self.k:
             for n in sorted({min(self.rows, 1 << i) for i in range(self.rows.bit_length() + 1)}):
                 near = {row: self.no_neighbours() for row in range(n)}
@@ -122,7 +124,7 @@ class Engine:
         self._top[row], self._ways = top, None
 
     def free(self, row: int):
-        """Empties a row: no one waits for what nobody asks for any more, and its places are not read."""
+        """Empties a row: nothing is drawn or reported for it any more, and no step reads its places."""
         self.set(row)
         with jax.set_mesh(self.mesh):
             self._state = self._free(self._state, np.int32(row))
@@ -179,14 +181,16 @@ class Engine:
 
     def _go(self, steps: np.ndarray, n: int) -> Drawn:
         steps = np.asarray(steps, np.int32)
-        self._shown = (steps < n) | (self._shown & (steps == 0))
+        if n:
+            self._shown = steps < n
         with jax.set_mesh(self.mesh):
             given = self._leaves, self._state, self._now(), steps, np.int32(n)
             self._state, drawn = self._segment(*given)
             return drawn
 
     def show(self, rows: list[int]):
-        """Has rows stand still with the tokens that they drew last, unless they have: what `read` needs of them."""
+        """Makes one step in which all rows stand still, unless these had one since they last drew a token. `read` needs
+        it."""
         if not self._shown[rows].all():
             self._go(np.zeros(self.rows), 1)
 

@@ -152,6 +152,11 @@ class Generator:
                 f"{named}retrieval_step = {request.retrieval_step}: must be at most the chunk's "
                 f"{self.model.reading.chunk} tokens"
             )
+        if request.retrieval_step and self.method.splices:
+            raise UserError(
+                f"{named}retrieval_step = {request.retrieval_step}: {self.method.name} puts what it retrieves into the "
+                "text, which has room for that of every chunk; leave it out"
+            )
         if request.contributions and 1 + width > self.rows:
             raise UserError(
                 f"{named}contributions: {width} neighbours take {1 + width} rows, but there are {self.rows}"

@@ -32,6 +32,7 @@ class Work:
     Attributes:
       submitted: when it was, seconds of the performance counter.
       row, shadows: the row that it has, and those that read all neighbours but one.
+      blind: whether nothing is looked up any more.
       near: the neighbours with which it goes on, and what is told of them, when they are known; waiting: the future of
       them, and its place in it.
     """
@@ -44,6 +45,7 @@ class Work:
         self._text = Text(tokenizer, request.stop)
         self._ends = {*request.stop_tokens, *(() if request.ignore_eos else tokenizer.ends)}
         self.row, self.shadows, self.near, self.waiting = None, [], None, None
+        self.blind = False
         self._asked = 0.0
         self.ids: list[int] = []
         self._padding = self._read = self._next = self._told = 0
@@ -112,7 +114,7 @@ class Work:
                 c.top.append(
                     {int(t): round(float(p), 6) for t, p in zip(*(x[i, :want] for x in top))}
                 )
-            if without is not None and c.chunks and self._next is not None:
+            if without is not None and c.chunks and not self.blind:
                 for neighbour, other in zip(c.chunks[-1]["neighbours"], without[i]):
                     gain = round(float(logprobs[i] - other), 6)
                     neighbour.setdefault("contributions", []).append(gain)
@@ -146,10 +148,16 @@ class Work:
         self._note(self._next - self._padding, told)
         self._next += self._step
 
-    def fails(self, why: str):
-        """Nothing is looked up any more."""
-        self.completion.retrieval = why
-        self._next = None
+    def goes_on(self):
+        """It reads on without anything new."""
+        if self._next is not None:
+            self._next += self._step
+
+    def fails(self, why: str, refills: bool):
+        """Nothing is looked up any more; refills: see `Method`."""
+        self.completion.retrieval, self.blind = why, True
+        if not refills:
+            self._next = None
 
     def finish(self, error: Exception | None = None):
         """It is done; it has no row any more."""

@@ -83,8 +83,8 @@ def free(state: State, row) -> State:
 
 
 def segment(method: Method, net, state: State, ways: Ways, steps, n):
-    """The next tokens: of each row `steps` [B], at most n and SEGMENT. A row that takes fewer stands still after
-    them, and reads its last token for `read`."""
+    """The next tokens: of each row `steps` [B], at most n and SEGMENT. A row that takes fewer than n stands still
+    afterwards: it is given the token that it drew last, which stays unread, and `read` can follow."""
     b = len(state.token)
     out = Drawn(
         jnp.zeros((SEGMENT, b), jnp.int32),

@@ -89,7 +89,8 @@ class Schedule:
             work.finish(self.error)
 
     def _turn(self):
-        """Frees the rows of who is done, lets requests in, looks up what is needed, and has the rows go on that can."""
+        """Frees the rows of who is done, lets requests in, looks up what is needed, has what was found be read, and
+        has the rows go on that can."""
         for work in self._here:
             if work.cancelled:
                 work.finish()
@@ -100,16 +101,17 @@ class Schedule:
                     self._free.append(row)
         self._here = [w for w in self._here if not w.done]
         self._let_in()
-        running = [w for w in self._here if w.ids]
-        self._look_up([w for w in running if w.steps == 0 and not w.near and not w.waiting])
         for work in self._here:
             if work.waiting and (work.waiting[0].done() or work.waited > _DEADLINE):
                 self._arrives(work)
         running = [w for w in self._here if w.ids and not w.done]
-        self._read([w for w in running if w.near])
+        self._look_up([w for w in running if w.steps == 0 and not w.near and not w.waiting])
+        found = [w for w in running if w.near]
+        if found:
+            self._read(found)
         going = [w for w in running if not w.waiting and w.steps]
         if going:
-            self._advance(going)
+            self._advance(going, timed=not found)
         elif not any(w.done for w in self._here):  # the rows of those are given out first
             self.engine.show([w.row for w in self._here if w.waiting and w.ids])
             with self._change:
@@ -137,6 +139,10 @@ class Schedule:
                 self._queue.popleft()
 
     def _look_up(self, works: list[Work]):
+        for work in works:
+            if work.blind:
+                work.near = (self.engine.no_neighbours(), None)
+        works = [w for w in works if not w.blind]
         if works:
             windows = np.stack([w.window() for w in works])
             found = self.lookup.windows([w.request for w in works], windows)
@@ -156,7 +162,7 @@ class Schedule:
             self._starts(work, future, error)
         elif error:
             # From now on it reads nothing: all its neighbours are missing.
-            work.fails(f"failed: {error}")
+            work.fails(f"failed: {error}", self.engine.refills)
             work.near = (self.engine.no_neighbours(), None)
         else:
             near, told = future.result()
@@ -168,9 +174,9 @@ class Schedule:
         prompt = self.lookup.unread(work.request) if error else future.result()
         work.starts(prompt, self.engine.model.reading.chunk, self.lookup.times, self.lookup.every)
         if error:
-            work.fails(f"failed: {error}")
+            work.fails(f"failed: {error}", self.engine.refills)
         elif not self.lookup.width(work.request):
-            work.fails("off")
+            work.fails("off", self.engine.refills)
         if work.cancelled or not work.request.tokens:
             return work.finish()
         r, near = work.request, Retrieved(prompt.near.tokens, prompt.near.distances)
@@ -199,7 +205,7 @@ class Schedule:
         for work in works:
             (found, told), work.near = work.near, None
             if told is None:
-                told = []
+                work.goes_on()
             else:
                 work.reads(told)
             if work.shadows:
@@ -209,10 +215,9 @@ class Schedule:
                 tokens = found.tokens.copy()
                 tokens[j] = 0
                 read[row] = found._replace(tokens=tokens)
-        if read:
-            self.engine.read(read)
+        self.engine.read(read)
 
-    def _advance(self, works: list[Work]):
+    def _advance(self, works: list[Work], timed: bool):
         steps = np.zeros(self.engine.rows, np.int32)
         most = self._most([w.steps for w in works])
         going = {w: min(w.steps, most) for w in works}
@@ -220,8 +225,9 @@ class Schedule:
             steps[[work.row, *work.shadows]] = n
         begin = time.perf_counter()
         drawn = self.engine.advance(steps)
-        took = (time.perf_counter() - begin) / most
-        self._pace = took if self._pace is None else 0.8 * self._pace + 0.2 * took
+        if timed:  # or it had waited for what is read to be encoded
+            took = (time.perf_counter() - begin) / most
+            self._pace = took if self._pace is None else 0.8 * self._pace + 0.2 * took
         for work, n in going.items():
             work.went(n)
             without = drawn.logprob[:n, work.shadows] if work.shadows else None

@@ -86,7 +86,7 @@ def print_neighbours(title: str, neighbours: list[dict]):
     worth = any("contribution" in n for n in neighbours)
     table = Table(title=title, title_justify="left", show_lines=True)
     table.add_column("document")
-    table.add_column("distance", justify="right")
+    table.add_column("distance (least: nearest)", justify="right", max_width=11)
     if worth:
         table.add_column("nats", justify="right")
     table.add_column("neighbour and continuation")

@@ -39,7 +39,6 @@ class InContext(Prompted):
     each of them counts."""
 
     weights_of = "language_model"
-    splices = False  # whether neighbours are a part of the text from where they were found on
 
     def __init__(self, model: ModelConfig, k: int = 0, settings=None, length: int = 0):
         super().__init__(model, k, settings, length)
@@ -242,7 +241,7 @@ class InContext(Prompted):
         return logits, State(kept, text, count, state.begin, state.weights)
 
     def read(self, net, state: State, fresh: cache.Fresh) -> State:
-        """Rows begin again, up to the token that they read next, with what was found before the text."""
+        """Fills rows again with what was found and the text. Their last token is read again by the next step."""
 
         def rows(x):
             return x.at[fresh.rows].get(out_sharding=ROWS)

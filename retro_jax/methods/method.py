@@ -291,6 +291,9 @@ class Method:
 
     # Generation, token by token, of rows on one device: model/decode.py has the shapes.
 
+    splices = False  # whether neighbours are a part of the text from where they were found on
+    refills = False  # whether a row has room until its chunk ends, and is filled again there whatever was found
+
     def decoder(self, params: dict):
         """The network for decoding: a pytree. params: left empty, so that what is copied can be given up."""
         raise NotImplementedError
@@ -308,13 +311,17 @@ class Method:
         raise NotImplementedError
 
     def step(self, net, state, tokens, active=None):
-        """Reads one token of each row; returns logits [B, V] of the next, and the state. active: rows [B] that go on;
-        the others stay where they are, and read theirs again. None: all."""
+        """Reads one token of each row; returns logits [B, V] of the next, and the state.
+
+        The state has `count` [B], the tokens of each row so far, 0 of a row that is free, and `begin` [B], how many of
+        them are padding. active: rows [B] that go on. The others stay where they are: they will be given the same
+        token again, and what `read` needs of it is kept. None: all.
+        """
         raise NotImplementedError
 
     def read(self, net, state, fresh: Fresh):
-        """The state with rows reading new neighbours from their next token on; a step in which they stood still has
-        shown it that token."""
+        """The state with some rows reading new neighbours from their next token on. Before it, they stood still in a
+        step with that token."""
         raise NotImplementedError
 
     def place(self, state, rows, other, source):

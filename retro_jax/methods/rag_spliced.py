@@ -74,9 +74,11 @@ class RagSpliced(rag.Rag):
         return logits, State(filled, text, have, jnp.zeros_like(have), weights)
 
     def step(self, net, state: State, tokens, active=None):
-        """Reads one token of each row: of one that has just read anew the last of what was put after its own."""
+        """Reads one token of each row. Where the text already has a token at the row's place, that one is read: after
+        `read` it is the last token of the neighbours, and not the drawn one."""
         last = state.text.shape[1] - 1
         there = decode.pick(state.text, jnp.minimum(state.count, last))
+        there = jnp.where(state.count <= last, there, PAD)
         return super().step(net, state, jnp.where(there != PAD, there, tokens), active)
 
     def _anew(self, net, text, count, near: Retrieved):

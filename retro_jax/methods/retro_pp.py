@@ -52,7 +52,7 @@ class RetroPP(Prompted):
     name = "retro_pp"
     meaning = "its real neighbours, the nearest of them in the prompt too"
     Settings = Settings
-    network, weights_of = True, "retro"
+    network, weights_of, refills = True, "retro", True
 
     def __init__(self, model: ModelConfig, k: int = 0, settings=None, length: int = 0):
         super().__init__(model, k, settings, length)
@@ -130,6 +130,10 @@ class RetroPP(Prompted):
         begin = jnp.argmax(tokens != PAD, axis=1).astype(jnp.int32)
         text = _filled_up(tokens, state.text.shape[1])
         near = _filled_up(retrieved.tokens, state.near.shape[1])
+        missing = (
+            state.near.shape[2] - near.shape[2]
+        )  # who asks for no neighbours has places for them
+        near = jnp.pad(near, ((0, 0), (0, 0), (0, missing), (0, 0)))
         logits, filled = self._filled(net, state, text, near, count)
         return logits, State(filled, text, near, count, begin)
 
@@ -142,7 +146,7 @@ class RetroPP(Prompted):
         return logits, State(kept, text[:, 0, :, 0], state.near, count, state.begin)
 
     def read(self, net, state: State, fresh: cache.Fresh) -> State:
-        """Rows begin again, up to the token that they read next."""
+        """Fills rows again with what was found and the text. Their last token is read again by the next step."""
 
         def rows(x):
             return x.at[fresh.rows].get(out_sharding=ROWS)

@@ -51,7 +51,8 @@ class Fresh(NamedTuple):
 
 
 def last_unread(cache: Cache) -> Cache:
-    """The cache with each row's last token to be read again, by a model without a memory of n-grams."""
+    """The cache as it was before each row's last token, so that the next step reads that token again. What is kept for
+    a memory of n-grams is not taken back."""
     return cache._replace(count=cache.count - 1)
 
 

@@ -5,9 +5,10 @@
 
 A row's chunks begin at its first token, whatever the other rows do, or at the padding before it. Kept of
 a row are the keys and values of its self-attentions; of its last M tokens, what the first CCA layer's
-self-attention gave, for the encoder; and of what it reads, the keys and values in every CCA layer. Before
-the step that reads the last token of a chunk, `read` encodes that chunk's neighbours. A row may read anew
-before M more tokens have come: the M last tokens are then the chunk that retrieved.
+self-attention gave, for the encoder; and of what it reads, the keys and values in every CCA layer. The last
+token of a chunk is read twice: in a step in which the row stands still, which keeps what the encoder needs of
+it, and, after `read` has encoded the chunk's neighbours, in the step that goes on. A row may read anew before
+M more tokens have come: the M last tokens are then the chunk that retrieved.
 """
 
 import functools
@@ -172,8 +173,10 @@ def step(net: Decoder, cache: Cache, tokens, active=None):
 
 
 def read(net: Decoder, cache: Cache, fresh: Fresh) -> Cache:
-    """Has rows read anew from their next token on: encodes the neighbours of what ends with it. The encoder reads
-    what a step made of that token: one in which those rows stood still."""
+    """Encodes new neighbours of some rows, which read them from their next token on.
+
+    Those rows stood still in a step with that token before: the encoder needs what that step kept of it.
+    """
     m, t = net.model.config.reading.chunk, cache.count
 
     def rows(x):

@@ -139,6 +139,15 @@ def show(result: dict):
         "times that",
         soft_wrap=True,
     )
+    if (
+        INDEXES[found["kind"]].takes == "vectors"
+        and 2 * result["steps"]["neighbours"]["vcpu_hours"] > total["vcpu_hours"]
+    ):
+        out.print(
+            "most of it is looking neighbours up; by words that takes a small part of the time, whatever the size: "
+            "--config.retrieval.embedder=words --config.retrieval.index=bm25",
+            soft_wrap=True,
+        )
 
 
 def _sample(e: Experiment, path: Path) -> Experiment:

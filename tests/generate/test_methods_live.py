@@ -58,7 +58,16 @@ def test_live_it_says_what_it_says_of_the_whole_text(work, name, looks_up):
                 generator.check(Request(TEXT, in_prompt=True))
         requests = [Request(p, tokens=140, temperature=0) for p in prompts]
         made = generator.generate_all(requests)
-        alone = generator.generate(PROMPTS[1], tokens=20, k=0) if name == "replug" else None
+        alone = None
+        if name in ("replug", "retro_pp"):
+            alone = generator.generate(PROMPTS[1], tokens=20, k=0)
+            held = (
+                generator._schedule.engine._state.cache.cache.count
+            )  # of rows that are free nothing is read
+            assert np.sort(np.asarray(held).reshape(3, -1).max(axis=1))[:2].tolist() == [0, 0]
+        if method.splices:
+            with pytest.raises(UserError, match="retrieval_step = 1: rag_spliced"):
+                generator.check(Request(TEXT, retrieval_step=1))
     score = jax.jit(method.logprobs)
     if alone:  # asked for no neighbours, it is the language model, and keeps no room for them
         ids = np.array([prompt_ids(tokenizer, PROMPTS[1]) + alone.tokens])

@@ -11,6 +11,7 @@ from retro_jax.config.request import Request
 from retro_jax.errors import UserError
 from retro_jax.generate import schedule
 from retro_jax.generate.generator import Generator
+from retro_jax.generate.lookup import prompt_ids
 from retro_jax.methods.retro import Retro
 
 M = 16
@@ -137,6 +138,14 @@ def test_a_row_that_is_free_is_taken_at_once(generator, monkeypatch, tokens):
     monkeypatch.setattr(schedule, "_LOOK", 1000)
     work = [generator.submit(Request(TEXT[:40], tokens)) for _ in range(9)]
     assert [len(w.result(60).tokens) for w in work] == [tokens] * 9
+
+
+def test_a_chunk_that_ends_with_the_first_token_is_looked_up_at_once(generator, monkeypatch):
+    """Not after the thread has looked for what is cancelled."""
+    monkeypatch.setattr(schedule, "_LOOK", 1000)
+    cuts = (TEXT[:n] for n in range(len(TEXT)))
+    prompt = next(t for t in cuts if len(prompt_ids(generator.tokenizer, t)) == M - 1)
+    assert len(generator.submit(Request(prompt, tokens=4)).result(60).tokens) == 4
 
 
 def test_first_come_first_served(generator):

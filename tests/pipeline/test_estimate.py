@@ -90,3 +90,14 @@ def test_it_is_shown_as_a_table_and_for_prepare_only(capsys, finished):
     assert "vCPU hours" in shown
     assert cli.main(["train", *arguments, "--estimate=1TB"]) == 2
     assert "not understood: --estimate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "share", "told"), [("scann", 3, True), ("scann", 0.5, False), ("bm25", 3, False)]
+)
+def test_who_pays_for_the_search_hears_of_words(one, capsys, kind, share, told):
+    rest = sum(c["vcpu_hours"] for n, c in one["steps"].items() if n != "neighbours")
+    steps = one["steps"] | {"neighbours": {"vcpu_hours": share * rest, "bytes": 0.0}}
+    index = one["index"] | {"kind": kind}
+    estimate.show(one | {"steps": steps, "index": index, "vcpu_hours": (1 + share) * rest})
+    assert ("--config.retrieval.index=bm25" in capsys.readouterr().out) == told
