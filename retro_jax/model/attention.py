@@ -1,7 +1,8 @@
 """The weights of an attention, and how they are used."""
 
 import dataclasses
-import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,41 @@ from retro_jax.model.layers import ROWS, Norm, constant, gather, weight
 from retro_jax.model.positions import distances, rotate, rotations, sinusoid
 
 _NULL_BIAS = 3.0
-_READS = {"reference": softmax_read, "flash": flash_read, "cudnn": cudnn_read}  # `model.attention`
+
+
+class Computed(NamedTuple):
+    """How attentions are computed.
+
+    Attributes:
+      check: of a ModelConfig and Heads: raises UserError where it cannot be done.
+      read: of a group to its memories, as `softmax_read`. beside_nothing: whether that can have a null key beside it;
+        otherwise the reference reads there.
+      causal: of a sequence to itself, as `attend_causal`. distances: of length and block, those that its table is of.
+    """
+
+    check: Callable
+    read: Callable
+    causal: Callable
+    distances: Callable
+    beside_nothing: bool = True
+
+
+COMPUTED = {  # `model.attention`
+    "reference": Computed(lambda config, heads: None, softmax_read, attend_causal, self_distances),
+    "flash": Computed(
+        lambda config, heads: kernel.check_chip(jax.devices()[0].device_kind),
+        flash_read,
+        lambda q, k, v, mask, relative, block: flash(q, k, v, mask, relative),
+        lambda length, block: flash_distances(length),
+    ),
+    "cudnn": Computed(
+        lambda config, heads: cudnn.check_chip(jax.devices()[0], config.dtype, heads.size),
+        cudnn_read,
+        lambda q, k, v, mask, relative, block: cudnn_causal(q, k, v, mask, relative),
+        lambda length, block: self_distances(length, length),
+        beside_nothing=False,  # of the log sum exp, which that needs, it gives no gradient
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +95,7 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, heads: Heads, kind: type, out_scale: float):
         self.config, self.heads, self.block = config.decoder, heads, config.attention_block
         self.by = config.attention
-        if self.by == "flash":
-            kernel.check_chip(jax.devices()[0].device_kind)
-        elif self.by == "cudnn":
-            cudnn.check_chip(jax.devices()[0], config.dtype, heads.size)
+        COMPUTED[self.by].check(config, heads)
         d, memory, n, size = heads.d, heads.memory, heads.kv_heads, heads.size
         a, inner, own = heads.heads // n, heads.heads * size, memory == d
         to_queries, to_keys = P("data", "model", None, None), P("data", "model", None)
@@ -107,7 +139,7 @@ class Attention(nnx.Module):
         q, (k, v) = self.queries(x), self.keys_values(memory)
         each = x.shape[1] // memory.shape[1]
         k, v, mask = (jnp.repeat(t, each, axis=1) if each > 1 else t for t in (k, v, mask))
-        relative = None
+        relative, by = None, COMPUTED[self.by]
         if self.heads.positions == "rotary":
             sin, cos = rotations(self.config, np.arange(x.shape[2]))
             q = rotate(q, sin[:, None, None], cos[:, None, None])
@@ -115,19 +147,13 @@ class Attention(nnx.Module):
         elif self.heads.positions == "relative":
             steps = distances(x.shape[2], memory.shape[3], offset, causal=False)
             if causal:
-                length = x.shape[2]
-                block = length if self.by == "cudnn" else self.block
-                by_flash = self.by == "flash"
-                steps = flash_distances(length) if by_flash else self_distances(length, block)
+                steps = by.distances(x.shape[2], self.block)
             relative = self.relative(steps, dtype)
         if causal:
-            of_itself = functools.partial(attend_causal, block=self.block)
-            read = {"reference": of_itself, "flash": flash, "cudnn": cudnn_causal}[self.by]
-            y, mass = read(q, k, v, mask, relative), None
+            y, mass = by.causal(q, k, v, mask, relative, self.block), None
         else:
             nothing = self.nothing(q)
-            # Of the log sum exp, beside which a null key is set, cuDNN gives no gradient.
-            read = softmax_read if self.by == "cudnn" and nothing is not None else _READS[self.by]
+            read = by.read if nothing is None or by.beside_nothing else softmax_read
             y, mass = attend(q, k, v, mask, relative, None, statistics, nothing, read)
         return self.output(y, mask.any((-2, -1))[:, :, None]), mass
 
