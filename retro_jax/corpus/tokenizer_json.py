@@ -109,6 +109,7 @@ class PretrainedTokenizer(Vocabulary):
             self.specials, key=len, reverse=True
         )  # of two that begin alike the longer one
         self._named = re.compile("|".join(map(re.escape, named)) or r"(?!)")
+        self._long = re.compile("|".join(re.escape(n) for n in named if len(n) > 1) or r"(?!)")
         for probe in self._probes():
             try:
                 kept = self._dropped.sub("", probe).encode()
@@ -190,8 +191,11 @@ class PretrainedTokenizer(Vocabulary):
         return ids + self.encode(text[at:])
 
     def literally(self, text: str) -> str:
-        """The text, of which `encode_special` makes no special token: an invisible character parts their names."""
-        return self._named.sub(lambda found: found[0][0] + _JOINER + found[0][1:], text)
+        """The text, of which `encode_special` makes no special token: an invisible character parts their names, but for
+        one of a single character."""
+        while self._long.search(text):  # parting a name may leave another one that it held
+            text = self._long.sub(lambda found: found[0][0] + _JOINER + found[0][1:], text)
+        return text
 
     def _encode(self, text: str) -> list[int]:
         return [i + FIRST for i in self._pieces.encode(text, add_special_tokens=False).ids]

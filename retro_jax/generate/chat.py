@@ -49,7 +49,7 @@ class Chat:
         environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
         self._tokenizer, self._errors = (
             tokenizer,
-            (TemplateError, TypeError, ValueError, OverflowError),
+            (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError),
         )
         try:
             self._template = environment.from_string(tokenizer.template)

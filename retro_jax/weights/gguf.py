@@ -1,4 +1,4 @@
-"""Decoders from GGUF files: Llama (Mistral and SmolLM too), Qwen2, Qwen3.
+"""Decoders from GGUF files: Llama (SmolLM too), Qwen2, Qwen3.
 
 A file's fields become the config.json that Hugging Face would write, and its tensors have Hugging Face's names, so
 that it is read as such a directory is. Weights are float32, made of the file's numbers when they are asked for.

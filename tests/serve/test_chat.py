@@ -2,9 +2,11 @@
 what the last question finds stands before it."""
 
 import json
+import re
 import types
 
 import browser
+import numpy as np
 import openai
 import pytest
 import talking
@@ -21,6 +23,7 @@ from retro_jax.corpus.tokenizer_json import FIRST
 from retro_jax.errors import UserError
 from retro_jax.generate.chat import Chat, check
 from retro_jax.generate.generator import Generator
+from retro_jax.generate.in_progress import Work
 from retro_jax.generate.lookup import prompt_ids
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.store.workdir import WorkDir
@@ -79,6 +82,22 @@ def test_what_a_user_writes_is_text(told):
     assert ours.decode(ids).replace("\u2060", "").count(said) == 1
 
 
+def test_a_name_within_a_name_is_parted_too(told):
+    ours = Prepared(WorkDir(told[1])).tokenizer
+    ours._long = re.compile("<<s>>|<s>")
+    assert not ours._long.search(ours.literally("<<s>> <s><<s>>"))
+    assert ours.literally("<<s>>").replace("\u2060", "") == "<<s>>"
+
+
+@pytest.mark.parametrize("end", [EOS, END + FIRST])
+def test_any_token_of_the_list_ends_a_text(opened, end):
+    work = Work(Request("kara", tokens=9), opened.tokenizer, None)
+    word = opened.tokenizer.encode("lopo")[0]
+    top = np.zeros((3, 0)), np.zeros((3, 0))
+    work.drawn(np.array([word, end, word]), np.zeros(3), top, None)
+    assert (work.completion.finish, work.completion.tokens) == ("stop", [word])
+
+
 def test_every_token_of_the_list_ends_an_answer(opened):
     """Each of them is drawn, and none is a part of the text."""
     drawn = opened.generate("kara", tokens=400, temperature=2.0, seed=3, k=0)
@@ -103,6 +122,7 @@ def test_a_template_that_refuses_or_cannot_be_read_is_one_line(told, tmp_path):
     for template, message in (
         ("{% for %}", "cannot be read"),
         ("{{ ().__class__.__mro__ }}", "refuses them"),
+        ("{{ 1 // 0 }}", "refuses them"),
         ("", "has no chat template"),
     ):
         theirs = talking.save(tmp_path)
@@ -122,9 +142,9 @@ def test_the_database_is_edited_and_what_is_read_changes(told, opened, capsys):
     def read():
         assert cli.main(["generate", str(run), *question]) == 0
         found = json.loads((run / "generate.json").read_text())
-        return found["prompt"], [p["document"] for p in found["passages"]]
+        return found["prompt"], [p["document"] for p in found["passages"]], found["logprobs"]
 
-    before, found = read()
+    before, found, answer = read()
     assert "zorblat.txt" not in found
     new = run.parent / "new"
     new.mkdir()
@@ -132,13 +152,14 @@ def test_the_database_is_edited_and_what_is_read_changes(told, opened, capsys):
         "The zorblat of mirefield is in the mill beside the river. " * 4
     )
     assert cli.main(["database", str(run), f"--add=text:{new}/*.txt"]) == 0
-    after, found = read()
+    after, found, other = read()
     assert found[0] == "zorblat.txt"
+    assert other != answer
     assert "is in the mill beside the river" in after
     assert "in the mill" not in before
     assert "read before the question" in capsys.readouterr().out
     assert cli.main(["database", str(run), "--delete=zorblat.txt"]) == 0
-    assert read()[0] == before
+    assert read()[::2] == (before, answer)
 
 
 def test_openais_client(opened):

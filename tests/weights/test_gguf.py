@@ -45,7 +45,7 @@ def test_the_tokenizer_is_the_files(tmp_path):
 
 
 def test_control_characters_without_a_piece_are_left_out(tmp_path, monkeypatch):
-    """SmolLM2 has no piece for eight of them."""
+    """SmolLM2 has no piece for six of them."""
     monkeypatch.setitem(
         sys.modules["gguf_files"].__dict__, "TOKENS", [t for t in TOKENS if t not in "ĄĈ"]
     )
