@@ -24,7 +24,7 @@ million tokens: a first look, in 2.2 hours of one core. The model itself stays a
     retro compare --config=experiments/smollm2.py:.,gpu --workdir=runs/smollm2-gpu --prepared=runs/smollm2 --k=1
 
 which `retro plan` says an H100 holds; it ran on none.
-Hours on one core of an EPYC: RAG 1, with one passage and with two. Scores: docs/real-models.md.
+Hours on one core of an EPYC: RAG 1, with one passage and with two; kNN-LM 2. Scores: docs/real-models.md.
 """
 
 import json
