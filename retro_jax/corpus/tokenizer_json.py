@@ -109,7 +109,8 @@ class PretrainedTokenizer(Vocabulary):
             self.specials, key=len, reverse=True
         )  # of two that begin alike the longer one
         self._named = re.compile("|".join(map(re.escape, named)) or r"(?!)")
-        self._long = re.compile("|".join(re.escape(n) for n in named if len(n) > 1) or r"(?!)")
+        parted = (re.escape(n) for n in named if len(n) > 1 and _JOINER not in n)
+        self._long = re.compile("|".join(parted) or r"(?!)")
         for probe in self._probes():
             try:
                 kept = self._dropped.sub("", probe).encode()
@@ -192,7 +193,7 @@ class PretrainedTokenizer(Vocabulary):
 
     def literally(self, text: str) -> str:
         """The text, of which `encode_special` makes no special token: an invisible character parts their names, but for
-        one of a single character."""
+        one of a single character, and one that has this character in it."""
         while self._long.search(text):  # parting a name may leave another one that it held
             text = self._long.sub(lambda found: found[0][0] + _JOINER + found[0][1:], text)
         return text

@@ -64,16 +64,15 @@ class Engine:
 
         self._prefill = jax.jit(bound(programs.prefill), static_argnums=(1, 2))
         self._admit = jax.jit(functools.partial(programs.admit, method), donate_argnums=0)
-        self._free = jax.jit(programs.free, donate_argnums=0)
+        self._free = jax.jit(functools.partial(programs.free, method), donate_argnums=0)
         self._read = jax.jit(bound(programs.read), donate_argnums=1)
         self._segment = jax.jit(bound(programs.segment), donate_argnums=1)
         self._copy = jax.jit(functools.partial(programs.copy, method), donate_argnums=0)
         self._params_of = jax.jit(bound(lambda method, net: method.params_of(net)))
         self._sampling = {n: np.full(rows, v, _DTYPES[n]) for n, v in GREEDY.items()}
         self._leader, self._top = np.arange(rows, dtype=np.int32), np.zeros(rows, bool)
-        self._shown = np.zeros(
-            rows, bool
-        )  # rows that stood still in a step since they last drew a token
+        # Rows that stood still in a step since they last drew a token.
+        self._shown = np.zeros(rows, bool)
         self._silent = silent
         self._ways = None
 

@@ -75,11 +75,9 @@ def read(method: Method, net, state: State, fresh: Fresh) -> State:
     return state._replace(cache=method.read(net, state.cache, fresh))
 
 
-def free(state: State, row) -> State:
+def free(method: Method, state: State, row) -> State:
     """The rows with one that holds nothing any more."""
-    count = state.cache.count
-    count = count.at[row].set(0, out_sharding=jax.typeof(count).sharding)
-    return state._replace(cache=state.cache._replace(count=count))
+    return state._replace(cache=method.empty(state.cache, row[None]))
 
 
 def segment(method: Method, net, state: State, ways: Ways, steps, n):

@@ -234,8 +234,7 @@ class InContext(Prompted):
             )
 
         on = None if active is None else each(active)
-        held = jnp.where(each(state.count) > 0, state.cache.count, 0)  # of a row that is free, none
-        logits, kept = decode.step(net, state.cache._replace(count=held), each(tokens), on)
+        logits, kept = decode.step(net, state.cache, each(tokens), on)
         logits = prompt_rows.mixed(prompt_rows.split(logits, streams), state.weights)
         count = state.count + (1 if active is None else active)
         return logits, State(kept, text, count, state.begin, state.weights)
@@ -299,6 +298,12 @@ class InContext(Prompted):
         )
         logits, filled = decode.prefill(net, empty, prompt_rows.flat(rows, 2), n, none)
         return prompt_rows.mixed(prompt_rows.split(logits, streams), weights), filled, weights
+
+    def empty(self, state: State, rows) -> State:
+        """See `cache.emptied`."""
+        streams = prompt_rows.spread(rows, state.weights.shape[1])
+        kept = cache.emptied(state.cache, streams)
+        return cache.emptied(state._replace(cache=kept), rows)
 
     def place(self, state: State, rows, other: State, source) -> State:
         """See `cache.place`."""

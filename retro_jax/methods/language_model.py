@@ -88,6 +88,10 @@ class LanguageModel(Method):
         """See `decode.read`."""
         return decode.read(net, state, fresh)
 
+    def empty(self, state, rows):
+        """See `cache.emptied`."""
+        return cache.emptied(state, rows)
+
     def place(self, state, rows, other, source):
         """See `cache.place`."""
         return cache.place(state, rows, other, source)

@@ -324,6 +324,10 @@ class Method:
         step with that token."""
         raise NotImplementedError
 
+    def empty(self, state, rows):
+        """The state with rows [n] that hold nothing any more."""
+        raise NotImplementedError
+
     def place(self, state, rows, other, source):
         """The state with its rows replaced by rows `source` of another one, or of itself."""
         raise NotImplementedError

@@ -140,8 +140,7 @@ class RetroPP(Prompted):
     def step(self, net, state: State, tokens, active=None):
         """Reads one token of each row."""
         text = decode.put(state.text[:, None, :, None], tokens[:, None, None, None], state.count)
-        held = jnp.where(state.count > 0, state.cache.count, 0)  # of a row that is free, none
-        logits, kept = decode.step(net, state.cache._replace(count=held), tokens, active)
+        logits, kept = decode.step(net, state.cache, tokens, active)
         count = state.count + (1 if active is None else active)
         return logits, State(kept, text[:, 0, :, 0], state.near, count, state.begin)
 
@@ -168,6 +167,11 @@ class RetroPP(Prompted):
             return decode.prefill(net, empty, text[:, :room], count, near[:, : room // m])
         row, read = _row(text, near, count // m, room // m, m)
         return decode.prefill(net, empty, row, room - m + count % m, read)
+
+    def empty(self, state: State, rows) -> State:
+        """See `cache.emptied`."""
+        kept = cache.emptied(state.cache, rows)
+        return cache.emptied(state._replace(cache=kept), rows)
 
     def place(self, state: State, rows, other: State, source) -> State:
         """See `cache.place`."""

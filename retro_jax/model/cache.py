@@ -56,6 +56,12 @@ def last_unread(cache: Cache) -> Cache:
     return cache._replace(count=cache.count - 1)
 
 
+def emptied(state, rows):
+    """A state, or a cache, whose rows [n] hold nothing any more, so that no step reads their places."""
+    where = jax.typeof(state.count).sharding
+    return state._replace(count=state.count.at[rows].set(0, out_sharding=where))
+
+
 def place(cache: Cache, rows, other: Cache, source) -> Cache:
     """The cache with its rows [n] replaced by rows `source` [n] of another one, or of itself."""
 

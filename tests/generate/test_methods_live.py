@@ -65,10 +65,8 @@ def test_live_it_says_what_it_says_of_the_whole_text(work, name, looks_up):
             alone = generator.generate(PROMPTS[1], tokens=20, k=0)
             while generator.busy:  # its row is emptied after it is done
                 time.sleep(0.01)
-            held = (
-                generator._schedule.engine._state.cache.cache.count
-            )  # of rows that are free nothing is read
-            assert np.sort(np.asarray(held).reshape(3, -1).max(axis=1))[:2].tolist() == [0, 0]
+            # Of rows that are free nothing is read.
+            assert not np.asarray(generator._schedule.engine._state.cache.cache.count).any()
         if method.splices:
             with pytest.raises(UserError, match="retrieval_step = 1: rag_spliced"):
                 generator.check(Request(TEXT, retrieval_step=1))
