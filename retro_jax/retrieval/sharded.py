@@ -41,8 +41,17 @@ class Shard:
         return len(self.index)
 
     def search(self, queries: np.ndarray, k: int) -> Found:
-        """The k nearest of queries [Q, E], by their numbers in the shard."""
-        return self.index.search(queries, k)
+        """The k nearest of queries [Q, E], by their numbers in the shard.
+
+        An approximate index looks at a few groups of vectors, which may hold fewer than k: such a query is compared
+        with the whole shard.
+        """
+        found = self.index.search(queries, k)
+        few = np.flatnonzero((found[0] < 0).any(axis=1))
+        if self.index.approximate and len(few) and k <= len(self):
+            for all_found, more in zip(found, self.index.wide(1.0).search(queries[few], k)):
+                all_found[few] = more
+        return found
 
     def numbers(self, rows) -> np.ndarray:
         """Numbers in the shard to those in the database; -1 stays."""

@@ -148,7 +148,10 @@ def test_choices_by_likelihood_and_by_bytes(root, small, scorer, tmp_path):
     assert result["all"]["accuracy"]["on"]["value"] == pytest.approx(share)
     alone = tasks.run(WorkDir(root, small), f"choice:{tmp_path}/c.jsonl", k=0, name="alone")
     assert list(alone["all"]["accuracy"]) == ["off"]
-    assert [r["off"] for r in alone["results"][:3]] == [r["off"] for r in result["results"]]
+    for one, other in zip(alone["results"], result["results"]):  # of 4 and of 3: products in another order
+        one, other = dict(one["off"]), dict(other["off"])
+        np.testing.assert_allclose(one.pop("logp"), other.pop("logp"), atol=1e-5)
+        assert one == other
     assert not any(r["read"] for r in alone["results"])
 
 

@@ -105,6 +105,15 @@ def test_thousands_of_equal_vectors_are_found_by_id_and_in_little_memory(tmp_pat
     assert (distances == 0).all()
 
 
+def test_a_query_in_an_empty_neighbourhood_finds_k_all_the_same(vectors, kind, tmp_path):
+    """Vectors far from all others have a leaf each: what looks at the nearest leaves sees fewer than k there."""
+    far = 1000 * np.eye(16, dtype=np.float32)
+    built, _ = build(np.concatenate([vectors, far]), tmp_path, kind, 0.0, 5)
+    ids, distances = built.search(far, 5)
+    assert (ids[:, 0] == 3000 + np.arange(16)).all()
+    assert (ids >= 0).all() and np.isfinite(distances).all()
+
+
 def test_leaves_that_hold_fewer_than_k_give_missing_and_not_row_0(vectors, tmp_path):
     built = build(vectors, tmp_path, "scann", 0.0, 5)[0].shard(0).index
     built.leaves = built.leaves_to_search = 1  # visit one leaf, whatever k is
