@@ -111,7 +111,8 @@ def test_a_query_in_an_empty_neighbourhood_finds_k_all_the_same(vectors, kind, t
     built, _ = build(np.concatenate([vectors, far]), tmp_path, kind, 0.0, 5)
     ids, distances = built.search(far, 5)
     assert (ids[:, 0] == 3000 + np.arange(16)).all()
-    assert (ids >= 0).all() and np.isfinite(distances).all()
+    assert (ids >= 0).all()
+    assert np.isfinite(distances).all()
 
 
 def test_leaves_that_hold_fewer_than_k_give_missing_and_not_row_0(vectors, tmp_path):
