@@ -24,6 +24,8 @@ def keep_compiled():
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(there)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(MOST))
+    # JAX keeps what took a second; the many small programs of a first answer take as long together.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 def _processor() -> str:

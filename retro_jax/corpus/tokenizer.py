@@ -1,5 +1,6 @@
 """SentencePiece with byte fallback: decode(encode(text)) == text for every text."""
 
+import functools
 import io
 import re
 from collections.abc import Iterable
@@ -119,8 +120,9 @@ def load(path: Path, with_it: special.Special | None = None):
         raise UserError(f"{path}: no such tokenizer file")
     name, data = file_of(path)
     if name == "tokenizer.json":
-        known = special.given_with(path) if with_it is None else with_it
-        return PretrainedTokenizer(data, str(path), known)
+        return _pretrained(
+            data, str(path), special.given_with(path) if with_it is None else with_it
+        )
     try:
         made = Tokenizer(data)
     except RuntimeError as error:
@@ -133,6 +135,12 @@ def load(path: Path, with_it: special.Special | None = None):
                 "pad, bos, eos, unk as ids 0 to 3"
             )
     return made
+
+
+@functools.lru_cache(maxsize=4)
+def _pretrained(data: bytes, name: str, known: special.Special) -> PretrainedTokenizer:
+    """One for all who open the same file: to look through a large vocabulary takes half a second."""
+    return PretrainedTokenizer(data, name, known)
 
 
 def file_of(path: Path) -> tuple[str, bytes]:
