@@ -98,7 +98,7 @@ class Setup(NamedTuple):
 
         given = self.method, self.params, self.tokenizer, self.text
         made = Generator(*given, rows, self.length, k)
-        made.warm_up()
+        made.warm_up().result()
         return made
 
     def prompts(self, lengths: list[int]) -> list[str]:

@@ -54,6 +54,11 @@ def _sources(args, fields) -> int:
         f"a document is a sentence's source from {told['threshold']:.2f} nats on: {told['named']:.1%} of "
         f"{told['sentences']:,} sentences have one; by another text's documents {told['false']:.1%} would"
     )
+    if told["false"] > sources_threshold.FALSE:
+        progress.say(
+            f"that is more than {sources_threshold.FALSE:.0%}: its halves differ, and {told['sentences']:,} sentences "
+            "are too few to be sure; give more questions, or hold out more documents (corpus.heldout)"
+        )
     return 0
 
 

@@ -31,6 +31,13 @@ _PLACES = 8  # of a held-out document
 _ROWS = 8
 
 
+class Threshold(NamedTuple):
+    """From how many nats on a document is a sentence's source, where k of them were read."""
+
+    nats: float
+    k: int
+
+
 class _Asked(NamedTuple):
     """What is to be answered, or continued, and what is read for it."""
 
@@ -57,7 +64,7 @@ def calibrate(work: WorkDir, method: str = "retro", questions: Sequence[str] = (
     Returns:
       threshold, nats; sentences; named: the share of them for which one of their own passages is; false: the share for
       which one of the others is, by thresholds that were set on the other half of the texts (of a document's places
-      all are in one half); texts, chat, method, and `of`, which tells the weights apart.
+      all are in one half); texts, chat, method, k, how many are read, and `of`, which tells the weights apart.
 
     Raises:
       UserError: the method reads nothing, questions are missing, there are too few sentences, or a stage is missing.
@@ -81,20 +88,21 @@ def calibrate(work: WorkDir, method: str = "retro", questions: Sequence[str] = (
         asked = _asked(generator, texts)
         found = _answered(generator, asked) if chat else _continued(generator, asked)
         halves = _halves(asked, found)
-    told = _settled(*halves) | {"texts": len(asked), "chat": chat, "method": method, "of": made_of}
+    told = _settled(*halves) | {"texts": len(asked), "chat": chat, "method": method}
+    told |= {"k": of.k, "of": made_of}
     files.make_directory(work.sources(method).parent)
     files.write_json(work.sources(method), told)
     return told
 
 
-def threshold(work: WorkDir, method: str) -> float | None:
-    """What `calibrate` has set, nats; None if it has not, or for other weights."""
+def threshold(work: WorkDir, method: str) -> Threshold | None:
+    """What `calibrate` has set; None if it has not, or for other weights."""
     file = work.sources(method)
     if not file.exists():
         return None
     told = files.read_json(file, f"delete it, and run `retro sources {work.root}` again")
     same = told.get("of") == _made_of(work, method_of(work.experiment, method))
-    return told["threshold"] if same else None
+    return Threshold(told["threshold"], told["k"]) if same else None
 
 
 def is_chat(method: Method, tokenizer) -> bool:

@@ -91,16 +91,22 @@ class Engine:
         return sum(f._cache_size() for f in jitted)
 
     def compilations(self) -> list[Callable[[], None]]:
-        """What compiles all that any request can need, one call for each shape; rows that hold something lose it."""
+        """What compiles all that any request can need, one call for each shape, the soonest needed first; rows that
+        hold something lose it, and none holds anything afterwards."""
         m = self.model.reading.chunk
         none = Retrieved(*(np.zeros((0, 0)),) * 2)
         sizes = {min(self.length, m << i) for i in range(self.length.bit_length())}
-        made = [
-            lambda n=n, alone=alone: self.admit(0, np.full(n, BOS, np.int32), none, alone=alone)
+
+        def admit(n: int, alone: bool):
+            self.admit(0, np.full(n, BOS, np.int32), none, alone=alone)
+            self.free(0)
+
+        made = [lambda: self.advance(np.zeros(self.rows, np.int32))]
+        made += [
+            functools.partial(admit, n, alone)
             for n in sorted(sizes)
             for alone in ((False, True) if self._by_chunk and self.k else (False,))
         ]
-        made += [lambda: self.free(0), lambda: self.advance(np.zeros(self.rows, np.int32))]
         if self.k:
             for n in sorted({min(self.rows, 1 << i) for i in range(self.rows.bit_length() + 1)}):
                 near = {row: self.no_neighbours() for row in range(n)}

@@ -2,12 +2,12 @@
 
 import queue
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from retro_jax import progress
 from retro_jax.config import Request
 from retro_jax.config.fields import require_known
 from retro_jax.errors import UserError
@@ -78,19 +78,18 @@ class Generator:
         """The weights by name, as `Method.scores` takes them: a copy that is made at each call."""
         return self._schedule.engine.params()
 
-    def warm_up(self):
-        """Compiles all that any request can need, with a progress bar; otherwise that happens when it is first needed.
-        Call it before the first request."""
+    def warm_up(self) -> Future:
+        """Has all compiled that any request can need, while none is there; otherwise that happens when it is first
+        needed.
+
+        Returns:
+          What is done when all is; cancelled if the generator is closed before.
+        """
         made = self._schedule.engine.compilations()
-        progress.say(
-            f"{self.method.name}: {len(made)} programs are compiled, which can take minutes"
-        )
-        with progress.bar(f"compiling {self.method.name}", len(made)) as advance:
-            for compile_one in made:
-                compile_one()
-                advance(1)
         if self.k:
-            self.retriever.retrieve(np.zeros((1, self.model.reading.chunk), np.int32), self.k)
+            none = np.zeros((1, self.model.reading.chunk), np.int32)
+            made.insert(0, lambda: self.retriever.retrieve(none, self.k))
+        return self._schedule.when_idle(made)
 
     def generate(self, prompt: str, **fields) -> Completion:
         """Continues one prompt; fields: those of `Request`."""

@@ -4,6 +4,8 @@ up while the other rows go on."""
 import collections
 import threading
 import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 
 import numpy as np
 
@@ -31,6 +33,7 @@ class Schedule:
         self._free = list(range(engine.rows))[::-1]
         self._queue: collections.deque[Work] = collections.deque()
         self._here: list[Work] = []  # have rows
+        self._spare: list[tuple[collections.deque[Callable[[], None]], Future]] = []
         self._change, self._closing, self.error = threading.Condition(), False, None
         self._stirred = False  # something has come, from a caller or a look-up
         self.drawn, self._pace = 0, None  # seconds of one token
@@ -48,6 +51,18 @@ class Schedule:
                 raise self.error or RuntimeError("the generator is closed")
             self._queue.append(work)
             self._stir()
+
+    def when_idle(self, calls: Iterable[Callable[[], None]]) -> Future:
+        """Has the thread make calls, one after another, whenever no row is taken and nobody waits for one.
+
+        Returns:
+          What is done when the last one is; cancelled if the schedule is closed before.
+        """
+        done = Future()
+        with self._change:
+            self._spare.append((collections.deque(calls), done))
+            self._stir()
+        return done
 
     @property
     def waiting(self) -> int:
@@ -75,10 +90,15 @@ class Schedule:
         try:
             while True:
                 with self._change:
-                    self._change.wait_for(lambda: self._queue or self._here or self._closing)
+                    self._change.wait_for(
+                        lambda: self._queue or self._here or self._spare or self._closing
+                    )
                     if self._closing:
                         break
-                self._turn()
+                if self._queue or self._here:
+                    self._turn()
+                else:
+                    self._make_a_spare_call()
         except Exception as error:
             with self._change:
                 self.error = error
@@ -87,6 +107,19 @@ class Schedule:
         for work in left:
             work.cancel()
             work.finish(self.error)
+        for _, done in self._spare:
+            if self.error:
+                done.set_exception(self.error)
+            else:
+                done.cancel()
+
+    def _make_a_spare_call(self):
+        calls, done = self._spare[0]
+        if calls:
+            calls.popleft()()
+        else:
+            self._spare.pop(0)
+            done.set_result(None)
 
     def _turn(self):
         """Frees the rows of who is done, lets requests in, looks up what is needed, has what was found be read, and

@@ -24,6 +24,7 @@ from starlette.routing import Route
 
 from retro_jax import __version__
 from retro_jax.errors import UserError
+from retro_jax.evaluate.sources_threshold import Threshold
 from retro_jax.generate.chat import Chat
 from retro_jax.generate.completion import Completion
 from retro_jax.generate.generator import Generator
@@ -36,6 +37,7 @@ from retro_jax.serve.reading import Refused, json_of
 from retro_jax.serve.responses import Guard, Named, Options, Stream, broken, explain, json_response
 from retro_jax.serve.running import Running
 from retro_jax.serve.sources import Sources
+from retro_jax.serve.warming import Warming
 from retro_jax.terminal import visible
 
 _RETRY = 2  # seconds
@@ -63,7 +65,7 @@ class Service:
         key: str | None,
         hosts: frozenset[str] | None = None,
         origins: Sequence[str] = (),
-        thresholds: dict[str, float] | None = None,
+        thresholds: dict[str, Threshold] | None = None,
     ):
         self.generators, self.generator = generators, next(iter(generators.values()))
         self.name, self.limits, self.key = name, limits, key
@@ -74,6 +76,7 @@ class Service:
         self._prompts = Prompts()
         self._chat = functools.cache(lambda: Chat(self.generator.tokenizer))
         self.sources = Sources(thresholds or {}, self._prompts, self._chat)
+        self.warming = Warming(list(generators.values()), self.sources)
         self._began, self._changing = int(time.time()), asyncio.Lock()
         self._page = Path(__file__).with_name("page.html").read_bytes()
         self._policy = _policy(self._page.decode())
@@ -132,9 +135,10 @@ class Service:
         return json_response({"status": "failed" if failed else "ok"}, 503 if failed else 200)
 
     async def ready(self, request: Request) -> Response:
-        """Whether a continuation that is asked for now would be taken."""
+        """Whether a continuation that is asked for now would be taken, and not wait for the compiler."""
         full = any(g.waiting >= self.limits.queue for g in self.generators.values())
-        status = "failed" if self._failed else "full" if full else "ready"
+        compiling = "ready" if self.warming.done else "compiling"
+        status = "failed" if self._failed else "full" if full else compiling
         return json_response({"status": status}, 200 if status == "ready" else 503)
 
     async def version(self, request: Request) -> Response:
@@ -167,7 +171,7 @@ class Service:
             "id": self.name, "object": "model", "created": self._began, "owned_by": "retro_jax",
             "length": g.length, "rows": g.rows, "k": g.k, "databases": names,
             "methods": list(self.generators), "chat": bool(g.tokenizer.template),
-            "sources": list(self.sources.thresholds),
+            "sources": {name: told.k for name, told in self.sources.thresholds.items()},
             "sources_in_chat": self.sources.of_passages(g),
         }  # fmt: skip
 

@@ -64,22 +64,19 @@ def serve(
         raise UserError(f"{KEY} is empty: set it to a key that clients must give, or unset it")
     with bound(host, port) as listening, contextlib.ExitStack() as stack:
         known = {method: threshold(work, method) for method in methods}
-        known = {method: nats for method, nats in known.items() if nats is not None}
+        known = {method: found for method, found in known.items() if found}
         generators = {}
         for method in methods:
             generator = Generator.open(work, method, rows=rows, length=length)
             generators[method] = stack.enter_context(generator)
-        for generator in generators.values():
-            generator.warm_up()
         warn(host, key)
         pages = origins or (["*"] if key else [])
         service = Service(generators, name, limits, key, names_of(host, names), pages, known)
         answering = server(service, limits)
-        for generator in generators.values():
-            service.sources.warm_up(generator)
         _listen(listening, host, port)
         where = f"[{host}]" if ":" in host else host
         print(f"retro serves {name} on http://{where}:{port} (Ctrl-C ends it)", flush=True)
+        service.warming.begin()
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             # uvicorn raises the signal that ended it once more.

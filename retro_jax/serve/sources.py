@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from retro_jax.evaluate import sources
-from retro_jax.evaluate.sources_threshold import is_chat
+from retro_jax.evaluate.sources_threshold import Threshold, is_chat
 from retro_jax.generate.chat import Chat
 from retro_jax.generate.completion import Completion
 from retro_jax.generate.generator import Generator
@@ -24,7 +24,9 @@ class Sources:
       prompts: scores answers. opened: what writes a conversation's prompts.
     """
 
-    def __init__(self, thresholds: dict[str, float], prompts: Prompts, opened: Callable[[], Chat]):
+    def __init__(
+        self, thresholds: dict[str, Threshold], prompts: Prompts, opened: Callable[[], Chat]
+    ):
         self.thresholds, self._prompts, self._opened = thresholds, prompts, opened
         # One thread, so that those of other requests stay free.
         self._judge = ThreadPoolExecutor(1, thread_name_prefix="sources")
@@ -41,6 +43,13 @@ class Sources:
             how = f"`retro sources DIR --method={asked.method}`, and start the server again"
             message = f"{_FIELD}: it is not set from when on a document is a source; run {how}"
             raise Refused(message, _FIELD)
+        k = g.k if asked.k < 0 else asked.k
+        if k not in (0, of := self.thresholds[asked.method].k):
+            message = (
+                f"retrieval.k = {k}: it is set for k = {of} from when on a document is a source; leave retrieval.k or "
+                f"{_FIELD} out"
+            )
+            raise Refused(message, "retrieval.k")
         if is_chat(g.method, g.tokenizer) and not isinstance(asked, chat.Asked):
             message = f"{_FIELD}: {asked.method} tells sources in chats only; leave it out"
             raise Refused(message, _FIELD)
@@ -65,4 +74,4 @@ class Sources:
             gains, ends = self._prompts.gains(g, without, c.text)
         else:
             (gains, read), ends = sources.gains_of_completion(c), c.ends
-        return sources.tell(c.text, gains, ends, read, self.thresholds[asked.method])
+        return sources.tell(c.text, gains, ends, read, self.thresholds[asked.method].nats)

@@ -122,7 +122,8 @@ def test_a_threshold_is_set_by_held_out_documents(finished, tmp_path, capfd):
     assert cli.main(["sources", str(root)]) == 0
     assert "sentences have one; by another text's documents" in capfd.readouterr().err
     told = json.loads((root / "sources" / "retro.json").read_text())
-    assert threshold(work, "retro") == told["threshold"] > 0
+    assert threshold(work, "retro") == (told["threshold"], 2)
+    assert told["threshold"] > 0
     assert told["sentences"] >= LEAST
     assert told["texts"] > 2 * 11  # several of each held-out document
     told["of"] = "other weights"

@@ -1,6 +1,8 @@
 """Generation with live retrieval is what one pass over the finished text gives, with everything retrieved
 again; for every kind of request, alone or beside others."""
 
+import time
+
 import numpy as np
 import pytest
 from conftest import tables
@@ -91,7 +93,10 @@ def test_after_it_is_warm_no_request_compiles_anything(small, whole, generator):
     with Generator(
         generator.method, whole.params, generator.tokenizer, generator.retriever, rows=4, length=160
     ) as other:
-        other.warm_up()
+        warm, first = other.warm_up(), other.generate("kara lopo minel", tokens=9)
+        assert not warm.done()
+        warm.result()
+        assert other.generate("kara lopo minel", tokens=9).tokens == first.tokens
         before = other._schedule.engine.programs()
         other.generate_all(MIXED)
         other.generate_all(
@@ -102,6 +107,8 @@ def test_after_it_is_warm_no_request_compiles_anything(small, whole, generator):
             ]
         )
         assert other._schedule.engine.programs() == before
+        waiting = other._schedule.when_idle([lambda: time.sleep(0.2)] * 1000)
+    assert waiting.cancelled()
 
 
 def test_without_retrieval_it_is_the_language_model(generator, whole):

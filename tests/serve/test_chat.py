@@ -5,13 +5,10 @@ import json
 import re
 import types
 
-import browser
 import numpy as np
 import openai
 import pytest
 import talking
-import torch
-import transformers as hf
 from serving import post, serving
 from talking import END
 
@@ -134,34 +131,6 @@ def test_a_template_that_refuses_or_cannot_be_read_is_one_line(told, tmp_path):
             Chat(tokenizer.load(tmp_path / "tokenizer.json")).prompt(MESSAGES)
 
 
-def test_the_database_is_edited_and_what_is_read_changes(told, opened, capsys):
-    """By the command, without anything being trained again."""
-    _, run = told
-    question = ["--method=rag", "--chat", "--prompt=where is the zorblat of mirefield"]
-
-    def read():
-        assert cli.main(["generate", str(run), *question]) == 0
-        found = json.loads((run / "generate.json").read_text())
-        return found["prompt"], [p["document"] for p in found["passages"]], found["logprobs"]
-
-    before, found, answer = read()
-    assert "zorblat.txt" not in found
-    new = run.parent / "new"
-    new.mkdir()
-    (new / "zorblat.txt").write_text(
-        "The zorblat of mirefield is in the mill beside the river. " * 4
-    )
-    assert cli.main(["database", str(run), f"--add=text:{new}/*.txt"]) == 0
-    after, found, other = read()
-    assert found[0] == "zorblat.txt"
-    assert other != answer
-    assert "is in the mill beside the river" in after
-    assert "in the mill" not in before
-    assert "read before the question" in capsys.readouterr().out
-    assert cli.main(["database", str(run), "--delete=zorblat.txt"]) == 0
-    assert read()[::2] == (before, answer)
-
-
 def test_openais_client(opened):
     with serving({"rag": opened}) as (address, _):
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
@@ -203,90 +172,6 @@ def test_openais_client(opened):
             refused = post(address, "/v1/chat/completions", **body)
             assert refused.status_code == 400, refused.text
             assert message in refused.json()["error"]["message"]
-
-
-def test_sources_are_what_an_answer_loses_without_a_passage(told, opened):
-    """As transformers says it of the prompts with all passages and without each; the same as a stream."""
-    _, run = told
-    theirs = hf.LlamaForCausalLM.from_pretrained(run.parent / "base").eval()
-    chat, ours = Chat(opened.tokenizer), opened.tokenizer
-    ask = {"messages": MESSAGES, "max_tokens": 24, "temperature": 1, "seed": 5}
-    ask["retrieval"] = {"sources": True}
-
-    def logp(passages, text):
-        ids = prompt_ids(ours, chat.prompt(MESSAGES, passages), special=True)
-        whole = torch.tensor([[1, *(i - FIRST for i in ids[1:] + ours.encode(text))]])
-        with torch.no_grad():
-            said = theirs(whole).logits[0].log_softmax(-1)
-        return sum(float(said[i - 1, whole[0, i]]) for i in range(len(ids), whole.shape[1]))
-
-    with serving({"rag": opened}, thresholds={"rag": -1e9}) as (address, service):
-        service.sources.warm_up(opened).result()
-        choice = post(address, "/v1/chat/completions", **ask).json()["choices"][0]
-        text, told_of = choice["message"]["content"], choice["retrieval"]
-        passages = told_of["passages"]
-        for i, p in enumerate(passages):
-            named = [s for one in told_of["sentences"] for s in one["sources"]]
-            nats = sum(s["nats"] for s in named if s["document"] == p["document"])
-            lost = logp(passages, text) - logp([*passages[:i], *passages[i + 1 :]], text)
-            assert nats == pytest.approx(lost, abs=2e-3)
-        streamed = post(address, "/v1/chat/completions", **ask, stream=True).text
-        last = json.loads(streamed.split("\n\n")[-3].removeprefix("data: "))
-        assert last["choices"][0]["retrieval"]["sentences"] == told_of["sentences"]
-        plain = post(address, prompt="kara", retrieval={"sources": True})
-        assert plain.status_code == 400
-        assert "rag tells sources in chats only" in plain.json()["error"]["message"]
-        none = post(address, "/v1/chat/completions", **ask | {"retrieval": {}}).json()
-        assert "sentences" not in none["choices"][0]["retrieval"]
-    with serving({"rag": opened}) as (address, _):
-        refused = post(address, "/v1/chat/completions", **ask)
-        assert refused.status_code == 400
-        assert "run `retro sources DIR --method=rag`" in refused.json()["error"]["message"]
-
-
-def test_a_threshold_is_set_by_questions(told, tmp_path, capfd):
-    _, run = told
-    command = ["sources", str(run), "--method=rag"]
-    assert cli.main(command) == 2
-    assert "--questions: give a file of questions" in capfd.readouterr().err
-    (tmp_path / "few.txt").write_text("kara lopo?\n")
-    assert cli.main([*command, f"--questions={tmp_path}/few.txt"]) == 2
-    assert "too few to set a threshold by" in capfd.readouterr().err
-    assert cli.main([*command, f"--questions={tmp_path}/none.txt"]) == 2
-    assert not (run / "sources").exists()
-
-
-@pytest.mark.skipif(browser.CHROMIUM is None, reason="there is no Chromium")
-def test_a_person_talks_on_the_page(opened, tmp_path):
-    def text(id):
-        return f"document.getElementById('{id}').textContent"
-
-    with (
-        serving({"rag": opened}, thresholds={"rag": -1e9}) as (address, _),
-        browser.open_page(tmp_path) as page,
-    ):
-        page.tell("Page.navigate", url=address)
-        page.wait(f"{text('model')} !== ''")
-        assert page.value("document.getElementById('chat').checked")
-        page.value("document.getElementById('tokens').value = 24")
-        page.value("document.getElementById('seed').value = 5")  # of which the answers have letters
-        for number, question in enumerate(("kara lopo?", "tenra <b>kais</b>"), 1):
-            page.value(f"document.getElementById('prompt').value = {question!r}")
-            page.value("document.getElementById('go').click()")
-            page.wait(f"messages.length === {2 * number} && {text('status')}.includes('tokens in')")
-            assert question in page.value(text("text"))
-        assert page.value(text("text")).startswith("kara lopo?")  # the whole conversation
-        first = opened.retriever.search(question)[0]
-        assert first["document"] in page.value(text("chunks"))
-        # Every sentence has its sources, which are shown where one points.
-        page.value("document.querySelector('#text .token').focus()")
-        assert "The sentence became more probable by" in page.value(text("source"))
-        assert page.value("document.querySelector('#text sup').textContent").strip() in (
-            "1, 2",
-            "2, 1",
-        )
-        assert page.value(text("error")) == ""
-        assert json.dumps(page.said) == "[]"
 
 
 def test_a_model_without_a_template_says_so(generator, finished, capfd):

@@ -1,10 +1,12 @@
 """What ordinary clients ask for beside continuations, and the names that they have for things."""
 
+import threading
+
 import httpx
 import numpy as np
 import openai
 import pytest
-from serving import PROMPT, post, serving
+from serving import PROMPT, post, serving, until
 
 from retro_jax import __version__
 from retro_jax.config import RetrievalConfig
@@ -35,8 +37,18 @@ def test_the_model_by_its_name(address):
     assert (other.status_code, other.json()["error"]["code"]) == (404, "model_not_found")
 
 
-def test_what_watches_it(address):
+def test_what_watches_it(address, generator):
     assert httpx.get(f"{address}/readyz").json() == {"status": "ready"}
+    with serving(generator) as (own, service):
+        compiler = threading.Event()  # the thread that compiles waits for it
+        generator._schedule.when_idle([compiler.wait])
+        service.warming.begin()
+        said = httpx.get(f"{own}/readyz")
+        assert (said.status_code, said.json()) == (503, {"status": "compiling"})
+        compiler.set()
+        assert post(own, prompt="kara", max_tokens=2).status_code == 200
+        until(lambda: service.warming.done)
+        assert httpx.get(f"{own}/readyz").json() == {"status": "ready"}
     assert httpx.get(f"{address}/version").json() == {"version": __version__}
 
 
