@@ -49,6 +49,8 @@ class Server:
         begin = time.perf_counter()
         if str(self.port) not in self._process.stdout.readline():
             sys.exit("the server did not start")
+        while httpx.get(f"{self.address}/readyz").status_code != 200:  # it compiles
+            time.sleep(0.5)
         self.seconds = time.perf_counter() - begin
 
     def memory(self) -> float:

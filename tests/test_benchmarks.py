@@ -27,6 +27,7 @@ SCRIPTS = {
     "generate": ((), {"retrieval", "tokens/s", "part", "share", "bytes", "times as long"}),
     "load": ((), {"number", "p95", "MiB"}),
     "real": ((), {"who", "prompt tokens/s", "decoded tokens/s", "time a token / transformers"}),
+    "fitted": ((), {"what", "more, s", "of the step", "TFLOP", "GFLOP/s"}),
     "compiled": ((), {"attention", "temporaries, MiB", "GB read and written"}),
     "predicted": ((), {"products, ms", "bound", "measured / at best", "measured / at worst"}),
     "accelerator": ((), {"TFLOP/s", "sequences", "tokens/s", "of off", "us a query", "why"}),
@@ -47,9 +48,9 @@ def smoke(name: str, shared: Path, *words: str) -> subprocess.CompletedProcess:
     flags = [f"--json={shared / 'told.json'}"]
     if script == "load":
         flags.append(f"--workdir={shared / 'bm25'}")
-    elif script == "real":
-        (shared / "chat").mkdir()
-        flags += [f"--workdir={talking.made(shared / 'chat')[1]}", "--rounds=1"]
+    elif script in ("real", "fitted"):
+        (shared / script).mkdir()
+        flags += [f"--workdir={talking.made(shared / script)[1]}", "--rounds=1"]
     elif script not in ALONE:
         flags.append(f"--workdir={shared}")
     return subprocess.run(

@@ -26,6 +26,10 @@ _LAYER = {
     "attn_k_norm": "self_attn.k_norm", "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }  # fmt: skip
+# Of all models of Llama 3.1 to 3.3: what turns less than once within 8,192 tokens is slower, what turns more than four
+# times is not (config.json of meta-llama/Llama-3.1-8B and Llama-3.2-1B).
+_LLAMA3 = (1.0, 4.0, 8192)
+_SLOWER = "rope_freqs.weight"
 _NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
 
 
@@ -58,24 +62,49 @@ def config_of(path: Path) -> dict:
     )
     said.must("expert_count", 0, "a mixture of experts")
     scaling = said.get("rope.scaling.type")
-    if scaling not in (None, "none", "linear") or "rope_freqs.weight" in tensors:
+    if scaling not in (None, "none", "linear"):
         said.refuse("rope.scaling.type", "rotary positions that are scaled so are not supported")
     d, heads = of("embedding_length"), of("attention.head_count")
     size = of("attention.key_length") or (d // heads if _both_counts(d, heads) else None)
     if said.get("rope.dimension_count") not in (None, size):
         said.refuse("rope.dimension_count", f"must be the size of a head, {size}")
-    scaled = {"rope_scaling": {"rope_type": "linear", "factor": of("rope.scaling.factor")}}
+    base = of("rope.freq_base", 10_000.0)
+    scaled = {}
+    if scaling == "linear":
+        scaled = {"rope_type": "linear", "factor": of("rope.scaling.factor")}
+    elif tensors.slower is not None:
+        scaled = _llama3(path, tensors.slower, base)
     return {
         "model_type": kind, "hidden_size": d, "num_hidden_layers": of("block_count"),
         "num_attention_heads": heads, "num_key_value_heads": of("attention.head_count_kv"), "head_dim": size,
         "intermediate_size": of("feed_forward_length"), "hidden_act": "silu",
-        "rms_norm_eps": of("attention.layer_norm_rms_epsilon"), "rope_theta": of("rope.freq_base", 10_000.0),
+        "rms_norm_eps": of("attention.layer_norm_rms_epsilon"), "rope_theta": base,
         "max_position_embeddings": of("context_length"), "vocab_size": tensors.rows,
         "attention_bias": kind == "llama" and "model.layers.0.self_attn.q_proj.bias" in tensors,
         "tie_word_embeddings": "lm_head.weight" not in tensors, "dtype": "float32",
         **{n: gguf.field(path, f"tokenizer.ggml.{n}") for n in ("bos_token_id", "eos_token_id")},
-        **(scaled if scaling == "linear" else {}),
+        **({"rope_scaling": scaled} if scaled else {}),
     }  # fmt: skip
+
+
+def _llama3(path: Path, slower: np.ndarray, base: float) -> dict:
+    """Llama 3.1's scaling of rotary positions, from what a file has of it: by how much slower each pair of a head's
+    numbers turns.
+
+    Raises:
+      UserError: it is another scaling.
+    """
+    low, high, length = _LLAMA3
+    speed = base ** (-np.arange(len(slower)) / len(slower))
+    kept = np.clip((length * speed / (2 * np.pi) - low) / (high - low), 0, 1)
+    factor = float(np.max(slower))
+    if not np.allclose(slower, 1 / (kept + (1 - kept) / factor), rtol=1e-3):
+        raise UserError(
+            f"{path}: rope_freqs.weight = [{', '.join(f'{x:.4g}' for x in slower[:4])}, ..]: rotary positions that are "
+            "scaled so are not supported, only as Llama 3.1's are; convert the model's safetensors directory instead"
+        )
+    names = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    return {"rope_type": "llama3", "factor": factor, **dict(zip(names, _LLAMA3))}
 
 
 def _both_counts(*values) -> bool:
@@ -85,13 +114,19 @@ def _both_counts(*values) -> bool:
 class Tensors(Mapping):
     """Hugging Face's name -> float32 array of a file, whatever the numbers in it are.
 
+    Attributes:
+      slower: by how much slower each pair of a head's numbers turns; None: not at all.
+
     Raises:
       UserError: of a tensor's array: its numbers are of a type that cannot be read.
     """
 
     def __init__(self, path: Path):
         kind = gguf.field(path, "general.architecture")
-        self._path, self._found = path, {_theirs(t.name): t for t in gguf.open_file(path).tensors}
+        found = {t.name: t for t in gguf.open_file(path).tensors}
+        slower = found.pop(_SLOWER, None)
+        self.slower = None if slower is None else np.asarray(slower.data, np.float32)
+        self._path, self._found = path, {_theirs(name): t for name, t in found.items()}
         # llama.cpp turns neighbouring numbers of a head together, where Hugging Face turns its two halves.
         self._heads = {}
         if kind == "llama":

@@ -14,7 +14,7 @@ from retro_jax.config import MeshConfig, TrainConfig
 from retro_jax.errors import UserError
 from retro_jax.methods.language_model import LanguageModel
 from retro_jax.methods.retro import Retro, Settings
-from retro_jax.model import functional
+from retro_jax.model import functional, sizes
 from retro_jax.train import optimizer, sharding
 from retro_jax.train.step import COMPILER, gradients, init_state, make_train_step
 
@@ -240,6 +240,25 @@ def test_a_frozen_base_stays_bit_for_bit_and_off_is_the_base(tiny, fresh):
         np.testing.assert_array_equal(state.frozen[name], value)
     assert all((np.asarray(p) != first[n]).any() for n, p in state.params.items())
     np.testing.assert_array_equal(off, alone)
+
+
+def test_frozen_layers_below_the_first_that_reads_have_no_backward_pass(tiny, mesh):
+    """Products of the gradient less those of the loss: as many for two more layers below, more for one above."""
+    x = jax.tree.map(jnp.asarray, batch(0, size=1))
+
+    def backward(layers, cca):
+        model = altered(tiny, decoder={"layers": layers}, reading={"cca_layers": (cca,)})
+
+        def begin():
+            base = functional.init(model, VOCAB, 0, retrieval=False)
+            return init_state(Retro(model), TRAIN, VOCAB, base)
+
+        state = jax.eval_shape(begin)
+        loss = jax.make_jaxpr(Retro(model).loss)(state.weights(), x)
+        grad = jax.make_jaxpr(functools.partial(gradients, Retro(model), TRAIN))(state, x)
+        return sizes.dot_flops(grad.jaxpr) - sizes.dot_flops(loss.jaxpr)
+
+    assert backward(4, 4) == backward(2, 2) < backward(3, 2)
 
 
 def test_one_small_batch_is_learnt_by_heart(tiny, begin, mesh):

@@ -54,6 +54,13 @@ def two_layers() -> hf.LlamaForCausalLM:
     return with_random_weights(hf.LlamaForCausalLM(config))
 
 
+def llama3(length: int) -> hf.LlamaForCausalLM:
+    """A Llama whose positions are scaled as Llama 3.1's, which was made for texts of `length` tokens before."""
+    scaling = _LLAMA3 | {"original_max_position_embeddings": length}
+    config = hf.LlamaConfig(**_COMMON, **_KV, rope_parameters=scaling)
+    return with_random_weights(hf.LlamaForCausalLM(config))
+
+
 def large_heads() -> hf.Qwen3ForCausalLM:
     """A Qwen3 with heads of 128: transformers takes no others from a GGUF file."""
     config = hf.Qwen3Config(**_COMMON, **_KV, head_dim=128, tie_word_embeddings=True)

@@ -26,8 +26,20 @@ TOKENS = [
 ]
 
 
-def write(path, model, quantised: Kind = Kind.F32, pre: str = "smollm", odd: str = "", **fields):
-    """Writes a Llama, Qwen2 or Qwen3; matrices are `quantised`. odd: a tensor that has a type nobody reads."""
+def write(
+    path,
+    model,
+    quantised: Kind = Kind.F32,
+    pre: str = "smollm",
+    odd: str = "",
+    slower=None,
+    **fields,
+):
+    """Writes a Llama, Qwen2 or Qwen3; matrices are `quantised`.
+
+    odd: a tensor that has a type nobody reads. slower: by how much slower each pair of a head's numbers turns. fields:
+    strings and numbers, of more fields, with __ for each point of their names.
+    """
     c = model.config
     kind = fields.pop("architecture", c.model_type)
     writer = gguf.GGUFWriter(path, kind)
@@ -43,7 +55,8 @@ def write(path, model, quantised: Kind = Kind.F32, pre: str = "smollm", odd: str
         writer.add_key_length(c.head_dim)
         writer.add_value_length(c.head_dim)
     for name, value in fields.items():
-        writer.add_string(name.replace("__", "."), value)
+        add = writer.add_string if isinstance(value, str) else writer.add_uint32
+        add(name.replace("__", "."), value)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(TOKENS)
@@ -65,6 +78,8 @@ def write(path, model, quantised: Kind = Kind.F32, pre: str = "smollm", odd: str
             writer.add_tensor(theirs, np.ascontiguousarray(x))
         else:
             writer.add_tensor(theirs, gguf.quants.quantize(x, quantised), raw_dtype=quantised)
+    if slower is not None:
+        writer.add_tensor("rope_freqs.weight", np.asarray(slower, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

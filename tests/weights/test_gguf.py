@@ -33,6 +33,24 @@ def test_logits_are_those_of_transformers_reading_of_the_same_file(name, kind, t
     np.testing.assert_allclose(found[..., PLAIN], expected[..., PLAIN], rtol=1e-4, atol=1e-4)
 
 
+def test_positions_are_scaled_as_llama_3s(tmp_path):
+    """Their converter writes by how much slower each pair turns, which transformers leaves out of what it reads."""
+    model, ids = foreign.llama3(8192), some_ids()
+    speed = model.model.rotary_emb.inv_freq.numpy()
+    slower = 500_000.0 ** -(np.arange(len(speed)) / len(speed)) / speed
+    file = write(tmp_path / "model.gguf", model, slower=slower)
+    found = ours(*read(file), ids)
+    expected = foreign.logits(model, ids)[..., PLAIN]
+    np.testing.assert_allclose(found[..., PLAIN], expected, rtol=1e-4, atol=1e-4)
+    unscaled = ours(*read(write(tmp_path / "unscaled.gguf", model)), ids)
+    assert abs(unscaled[..., PLAIN] - expected).max() > 1e-2
+    other = write(tmp_path / "other.gguf", model, slower=[1, 2, 3, 4])
+    with pytest.raises(
+        UserError, match=r"rope_freqs.weight = \[1, 2, 3, 4, ..\]: .* not supported"
+    ):
+        open_directory(other)
+
+
 def test_the_tokenizer_is_the_files(tmp_path):
     file = write(tmp_path / "model.gguf", foreign.two_layers())
     made = tokenizer.load(file)
@@ -42,6 +60,14 @@ def test_the_tokenizer_is_the_files(tmp_path):
     assert TOKENS.index("Ġthe") + 4 in made.encode(text)
     assert made.decode(made.encode(text)) == text
     assert 4 + foreign.EOS not in made.encode("</s>")  # a text never ends a document by accident
+
+
+def test_what_ends_an_answer_and_how_a_chat_is_written_is_the_files(tmp_path):
+    the = TOKENS.index("Ġthe")
+    more = {"tokenizer__ggml__eot_token_id": the, "tokenizer__chat_template": "{{ messages }}"}
+    made = tokenizer.load(write(tmp_path / "model.gguf", foreign.two_layers(), **more))
+    assert made.ends == (tokenizer.EOS, 4 + the)
+    assert made.template == "{{ messages }}"
 
 
 def test_control_characters_without_a_piece_are_left_out(tmp_path, monkeypatch):
