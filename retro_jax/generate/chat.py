@@ -43,7 +43,7 @@ class Chat:
             raise UserError("chat needs Jinja2: pip install 'retro_jax[chat]'") from error
         # As transformers has it: templates are written for that.
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _marks()]
         )
         environment.filters["tojson"] = _json
         environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
@@ -136,6 +136,22 @@ def check(messages: Sequence[dict]):
             raise UserError(f"messages[{number}].content: must be a text")
     if not messages or messages[-1]["role"] != "user":
         raise UserError("messages: the last one must be a user's, which is answered")
+
+
+def _marks():
+    """The tag {% generation %} of templates, which marks what a model was trained on; it writes what stands in it."""
+    from jinja2 import ext, nodes
+
+    class Marks(ext.Extension):
+        tags = frozenset({"generation"})
+
+        def parse(self, parser):
+            line = next(parser.stream).lineno
+            return nodes.Scope(
+                parser.parse_statements(["name:endgeneration"], drop_needle=True), lineno=line
+            )
+
+    return Marks
 
 
 def _last_question(messages: Sequence[dict]) -> int:

@@ -59,6 +59,17 @@ def test_prompts_are_transformers_and_their_tokens_too(told):
     assert END + FIRST not in prompt_ids(ours, prompt)  # a plain prompt has none
 
 
+def test_what_a_template_marks_for_training_is_written_as_it_stands(tmp_path):
+    theirs = talking.save(tmp_path)
+    theirs.chat_template = talking.TEMPLATE.replace(
+        "{{ m.content }}", "{% generation %}\n{% set x = m.content %}{{ x }}{% endgeneration %}"
+    )
+    theirs.save_pretrained(tmp_path)
+    ours = Chat(tokenizer.load(tmp_path / "tokenizer.json")).prompt(MESSAGES)
+    assert "generation" in theirs.chat_template
+    assert ours == theirs.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+
+
 def test_an_answer_that_is_begun_goes_on_where_it_ends(told):
     ours = Prepared(WorkDir(told[1])).tokenizer
     begun = [*MESSAGES, {"role": "assistant", "content": "tenra "}]

