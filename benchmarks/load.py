@@ -49,8 +49,10 @@ class Server:
         begin = time.perf_counter()
         if str(self.port) not in self._process.stdout.readline():
             sys.exit("the server did not start")
-        while httpx.get(f"{self.address}/readyz").status_code != 200:  # it compiles
+        while (status := httpx.get(f"{self.address}/readyz").json()["status"]) == "compiling":
             time.sleep(0.5)
+        if status != "ready":
+            sys.exit(f"the server is {status}")
         self.seconds = time.perf_counter() - begin
 
     def memory(self) -> float:

@@ -178,6 +178,7 @@ def main():
         return common.show({"rows times 60 matrices": rows}, FORMATS, args.json)
     with tempfile.TemporaryDirectory() as cache:
         os.environ["XDG_CACHE_HOME"] = cache  # of the workers, where what is compiled is kept
+        os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
         common.show({"an answer of a real language model": compared(args)}, FORMATS, args.json)
 
 

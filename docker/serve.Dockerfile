@@ -13,5 +13,5 @@ RUN pip install --no-cache-dir '.[serve]' && useradd --create-home retro
 USER retro
 WORKDIR /home/retro
 EXPOSE 8000
-HEALTHCHECK --start-period=300s CMD python -c "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz')"
+HEALTHCHECK --start-period=300s CMD python -c "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz')"
 ENTRYPOINT ["retro", "serve", "/run", "--host=0.0.0.0", "--port=8000"]

@@ -56,8 +56,8 @@ def _sources(args, fields) -> int:
     )
     if told["false"] > sources_threshold.FALSE:
         progress.say(
-            f"that is more than {sources_threshold.FALSE:.0%}: its halves differ, and {told['sentences']:,} sentences "
-            "are too few to be sure; give more questions, or hold out more documents (corpus.heldout)"
+            f"that is more than {sources_threshold.FALSE:.0%}: {told['sentences']:,} sentences are too few to set a "
+            "threshold well; give more questions, or hold out more documents (corpus.heldout)"
         )
     return 0
 

@@ -96,12 +96,19 @@ def calibrate(work: WorkDir, method: str = "retro", questions: Sequence[str] = (
 
 
 def threshold(work: WorkDir, method: str) -> Threshold | None:
-    """What `calibrate` has set; None if it has not, or for other weights."""
+    """What `calibrate` has set; None if it has not, or for other weights.
+
+    Raises:
+      UserError: it is damaged, or of another version.
+    """
     file = work.sources(method)
     if not file.exists():
         return None
-    told = files.read_json(file, f"delete it, and run `retro sources {work.root}` again")
-    same = told.get("of") == _made_of(work, method_of(work.experiment, method))
+    again = f"delete it, and run `retro sources {work.root}` again"
+    told = files.read_json(file, again)
+    if missing := {"threshold", "k", "of"} - told.keys():
+        raise UserError(f"{file}: it has no {missing.pop()!r}, as of another version; {again}")
+    same = told["of"] == _made_of(work, method_of(work.experiment, method))
     return Threshold(told["threshold"], told["k"]) if same else None
 
 

@@ -83,7 +83,7 @@ class Generator:
         needed.
 
         Returns:
-          What is done when all is; cancelled if the generator is closed before.
+          What is done when all is, see `Schedule.when_idle`.
         """
         made = self._schedule.engine.compilations()
         if self.k:

@@ -5,7 +5,7 @@ import collections
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 
 import numpy as np
 
@@ -47,19 +47,28 @@ class Schedule:
           RuntimeError: it is closed. Whatever ended the thread.
         """
         with self._change:
-            if self.error or self._closing:
-                raise self.error or RuntimeError("the generator is closed")
+            self._refuse_if_ended()
             self._queue.append(work)
             self._stir()
+
+    def _refuse_if_ended(self):
+        if self.error or self._closing:
+            raise self.error or RuntimeError("the generator is closed")
 
     def when_idle(self, calls: Iterable[Callable[[], None]]) -> Future:
         """Has the thread make calls, one after another, whenever no row is taken and nobody waits for one.
 
         Returns:
-          What is done when the last one is; cancelled if the schedule is closed before.
+          What is done when the last one is. It raises what one of them raised, after which the others are not made, and
+          CancelledError if the schedule is closed before.
+
+        Raises:
+          RuntimeError: it is closed. Whatever ended the thread.
         """
         done = Future()
+        done.set_running_or_notify_cancel()  # only the thread ends it
         with self._change:
+            self._refuse_if_ended()
             self._spare.append((collections.deque(calls), done))
             self._stir()
         return done
@@ -108,18 +117,17 @@ class Schedule:
             work.cancel()
             work.finish(self.error)
         for _, done in self._spare:
-            if self.error:
-                done.set_exception(self.error)
-            else:
-                done.cancel()
+            done.set_exception(self.error or CancelledError())
 
     def _make_a_spare_call(self):
         calls, done = self._spare[0]
-        if calls:
-            calls.popleft()()
-        else:
-            self._spare.pop(0)
+        try:
+            if calls:
+                return calls.popleft()()
             done.set_result(None)
+        except Exception as error:  # requests are answered without it
+            done.set_exception(error)
+        self._spare.pop(0)
 
     def _turn(self):
         """Frees the rows of who is done, lets requests in, looks up what is needed, has what was found be read, and

@@ -42,7 +42,6 @@ class Asked:
       requests: `n` for each prompt, in order.
       logprobs: how many probable tokens each place is to show; None: no log p at all.
       method: the name of the method that answers.
-      k: how many neighbours it is to read, those of a chat before its question; -1: as many as the method does.
       sources: whether the sources of its sentences are to be told.
     """
 
@@ -53,7 +52,6 @@ class Asked:
     echo: bool = False
     logprobs: int | None = None
     method: str = ""
-    k: int = -1
     sources: bool = False
 
 
@@ -116,7 +114,6 @@ def asked(
         f.get("echo", False),
         logprobs,
         method,
-        len(one.neighbours) if one.neighbours and one.k else one.k,
         f.get("retrieval", {}).get("sources", False),
     )
 

@@ -26,10 +26,22 @@ OTHER = ("prompt", "echo", "logprobs", "suffix", "best_of")  # of a completion, 
 
 @dataclass(frozen=True)
 class Asked(api.Asked):
-    """What one body asks for; passages: those that stand in the prompt that was made of the messages."""
+    """What one body asks for.
+
+    Attributes:
+      passages: those that stand in the prompt that was made of the messages.
+      k: how many were asked for; -1: as many as the method reads.
+    """
 
     passages: list[dict] = field(default_factory=list)
     messages: list[dict] = field(default_factory=list)
+    k: int = -1
+
+    def width(self, g: Generator) -> int:
+        """How many passages or neighbours it is to read."""
+        if g.method.by_chunk:
+            return g.k if self.k < 0 else self.k
+        return self.requests[0].width(g.k)
 
 
 def asked(
@@ -66,7 +78,12 @@ def asked(
     changed = {"prompt": one.prompt, "k": one.k, "special_tokens": True}
     requests = [dataclasses.replace(r, **changed) for r in made.requests]
     whole_of = {x.name: getattr(made, x.name) for x in dataclasses.fields(made)}
-    return Asked(**whole_of | {"requests": requests}, passages=passages, messages=messages)
+    return Asked(
+        **whole_of | {"requests": requests},
+        passages=passages,
+        messages=messages,
+        k=made.requests[0].k,
+    )
 
 
 class ChatAnswer(Answer):

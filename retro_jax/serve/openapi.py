@@ -128,7 +128,11 @@ def document() -> dict:
         "info": {"title": "retro serve", "version": __version__},
         "paths": {
             "/healthz": {"get": _operation("Whether continuations can be asked for.")},
-            "/readyz": {"get": _operation("Whether a continuation would be taken now.")},
+            "/readyz": {
+                "get": _operation(
+                    "Whether a continuation would be taken now, and not wait for the compiler."
+                )
+            },
             "/version": {"get": _operation("The version of the server.")},
             "/tokenizer_info": {"get": _operation("What the tokenizer has beside text.")},
             "/tokenize": {

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 from retro_jax.evaluate import sources
 from retro_jax.evaluate.sources_threshold import Threshold, is_chat
@@ -43,22 +43,22 @@ class Sources:
             how = f"`retro sources DIR --method={asked.method}`, and start the server again"
             message = f"{_FIELD}: it is not set from when on a document is a source; run {how}"
             raise Refused(message, _FIELD)
-        k = g.k if asked.k < 0 else asked.k
-        if k not in (0, of := self.thresholds[asked.method].k):
+        talks = isinstance(asked, chat.Asked)
+        width = asked.width(g) if talks else asked.requests[0].width(g.k)
+        if width not in (0, k := self.thresholds[asked.method].k):
             message = (
-                f"retrieval.k = {k}: it is set for k = {of} from when on a document is a source; leave retrieval.k or "
-                f"{_FIELD} out"
+                f"{_FIELD}: its threshold was set for k = {k}, and this request reads {width}; leave retrieval.k and "
+                "retrieval.neighbours out"
             )
-            raise Refused(message, "retrieval.k")
-        if is_chat(g.method, g.tokenizer) and not isinstance(asked, chat.Asked):
+            raise Refused(message, _FIELD)
+        if is_chat(g.method, g.tokenizer) and not talks:
             message = f"{_FIELD}: {asked.method} tells sources in chats only; leave it out"
             raise Refused(message, _FIELD)
 
-    def warm_up(self, g: Generator) -> Future | None:
-        """Has what tells a generator's sources compiled, if it tells any, while the server answers already."""
+    def warm_up(self, g: Generator):
+        """Has what tells a generator's sources compiled, if it tells any; it returns when that is done."""
         if self.of_passages(g):
-            return self._judge.submit(self._prompts.gains, g, ["", ""], "a")
-        return None
+            self._judge.submit(self._prompts.gains, g, ["", ""], "a").result()
 
     async def told(self, asked: api.Asked, g: Generator, completion: Completion) -> list[dict]:
         """The sentences of a choice, see `sources.tell`; the event loop is not held up."""

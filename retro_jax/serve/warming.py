@@ -1,8 +1,9 @@
 """Programs that requests can need are compiled while the server answers already."""
 
+import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError
 
 from retro_jax import progress
 from retro_jax.generate.generator import Generator
@@ -10,26 +11,34 @@ from retro_jax.serve.sources import Sources
 
 
 class Warming:
-    """What is compiled for generators, and for what tells the sources of their sentences."""
+    """What is compiled for generators, one after the other, and then for what tells the sources of their sentences.
+
+    Attributes:
+      done: whether no more is to be compiled; True also before it begins.
+    """
 
     def __init__(self, generators: Sequence[Generator], sources: Sources):
-        self._generators, self._sources = generators, sources
-        self._begun, self._warm = 0.0, []
-
-    @property
-    def done(self) -> bool:
-        """Whether no more is to be compiled; True also before it begins."""
-        return all(warm.done() for warm in self._warm)
+        self._generators, self._sources, self.done = generators, sources, True
 
     def begin(self):
-        """Has all compiled, whenever no request is there."""
-        self._begun = time.monotonic()
-        progress.say("until all is compiled, which can take minutes, an answer may wait for that")
-        self._warm = [g.warm_up() for g in self._generators]
-        self._warm += filter(None, map(self._sources.warm_up, self._generators))
-        for warm in self._warm:
-            warm.add_done_callback(self._say)
+        """Has all compiled, for each generator while it has no request."""
+        self.done = False
+        progress.say("compiling, which can take minutes: until all is, an answer may wait for it")
+        threading.Thread(target=self._compile, name="warming", daemon=True).start()
 
-    def _say(self, ended: Future):
-        if self.done and not any(w.cancelled() or w.exception() for w in self._warm):
-            progress.say(f"all is compiled, after {time.monotonic() - self._begun:.0f} seconds")
+    def _compile(self):
+        begin = time.monotonic()
+        try:
+            for generator in self._generators:
+                generator.warm_up().result()
+            for generator in self._generators:
+                self._sources.warm_up(generator)
+            progress.say(f"all is compiled, after {time.monotonic() - begin:.0f} seconds")
+        except CancelledError:
+            pass  # the server ends
+        except Exception as error:
+            progress.say(
+                f"not all is compiled ({error}): an answer that needs more waits for the compiler"
+            )
+        finally:
+            self.done = True

@@ -26,8 +26,8 @@ _LAYER = {
     "attn_k_norm": "self_attn.k_norm", "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }  # fmt: skip
-# Of all models of Llama 3.1 to 3.3: what turns less than once within 8,192 tokens is slower, what turns more than four
-# times is not (config.json of meta-llama/Llama-3.1-8B and Llama-3.2-1B).
+# Pairs that turn less than once within 8,192 tokens turn slower, those that turn more than four times do not: so in all
+# models of Llama 3.1 to 3.3 (config.json of meta-llama/Llama-3.1-8B and Llama-3.2-1B).
 _LLAMA3 = (1.0, 4.0, 8192)
 _SLOWER = "rope_freqs.weight"
 _NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
@@ -71,9 +71,11 @@ def config_of(path: Path) -> dict:
     base = of("rope.freq_base", 10_000.0)
     scaled = {}
     if scaling == "linear":
+        if tensors.slower is not None:
+            said.refuse("rope.scaling.type", f"goes with no {_SLOWER}")
         scaled = {"rope_type": "linear", "factor": of("rope.scaling.factor")}
     elif tensors.slower is not None:
-        scaled = _llama3(path, tensors.slower, base)
+        scaled = _llama3(path, tensors.slower, base, size)
     return {
         "model_type": kind, "hidden_size": d, "num_hidden_layers": of("block_count"),
         "num_attention_heads": heads, "num_key_value_heads": of("attention.head_count_kv"), "head_dim": size,
@@ -87,7 +89,7 @@ def config_of(path: Path) -> dict:
     }  # fmt: skip
 
 
-def _llama3(path: Path, slower: np.ndarray, base: float) -> dict:
+def _llama3(path: Path, slower: np.ndarray, base: float, size: int) -> dict:
     """Llama 3.1's scaling of rotary positions, from what a file has of it: by how much slower each pair of a head's
     numbers turns.
 
@@ -98,7 +100,8 @@ def _llama3(path: Path, slower: np.ndarray, base: float) -> dict:
     speed = base ** (-np.arange(len(slower)) / len(slower))
     kept = np.clip((length * speed / (2 * np.pi) - low) / (high - low), 0, 1)
     factor = float(np.max(slower))
-    if not np.allclose(slower, 1 / (kept + (1 - kept) / factor), rtol=1e-3):
+    same = 2 * len(slower) == size
+    if not same or not np.allclose(slower, 1 / (kept + (1 - kept) / factor), rtol=1e-3):
         raise UserError(
             f"{path}: rope_freqs.weight = [{', '.join(f'{x:.4g}' for x in slower[:4])}, ..]: rotary positions that are "
             "scaled so are not supported, only as Llama 3.1's are; convert the model's safetensors directory instead"

@@ -1,7 +1,9 @@
 """Generation with live retrieval is what one pass over the finished text gives, with everything retrieved
 again; for every kind of request, alone or beside others."""
 
+import threading
 import time
+from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
@@ -93,8 +95,14 @@ def test_after_it_is_warm_no_request_compiles_anything(small, whole, generator):
     with Generator(
         generator.method, whole.params, generator.tokenizer, generator.retriever, rows=4, length=160
     ) as other:
-        warm, first = other.warm_up(), other.generate("kara lopo minel", tokens=9)
+        compiler = threading.Event()
+        slow = other._schedule.when_idle([compiler.wait, lambda: 1 // 0])
+        warm, asked = other.warm_up(), other.submit(Request("kara lopo minel", tokens=9))
         assert not warm.done()
+        compiler.set()
+        first = asked.result()
+        with pytest.raises(ZeroDivisionError):  # which ends nothing else
+            slow.result()
         warm.result()
         assert other.generate("kara lopo minel", tokens=9).tokens == first.tokens
         before = other._schedule.engine.programs()
@@ -108,7 +116,10 @@ def test_after_it_is_warm_no_request_compiles_anything(small, whole, generator):
         )
         assert other._schedule.engine.programs() == before
         waiting = other._schedule.when_idle([lambda: time.sleep(0.2)] * 1000)
-    assert waiting.cancelled()
+    with pytest.raises(CancelledError):
+        waiting.result()
+    with pytest.raises(RuntimeError, match="closed"):
+        other.warm_up()
 
 
 def test_without_retrieval_it_is_the_language_model(generator, whole):

@@ -51,7 +51,7 @@ def serving(generator, key: str | None = None, origins=(), thresholds=None, **li
 
 @contextlib.contextmanager
 def process(experiment, root: Path, seconds: float = 600):
-    """(address, Popen) of a server in a process; it is ended with SIGTERM."""
+    """(address, Popen) of a server in a process that has compiled all; it is ended with SIGTERM."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -63,6 +63,7 @@ def process(experiment, root: Path, seconds: float = 600):
     )
     try:
         assert f":{port}" in made.stdout.readline()
+        until(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200, seconds)
         yield f"http://127.0.0.1:{port}", made
     finally:
         made.send_signal(signal.SIGTERM)

@@ -44,8 +44,8 @@ def test_what_watches_it(address, generator):
         generator._schedule.when_idle([compiler.wait])
         service.warming.begin()
         said = httpx.get(f"{own}/readyz")
-        assert (said.status_code, said.json()) == (503, {"status": "compiling"})
         compiler.set()
+        assert (said.status_code, said.json()) == (503, {"status": "compiling"})
         assert post(own, prompt="kara", max_tokens=2).status_code == 200
         until(lambda: service.warming.done)
         assert httpx.get(f"{own}/readyz").json() == {"status": "ready"}

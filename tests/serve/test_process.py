@@ -1,4 +1,4 @@
-"""The server as it is started: it is ready when it says so, its databases change, it ends in good order."""
+"""The server as it is started: its databases change, and it ends in good order."""
 
 import shutil
 import signal
