@@ -62,7 +62,7 @@ def measured(made: dict, rounds: int) -> list[dict]:
     """A row for each program."""
     import jax
 
-    from retro_jax.model.sizes import dot_flops
+    from retro_jax.model.sizes import dot_flops, live
 
     seconds = {what: [] for what in made}
     for i in range(rounds + 1):
@@ -75,7 +75,7 @@ def measured(made: dict, rounds: int) -> list[dict]:
     of, before, rows = statistics.median(seconds[parts[-1]]), 0.0, []
     for what, (run, given) in made.items():
         took = statistics.median(seconds[what])
-        flops = dot_flops(jax.make_jaxpr(run)(*given).jaxpr)
+        flops = dot_flops(live(jax.make_jaxpr(run)(*given).jaxpr))
         row = {"what": what, "s": took, "TFLOP": flops / 1e12, "GFLOP/s": flops / took / 1e9}
         if what != beside:
             row |= {"more, s": took - before, "of the step": (took - before) / of}

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxprs_in_params
+from jax.interpreters import partial_eval
 
 from retro_jax.config import DecoderConfig, ModelConfig, ReadingConfig
 from retro_jax.model import functional
@@ -65,6 +66,14 @@ def forward_flops(config: ModelConfig, vocab: int, length: int, neighbours: int)
             args.append(jax.ShapeDtypeStruct(retrieved, jnp.int32))
         traced = jax.make_jaxpr(lambda *a: functional.apply(config, *a))(*args)
     return dot_flops(traced.jaxpr)
+
+
+def live(jaxpr):
+    """A traced program without what none of its results needs, as a compiler leaves it out.
+
+    The gradient of a product computes those of both factors, also where one of them is frozen.
+    """
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
 def dot_flops(jaxpr) -> int:

@@ -98,7 +98,8 @@ def needs(e: Experiment, vocab: int, mesh: AbstractMesh, method: Method) -> dict
         part = e.train.batch // e.train.accumulate
         traced = make_train_step(method, e.train).trace(step.state, step.batch)
         activations = kept(e, step, method)
-    work = roofline.work(traced.jaxpr.jaxpr, mesh)
+    program = sizes.live(traced.jaxpr.jaxpr)
+    work = roofline.work(program, mesh)
     params = bytes_of(step.state.params)
     # The optimizer reads and writes what it changes, and reads the gradients.
     work.bytes += 2 * (params + bytes_of(step.state.opt_state)) + params
@@ -115,6 +116,6 @@ def needs(e: Experiment, vocab: int, mesh: AbstractMesh, method: Method) -> dict
         "gathered": 2 * vocab * e.model.decoder.d * itemsize // model,
         "readout": 3 * rows * blocks * vocab * 4 // model,
         "flops": of_model,
-        "recomputed": max(0, sizes.dot_flops(traced.jaxpr) - of_model),
+        "recomputed": max(0, sizes.dot_flops(program) - of_model),
         "work": work,
     }

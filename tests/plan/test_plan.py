@@ -26,6 +26,7 @@ from retro_jax.methods.method import method_of
 from retro_jax.methods.retro import Retro
 from retro_jax.model import functional
 from retro_jax.plan import count, hlo, plan, topology
+from retro_jax.train.log import step_flops
 from retro_jax.train.step import make_train_step
 
 VOCAB = 320
@@ -256,3 +257,7 @@ def test_a_frozen_base_needs_no_gradients_no_moments_and_half_the_bytes(monkeypa
     assert whole["parameters"] - frozen["parameters"] == pytest.approx(2 * base / 4, rel=1e-3)
     assert frozen["gradients"] < whole["gradients"] / 5
     assert frozen["flops"] < 0.75 * whole["flops"]
+    # The base's own gradients, which a product's rule computes too, are no work of the step.
+    for x, of in ((frozen, e), (whole, thawed)):
+        again = step_flops(Retro(of.model, 2), of.train, vocab) / 3  # remat=full: the forward pass
+        assert x["recomputed"] < 1.2 * again
