@@ -109,8 +109,8 @@ def parts_of(found: Rows) -> dict[str, np.ndarray]:
 
 def summary(found: Rows, cost: dict[str, dict]) -> dict:
     """Of each method: bits per byte, what it gains over the language model, what its neighbours' content is worth,
-    on all text, on what shares little with what was read, and on tokens that end no copy; help and harm; costs; the
-    same bits and costs with fewer neighbours (`fewer`; what they change is of the first training). pairs: bits per byte
+    on all text, on what shares little with what was read, and on tokens that end no copy; help and harm; costs; bits,
+    gains and costs with fewer neighbours (`fewer`; what they change is of the first training). pairs: bits per byte
     that the second is better than the first. where, passages: see where.py. Of several trainings all are means; `seeds`
     has the bits of each; `tuned` is of the first."""
     facts, each = found.facts, trainings(found)
@@ -130,7 +130,12 @@ def summary(found: Rows, cost: dict[str, dict]) -> dict:
         for k, n in fewer.items():  # of the first training, which is not the mean of all
             less = signals.bits_per_byte(each[0])
             bits = out[name]["all"]["bits_per_byte"] + less[n] - less[name]
-            out[name]["fewer"][k] = {"bits_per_byte": bits, **out[name].pop(f"k={k}")}
+            gain = {
+                part: signals.effect_over(of[:1], BASE, n) if len(of[0]) else None
+                for part, of in cut.items()
+            }
+            costs = out[name].pop(f"k={k}")
+            out[name]["fewer"][k] = {"bits_per_byte": bits, "gain": gain, **costs}
     size = found["bytes"].sum()
     return {
         "methods": out,

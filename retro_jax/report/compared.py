@@ -136,6 +136,11 @@ def _gains(summary: dict) -> Section:
         ]
         for n in names
     ]  # fmt: skip
+    table += [
+        [f"{n}, k = {k}", *(interval(m["gain"][p]) for p in PARTS), "", ""]
+        for n in names
+        for k, m in methods[n]["fewer"].items()
+    ]
     head = ["method", *PARTS.values(), "help", "harm"]
     return Section("gains", "Gain, help and harm", caption, head, table, chart)
 

@@ -1,17 +1,13 @@
 """The routes of the server: who may ask, what is read of a request, how it is answered."""
 
 import asyncio
-import base64
 import contextlib
 import functools
-import hashlib
 import logging
-import re
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -30,8 +26,10 @@ from retro_jax.generate.completion import Completion
 from retro_jax.generate.generator import Generator
 from retro_jax.serve import api, chat, documents, openapi, texts
 from retro_jax.serve.answer import DONE, Answer, event
+from retro_jax.serve.arriving import body_of, cancel_when_gone
 from retro_jax.serve.limits import Limits
 from retro_jax.serve.metrics import CONTENT_TYPE, Metrics
+from retro_jax.serve.page import PAGE, headers
 from retro_jax.serve.prompts import Prompts
 from retro_jax.serve.reading import Refused, json_of
 from retro_jax.serve.responses import Guard, Named, Options, Stream, broken, explain, json_response
@@ -78,8 +76,7 @@ class Service:
         self.sources = Sources(thresholds or {}, self._prompts, self._chat)
         self.warming = Warming(list(generators.values()), self.sources)
         self._began, self._changing = int(time.time()), asyncio.Lock()
-        self._page = Path(__file__).with_name("page.html").read_bytes()
-        self._policy = _policy(self._page.decode())
+        self._policy = headers()
 
     def app(self) -> Starlette:
         """To be served."""
@@ -123,7 +120,7 @@ class Service:
 
     async def page(self, request: Request) -> Response:
         """The page for a person."""
-        return Response(self._page, headers=self._policy, media_type="text/html; charset=utf-8")
+        return Response(PAGE, headers=self._policy, media_type="text/html; charset=utf-8")
 
     @property
     def _failed(self) -> bool:
@@ -201,7 +198,7 @@ class Service:
 
     async def _told(self, request: Request, answer) -> Response:
         """What is made of a body, in a thread."""
-        body = await self._body(request)
+        body = await body_of(request, self.limits)
         return json_response(await run_in_threadpool(lambda: answer(json_of(body))))
 
     async def completions(self, request: Request) -> Response:
@@ -223,8 +220,8 @@ class Service:
 
     async def _answered(self, request: Request, read, answers: type[Answer]) -> Response:
         """What `read` makes of a body, answered."""
-        body, running = await self._body(request), Running()
-        gone = asyncio.create_task(_cancel_when_gone(request, running))
+        body, running = await body_of(request, self.limits), Running()
+        gone = asyncio.create_task(cancel_when_gone(request, running))
         self.running.add(running)
         with contextlib.ExitStack() as stack:
             stack.callback(self.running.discard, running)
@@ -310,53 +307,7 @@ class Service:
         if request.method == "GET":
             told = await run_in_threadpool(databases.describe)
             return json_response({"object": "list", "data": told})
-        body = await self._body(request)
+        body = await body_of(request, self.limits)
         change = documents.add if request.method == "POST" else documents.delete
         async with self._changing:  # of those that wait for one another none holds a thread
             return json_response(await run_in_threadpool(lambda: change(databases, json_of(body))))
-
-    async def _body(self, request: Request) -> bytes:
-        """The body, if it is JSON, not too long, and here in time."""
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # other kinds any page in a browser may send
-            raise Refused("send JSON with the header 'Content-Type: application/json'", status=415)
-        most = self.limits.body
-        large = Refused(f"the body has more than {most:,} bytes; send less", status=413)
-        length = request.headers.get("content-length", "0")
-        if int(length) > most:
-            raise large
-        data = bytearray()
-        try:
-            async with asyncio.timeout(self.limits.body_seconds):
-                async for part in request.stream():
-                    data += part
-                    if len(data) > most:
-                        raise large
-        except TimeoutError as error:
-            raise Refused(
-                f"the body was not complete after {self.limits.body_seconds} seconds; send it again",
-                status=408, headers={"connection": "close"},
-            ) from error  # fmt: skip
-        return bytes(data)
-
-
-async def _cancel_when_gone(request: Request, running: Running):
-    """Cancels what is running when the client closes its connection."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    running.cancel()
-
-
-def _policy(page: str) -> dict[str, str]:
-    """What the page may do: its own style and script, and calls of this server."""
-    allowed = {}
-    for tag in ("style", "script"):
-        inside = re.search(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)[1]
-        allowed[tag] = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
-    return {
-        "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'; connect-src 'self'; img-src data:; "
-        + "; ".join(f"{tag}-src 'sha256-{digest}'" for tag, digest in allowed.items()),
-        "x-content-type-options": "nosniff",
-        "referrer-policy": "no-referrer",
-    }

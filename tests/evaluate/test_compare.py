@@ -94,6 +94,11 @@ def test_fewer_neighbours_are_a_point_of_the_plots(compared):
     for name, of in with_one.items():
         whole = summary["methods"][name]
         assert of["1"]["bits_per_byte"] != whole["all"]["bits_per_byte"]
+        alone = summary["methods"]["language_model"]["all"]["bits_per_byte"]
+        gain = of["1"]["gain"]["all"]
+        assert gain["value"] == pytest.approx(alone - of["1"]["bits_per_byte"], abs=1e-6)
+        assert gain["low"] < gain["value"] < gain["high"]
+        assert of["1"]["gain"].keys() == {"all", "filtered", "novel", "far"}
         assert of["1"]["ms_per_token"]["1"] > 0
     # REPLUG with one neighbour is one stream, RETRO encodes half as much.
     for name in ("replug", "retro"):
