@@ -2,7 +2,7 @@
 
     retro prepare --config=experiments/chat.py:MODEL --workdir=runs/chat --config.corpus.source='text:documents/*.txt'
     retro train runs/chat
-    retro generate runs/chat --method=rag --chat --prompt='...'
+    retro generate runs/chat --chat --prompt='...'
 
 MODEL is a directory as Hugging Face's save_pretrained writes it, or a GGUF file, as in experiments/retrofit.py.
 Documents are found by their words (BM25). Sequences have 512 tokens, and two are scored at a time, so that a machine

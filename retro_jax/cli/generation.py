@@ -26,11 +26,12 @@ def _generate(args, fields) -> int:
     from retro_jax.generate import interactive, show, stage
 
     if args.interactive:
-        interactive.converse(work, args.method, args.chat)
+        interactive.converse(work, _method(args, work), args.chat)
     elif args.prompts is None:
-        show.print_sample(stage.generate(work, args.method, args.chat))
+        show.print_sample(stage.generate(work, _method(args, work), args.chat))
     else:
-        print(stage.generate_file(work, Path(args.prompts), args.rows or stage.ROWS, args.method))
+        method = _method(args, work)
+        print(stage.generate_file(work, Path(args.prompts), args.rows or stage.ROWS, method))
     return 0
 
 
@@ -49,7 +50,7 @@ def _sources(args, fields) -> int:
     from retro_jax import progress
     from retro_jax.evaluate import sources_threshold
 
-    told = sources_threshold.calibrate(work, args.method, questions)
+    told = sources_threshold.calibrate(work, _method(args, work), questions)
     progress.say(
         f"a document is a sentence's source from {told['threshold']:.2f} nats on: {told['named']:.1%} of "
         f"{told['sentences']:,} sentences have one; by another text's documents {told['false']:.1%} would"
@@ -77,7 +78,7 @@ def _serve(args, fields) -> int:
     from retro_jax.methods.method import method_of
     from retro_jax.serve import server
 
-    methods = tuple(dict.fromkeys(args.method.split(",")))
+    methods = tuple(dict.fromkeys(_method(args, work).split(",")))
     for name in methods:
         method_of(work.experiment, name)  # refuses one that there is not before any is opened
     names = tuple(n.lower() for n in args.names.split(",") if n)
@@ -86,7 +87,15 @@ def _serve(args, fields) -> int:
     return 0
 
 
-_METHOD = Flag("--method", "the method that generates (`retro config` lists them)", str, "retro")
+_METHOD = Flag(
+    "--method",
+    "the method that generates (`retro config` lists them); by default retro, or rag where that is not trained",
+)
+
+
+def _method(args, work: WorkDir) -> str:
+    return args.method or ("retro" if "retro" in work.experiment.methods else "rag")
+
 
 COMMANDS = (
     Command(
@@ -111,7 +120,7 @@ COMMANDS = (
     Command(
         "sources",
         "from when on a document is named as a sentence's source by `retro serve`",
-        "retro sources runs/chat --method=rag --questions=questions.txt",
+        "retro sources runs/chat --questions=questions.txt",
         "DIR/sources/METHOD.json",
         _sources,
         (
@@ -144,9 +153,8 @@ COMMANDS = (
             ),
             Flag(
                 "--method",
-                "methods that requests can name, with commas; the first answers where none is named",
-                str,
-                "retro",
+                "methods that requests can name, with commas; the first answers where none is named; by default retro, "
+                "or rag where that is not trained",
             ),
         ),
     ),

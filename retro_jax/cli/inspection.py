@@ -55,16 +55,17 @@ def _database(args, fields) -> int:
         sources.check(args.add, "--add")
         with progress.bar(f"adding to {name}", None) as advance:
             largest = work.experiment.corpus.largest_document
+            before = databases.held_out(name) if name in databases.names() else 0
             done = databases.add(name, sources.documents(args.add, "--add", largest), advance)
         skipped = f"; left out: {in_words(done['skipped'])}" if done["skipped"] else ""
         progress.say(
             f"{name}: {counted(done['documents'], 'document')} added in {counted(done['chunks'], 'chunk')}, "
             f"{done['replaced']:,} of them in place of older ones{skipped}"
         )
-        if held := databases.held_out(name):
+        if (held := databases.held_out(name)) > before:
             progress.say(
-                f"{name}: {counted(held, 'document')} of it held out for evaluation, which no longer measures unseen "
-                "text"
+                f"{name}: {counted(held - before, 'document')} of these held out for evaluation, which no longer "
+                "measures unseen text"
             )
     elif args.delete is not None:
         ids = [id for id in args.delete.split(",") if id]

@@ -78,7 +78,7 @@ def collect(rules: Rules, source: Source, out: Path, others: tuple[Path, ...] = 
             raise UserError(
                 f"config field {source.field} = {source.text!r}: no document falls into the {split} split "
                 f"({counts['documents']} documents, {bad.total()} of them bad, corpus.heldout = "
-                f"{rules.heldout}); give more documents or change corpus.heldout{why}"
+                f"{rules.heldout}); {_remedy(documents, splits, split)}{why}"
             )
         again = left_out(rules, documents, split)
         for row in again[REPEATED]:
@@ -103,6 +103,19 @@ def collect(rules: Rules, source: Source, out: Path, others: tuple[Path, ...] = 
         some = "; ".join(next(iter(of)) for of in named.values())
         progress.say(f"bad documents left out of {source.field}: {in_words(bad)} ({some})")
     return result | {"bad_documents": dict(bad), "bad_documents_named": named}
+
+
+def _remedy(documents: columns.Columns, splits: tuple[str, ...], empty: str) -> str:
+    """What to do where a split has no document: a share that gives it the one whose hash is next."""
+    given = (documents[s] for s in splits)
+    blocks = (b for g in given for b in g.blocks(0, len(g), sources.BLOCK, sources.BLOCK_SIZE))
+    places = sorted({_place(d["id"]) for block in blocks for d in block})
+    if len(splits) < 2 or len(places) < 2:
+        return "give two documents at least"
+    below, above = places[:2] if empty == HELDOUT else places[-2:]
+    digits = next(n for n in range(1, 20) if below < round((below + above) / 2, n) < above)
+    share = round((below + above) / 2, digits)
+    return f"give more documents, or --config.corpus.heldout={share}"
 
 
 def left_out(rules: Rules, documents: columns.Columns, split: str) -> dict[str, np.ndarray]:
@@ -138,7 +151,12 @@ def read(corpus: Path, split: str, begin: int = 0, end: int | None = None) -> It
 
 def is_heldout(id: str, share: float) -> bool:
     """Whether a document is held out: a fixed hash of its id, the same on every machine."""
-    return int.from_bytes(digest(id, 8), "big") < share * 2**64
+    return _place(id) < share
+
+
+def _place(id: str) -> float:
+    """Where a document stands among all that there can be, from 0 to 1."""
+    return int.from_bytes(digest(id, 8), "big") / 2**64
 
 
 def held_out(source: Source) -> set[bytes]:

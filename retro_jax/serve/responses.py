@@ -43,8 +43,10 @@ class Guard:
         try:
             if self._allowed(scope):
                 return await self._app(scope, receive, noting)
+            given = b"authorization" in dict(scope["headers"])
             refused = Refused(
-                "give the server's key, in the header 'Authorization: Bearer KEY'",
+                "give the server's key (its RETRO_API_KEY), in the header 'Authorization: Bearer KEY'"
+                + given * "; the one that was given is not it",
                 status=401, code="invalid_api_key", headers={"www-authenticate": "Bearer"},
             )  # fmt: skip
             await refusal(refused)(scope, receive, noting)

@@ -85,11 +85,11 @@ def check_trained(work: WorkDir, method: Trainable) -> Path:
     inputs = inputs_of(work, method)
     stage = "train"
     if method.trained_as not in e.methods:
-        stage = f"compare --methods={method.name}"
+        stage = f"compare {work.root} --methods={method.name}"
         if not directory.exists():
             raise UserError(
                 f"{method.trained_as} is not trained here, and the experiment's methods are {', '.join(e.methods)}: "
-                f"choose another method (`rag` reads with the language model), or train it with `retro {stage}`"
+                f"choose another one (--method=rag reads with the language model), or train it: `retro {stage}`"
             )
     counts = artefact.require(directory, stage, settings_of(e, method), inputs)["counts"]
     if not counts.get("complete"):

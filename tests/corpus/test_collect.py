@@ -60,6 +60,15 @@ def test_a_held_out_split_of_which_nothing_is_left_is_refused(tmp_path):
         collected(tmp_path, given)
 
 
+@pytest.mark.parametrize(("all_are", "held"), [("", 1), ("held", 3)])
+def test_where_a_split_is_empty_a_share_is_told_that_fills_it(all_are, held, tmp_path):
+    ids = [f"{all_are}{i}.txt" for i in range(4)]
+    with pytest.raises(UserError, match="no document falls into the") as raised:
+        collected(tmp_path, [(id, prose(i)) for i, id in enumerate(ids)])
+    share = float(str(raised.value).rsplit("--config.corpus.heldout=", 1)[1])
+    assert sum(collect.is_heldout(id, share) for id in ids) == held
+
+
 def test_what_could_not_be_used_is_named_where_nothing_is_left(tmp_path):
     (tmp_path / "a.jsonl").write_text("")
     with pytest.raises(UserError, match=r"no document falls into .*\(2 documents, 2 of them bad"):

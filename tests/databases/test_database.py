@@ -281,7 +281,8 @@ def test_the_command_adds_replaces_deletes_and_lists(work, retro, notes):
     held = work.databases.prepared.table("heldout").documents[0]
     (notes / "held.jsonl").write_text(json.dumps({"id": held["id"], "text": "okapi"}))
     log = retro("--database=notes", f"--add=jsonl:{notes}/held.jsonl")[2]
-    assert "notes: 1 document of it held out for evaluation" in log
+    assert "notes: 1 document of these held out for evaluation" in log
+    assert "held out" not in retro("--database=notes", f"--add=text:{notes}/one.txt")[2]
     assert retro("--database=notes", f"--delete={held['id']}")[0] == 0
     id = work.table.documents[0]["id"]
     assert retro(f"--delete={id}")[0] == 0

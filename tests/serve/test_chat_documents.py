@@ -48,7 +48,7 @@ def content(id):
 def test_the_database_is_edited_and_what_is_read_changes(told, opened, capsys):
     """By the command, without anything being trained again."""
     _, run = told
-    question = ["--method=rag", "--chat", "--prompt=where is the zorblat of mirefield"]
+    question = ["--chat", "--prompt=where is the zorblat of mirefield"]
 
     def read():
         assert cli.main(["generate", str(run), *question]) == 0

@@ -69,6 +69,8 @@ def test_who_has_no_key_is_not_let_in(generator):
                 answer = httpx.post(f"{address}/v1/{path}", json={"prompt": "a"}, headers=given)
                 assert answer.status_code == 401
                 assert answer.json()["error"]["code"] == "invalid_api_key"
+                wrong = "the one that was given is not it" in answer.json()["error"]["message"]
+                assert wrong == bool(given)
         mine = {"authorization": "Bearer schlüssel".encode()}
         answer = httpx.post(
             f"{address}/v1/completions", json={"prompt": "a"}, headers=mine, timeout=60
