@@ -49,7 +49,9 @@ class Server:
         begin = time.perf_counter()
         if str(self.port) not in self._process.stdout.readline():
             sys.exit("the server did not start")
-        while (status := httpx.get(f"{self.address}/readyz").json()["status"]) == "compiling":
+        while (
+            status := httpx.get(f"{self.address}/readyz", timeout=60).json()["status"]
+        ) == "compiling":
             time.sleep(0.5)
         if status != "ready":
             sys.exit(f"the server is {status}")

@@ -63,7 +63,8 @@ def process(experiment, root: Path, seconds: float = 600):
     )
     try:
         assert f":{port}" in made.stdout.readline()
-        until(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200, seconds)
+        ready = f"http://127.0.0.1:{port}/readyz"
+        until(lambda: httpx.get(ready, timeout=300).status_code == 200, seconds)
         yield f"http://127.0.0.1:{port}", made
     finally:
         made.send_signal(signal.SIGTERM)

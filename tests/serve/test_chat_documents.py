@@ -132,11 +132,13 @@ def test_the_page_answers_by_a_document_as_soon_as_it_is_there(opened, tmp_path)
         page.value("document.getElementById('seed').value = 5")
         assert ZORBLAT not in asked()
         new = {"documents": [{"id": "zorblat", "text": ZORBLAT * 4}]}
-        httpx.post(f"{address}/v1/documents", json=new, headers=headers).raise_for_status()
+        httpx.post(
+            f"{address}/v1/documents", json=new, headers=headers, timeout=300
+        ).raise_for_status()
         assert ZORBLAT in asked()
         gone = {"ids": ["zorblat"]}
         httpx.request(
-            "DELETE", f"{address}/v1/documents", json=gone, headers=headers
+            "DELETE", f"{address}/v1/documents", json=gone, headers=headers, timeout=300
         ).raise_for_status()
         assert ZORBLAT not in asked()
 

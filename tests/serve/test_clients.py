@@ -43,12 +43,12 @@ def test_what_watches_it(address, generator):
         compiler = threading.Event()  # the thread that compiles waits for it
         generator._schedule.when_idle([compiler.wait])
         service.warming.begin()
-        said = httpx.get(f"{own}/readyz")
+        said = httpx.get(f"{own}/readyz", timeout=300)
         compiler.set()
         assert (said.status_code, said.json()) == (503, {"status": "compiling"})
         assert post(own, prompt="kara", max_tokens=2).status_code == 200
         until(lambda: service.warming.done)
-        assert httpx.get(f"{own}/readyz").json() == {"status": "ready"}
+        assert httpx.get(f"{own}/readyz", timeout=300).json() == {"status": "ready"}
     assert httpx.get(f"{address}/version").json() == {"version": __version__}
 
 
