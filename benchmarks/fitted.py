@@ -22,6 +22,7 @@ def programs(work, train, batch: dict) -> dict:
     import jax
 
     from retro_jax.methods.method import method_of
+    from retro_jax.train import optimizer
     from retro_jax.train.restore import weights_of_base
     from retro_jax.train.step import gradients, init_state
 
@@ -39,8 +40,6 @@ def programs(work, train, batch: dict) -> dict:
         return gradients(retro, train, state, batch)
 
     def step(state, batch):  # without donating what the next round needs
-        from retro_jax.train import optimizer
-
         value, grads = gradients(retro, train, state, batch)
         return value, optimizer.adamw(train).update(grads, state.opt_state, state.params)
 

@@ -207,3 +207,18 @@ def whole(generator, finished, small) -> Whole:
 def tables(root: Path) -> dict[str, ChunkTable]:
     """The chunk tables of a working directory, by split."""
     return {s: ChunkTable(root / "prepare" / "chunks" / s) for s in ("train", "heldout")}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """See `talking.made`."""
+    import talking  # with torch and transformers, which most tests do without
+
+    return talking.made(tmp_path_factory.mktemp("chat"))
+
+
+@pytest.fixture(scope="module")
+def opened(told):
+    """The generator of `told` by rag."""
+    with Generator.open(told[1], "rag", rows=2, length=1024) as generator:
+        yield generator

@@ -13,6 +13,11 @@ from conftest import write_corpus
 from retro_jax.cli import main as cli
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>"]
+MESSAGES = [
+    {"role": "user", "content": "kara lopo?"},
+    {"role": "assistant", "content": "minel"},
+    {"role": "user", "content": "tenra kais mipo"},
+]
 END = SPECIAL.index("<|end|>")
 TEMPLATE = """\
 {{ bos_token }}

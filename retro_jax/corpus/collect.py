@@ -24,6 +24,7 @@ from retro_jax.store import columns, files
 
 TRAIN, HELDOUT = "train", "heldout"
 REPEATED, _COPIES = "repeated id", "exact copies"  # kinds of what is left out
+_PLACES = 2**64
 _NAMED = 100  # bad documents of a kind that the manifest names
 
 
@@ -109,7 +110,7 @@ def _remedy(documents: columns.Columns, splits: tuple[str, ...], empty: str) -> 
     """What to do where a split has no document: a share that gives it the one whose hash is next."""
     given = (documents[s] for s in splits)
     blocks = (b for g in given for b in g.blocks(0, len(g), sources.BLOCK, sources.BLOCK_SIZE))
-    places = sorted({_place(d["id"]) for block in blocks for d in block})
+    places = sorted({_place(d["id"]) / _PLACES for block in blocks for d in block})
     if len(splits) < 2 or len(places) < 2:
         return "give two documents at least"
     below, above = places[:2] if empty == HELDOUT else places[-2:]
@@ -151,12 +152,12 @@ def read(corpus: Path, split: str, begin: int = 0, end: int | None = None) -> It
 
 def is_heldout(id: str, share: float) -> bool:
     """Whether a document is held out: a fixed hash of its id, the same on every machine."""
-    return _place(id) < share
+    return _place(id) < share * _PLACES
 
 
-def _place(id: str) -> float:
-    """Where a document stands among all that there can be, from 0 to 1."""
-    return int.from_bytes(digest(id, 8), "big") / 2**64
+def _place(id: str) -> int:
+    """Where a document stands among all that there can be, below _PLACES."""
+    return int.from_bytes(digest(id, 8), "big")
 
 
 def held_out(source: Source) -> set[bytes]:

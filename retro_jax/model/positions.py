@@ -80,21 +80,29 @@ def rotations(config: DecoderConfig, positions: np.ndarray):
     """Sine and cosine [n, half], float32, by which a head's numbers turn at n positions, for `rotate`. The
     first `rotary_share` of the numbers turn, in pairs.
 
-    With `rotary_scaling` = (factor,) all turn slower by that factor (Chen et al. 2023, arXiv 2306.15595).
+    """
+    c = config
+    angles = positions[:, None] * speeds(
+        int(c.head_size * c.rotary_share) // 2, c.rotary_base, c.rotary_scaling
+    )
+    return np.sin(angles).astype(np.float32), np.cos(angles).astype(np.float32)
+
+
+def speeds(half: int, base: float, scaling: tuple[float, ...] = ()) -> np.ndarray:
+    """By what angle each pair of a head's numbers turns from one token to the next [half].
+
+    With `scaling` = (factor,) all turn slower by that factor (Chen et al. 2023, arXiv 2306.15595).
     With (factor, low, high, length), what turns less than `low` times within `length` tokens does; what
     turns more than `high` times stays; between them, the share is linear in the turns (Llama 3.1).
     """
-    c = config
-    half = int(c.head_size * c.rotary_share) // 2
-    speed = c.rotary_base ** (-np.arange(half) / half)
-    if len(c.rotary_scaling) == 1:
-        speed = speed / c.rotary_scaling[0]
-    elif c.rotary_scaling:
-        factor, low, high, length = c.rotary_scaling
+    speed = base ** (-np.arange(half) / half)
+    if len(scaling) == 1:
+        return speed / scaling[0]
+    if scaling:
+        factor, low, high, length = scaling
         kept = np.clip((length * speed / (2 * np.pi) - low) / (high - low), 0, 1)
-        speed = kept * speed + (1 - kept) * speed / factor
-    angles = positions[:, None] * speed
-    return np.sin(angles).astype(np.float32), np.cos(angles).astype(np.float32)
+        return kept * speed + (1 - kept) * speed / factor
+    return speed
 
 
 def rotate(x: jax.Array, sin, cos) -> jax.Array:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from retro_jax.config.filters import Where
 from retro_jax.config.request import MOST_LOGPROBS, Request
 from retro_jax.errors import UserError
+from retro_jax.generate.generator import Generator
 from retro_jax.serve import reading
 from retro_jax.serve.reading import Refused, fields, flag, number, text, texts, whole, wrong
 
@@ -53,6 +54,10 @@ class Asked:
     logprobs: int | None = None
     method: str = ""
     sources: bool = False
+
+    def width(self, g: Generator) -> int:
+        """How many neighbours or passages are to be read."""
+        return self.requests[0].width(g.k)
 
 
 def asked(

@@ -38,10 +38,10 @@ class Asked(api.Asked):
     k: int = -1
 
     def width(self, g: Generator) -> int:
-        """How many passages or neighbours it is to read."""
+        """See `api.Asked.width`; passages in the prompt are no neighbours of its requests."""
         if g.method.by_chunk:
             return g.k if self.k < 0 else self.k
-        return self.requests[0].width(g.k)
+        return super().width(g)
 
 
 def asked(

@@ -43,15 +43,14 @@ class Sources:
             how = f"`retro sources DIR --method={asked.method}`, and start the server again"
             message = f"{_FIELD}: it is not set from when on a document is a source; run {how}"
             raise Refused(message, _FIELD)
-        talks = isinstance(asked, chat.Asked)
-        width = asked.width(g) if talks else asked.requests[0].width(g.k)
+        width = asked.width(g)
         if width not in (0, k := self.thresholds[asked.method].k):
             message = (
                 f"{_FIELD}: its threshold was set for k = {k}, and this request reads {width}; leave retrieval.k and "
                 "retrieval.neighbours out"
             )
             raise Refused(message, _FIELD)
-        if is_chat(g.method, g.tokenizer) and not talks:
+        if is_chat(g.method, g.tokenizer) and not isinstance(asked, chat.Asked):
             message = f"{_FIELD}: {asked.method} tells sources in chats only; leave it out"
             raise Refused(message, _FIELD)
 

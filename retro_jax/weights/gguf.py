@@ -12,6 +12,7 @@ import numpy as np
 
 from retro_jax.corpus import gguf
 from retro_jax.errors import UserError
+from retro_jax.model.positions import speeds
 from retro_jax.weights import huggingface
 from retro_jax.weights.families import Fields
 from retro_jax.weights.pretrained import Pretrained
@@ -96,12 +97,9 @@ def _llama3(path: Path, slower: np.ndarray, base: float, size: int) -> dict:
     Raises:
       UserError: it is another scaling.
     """
-    low, high, length = _LLAMA3
-    speed = base ** (-np.arange(len(slower)) / len(slower))
-    kept = np.clip((length * speed / (2 * np.pi) - low) / (high - low), 0, 1)
-    factor = float(np.max(slower))
-    same = 2 * len(slower) == size
-    if not same or not np.allclose(slower, 1 / (kept + (1 - kept) / factor), rtol=1e-3):
+    half, factor = len(slower), float(np.max(slower))
+    ours = speeds(half, base) / speeds(half, base, (factor, *_LLAMA3))
+    if 2 * half != size or not np.allclose(slower, ours, rtol=1e-3):
         raise UserError(
             f"{path}: rope_freqs.weight = [{', '.join(f'{x:.4g}' for x in slower[:4])}, ..]: rotary positions that are "
             "scaled so are not supported, only as Llama 3.1's are; convert the model's safetensors directory instead"

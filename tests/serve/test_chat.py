@@ -10,7 +10,7 @@ import openai
 import pytest
 import talking
 from serving import post, serving
-from talking import END
+from talking import END, MESSAGES
 
 from retro_jax.cli import main as cli
 from retro_jax.config import Request
@@ -19,29 +19,10 @@ from retro_jax.corpus.tokenizer import BOS, EOS
 from retro_jax.corpus.tokenizer_json import FIRST
 from retro_jax.errors import UserError
 from retro_jax.generate.chat import Chat, check
-from retro_jax.generate.generator import Generator
 from retro_jax.generate.in_progress import Work
 from retro_jax.generate.lookup import prompt_ids
 from retro_jax.pipeline.prepared import Prepared
 from retro_jax.store.workdir import WorkDir
-
-MESSAGES = [
-    {"role": "user", "content": "kara lopo?"},
-    {"role": "assistant", "content": "minel"},
-    {"role": "user", "content": "tenra kais mipo"},
-]
-
-
-@pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """See `talking.made`."""
-    return talking.made(tmp_path_factory.mktemp("chat"))
-
-
-@pytest.fixture(scope="module")
-def opened(told):
-    with Generator.open(told[1], "rag", rows=2, length=1024) as generator:
-        yield generator
 
 
 def test_prompts_are_transformers_and_their_tokens_too(told):

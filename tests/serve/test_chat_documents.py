@@ -6,39 +6,21 @@ import browser
 import httpx
 import openai
 import pytest
-import talking
 import torch
 import transformers as hf
 from serving import post, serving
+from talking import MESSAGES
 
 from retro_jax.cli import main as cli
 from retro_jax.corpus.tokenizer_json import FIRST
 from retro_jax.evaluate import sources_threshold
 from retro_jax.evaluate.sources_threshold import LEAST, Threshold, threshold
 from retro_jax.generate.chat import Chat
-from retro_jax.generate.generator import Generator
 from retro_jax.generate.lookup import prompt_ids
 from retro_jax.store.workdir import WorkDir
 
-MESSAGES = [
-    {"role": "user", "content": "kara lopo?"},
-    {"role": "assistant", "content": "minel"},
-    {"role": "user", "content": "tenra kais mipo"},
-]
 ZORBLAT = "The zorblat of mirefield is in the mill beside the river. "
 needs_chromium = pytest.mark.skipif(browser.CHROMIUM is None, reason="there is no Chromium")
-
-
-@pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """See `talking.made`."""
-    return talking.made(tmp_path_factory.mktemp("chat"))
-
-
-@pytest.fixture(scope="module")
-def opened(told):
-    with Generator.open(told[1], "rag", rows=2, length=1024) as generator:
-        yield generator
 
 
 def content(id):
