@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Iterable
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH
 
 N_GRAM = 13
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -44,6 +43,10 @@ class HeldOut:
     """
 
     def __init__(self, heldout: Iterable[tuple[str, str]], threshold: float):
+        from datasketch import (
+            MinHashLSH,
+        )  # which takes long to import, and commands that look nothing up here wait
+
         self._threshold = threshold
         self._shingles = {id: shingles(text).astype(np.uint32) for id, text in heldout}
         self._lsh = MinHashLSH(threshold=threshold / 2, num_perm=64)
@@ -94,7 +97,9 @@ class Contained:
         self.shares = np.maximum(self.shares, count / self._sizes)
 
 
-def _minhash(grams: np.ndarray) -> MinHash:
+def _minhash(grams: np.ndarray):
+    from datasketch import MinHash
+
     sketch = MinHash(num_perm=64, hashfunc=int)
     sketch.update_batch(grams)
     return sketch

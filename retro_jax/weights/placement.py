@@ -1,6 +1,8 @@
 """Weights from files to their place in the mesh, a layer at a time."""
 
 import functools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +33,12 @@ def place(given: Pretrained, model: ModelConfig, retrieval: bool, mesh) -> dict[
     kinds = jax.eval_shape(lambda: functional.init(model, given.vocab, 0, retrieval))
     at, placed = where(model, kinds), {}
     with progress.bar(f"reading {given.path.name}", len(at)) as advance:
-        for own, (name, index) in at.items():
+        for (name, index), value in zip(at.values(), _one_ahead(given.read, at)):
             spec = kinds[name].sharding.spec
             if index is None:
-                placed[name] = _spread(given.read(own), NamedSharding(mesh, spec))
+                placed[name] = _spread(value, NamedSharding(mesh, spec))
             else:
-                layer = _spread(given.read(own), NamedSharding(mesh, P(*spec[1:])))
+                layer = _spread(value, NamedSharding(mesh, P(*spec[1:])))
                 if index == 0:
                     shape = kinds[name].shape
                     placed[name] = _empty(shape, layer.dtype, NamedSharding(mesh, spec))
@@ -45,21 +47,39 @@ def place(given: Pretrained, model: ModelConfig, retrieval: bool, mesh) -> dict[
     return placed
 
 
+def _one_ahead(read: Callable[[str], np.ndarray], names: Iterable[str]) -> Iterator[np.ndarray]:
+    """Weights in turn, of which a thread reads the next one: to unpack a quantised one takes as long as to place it."""
+    with ThreadPoolExecutor(1) as reader:
+        ahead = None
+        for name in names:
+            now, ahead = ahead, reader.submit(read, name)
+            if now:
+                yield now.result()
+        if ahead:
+            yield ahead.result()
+
+
 def _spread(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """An array, a view of a file perhaps, of which each device gets its part."""
-    dtype = value.dtype if value.dtype == jnp.bfloat16 else np.dtype(np.float32)
 
     def part(index):
-        return np.ascontiguousarray(value[index], dtype)
+        return np.ascontiguousarray(value[index], _dtype(value))
 
     return jax.make_array_from_callback(value.shape, sharding, part)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _empty(shape, dtype, sharding):
-    return jnp.zeros(shape, dtype, out_sharding=sharding)
+def _dtype(value: np.ndarray) -> np.dtype:
+    return value.dtype if value.dtype == jnp.bfloat16 else np.dtype(np.float32)
+
+
+def _empty(shape: tuple[int, ...], dtype, sharding) -> jax.Array:
+    # From the host: to compile a program that makes zeros takes longer.
+    def part(index):
+        return np.zeros([len(range(n)[i]) for n, i in zip(shape, index)], dtype)
+
+    return jax.make_array_from_callback(shape, sharding, part)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _put(stack, layer, index):
-    return stack.at[index].set(layer)
+    return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
