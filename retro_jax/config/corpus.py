@@ -28,7 +28,11 @@ class CorpusConfig:
     largest_document: int = setting(
         50_000_000, "bytes that a document, or the line that it stands in, may have"
     )
-    heldout: float = setting(0.05, "share of the documents held out, by a hash of their id")
+    heldout: float = setting(
+        0.05,
+        "share of the documents held out, by a hash of their id; 0: all can be looked up, and nothing is trained or "
+        "scored",
+    )
     heldout_sources: tuple[str, ...] = setting((), "more held-out text, each NAME=SOURCE")
     near_duplicate: float = setting(
         0.8, "held-out documents this similar (13-gram Jaccard) to another are left out"
@@ -69,6 +73,11 @@ class CorpusConfig:
             self.vocab,
             "must be at least 300 (256 bytes and more)",
         )
-        require(0 < self.heldout < 1, "corpus.heldout", self.heldout, "must lie between 0 and 1")
+        require(
+            0 <= self.heldout < 1,
+            "corpus.heldout",
+            self.heldout,
+            "must be at least 0, and less than 1",
+        )
         require_share("corpus.", self, "near_duplicate")
         require_at_least(1, "corpus.", self, "largest_document")

@@ -55,6 +55,13 @@ class Experiment:
             f"{multiple}, below train.length = {t.length} (a window's first token needs one before it)",
         )
         require(
+            self.corpus.heldout > 0 or t.steps == 0,
+            "corpus.heldout",
+            self.corpus.heldout,
+            f"must be more than 0 where something is trained (train.steps = {t.steps}): what it learned is measured on "
+            "text that it has not seen",
+        )
+        require(
             d.max_length >= t.length or (d.max_length == 0 and d.positions != "learned"),
             "model.decoder.max_length",
             d.max_length,

@@ -111,8 +111,10 @@ def _remedy(documents: columns.Columns, splits: tuple[str, ...], empty: str) -> 
     given = (documents[s] for s in splits)
     blocks = (b for g in given for b in g.blocks(0, len(g), sources.BLOCK, sources.BLOCK_SIZE))
     places = sorted({_place(d["id"]) / _PLACES for block in blocks for d in block})
-    if len(splits) < 2 or len(places) < 2:
-        return "give two documents at least"
+    if len(splits) < 2:
+        return "give one at least"
+    if len(places) < 2:
+        return "give two documents at least, or --config.corpus.heldout=0 if nothing is to be trained or scored"
     below, above = places[:2] if empty == HELDOUT else places[-2:]
     digits = next(n for n in range(1, 20) if below < round((below + above) / 2, n) < above)
     share = round((below + above) / 2, digits)

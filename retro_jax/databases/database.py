@@ -182,6 +182,8 @@ class Databases:
 
     def held_out(self, name: str) -> int:
         """How many documents of a database have the id of a held-out one."""
+        if not self.prepared.experiment.corpus.heldout:
+            return 0
         held, count = [d["id"] for d in self.prepared.table(HELDOUT).documents], 0
         for part in self.state(name)["parts"]:
             found = numbers_of(self._table(name, part["number"]), held).keys()

@@ -26,7 +26,7 @@ from retro_jax.evaluate.text import Text
 from retro_jax.methods.method import METHODS, Method, method_of
 from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.prepared import Prepared
-from retro_jax.pipeline.recipe import shard_splits
+from retro_jax.pipeline.recipe import check_heldout, shard_splits
 from retro_jax.store import artefact, provenance
 from retro_jax.store.workdir import WorkDir
 from retro_jax.train.restore import check_trained
@@ -68,7 +68,12 @@ def last(work: WorkDir) -> dict:
 
 
 def documents(work: WorkDir) -> dict[str, int]:
-    """How many documents each held-out split has."""
+    """How many documents each held-out split has.
+
+    Raises:
+      UserError: there is none, or nothing is prepared.
+    """
+    check_heldout(work.experiment)
     prepared = check_prepared(work)
     splits = shard_splits(work.experiment)[1:]
     return {s: prepared[f"chunks/{s}"]["counts"]["documents"] for s in splits}
@@ -101,10 +106,11 @@ def compare(
     which methods are scored too; None: those with which they were.
 
     Raises:
-      UserError: an earlier stage is missing, a method is not trained, the shards hold a leak, or another
-        process compares here.
+      UserError: nothing is held out, an earlier stage is missing, a method is not trained, the shards hold a leak, or
+        another process compares here.
     """
     e, works = work.experiment, [work.seeded(s) for s in range(seeds)]
+    check_heldout(e)
     check_prepared(work)
     for one in works:
         for method in methods:

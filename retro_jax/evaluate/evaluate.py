@@ -22,7 +22,7 @@ from retro_jax.evaluate.verbatim import verbatim
 from retro_jax.methods.method import Method, methods_of
 from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.prepared import Prepared
-from retro_jax.pipeline.recipe import shard_splits
+from retro_jax.pipeline.recipe import check_heldout, shard_splits
 from retro_jax.retrieval.ranking import Ranking
 from retro_jax.store import artefact, files, provenance
 from retro_jax.store.workdir import TASKS, WorkDir
@@ -76,9 +76,10 @@ def possible(e: Experiment) -> tuple[Method, list[Method]]:
     """The same, of an experiment of which nothing needs to be there yet.
 
     Raises:
-      UserError: no network of its methods reads, one of them retrieves by itself, or a condition is asked for that
-        there is not.
+      UserError: nothing is held out, no network of its methods reads, one of them retrieves by itself, or a condition
+        is asked for that there is not.
     """
+    check_heldout(e)
     methods = methods_of(e)
     reading = [m for m in methods if m.network and m.trained]
     if not reading:

@@ -19,6 +19,7 @@ from retro_jax.generate.generator import Generator
 from retro_jax.methods.method import Method, method_of
 from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.prepared import Prepared
+from retro_jax.pipeline.recipe import check_heldout
 from retro_jax.store import artefact, files
 from retro_jax.store.workdir import WorkDir
 from retro_jax.train.restore import check_trained
@@ -79,6 +80,8 @@ def calibrate(work: WorkDir, method: str = "retro", questions: Sequence[str] = (
         raise UserError(
             "--questions: give a file of questions as people will ask them, one a line; their answers set the threshold"
         )
+    if not chat:
+        check_heldout(work.experiment)
     if questions and not chat:
         raise UserError(f"--questions: {method} is judged by held-out documents; leave it out")
     # What is left out takes a row where it is no part of a prompt.

@@ -1,7 +1,7 @@
 """The recipe: the steps from text to shards, in their order, with what each depends on.
 
-Splits: `train` and `heldout` of `corpus.source`; `database` of `retrieval.source`, if there is one (the
-database is the training split otherwise); and one for each of `corpus.heldout_sources`.
+Splits: `train` and, unless its share is 0, `heldout` of `corpus.source`; `database` of `retrieval.source`, if there
+is one (the database is the training split otherwise); and one for each of `corpus.heldout_sources`.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from retro_jax.config import Experiment, RetrievalConfig
 from retro_jax.corpus.collect import Rules
+from retro_jax.errors import UserError
 from retro_jax.pipeline.step import Step
 from retro_jax.pipeline.steps.chunks import Chunks
 from retro_jax.pipeline.steps.corpus import DATABASE, Corpus
@@ -40,7 +41,16 @@ def heldout_sources(e: Experiment) -> dict[str, str]:
 
 def shard_splits(e: Experiment) -> tuple[str, ...]:
     """The splits that have shards: what is trained on first, then what is held out."""
-    return ("train", "heldout", *heldout_sources(e))
+    return ("train", *(("heldout",) if e.corpus.heldout else ()), *heldout_sources(e))
+
+
+def check_heldout(e: Experiment):
+    """Raises UserError where nothing of the corpus is held out, for what scores that."""
+    if not e.corpus.heldout:
+        raise UserError(
+            "config field corpus.heldout = 0: nothing was held out that could be scored; `retro prepare` with a share "
+            "of the documents, --config.corpus.heldout=0.1 for example, in another directory (--workdir)"
+        )
 
 
 def corpus_of(split: str) -> str:

@@ -228,3 +228,10 @@ def test_names_of_held_out_corpora_are_checked(value, reason):
     base = small_experiment("x")
     with pytest.raises(UserError, match=rf"corpus\.heldout_sources = .*{reason}"):
         dataclasses.replace(base, corpus=dataclasses.replace(base.corpus, heldout_sources=(value,)))
+
+
+def test_where_something_is_trained_something_is_held_out():
+    with pytest.raises(
+        UserError, match=r"corpus\.heldout = 0\.0: must be more than 0 where something is trained"
+    ):
+        altered(small_experiment("x"), corpus={"heldout": 0.0})

@@ -55,6 +55,32 @@ def test_the_database_is_edited_and_what_is_read_changes(told, opened, capsys):
     assert read()[::2] == (before, answer)
 
 
+def test_one_document_is_enough(told, tmp_path, capsys):
+    """Of experiments/chat.py nothing is held out: what is given can be looked up, and nothing can be scored."""
+    (tmp_path / "zorblat.txt").write_text(ZORBLAT * 4)
+    config = f"--config=experiments/chat.py:{told[1].parent}/base"
+    given = [config, f"--workdir={tmp_path}/run", f"--config.corpus.source=text:{tmp_path}/*.txt"]
+    for words in (["prepare", *given], ["train", *given], ["verify", *given, "--share=1"]):
+        assert cli.main(words) == 0
+    assert "of 1 document can be looked up; nothing held out" in capsys.readouterr().err
+    run = str(tmp_path / "run")
+    asked = [
+        "generate",
+        run,
+        "--chat",
+        "--prompt=where is the zorblat",
+        "--config.generate.tokens=3",
+    ]
+    assert cli.main(asked) == 0
+    answer = json.loads((tmp_path / "run" / "generate.json").read_text())
+    assert {p["document"] for p in answer["passages"]} == {"zorblat.txt"}
+    for words in (["evaluate"], ["compare", "--methods=rag"]):
+        assert cli.main([*words, run]) == 2
+        assert "corpus.heldout = 0: nothing was held out" in capsys.readouterr().err
+    assert cli.main(["prepare", *given, "--config.train.steps=9"]) == 2
+    assert "must be more than 0 where something is trained" in capsys.readouterr().err
+
+
 def test_a_running_server_is_told_of_a_document_and_answers_by_it(opened):
     """By OpenAI's client: the answer changes, and without the document it is again what it was."""
     with serving({"rag": opened}, key="secret") as (address, _):

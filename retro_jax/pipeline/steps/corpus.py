@@ -36,13 +36,18 @@ class Corpus(Whole):
     def source(self) -> Source:
         """Where the documents come from, and which split each goes into."""
         if self.split == "":
-            return self._of("corpus.source", (TRAIN, HELDOUT), self._own)
+            return self._own_source
         if self.split == DATABASE:
             return self._of("retrieval.source", (TRAIN,), self._retrieved)
         return self._of("corpus.heldout_sources", (HELDOUT,), lambda document: HELDOUT)
 
     def _of(self, field: str, splits: tuple[str, ...], split_of: Callable) -> Source:
         return Source(self.settings[field], field, self.rules.largest_document, splits, split_of)
+
+    @property
+    def _own_source(self) -> Source:
+        splits = (TRAIN, HELDOUT) if self.rules.heldout else (TRAIN,)
+        return self._of("corpus.source", splits, self._own)
 
     def _own(self, document) -> str:
         return HELDOUT if collect.is_heldout(document.id, self.rules.heldout) else TRAIN
@@ -52,7 +57,7 @@ class Corpus(Whole):
 
     @functools.cached_property
     def _held_out(self) -> set[bytes]:
-        return collect.held_out(self._of("corpus.source", (TRAIN, HELDOUT), self._own))
+        return collect.held_out(self._own_source)
 
     def check(self):
         """Raises UserError for a source of no kind, or that matches no file."""
