@@ -3,7 +3,7 @@
     B rows, J tokens that a row can have, K neighbours, R retrieved length, V vocabulary
 
 Everything has a fixed shape, so that a whole generation is a handful of programs: a prompt's pass (one for
-each power of two chunks), a row's coming in and going, a segment of up to SEGMENT tokens, and the reading of
+each of a few lengths), a row's coming in and going, a segment of up to SEGMENT tokens, and the reading of
 new neighbours (one for each power of two rows). Retrieval happens between their calls, on the host; rows that
 wait for it stay where they are while the others go on.
 """
@@ -95,7 +95,7 @@ class Engine:
         hold something lose it, and none holds anything afterwards."""
         m = self.model.reading.chunk
         none = Retrieved(*(np.zeros((0, 0)),) * 2)
-        sizes = {min(self.length, m << i) for i in range(self.length.bit_length())}
+        sizes = {m * self._read_as(n) for n in range(1, self.length // m + 1)}
 
         def admit(n: int, alone: bool):
             self.admit(0, np.full(n, BOS, np.int32), none, alone=alone)
@@ -151,7 +151,7 @@ class Engine:
             method that reads by its prompt needs no room for them.
         """
         m, n = self.model.reading.chunk, len(tokens)
-        chunks = min(self.length // m, 1 << (-(-n // m) - 1).bit_length())
+        chunks = self._read_as(-(-n // m))
         padded = np.full((1, chunks * m), PAD, np.int32)
         padded[0, :n] = tokens
         near = [np.repeat(x[None, None], chunks, axis=1) for x in self.no_neighbours()]
@@ -171,6 +171,14 @@ class Engine:
                 self._state, self._now(), cache, logits, np.int32(row), padded, np.int32(forced)
             )
             return _fetch(drawn)
+
+    def _read_as(self, chunks: int) -> int:
+        """As how many chunks a prompt of so many is read: 1, 2, 4, 6, 8, 12, 16, 24 and so on. Each takes a program of
+        its own, and from 5 chunks on at most a third is padding."""
+        size = 1 << (chunks - 1).bit_length()
+        if size > 4 and 4 * chunks <= 3 * size:
+            size = 3 * size // 4
+        return min(self.length // self.model.reading.chunk, size)
 
     def advance(self, steps: np.ndarray) -> Drawn:
         """Has rows read what they drew and draw on.

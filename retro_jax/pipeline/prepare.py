@@ -77,12 +77,11 @@ def _run(work: WorkDir, made: dict[str, Step], rebuild: bool) -> dict[str, dict]
 def _tell(e: Experiment, manifests: dict[str, dict]):
     """Says what can be looked up, and what cannot because it is held out."""
     database = manifests[f"chunks/{database_split(e)}"]["counts"]
-    known, aside = progress.counted(database["documents"], "document"), "nothing"
+    known, aside = progress.counted(database["documents"], "document"), "nothing is held out"
     if "chunks/heldout" in manifests:
-        aside = progress.counted(manifests["chunks/heldout"]["counts"]["documents"], "document")
-    progress.say(
-        f"prepared: {database['chunks']:,} chunks of {known} can be looked up; {aside} held out, to be scored"
-    )
+        held = manifests["chunks/heldout"]["counts"]["documents"]
+        aside = f"{progress.counted(held, 'document')} held out, to be scored"
+    progress.say(f"prepared: {database['chunks']:,} chunks of {known} can be looked up; {aside}")
     base = Path(e.train.base)
     if e.train.base and base.is_dir() and not has_weights(base):
         progress.say(f"{e.train.base} has no weights yet (*.safetensors); `retro train` wants them")

@@ -62,7 +62,7 @@ def test_one_document_is_enough(told, tmp_path, capsys):
     given = [config, f"--workdir={tmp_path}/run", f"--config.corpus.source=text:{tmp_path}/*.txt"]
     for words in (["prepare", *given], ["train", *given], ["verify", *given, "--share=1"]):
         assert cli.main(words) == 0
-    assert "of 1 document can be looked up; nothing held out" in capsys.readouterr().err
+    assert "of 1 document can be looked up; nothing is held out" in capsys.readouterr().err
     run = str(tmp_path / "run")
     asked = [
         "generate",
