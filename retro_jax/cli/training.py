@@ -21,9 +21,11 @@ def run_all(work) -> dict:
     from retro_jax.generate.stage import generate
     from retro_jax.methods.train_all import train_all
     from retro_jax.pipeline.prepare import prepare
+    from retro_jax.pipeline.recipe import check_heldout
     from retro_jax.report.summary import summarise
 
     possible(work.experiment)  # before anything slow
+    check_heldout(work.experiment, own=True)
     seconds: dict[str, float] = {}
     with _timed(seconds, "prepare"):
         prepare(work)

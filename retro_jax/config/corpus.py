@@ -30,8 +30,7 @@ class CorpusConfig:
     )
     heldout: float = setting(
         0.05,
-        "share of the documents held out, by a hash of their id; 0: all can be looked up, and nothing is trained or "
-        "scored",
+        "share of the documents held out, by a hash of their id; 0: all can be looked up, and nothing is trained",
     )
     heldout_sources: tuple[str, ...] = setting((), "more held-out text, each NAME=SOURCE")
     near_duplicate: float = setting(

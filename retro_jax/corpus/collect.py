@@ -112,7 +112,7 @@ def _remedy(documents: columns.Columns, splits: tuple[str, ...], empty: str) -> 
     blocks = (b for g in given for b in g.blocks(0, len(g), sources.BLOCK, sources.BLOCK_SIZE))
     places = sorted({_place(d["id"]) / _PLACES for block in blocks for d in block})
     if len(splits) < 2:
-        return "give one at least"
+        return "give one at least that can be used"
     if len(places) < 2:
         return "give two documents at least, or --config.corpus.heldout=0 if nothing is to be trained or scored"
     below, above = places[:2] if empty == HELDOUT else places[-2:]

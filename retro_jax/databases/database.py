@@ -182,7 +182,7 @@ class Databases:
 
     def held_out(self, name: str) -> int:
         """How many documents of a database have the id of a held-out one."""
-        if not self.prepared.experiment.corpus.heldout:
+        if not self.prepared.work.prepared(f"chunks/{HELDOUT}").exists():
             return 0
         held, count = [d["id"] for d in self.prepared.table(HELDOUT).documents], 0
         for part in self.state(name)["parts"]:

@@ -140,6 +140,7 @@ def scored_alone(work: WorkDir, method: Method) -> dict[str, Path]:
     Raises:
       UserError: as `compare`.
     """
+    check_heldout(work.experiment)
     check_prepared(work)
     check_trained(work, method)
     once, found = functools.cache(lambda: leaks_of(work, "train")), {}

@@ -37,10 +37,12 @@ def evaluate(work: WorkDir) -> dict[str, dict]:
     An evaluation that was made with other fields of `evaluate` is made again.
 
     Raises:
-      UserError: an earlier stage is missing, the shards hold a leak, or another process evaluates here.
+      UserError: nothing is held out, an earlier stage is missing, the shards hold a leak, or another process evaluates
+        here.
     """
     e = work.experiment
     prepared, (method, others) = check_prepared(work), compared(work)
+    check_heldout(e)
     settings, splits = settings_of(e), shard_splits(e)[1:]
     inputs = {
         split: [work.prepared(f"shards/{s}") for s in ("train", split)]
@@ -76,10 +78,9 @@ def possible(e: Experiment) -> tuple[Method, list[Method]]:
     """The same, of an experiment of which nothing needs to be there yet.
 
     Raises:
-      UserError: nothing is held out, no network of its methods reads, one of them retrieves by itself, or a condition
-        is asked for that there is not.
+      UserError: no network of its methods reads, one of them retrieves by itself, or a condition is asked for that
+        there is not.
     """
-    check_heldout(e)
     methods = methods_of(e)
     reading = [m for m in methods if m.network and m.trained]
     if not reading:
@@ -175,6 +176,7 @@ def evaluate_against(
       UserError: as `evaluate_text`.
     """
     made = {}
+    check_heldout(work.experiment)
     for split in splits or shard_splits(work.experiment)[1:]:
 
         def read(retriever: Retriever, _: Path, split=split) -> Text:

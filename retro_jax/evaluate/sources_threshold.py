@@ -80,15 +80,20 @@ def calibrate(work: WorkDir, method: str = "retro", questions: Sequence[str] = (
         raise UserError(
             "--questions: give a file of questions as people will ask them, one a line; their answers set the threshold"
         )
-    if not chat:
-        check_heldout(work.experiment)
     if questions and not chat:
         raise UserError(f"--questions: {method} is judged by held-out documents; leave it out")
+    if not chat:
+        check_heldout(work.experiment, own=True)
     # What is left out takes a row where it is no part of a prompt.
     rows = _ROWS if chat else 2 * (1 + of.k)
     with Generator.open(work, method, length=LENGTH, rows=rows) as generator:
         texts = [(q, "") for q in questions] if chat else _held_out(work, generator)
         asked = _asked(generator, texts)
+        if not asked:
+            raise UserError(
+                f"what the {len(texts)} texts find are passages of the same documents, and there are no others to "
+                "compare with: a threshold takes a database of several documents about different things"
+            )
         found = _answered(generator, asked) if chat else _continued(generator, asked)
         halves = _halves(asked, found)
     told = _settled(*halves) | {"texts": len(asked), "chat": chat, "method": method}
@@ -217,8 +222,8 @@ def _settled(*halves: list[_Found]) -> dict:
     every = np.concatenate(others)
     if len(every) < LEAST:
         raise UserError(
-            f"{len(every)} sentences are too few to set a threshold by, it takes {LEAST}: give more questions, or hold "
-            "out more documents (corpus.heldout); whose passages are those of all others does not count"
+            f"{len(every)} sentences are too few to set a threshold by, it takes {LEAST}: give more questions (without "
+            "any, hold out more documents, corpus.heldout); whose passages are those of all others does not count"
         )
     wrong = sum((b >= bound(a)).sum() for a, b in (others, others[::-1]))
     return {

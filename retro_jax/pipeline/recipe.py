@@ -44,9 +44,9 @@ def shard_splits(e: Experiment) -> tuple[str, ...]:
     return ("train", *(("heldout",) if e.corpus.heldout else ()), *heldout_sources(e))
 
 
-def check_heldout(e: Experiment):
-    """Raises UserError where nothing of the corpus is held out, for what scores that."""
-    if not e.corpus.heldout:
+def check_heldout(e: Experiment, own: bool = False):
+    """Raises UserError where nothing is held out, for what scores that; own: nothing of the corpus itself."""
+    if not e.corpus.heldout and (own or not e.corpus.heldout_sources):
         raise UserError(
             "config field corpus.heldout = 0: nothing was held out that could be scored; `retro prepare` with a share "
             "of the documents, --config.corpus.heldout=0.1 for example, in another directory (--workdir)"

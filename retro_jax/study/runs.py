@@ -32,7 +32,7 @@ from retro_jax.methods.method import methods_of
 from retro_jax.methods.train_all import train_all
 from retro_jax.pipeline.prepare import prepare
 from retro_jax.pipeline.prepared import Prepared
-from retro_jax.pipeline.recipe import corpus_of, recipe, shard_splits
+from retro_jax.pipeline.recipe import check_heldout, corpus_of, recipe, shard_splits
 from retro_jax.store import artefact, files
 from retro_jax.store.columns import Columns
 from retro_jax.store.lock import lock
@@ -154,6 +154,7 @@ class Runs:
         """Raises UserError for what cannot be run, before anything slow has begun; texts: or whose text is not here."""
         for name in self.study.runs:
             e = self.study.experiment(name)
+            check_heldout(e, own=True)
             if reads(e):
                 possible(e)
             elif e.methods != (BASE,):

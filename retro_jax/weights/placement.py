@@ -82,4 +82,4 @@ def _empty(shape: tuple[int, ...], dtype, sharding) -> jax.Array:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _put(stack, layer, index):
-    return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
+    return jax.lax.dynamic_update_index_in_dim(stack, layer.astype(stack.dtype), index, 0)

@@ -74,9 +74,14 @@ def test_one_document_is_enough(told, tmp_path, capsys):
     assert cli.main(asked) == 0
     answer = json.loads((tmp_path / "run" / "generate.json").read_text())
     assert {p["document"] for p in answer["passages"]} == {"zorblat.txt"}
-    for words in (["evaluate"], ["compare", "--methods=rag"]):
-        assert cli.main([*words, run]) == 2
-        assert "corpus.heldout = 0: nothing was held out" in capsys.readouterr().err
+    (tmp_path / "questions").write_text("where is the zorblat\nwhat is in the mill\n")
+    for words, message in (
+        (["compare", "--methods=rag"], "corpus.heldout = 0: nothing was held out"),
+        (["sources", f"--questions={tmp_path}/questions"], "a database of several documents"),
+        (["run", "--config.methods=('retro',)"], "corpus.heldout = 0: nothing was held out"),
+    ):
+        assert cli.main([*words[:1], run, *words[1:]]) == 2
+        assert message in capsys.readouterr().err
     assert cli.main(["prepare", *given, "--config.train.steps=9"]) == 2
     assert "must be more than 0 where something is trained" in capsys.readouterr().err
 

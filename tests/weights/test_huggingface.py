@@ -291,6 +291,22 @@ def test_a_large_directory_is_read_without_holding_it(tmp_path):
     assert own.any()
 
 
+def test_layers_of_several_types_get_that_of_the_first(tmp_path, mesh):
+    config = foreign.hf.LlamaConfig(
+        vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = foreign.hf.LlamaForCausalLM(config)
+    first, second = (layer.mlp.up_proj for layer in model.model.layers)
+    second.to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    given = open_directory(tmp_path)
+    placed = place(given, given.model, False, mesh)["stacks.0.0.feed_forward.up"]
+    assert placed.dtype == np.float32
+    for own, theirs in zip(placed, (first, second), strict=True):
+        np.testing.assert_array_equal(own, theirs.weight.detach().float().numpy().T)
+
+
 def _mapped(value: np.ndarray) -> bool:
     while value is not None and not isinstance(value, np.memmap):
         value = value.base

@@ -81,8 +81,8 @@ class Chunks(Rows):
         table = ChunkTable(out)
         if not len(table):
             raise UserError(
-                f"no {self.split} document is as long as a chunk: give longer documents, or a smaller "
-                "model.reading.chunk"
+                f"no document (of the split {self.split}) is as long as a chunk of {self.chunk} tokens: give longer "
+                "ones, short ones together in one file, or a smaller model.reading.chunk"
             )
         if short := counts.get("short", 0):
             progress.say(
