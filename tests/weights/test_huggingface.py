@@ -23,6 +23,7 @@ from retro_jax.store.workdir import WorkDir
 from retro_jax.weights.base import model_like
 from retro_jax.weights.directory import open_directory
 from retro_jax.weights.placement import place
+from retro_jax.weights.pretrained import where
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "hf"
 apply = jax.jit(functional.apply, static_argnums=0)
@@ -293,18 +294,22 @@ def test_a_large_directory_is_read_without_holding_it(tmp_path):
 
 def test_layers_of_several_types_get_that_of_the_first(tmp_path, mesh):
     config = foreign.hf.LlamaConfig(
-        vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=12,
         num_attention_heads=2, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     model = foreign.hf.LlamaForCausalLM(config)
-    first, second = (layer.mlp.up_proj for layer in model.model.layers)
-    second.to(torch.bfloat16)
+    for layer in model.model.layers[6:]:
+        layer.to(torch.bfloat16)
     model.save_pretrained(tmp_path)
     given = open_directory(tmp_path)
-    placed = place(given, given.model, False, mesh)["stacks.0.0.feed_forward.up"]
-    assert placed.dtype == np.float32
-    for own, theirs in zip(placed, (first, second), strict=True):
-        np.testing.assert_array_equal(own, theirs.weight.detach().float().numpy().T)
+    placed = place(given, given.model, False, mesh)
+    at, kinds = where(given.model, placed), {}
+    for own, (name, index) in at.items():
+        if index is not None:
+            weight = given.read(own)
+            kinds.setdefault(name, set()).add(weight.dtype.name)
+            np.testing.assert_array_equal(placed[name][index], weight.astype(placed[name].dtype))
+    assert {"float32", "bfloat16"} in kinds.values()
 
 
 def _mapped(value: np.ndarray) -> bool:
