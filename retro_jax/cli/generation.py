@@ -56,9 +56,10 @@ def _sources(args, fields) -> int:
         f"{told['sentences']:,} sentences have one; by another text's documents {told['false']:.1%} would"
     )
     if told["false"] > sources_threshold.FALSE:
+        more = "Give more questions" if told["chat"] else "Hold out more documents (corpus.heldout)"
         progress.say(
             f"that is more than {sources_threshold.FALSE:.0%}: {told['sentences']:,} sentences are too few to set a "
-            "threshold well; give more questions, or hold out more documents (corpus.heldout)"
+            f"threshold well; it is used all the same. {more}, and run this again"
         )
     return 0
 

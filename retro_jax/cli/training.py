@@ -24,8 +24,8 @@ def run_all(work) -> dict:
     from retro_jax.pipeline.recipe import check_heldout
     from retro_jax.report.summary import summarise
 
-    possible(work.experiment)  # before anything slow
-    check_heldout(work.experiment, own=True)
+    check_heldout(work.experiment, own=True)  # before anything slow
+    possible(work.experiment)
     seconds: dict[str, float] = {}
     with _timed(seconds, "prepare"):
         prepare(work)

@@ -41,8 +41,8 @@ def evaluate(work: WorkDir) -> dict[str, dict]:
         here.
     """
     e = work.experiment
-    prepared, (method, others) = check_prepared(work), compared(work)
     check_heldout(e)
+    prepared, (method, others) = check_prepared(work), compared(work)
     settings, splits = settings_of(e), shard_splits(e)[1:]
     inputs = {
         split: [work.prepared(f"shards/{s}") for s in ("train", split)]

@@ -89,10 +89,10 @@ def calibrate(work: WorkDir, method: str = "retro", questions: Sequence[str] = (
     with Generator.open(work, method, length=LENGTH, rows=rows) as generator:
         texts = [(q, "") for q in questions] if chat else _held_out(work, generator)
         asked = _asked(generator, texts)
-        if not asked:
+        if not asked and len(texts) > 1:
             raise UserError(
-                f"what the {len(texts)} texts find are passages of the same documents, and there are no others to "
-                "compare with: a threshold takes a database of several documents about different things"
+                f"all {len(texts)} texts find the same documents, and there are no passages of others to compare with: "
+                "ask about different things, of which there are documents"
             )
         found = _answered(generator, asked) if chat else _continued(generator, asked)
         halves = _halves(asked, found)
@@ -222,8 +222,8 @@ def _settled(*halves: list[_Found]) -> dict:
     every = np.concatenate(others)
     if len(every) < LEAST:
         raise UserError(
-            f"{len(every)} sentences are too few to set a threshold by, it takes {LEAST}: give more questions (without "
-            "any, hold out more documents, corpus.heldout); whose passages are those of all others does not count"
+            f"{len(every)} sentences are too few to set a threshold by, it takes {LEAST}: give more questions, about "
+            "different documents (of a method without questions: hold out more documents, corpus.heldout)"
         )
     wrong = sum((b >= bound(a)).sum() for a, b in (others, others[::-1]))
     return {

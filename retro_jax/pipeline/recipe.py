@@ -48,8 +48,9 @@ def check_heldout(e: Experiment, own: bool = False):
     """Raises UserError where nothing is held out, for what scores that; own: nothing of the corpus itself."""
     if not e.corpus.heldout and (own or not e.corpus.heldout_sources):
         raise UserError(
-            "config field corpus.heldout = 0: nothing was held out that could be scored; `retro prepare` with a share "
-            "of the documents, --config.corpus.heldout=0.1 for example, in another directory (--workdir)"
+            "config field corpus.heldout = 0: nothing is held out that could be scored; `retro prepare` with a share "
+            "of the documents, --config.corpus.heldout=0.1 for example, in another directory (--workdir). What scores "
+            "nothing, `retro train`, `generate` and `serve`, needs none"
         )
 
 

@@ -206,8 +206,13 @@ def _go_back(train: TrainConfig, planned: int, checkpoints: Checkpoints):
 def _as_it_is(work: WorkDir, method: Trainable, settings: dict, inputs: list, vocab: int) -> dict:
     """The manifest of a model that is its base, untrained."""
     directory = work.trained(method.name)
+    base = open_base(work.experiment, work.prepared("tokenizer"))  # refuses one that does not fit
+    if method.network and not base.retrieval:
+        raise UserError(
+            f"config field train.steps = 0: {base.path} has no weights by which {method.name} reads, and untrained "
+            "ones say nothing: train some (docs/retrofit.md), or leave it out of `methods`"
+        )
     progress.say(f"train/{method.name}: the base as it is, nothing is trained")
-    open_base(work.experiment, work.prepared("tokenizer"))  # refuses one that does not fit
     counts = {"complete": True, "parameters": restore.parameters(method, vocab), "steps": 0}
     counts |= {"tokens_per_second": None, "best": None, "planned": 0}
     if jax.process_index() == 0:

@@ -87,9 +87,10 @@ def check_trained(work: WorkDir, method: Trainable) -> Path:
     if method.trained_as not in e.methods:
         stage = f"compare {work.root} --methods={method.name}"
         if not directory.exists():
+            train = f", or train it: `retro {stage}`" if e.train.steps else ""
             raise UserError(
                 f"{method.trained_as} is not trained here, and the experiment's methods are {', '.join(e.methods)}: "
-                f"choose another one (--method=rag reads with the language model), or train it: `retro {stage}`"
+                f"choose another one (--method=rag reads with the language model){train}"
             )
     counts = artefact.require(directory, stage, settings_of(e, method), inputs)["counts"]
     if not counts.get("complete"):

@@ -59,6 +59,8 @@ def read_config(path: Path) -> dict:
             f"{path}: no such directory of a pre-trained model; nothing is downloaded here: fetch a "
             "model of the hub into a directory first (docs/retrofit.md)"
         )
+    if not (path / "config.json").exists() and (files := sorted(path.glob("*.gguf"))):
+        raise UserError(f"{path}: holds a GGUF file; name the file, {files[0]}")
     found = read_object(
         path / "config.json", "; a model's directory has a config.json and *.safetensors"
     )

@@ -76,9 +76,15 @@ def test_one_document_is_enough(told, tmp_path, capsys):
     assert {p["document"] for p in answer["passages"]} == {"zorblat.txt"}
     (tmp_path / "questions").write_text("where is the zorblat\nwhat is in the mill\n")
     for words, message in (
-        (["compare", "--methods=rag"], "corpus.heldout = 0: nothing was held out"),
-        (["sources", f"--questions={tmp_path}/questions"], "a database of several documents"),
-        (["run", "--config.methods=('retro',)"], "corpus.heldout = 0: nothing was held out"),
+        (["compare", "--methods=rag"], "corpus.heldout = 0: nothing is held out"),
+        (["evaluate"], "corpus.heldout = 0: nothing is held out"),
+        (["sources", f"--questions={tmp_path}/questions"], "all 2 texts find the same documents"),
+        (
+            ["train", "--config.methods=('language_model', 'retro')"],
+            "no weights by which retro reads",
+        ),
+        (["generate", "--chat", "--method=retro"], "retro is not trained here"),
+        (["run", "--config.methods=('retro',)"], "corpus.heldout = 0: nothing is held out"),
     ):
         assert cli.main([*words[:1], run, *words[1:]]) == 2
         assert message in capsys.readouterr().err

@@ -82,7 +82,8 @@ class Chunks(Rows):
         if not len(table):
             raise UserError(
                 f"no document (of the split {self.split}) is as long as a chunk of {self.chunk} tokens: give longer "
-                "ones, short ones together in one file, or a smaller model.reading.chunk"
+                "ones, short ones together in one file, or smaller chunks (--config.model.reading.chunk=16 "
+                "--config.model.reading.retrieved=32)"
             )
         if short := counts.get("short", 0):
             progress.say(
