@@ -7,8 +7,8 @@ The quickstart's corpus and decoder, 0.74 M tokens of training, in sequences of 
 neighbours of 128 tokens leaves room for eight chunks of text. Every method that trains nothing uses the language
 model that is trained at that length.
 
-Hardware: 2 cores, no accelerator. Expected: near the table of docs/compare.md, which was measured at commit 6839aae;
-since then own continuations take the place of every neighbour, not of one of two, and the readers differ.
+Hardware: 2 cores, no accelerator. Expected: the tables of docs/compare.md; of RETRO and the readers the second
+one, since own continuations now take the place of every neighbour, not of one of two.
 """
 
 from retro_jax.config import experiment_beside
