@@ -305,7 +305,7 @@ def test_a_generator_that_fails_is_told_to_those_it_served_and_to_who_watches(sm
         serving(own) as (address, _),
     ):
         own._schedule.engine.advance = fail
-        told = post(address, prompt="kara", max_tokens=9, stream=True)
+        told = post(address, prompt="kara", max_tokens=9, stream=True, ignore_eos=True)
         assert told.status_code == 200  # it was sent before
         assert json.loads(told.text.split("data: ")[-1])["error"]["code"] == "generator_failed"
         answer = post(address, prompt="kara")
