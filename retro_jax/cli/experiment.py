@@ -49,12 +49,12 @@ def _prepared_in(stored: WorkDir, e: Experiment, given: str | None) -> Path | No
         return None
     there = WorkDir(given)
     before = here(there).experiment
-    steps, now = (recipe(of, Path()) for of in (before, e))
     if e.train.steps and not before.corpus.heldout:
         raise UserError(
             f"--prepared={given}: holds nothing out (corpus.heldout = 0), and what is trained here is measured on such "
             "text; leave --prepared out, and prepare anew"
         )
+    steps, now = (recipe(of, Path()) for of in (before, e))
     changed = {
         n
         for k in set(steps) & set(now)

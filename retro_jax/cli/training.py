@@ -21,10 +21,10 @@ def run_all(work) -> dict:
     from retro_jax.generate.stage import generate
     from retro_jax.methods.train_all import train_all
     from retro_jax.pipeline.prepare import prepare
-    from retro_jax.pipeline.recipe import check_heldout
+    from retro_jax.pipeline.recipe import heldout_splits
     from retro_jax.report.summary import summarise
 
-    check_heldout(work.experiment, own=True)  # before anything slow
+    heldout_splits(work.experiment, own=True)  # before anything slow
     possible(work.experiment)
     seconds: dict[str, float] = {}
     with _timed(seconds, "prepare"):

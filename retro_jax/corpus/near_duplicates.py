@@ -43,9 +43,8 @@ class HeldOut:
     """
 
     def __init__(self, heldout: Iterable[tuple[str, str]], threshold: float):
-        from datasketch import (
-            MinHashLSH,
-        )  # which takes long to import, and commands that look nothing up here wait
+        # Imported here, as it takes long: most commands compare no documents.
+        from datasketch import MinHashLSH
 
         self._threshold = threshold
         self._shingles = {id: shingles(text).astype(np.uint32) for id, text in heldout}

@@ -26,7 +26,7 @@ from retro_jax.evaluate.text import Text
 from retro_jax.methods.method import METHODS, Method, method_of
 from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.prepared import Prepared
-from retro_jax.pipeline.recipe import check_heldout, shard_splits
+from retro_jax.pipeline.recipe import heldout_splits, shard_splits
 from retro_jax.store import artefact, provenance
 from retro_jax.store.workdir import WorkDir
 from retro_jax.train.restore import check_trained
@@ -73,9 +73,7 @@ def documents(work: WorkDir) -> dict[str, int]:
     Raises:
       UserError: there is none, or nothing is prepared.
     """
-    check_heldout(work.experiment)
-    prepared = check_prepared(work)
-    splits = shard_splits(work.experiment)[1:]
+    splits, prepared = heldout_splits(work.experiment), check_prepared(work)
     return {s: prepared[f"chunks/{s}"]["counts"]["documents"] for s in splits}
 
 
@@ -110,12 +108,11 @@ def compare(
         another process compares here.
     """
     e, works = work.experiment, [work.seeded(s) for s in range(seeds)]
-    check_heldout(e)
+    results, splits = {}, heldout_splits(e)
     check_prepared(work)
     for one in works:
         for method in methods:
             check_trained(one, method)
-    results, splits = {}, shard_splits(e)[1:]
     once = functools.cache(lambda: leaks_of(work, "train"))  # the larger part
     with work.lock("compare"), work.reading():
         for split in splits:
@@ -140,12 +137,12 @@ def scored_alone(work: WorkDir, method: Method) -> dict[str, Path]:
     Raises:
       UserError: as `compare`.
     """
-    check_heldout(work.experiment)
+    splits = heldout_splits(work.experiment)
     check_prepared(work)
     check_trained(work, method)
     once, found = functools.cache(lambda: leaks_of(work, "train")), {}
     with work.lock("compare"), work.reading():
-        for split in shard_splits(work.experiment)[1:]:
+        for split in splits:
             facts = functools.cache(functools.partial(_facts, work, split, once))
             found[split] = _scored(work, split, facts, method, None, False)
     return found

@@ -22,7 +22,7 @@ from retro_jax.evaluate.verbatim import verbatim
 from retro_jax.methods.method import Method, methods_of
 from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.prepared import Prepared
-from retro_jax.pipeline.recipe import check_heldout, shard_splits
+from retro_jax.pipeline.recipe import heldout_splits, shard_splits
 from retro_jax.retrieval.ranking import Ranking
 from retro_jax.store import artefact, files, provenance
 from retro_jax.store.workdir import TASKS, WorkDir
@@ -40,10 +40,9 @@ def evaluate(work: WorkDir) -> dict[str, dict]:
       UserError: nothing is held out, an earlier stage is missing, the shards hold a leak, or another process evaluates
         here.
     """
-    e = work.experiment
-    check_heldout(e)
+    e, splits = work.experiment, heldout_splits(work.experiment)
     prepared, (method, others) = check_prepared(work), compared(work)
-    settings, splits = settings_of(e), shard_splits(e)[1:]
+    settings = settings_of(e)
     inputs = {
         split: [work.prepared(f"shards/{s}") for s in ("train", split)]
         + [work.trained(m.trained_as) for m in (method, *others)]
@@ -176,8 +175,7 @@ def evaluate_against(
       UserError: as `evaluate_text`.
     """
     made = {}
-    check_heldout(work.experiment)
-    for split in splits or shard_splits(work.experiment)[1:]:
+    for split in splits or heldout_splits(work.experiment):
 
         def read(retriever: Retriever, _: Path, split=split) -> Text:
             return Text.against(split, retriever, databases)

@@ -19,7 +19,7 @@ from retro_jax.generate.generator import Generator
 from retro_jax.methods.method import Method, method_of
 from retro_jax.pipeline.prepare import check_prepared
 from retro_jax.pipeline.prepared import Prepared
-from retro_jax.pipeline.recipe import check_heldout
+from retro_jax.pipeline.recipe import heldout_splits
 from retro_jax.store import artefact, files
 from retro_jax.store.workdir import WorkDir
 from retro_jax.train.restore import check_trained
@@ -83,7 +83,7 @@ def calibrate(work: WorkDir, method: str = "retro", questions: Sequence[str] = (
     if questions and not chat:
         raise UserError(f"--questions: {method} is judged by held-out documents; leave it out")
     if not chat:
-        check_heldout(work.experiment, own=True)
+        heldout_splits(work.experiment, own=True)  # or nothing is there to be continued
     # What is left out takes a row where it is no part of a prompt.
     rows = _ROWS if chat else 2 * (1 + of.k)
     with Generator.open(work, method, length=LENGTH, rows=rows) as generator:

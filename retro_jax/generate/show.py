@@ -66,7 +66,7 @@ def print_sample(sample: dict):
         print_neighbours("read before the question", sample["passages"])
         return
     if "passages" in sample and sample["retrieval"] == "off":
-        out.print("no passage was found for the question")
+        out.print("no passage was read before the question")
         return
     if sample["passage"]:
         out.print(f"before the prompt: {escape(name_of(sample['passage']))}")
@@ -98,15 +98,15 @@ def print_neighbours(title: str, neighbours: list[dict]):
         distance = f"{n['distance']:.3f}" if "distance" in n else "-"
         row = [Text(name_of(n), colour_of(number) if worth else ""), distance]
         row += [f"{n.get('contribution', 0):+.2f}"] if worth else []
-        table.add_row(*row, escape(visible(shorten(n["text"]))))
+        table.add_row(*row, escape(visible(_shorten(n["text"]))))
     out.print(table)
 
 
-def shorten(text: str) -> str:
+def _shorten(text: str) -> str:
     """The beginning of a text, whole words of it; an ellipsis says that there is more."""
     if len(text) <= _SHOWN:
         return text
-    return text[:_SHOWN].rsplit(None, 1)[0] + " ..."
+    return text[:_SHOWN].rsplit(None, 1)[0] + "…"
 
 
 def name_of(neighbour: dict) -> str:

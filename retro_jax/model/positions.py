@@ -79,12 +79,9 @@ def unshift(g: jax.Array, count: int) -> jax.Array:
 def rotations(config: DecoderConfig, positions: np.ndarray):
     """Sine and cosine [n, half], float32, by which a head's numbers turn at n positions, for `rotate`. The
     first `rotary_share` of the numbers turn, in pairs.
-
     """
-    c = config
-    angles = positions[:, None] * speeds(
-        int(c.head_size * c.rotary_share) // 2, c.rotary_base, c.rotary_scaling
-    )
+    half = int(config.head_size * config.rotary_share) // 2
+    angles = positions[:, None] * speeds(half, config.rotary_base, config.rotary_scaling)
     return np.sin(angles).astype(np.float32), np.cos(angles).astype(np.float32)
 
 

@@ -44,14 +44,19 @@ def shard_splits(e: Experiment) -> tuple[str, ...]:
     return ("train", *(("heldout",) if e.corpus.heldout else ()), *heldout_sources(e))
 
 
-def check_heldout(e: Experiment, own: bool = False):
-    """Raises UserError where nothing is held out, for what scores that; own: nothing of the corpus itself."""
+def heldout_splits(e: Experiment, own: bool = False) -> tuple[str, ...]:
+    """The splits that are scored.
+
+    Raises:
+      UserError: nothing is held out; own: nothing of the corpus itself, whatever its further sources are.
+    """
     if not e.corpus.heldout and (own or not e.corpus.heldout_sources):
         raise UserError(
             "config field corpus.heldout = 0: nothing is held out that could be scored; `retro prepare` with a share "
             "of the documents, --config.corpus.heldout=0.1 for example, in another directory (--workdir). What scores "
             "nothing, `retro train`, `generate` and `serve`, needs none"
         )
+    return shard_splits(e)[1:]
 
 
 def corpus_of(split: str) -> str:

@@ -7,7 +7,7 @@ from retro_jax.evaluate.signals import EFFECTS
 from retro_jax.generate import show
 from retro_jax.methods.method import METHODS
 from retro_jax.pipeline.prepare import check_prepared
-from retro_jax.pipeline.recipe import database_split, shard_splits
+from retro_jax.pipeline.recipe import database_split, heldout_splits
 from retro_jax.report.told import told
 from retro_jax.store import artefact, files, provenance
 from retro_jax.store.workdir import WorkDir
@@ -29,7 +29,7 @@ def summarise(work: WorkDir, sample: dict, seconds: dict[str, float]) -> dict:
         for name in e.methods
         if not METHODS[name].weights_of
     }
-    evaluated = {split: artefact.read(work.evaluated(split)) for split in shard_splits(e)[1:]}
+    evaluated = {split: artefact.read(work.evaluated(split)) for split in heldout_splits(e)}
     result = evaluated["heldout"]["counts"]
     made = {"prepare": prepared, "train": trained, "evaluate": evaluated}
     manifests = [m for of in made.values() for m in of.values()]

@@ -8,7 +8,7 @@ from retro_jax.corpus.near_duplicates import Contained
 from retro_jax.corpus.tokenizer import Tokenizer
 from retro_jax.databases.database import PREPARED, Databases
 from retro_jax.pipeline.prepared import Prepared
-from retro_jax.pipeline.recipe import shard_splits
+from retro_jax.pipeline.recipe import heldout_splits
 from retro_jax.store import files
 from retro_jax.store.workdir import WorkDir
 
@@ -23,7 +23,7 @@ def contained(work: WorkDir, heldout: str, databases: list[str]) -> dict[str, li
     if file.exists():
         return files.read_json(file, "delete it, and run the study again")
     of = Prepared(work)
-    asked = {split: (split, PREPARED) for split in shard_splits(work.experiment)[1:]}
+    asked = {split: (split, PREPARED) for split in heldout_splits(work.experiment)}
     asked |= {f"{heldout}-{name}": (heldout, name) for name in databases}
     known, found = Databases(of), {}
     for name, (split, database) in asked.items():

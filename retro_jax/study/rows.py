@@ -11,7 +11,7 @@ from retro_jax.evaluate.rows import Rows
 from retro_jax.methods.method import Method, methods_of
 from retro_jax.model import functional
 from retro_jax.pipeline.prepared import Prepared
-from retro_jax.pipeline.recipe import shard_splits
+from retro_jax.pipeline.recipe import heldout_splits, shard_splits
 from retro_jax.store import artefact, files
 from retro_jax.store.workdir import WorkDir
 from retro_jax.study import sums
@@ -89,7 +89,7 @@ def _same_text(kept: sums.Sums, split: str, cuts: dict) -> bool:
 
 def _splits(runs: Runs, name: str) -> dict[str, str]:
     """Split of an evaluation: the prepared split whose tokens it has."""
-    splits = {s: s for s in shard_splits(runs.study.experiment(name))[1:]}
+    splits = {s: s for s in heldout_splits(runs.study.experiment(name))}
     return splits | {f"{HELDOUT}-{d}": HELDOUT for d in runs.study.databases}
 
 

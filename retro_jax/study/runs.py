@@ -32,7 +32,7 @@ from retro_jax.methods.method import methods_of
 from retro_jax.methods.train_all import train_all
 from retro_jax.pipeline.prepare import prepare
 from retro_jax.pipeline.prepared import Prepared
-from retro_jax.pipeline.recipe import check_heldout, corpus_of, recipe, shard_splits
+from retro_jax.pipeline.recipe import corpus_of, heldout_splits, recipe, shard_splits
 from retro_jax.store import artefact, files
 from retro_jax.store.columns import Columns
 from retro_jax.store.lock import lock
@@ -123,7 +123,7 @@ class Runs:
     def _as_kept(self, name: str, prepared: Prepared):
         """Raises UserError if other documents are held out than where the rows come from that the study keeps."""
         before = self.kept.facts["documents"] if self.kept else {}
-        for split in set(before) & set(shard_splits(self.study.experiment(name))[1:]):
+        for split in set(before) & set(heldout_splits(self.study.experiment(name))):
             own = [d["id"] for d in prepared.table(split).documents]
             if own != before[split]:
                 raise UserError(
@@ -154,7 +154,7 @@ class Runs:
         """Raises UserError for what cannot be run, before anything slow has begun; texts: or whose text is not here."""
         for name in self.study.runs:
             e = self.study.experiment(name)
-            check_heldout(e, own=True)
+            heldout_splits(e, own=True)
             if reads(e):
                 possible(e)
             elif e.methods != (BASE,):
@@ -222,7 +222,7 @@ def _not_held_out(work: WorkDir, source: str) -> Iterator[Document | BadDocument
     e, of = work.experiment, Prepared(work)
     known = {bytes(t).ljust(16, b"\0") for s in shard_splits(e) for t in of.table(s).texts}
     texts = []
-    for split in shard_splits(e)[1:]:
+    for split in heldout_splits(e):
         heldout = Columns(work.prepared(corpus_of(split)))["heldout"]
         texts += [(f"{split}/{i}", d["text"]) for i, d in enumerate(heldout)]
     sketches = HeldOut(texts, e.corpus.near_duplicate)

@@ -61,23 +61,18 @@ def _one_ahead(read: Callable[[str], np.ndarray], names: Iterable[str]) -> Itera
 
 def _spread(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """An array, a view of a file perhaps, of which each device gets its part."""
+    dtype = value.dtype if value.dtype == jnp.bfloat16 else np.dtype(np.float32)
 
     def part(index):
-        return np.ascontiguousarray(value[index], _dtype(value))
+        return np.ascontiguousarray(value[index], dtype)
 
     return jax.make_array_from_callback(value.shape, sharding, part)
 
 
-def _dtype(value: np.ndarray) -> np.dtype:
-    return value.dtype if value.dtype == jnp.bfloat16 else np.dtype(np.float32)
-
-
 def _empty(shape: tuple[int, ...], dtype, sharding) -> jax.Array:
     # From the host: to compile a program that makes zeros takes longer.
-    def part(index):
-        return np.zeros([len(range(n)[i]) for n, i in zip(shape, index)], dtype)
-
-    return jax.make_array_from_callback(shape, sharding, part)
+    part = sharding.shard_shape(shape)
+    return jax.make_array_from_callback(shape, sharding, lambda index: np.zeros(part, dtype))
 
 
 @functools.partial(jax.jit, donate_argnums=0)

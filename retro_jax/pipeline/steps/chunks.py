@@ -80,10 +80,11 @@ class Chunks(Rows):
         """Refuses an empty table."""
         table = ChunkTable(out)
         if not len(table):
+            less = max(1, self.chunk // 4)
             raise UserError(
                 f"no document (of the split {self.split}) is as long as a chunk of {self.chunk} tokens: give longer "
-                "ones, short ones together in one file, or smaller chunks (--config.model.reading.chunk=16 "
-                "--config.model.reading.retrieved=32)"
+                f"ones, short ones together in one file, or smaller chunks (--config.model.reading.chunk={less} "
+                f"--config.model.reading.retrieved={2 * less})"
             )
         if short := counts.get("short", 0):
             progress.say(
